@@ -1,0 +1,22 @@
+"""Neural networks that are discretised differential equations, and how robust they are."""
+
+from . import (
+    attacks as attacks,
+    certificates as certificates,
+    data as data,
+    evaluation as evaluation,
+    models as models,
+    plots as plots,
+    solvers as solvers,
+    training as training,
+)
+from ._predictor import Predictor as Predictor, predict as predict
+from ._threat_model import AbstractBall as AbstractBall, L2Ball as L2Ball, LinfBall as LinfBall
+from ._types import (
+    Image as Image,
+    Label as Label,
+    Logits as Logits,
+    LogitsFn as LogitsFn,
+)
+
+__version__ = "0.1.0"

@@ -1,0 +1,76 @@
+"""What is attacked and certified: a model and its state, frozen."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._frozen import freeze
+from ._types import Image, Key, Logits, LogitsFn
+
+
+class Predictor(eqx.Module):
+    """A model in inference mode with derived weights computed once, as a function of one image.
+
+    `predictor(x, key=key) -> logits` for `x` of shape (h, w, c) in [0, 1]. A Module rather than a
+    closure: its weights are leaves, so a whole evaluation, and every checkpoint of one
+    architecture, shares one trace. `key` drives what is random in the model (the noise of an
+    `EnResNet`) and may be left out for deterministic models.
+    """
+
+    model: Callable[..., tuple[Logits, eqx.nn.State]]
+    state: eqx.nn.State
+
+    def __init__(self, model: Callable[..., Any], state: eqx.nn.State):
+        self.model = freeze(eqx.nn.inference_mode(model))
+        self.state = state
+
+    def __call__(self, x: Image, *, key: Key | None = None) -> Logits:
+        state = jax.tree.map(lambda leaf: leaf, self.state)  # Equinox lets a state be used once
+        logits, _ = self.model(x, state, key=key)
+        return logits
+
+
+@eqx.filter_jit
+def _batch_logits(logits_fn: LogitsFn, images, key, first):
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(len(images)))
+    return jax.vmap(lambda x, key: logits_fn(as_pixels(x), key=key))(images, keys)
+
+
+def as_pixels(images):
+    """uint8 images to float32 in [0, 1]; float images unchanged."""
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+
+
+def predict(logits_fn: LogitsFn, images, *, key: Key, batch_size: int = 512) -> np.ndarray:
+    """Logits of `images` (n, h, w, c), uint8 or float in [0, 1], as an (n, k) array.
+
+    Example i draws its noise from `fold_in(key, i)`, so the result does not depend on
+    `batch_size`. The last batch is filled up, so there is one trace. Raises `FloatingPointError`
+    on a logit that is not finite.
+    """
+    if len(images) == 0:
+        raise ValueError("there are no images: got an empty array")
+    out = []
+    for first, batch, n in batches(len(images), min(batch_size, len(images))):
+        out.append(np.asarray(_batch_logits(logits_fn, images[batch], key, first))[:n])
+    logits = np.concatenate(out)
+    if not np.isfinite(logits).all():
+        bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        raise FloatingPointError(
+            f"{len(bad)} of {len(logits)} images have logits that are not finite, "
+            f"the first at index {bad[0]}: the network diverged, or an ODE solve hit its step limit"
+        )
+    return logits
+
+
+def batches(n: int, batch_size: int):
+    """(first, indices, count) of equal-sized batches; the last repeats its final index."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    for first in range(0, n, batch_size):
+        count = min(batch_size, n - first)
+        yield first, np.minimum(np.arange(first, first + batch_size), first + count - 1), count

@@ -1,0 +1,136 @@
+"""Threat models: what an adversary may do to an image.
+
+A threat model is the set {x' : norm(x' - x) <= eps} intersected with the box [0, 1] of valid
+pixels. `eps` is an array leaf, in units of the pixel scale [0, 1], so a sweep over it compiles
+once.
+"""
+
+import abc
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from ._types import Flag, Image, Key, Scalar
+
+
+class AbstractBall(eqx.Module):
+    """A norm ball around an image, cut to the box [0, 1].
+
+    Raises `ValueError` when `eps` is negative or not finite.
+    """
+
+    eps: eqx.AbstractVar[Float[Array, "..."]]
+    name: eqx.AbstractClassVar[str]
+    lower: ClassVar[float] = 0.0
+    upper: ClassVar[float] = 1.0
+
+    def __check_init__(self):
+        if isinstance(self.eps, jax.core.Tracer) or not eqx.is_array(self.eps):
+            return
+        eps = np.asarray(self.eps)
+        if not (np.isfinite(eps).all() and (eps >= 0).all()):
+            raise ValueError(f"eps must be finite and not negative; got {eps}")
+
+    def clip(self, x: Image) -> Image:
+        """The nearest image in the box."""
+        return jnp.clip(x, self.lower, self.upper)
+
+    def contains(self, x_adv: Image, x: Image, *, tol: float = 1e-6) -> Flag:
+        """Whether `x_adv` lies in the ball around `x` and in the box, each to within `tol`."""
+        in_box = jnp.all((x_adv >= self.lower - tol) & (x_adv <= self.upper + tol))
+        return in_box & (self.norm(x_adv - x) <= self.eps + tol)
+
+    @abc.abstractmethod
+    def norm(self, v: Image) -> Scalar:
+        """The norm that `eps` bounds."""
+
+    @abc.abstractmethod
+    def project(self, x_adv: Image, x: Image) -> Image:
+        """A point of ball and box near `x_adv`, for `x` in the box.
+
+        First to the ball, then to the box; the second step cannot leave the ball, since
+        projecting on a convex set that holds `x` brings no point further from `x`. For the
+        infinity norm this is the nearest point of the intersection; for the 2-norm, nearly.
+        """
+
+    @abc.abstractmethod
+    def steepest(self, gradient: Image) -> Image:
+        """The step of norm 1 (0 for a zero gradient) with the largest inner product."""
+
+    @abc.abstractmethod
+    def sample(self, x: Image, *, key: Key) -> Image:
+        """A uniform draw from the ball, then cut to the box."""
+
+    @abc.abstractmethod
+    def covering_radius(self, ball: "AbstractBall", size: int) -> Scalar:
+        """The radius, in this ball's norm, of the smallest ball that covers `ball`.
+
+        In R^size, ||v||_inf <= ||v||_2 <= sqrt(size) ||v||_inf. A certified radius r in this
+        ball's norm certifies `ball` when `covering_radius(ball, size) <= r`.
+        """
+
+
+class LinfBall(AbstractBall):
+    """Every pixel may change by at most `eps`: {x' in [0, 1]^n : max_i |x'_i - x_i| <= eps}."""
+
+    eps: Float[Array, "..."]
+    name: ClassVar[str] = "linf"
+
+    def __init__(self, eps: ArrayLike):
+        self.eps = jnp.asarray(eps, jnp.float32)
+
+    def norm(self, v: Image) -> Scalar:
+        return jnp.max(jnp.abs(v))
+
+    def project(self, x_adv: Image, x: Image) -> Image:
+        return self.clip(jnp.clip(x_adv, x - self.eps, x + self.eps))
+
+    def steepest(self, gradient: Image) -> Image:
+        return jnp.sign(gradient)
+
+    def sample(self, x: Image, *, key: Key) -> Image:
+        return self.clip(x + self.eps * jax.random.uniform(key, x.shape, minval=-1.0, maxval=1.0))
+
+    def covering_radius(self, ball: AbstractBall, size: int) -> Scalar:
+        return ball.eps  # the smallest cube around either ball has its radius
+
+
+class L2Ball(AbstractBall):
+    """The Euclidean ball: {x' in [0, 1]^n : ||x' - x||_2 <= eps}, over all pixels and channels."""
+
+    eps: Float[Array, "..."]
+    name: ClassVar[str] = "l2"
+
+    def __init__(self, eps: ArrayLike):
+        self.eps = jnp.asarray(eps, jnp.float32)
+
+    def norm(self, v: Image) -> Scalar:
+        return jnp.sqrt(jnp.sum(v**2))
+
+    def project(self, x_adv: Image, x: Image) -> Image:
+        v = x_adv - x
+        return self.clip(x + v * jnp.minimum(1.0, self.eps / _positive(self.norm(v))))
+
+    def steepest(self, gradient: Image) -> Image:
+        # Scaled first, so that gradients below 1e-19 do not underflow when squared.
+        gradient = gradient / _positive(jnp.max(jnp.abs(gradient)))
+        return gradient / _positive(self.norm(gradient))
+
+    def sample(self, x: Image, *, key: Key) -> Image:
+        direction_key, radius_key = jax.random.split(key)
+        direction = self.steepest(jax.random.normal(direction_key, x.shape))
+        radius = self.eps * jax.random.uniform(radius_key) ** (1 / x.size)
+        return self.clip(x + radius * direction)
+
+    def covering_radius(self, ball: AbstractBall, size: int) -> Scalar:
+        if isinstance(ball, LinfBall):
+            return ball.eps * size**0.5
+        return ball.eps
+
+
+def _positive(x: Scalar) -> Scalar:
+    return jnp.where(x > 0, x, 1.0)

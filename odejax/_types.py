@@ -1,0 +1,22 @@
+"""The array aliases and the one protocol that the whole library shares."""
+
+from typing import Protocol
+
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+Image = Float[Array, "h w c"]  # one image, channels last, pixels in [0, 1]
+Features = Float[Array, "h2 w2 c2"]  # a feature map, of any size
+Label = Int[Array, ""]
+Logits = Float[Array, "k"]
+Scalar = Float[Array, ""]
+Flag = Bool[Array, ""]
+Key = PRNGKeyArray
+
+
+class LogitsFn(Protocol):
+    """One image to its logits. Deterministic models ignore `key`."""
+
+    def __call__(self, x: Image, /, *, key: Key) -> Logits: ...
+
+
+BATCH_AXIS = "batch"  # the name of the vmap axis that batch statistics are taken over

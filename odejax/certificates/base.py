@@ -1,0 +1,68 @@
+"""What a certificate is: a radius within which the prediction provably does not change."""
+
+import abc
+from typing import Any, final
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .._predictor import Predictor
+from .._threat_model import AbstractBall
+from .._types import Flag, Image, Key, Label, Logits, Scalar
+
+# What float32 may have lost on the way to the logits, as a fraction of the largest one, and in
+# the norms of weights: taken off every margin and added to every norm before a radius is claimed.
+ROUNDING = 1e-4
+
+
+class CertificateResult(eqx.Module):
+    """What is proven of one example; batched by `vmap`.
+
+    - `label`: the predicted class.
+    - `radius`: in the norm of the ball; no perturbation smaller than it changes `label`. Rounded
+      down: the rounding error of the logits and of the bounds is taken off first.
+    - `certified`: `label` is `y`, and `radius` is at least the ball's eps.
+    """
+
+    label: Int[Array, "*batch"]
+    radius: Float[Array, "*batch"]
+    certified: Flag | Any
+
+
+class AbstractCertificate(eqx.Module):
+    """`certificate(predictor, x, y, ball, key=key) -> CertificateResult`; batch with `vmap`.
+
+    A certificate is written as `margin_growth`, in the norm where its proof lives; the call turns the
+    margins into a radius and carries it
+    over to the ball's norm (||v||_inf <= ||v||_2 <= sqrt(n) ||v||_inf).
+    """
+
+    norm: eqx.AbstractClassVar[type[AbstractBall]]
+
+    @abc.abstractmethod
+    def margin_growth(self, predictor: Predictor, label: Label) -> Float[Array, " k"]:
+        """How fast z_label - z_j can fall at most, for every class j, per unit of `norm`.
+
+        Raises `ValueError` for a model that the certificate says nothing about.
+        """
+
+    @final
+    def __call__(
+        self, predictor: Predictor, x: Image, y: Label | int, ball: AbstractBall, *, key: Key
+    ) -> CertificateResult:
+        logits = predictor(x, key=key)
+        label = jnp.argmax(logits)
+        growth = self.margin_growth(predictor, label) * (1 + ROUNDING)
+        radius = _smallest_radius(logits, label, growth)
+        # The ball of radius 1, seen in the certificate's norm, has this radius.
+        stretch = self.norm(1.0).covering_radius(type(ball)(1.0), x.size)  # pyright: ignore
+        radius = radius / stretch * (1 - 1e-6)
+        return CertificateResult(label, radius, (label == y) & (radius >= ball.eps))
+
+
+def _smallest_radius(logits: Logits, label: Label, growth: Float[Array, " k"]) -> Scalar:
+    margins = logits[label] - logits - 2 * ROUNDING * jnp.maximum(1.0, jnp.max(jnp.abs(logits)))
+    radii = margins / jnp.maximum(growth, jnp.finfo(logits.dtype).tiny)
+    radii = jnp.where(jnp.arange(len(logits)) == label, jnp.inf, radii)
+    return jnp.maximum(jnp.min(radii), 0.0)

@@ -1,0 +1,30 @@
+"""The Lipschitz margin certificate (*structured*; Tsuzuku et al. 2018)."""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._predictor import Predictor
+from .._threat_model import L2Ball
+from .._types import Label
+from .base import AbstractCertificate
+
+
+class LipschitzMargin(AbstractCertificate):
+    """A net that is L-Lipschitz in l2 keeps its class within (z_y - max_j z_j) / (sqrt(2) L).
+
+    z_y - z_j is <e_y - e_j, z>, and ||e_y - e_j||_2 = sqrt(2). For every model that proves its
+    constant as `model.lipschitz_bound()`, from pixels in [0, 1] to logits.
+    """
+
+    norm: ClassVar[type[L2Ball]] = L2Ball
+
+    def margin_growth(self, predictor: Predictor, label: Label) -> Float[Array, " k"]:
+        bound = getattr(predictor.model, "lipschitz_bound", None)
+        if bound is None:
+            raise ValueError(
+                f"LipschitzMargin certifies models with a lipschitz_bound() method, such as "
+                f"LipschitzNet; {type(predictor.model).__name__} has none"
+            )
+        return jnp.broadcast_to(2**0.5 * bound(), (1,))

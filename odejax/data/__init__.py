@@ -1,0 +1,9 @@
+"""Data: `load(name, split)` and what is done to images on the device."""
+
+from .augment import (
+    crop_and_flip as crop_and_flip,
+    random_crop as random_crop,
+    random_flip as random_flip,
+)
+from .dataset import ArrayDataset as ArrayDataset
+from .load import DataNotFoundError as DataNotFoundError, cache_dir as cache_dir, load as load

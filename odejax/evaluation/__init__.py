@@ -1,0 +1,16 @@
+"""Evaluation: robustness as an interval, and results that can be believed."""
+
+from .bracket import (
+    Bracket as Bracket,
+    bracket as bracket,
+    certified_radii as certified_radii,
+    confidence_interval as confidence_interval,
+)
+from .flags import masking_flags as masking_flags
+from .results import (
+    ResultError as ResultError,
+    load_result as load_result,
+    provenance as provenance,
+    save_result as save_result,
+)
+from .robust_accuracy import AttackReport as AttackReport, robust_accuracy as robust_accuracy

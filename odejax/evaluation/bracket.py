@@ -1,0 +1,176 @@
+"""A robustness figure as an interval: certified <= true <= attacked."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+from scipy.stats import beta
+
+from .._predictor import Predictor, batches, predict
+from .._threat_model import AbstractBall
+from .._types import Key
+from ..data import ArrayDataset
+from .flags import masking_flags
+from .robust_accuracy import robust_accuracy
+
+
+class Bracket(NamedTuple):
+    """The interval of one predictor, data set and ball. All accuracies are fractions of `n`.
+
+    - `clean`; `attacked`: correct under every attack (worst case for each example);
+      `certified`: correct, and proven so by at least one certificate. certified <= true <= attacked.
+    - `per_attack`, `per_certificate`: the same for each alone, by name.
+    - `flags`: why `attacked` may still be too high (`masking_flags`).
+    - `seconds`: by attack and certificate.
+    - `standing`, `proven`: (n,) bool, what `attacked` and `certified` are the means of.
+    - `radius`: (n,) the largest certified radius in the ball's norm, 0 where the prediction is wrong.
+    - `x_adv`: (n, h, w, c), for each example an image that broke it, if any did.
+    """
+
+    ball: str
+    eps: float
+    n: int
+    clean: float
+    certified: float
+    attacked: float
+    per_attack: dict[str, float]
+    per_certificate: dict[str, float]
+    flags: tuple[str, ...]
+    seconds: dict[str, float]
+    standing: np.ndarray
+    proven: np.ndarray
+    radius: np.ndarray
+    x_adv: np.ndarray
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers alone, with the sampling error of each end, ready for JSON."""
+        arrays = ("standing", "proven", "radius", "x_adv")
+        out = {name: value for name, value in self._asdict().items() if name not in arrays}
+        for name in ("clean", "certified", "attacked"):
+            out[f"{name}_interval"] = confidence_interval(round(out[name] * self.n), self.n)
+        return {**out, "flags": list(self.flags)}
+
+
+def bracket(
+    predictor: Predictor,
+    dataset: ArrayDataset,
+    ball: AbstractBall,
+    *,
+    attacks: Mapping[str, Callable] | Sequence[Callable],
+    certificates: Mapping[str, Callable] | Sequence[Callable] = (),
+    key: Key,
+    batch_size: int = 256,
+    already_broken: np.ndarray | None = None,
+    progress: bool = False,
+) -> Bracket:
+    """Attack and certify every image of `dataset`, and return the interval with its reasons.
+
+    Attacks and certificates are named by their class, or by the keys of a mapping. Each attack
+    is run on every image that is classified correctly, so each has a figure of its own.
+    `already_broken` marks images broken within a smaller eps, which need no second attack.
+
+    Raises `RuntimeError` if an attack breaks a certificate: one of the two is wrong.
+    """
+    attacks, certificates = _named(attacks), _named(certificates)
+    images, labels = dataset.pixels, dataset.labels
+    eps = np.asarray(ball.eps)
+    if eps.shape != ():
+        raise ValueError(f"a bracket is for one eps; got an array of shape {eps.shape}")
+    clean_key, flag_key, key = jax.random.split(key, 3)
+    logits = predict(predictor, images, key=clean_key, batch_size=batch_size)
+    correct = logits.argmax(axis=1) == labels
+    alive = correct if already_broken is None else correct & ~already_broken
+    standing, x_adv, per_attack, seconds = alive.copy(), images.copy(), {}, {}
+    for i, (name, attack) in enumerate(attacks.items()):
+        report = robust_accuracy(
+            attack,
+            predictor,
+            images,
+            labels,
+            ball,
+            key=jax.random.fold_in(key, i),
+            batch_size=batch_size,
+            standing=alive,
+            progress=progress,
+        )
+        fresh = standing & ~report.still_correct
+        x_adv[fresh] = report.x_adv[fresh]
+        standing &= report.still_correct
+        per_attack[name], seconds[name] = report.accuracy, report.seconds
+
+    proven, radius, per_certificate = np.zeros(len(labels), bool), np.zeros(len(labels)), {}
+    for name, certificate in certificates.items():
+        started = time.perf_counter()
+        radii = certified_radii(certificate, predictor, images, labels, ball, key=key)
+        mine = correct & (radii >= eps) & (radii > 0)
+        per_certificate[name] = float(mine.mean())
+        proven |= mine
+        radius = np.maximum(radius, radii)
+        seconds[name] = time.perf_counter() - started
+    if (proven & correct & ~standing).any():
+        broken = np.flatnonzero(proven & correct & ~standing)
+        raise RuntimeError(
+            f"{len(broken)} certified images were broken within {type(ball).__name__}({eps}), the "
+            f"first at index {broken[0]}: a certificate or an attack is wrong"
+        )
+    return Bracket(
+        ball=ball.name,
+        eps=float(eps),
+        n=len(labels),
+        clean=float(correct.mean()),
+        certified=float(proven.mean()),
+        attacked=float(standing.mean()),
+        per_attack=per_attack,
+        per_certificate=per_certificate,
+        flags=masking_flags(predictor, images[:256], labels[:256], key=flag_key),
+        seconds=seconds,
+        standing=standing,
+        proven=proven,
+        radius=radius,
+        x_adv=x_adv,
+    )
+
+
+def certified_radii(
+    certificate: Callable,
+    predictor: Predictor,
+    images: np.ndarray,
+    labels: np.ndarray,
+    ball: AbstractBall,
+    *,
+    key: Key,
+    batch_size: int = 512,
+) -> np.ndarray:
+    """The certified radius of every image in the ball's norm, 0 where the prediction is wrong."""
+    out = []
+    for _, batch, n in batches(len(images), min(batch_size, len(images))):
+        result = _certify_batch(certificate, predictor, images[batch], labels[batch], ball, key)
+        radius = np.where(np.asarray(result.label) == labels[batch], result.radius, 0.0)
+        out.append(radius[:n])
+    return np.concatenate(out)
+
+
+@eqx.filter_jit
+def _certify_batch(certificate, predictor, images, labels, ball, key):
+    return jax.vmap(lambda x, y: certificate(predictor, x, y, ball, key=key))(images, labels)
+
+
+def confidence_interval(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Clopper-Pearson's exact interval for a fraction of which `successes` of `n` were seen."""
+    tail = (1 - level) / 2
+    low = beta.ppf(tail, successes, n - successes + 1) if successes else 0.0
+    high = beta.ppf(1 - tail, successes + 1, n - successes) if successes < n else 1.0
+    return float(low), float(high)
+
+
+def _named(methods) -> dict[str, Callable]:
+    if isinstance(methods, Mapping):
+        return dict(methods)
+    names = [type(method).__name__ for method in methods]
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise ValueError(f"give a mapping with names of your own: several are {sorted(repeated)}")
+    return dict(zip(names, methods, strict=True))

@@ -1,0 +1,76 @@
+"""Results: JSON with everything needed to believe a number or to measure it again."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+FORMAT = 1
+_PACKAGES = ("odejax", "jax", "jaxlib", "equinox", "diffrax", "optax", "numpy")
+
+
+class ResultError(ValueError):
+    """A result file that is not one of ours, or of another version."""
+
+
+def provenance(seed: int) -> dict[str, Any]:
+    """Seed, commit, versions, device and time of a measurement."""
+    device = jax.devices()[0]
+    return {
+        "seed": seed,
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in _PACKAGES},
+        "device": f"{device.platform}: {device.device_kind}",
+        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def save_result(path: str | os.PathLike, kind: str, result: dict[str, Any]):
+    """Write `result` as JSON, whole or not at all. `kind` says which experiment it is of."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps({"format": FORMAT, "kind": kind, **result}, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def load_result(path: str | os.PathLike, kind: str) -> dict[str, Any]:
+    """Read what `save_result` wrote; `ResultError` for anything else."""
+    try:
+        result = json.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ResultError(f"the result file {path} cannot be read: {error}") from None
+    found = (result.get("format"), result.get("kind")) if isinstance(result, dict) else None
+    if found != (FORMAT, kind):
+        raise ResultError(
+            f"{path} has (format, kind) {found}; this version of odejax reads {(FORMAT, kind)}"
+        )
+    return result
+
+
+def _commit() -> str | None:
+    """The commit that the code came from, with "+changes" if files differ from it."""
+
+    def git(*arguments):
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+    try:
+        # Results and figures are what a run writes; they do not change the code that wrote them.
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ":/*.py", ":/*.toml")
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

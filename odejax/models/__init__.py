@@ -1,0 +1,20 @@
+"""Networks: `model, state = eqx.nn.make_with_state(odejax.models.X)(image_shape, ..., key=key)`.
+
+All are called alike: `model(x, state, key=key) -> (logits, state)` on one image (h, w, c) in [0, 1].
+"""
+
+from .blocks import (
+    Conv as Conv,
+    Head as Head,
+    ImageShape as ImageShape,
+    ResidualField as ResidualField,
+    Stem as Stem,
+)
+from .conv_ode import ConvODENet as ConvODENet
+from .convolution import conv2d as conv2d
+from .lipschitz import GradientFlow as GradientFlow, LipschitzNet as LipschitzNet
+from .mlp import MLP as MLP
+from .nmode import NmODE as NmODE, NmODENet as NmODENet
+from .norms import BatchNorm as BatchNorm, GroupNorm as GroupNorm
+from .resnet import EnResNet as EnResNet, ResNet as ResNet, SSPNet as SSPNet
+from .spectral import conv_norm_bound as conv_norm_bound, matrix_norm_bound as matrix_norm_bound

@@ -1,0 +1,117 @@
+"""What the image models share: the convolution layer, the residual field, the stem and the head."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._types import Features, Image, Key, Logits
+from .convolution import conv2d
+
+ImageShape = tuple[int, int, int]  # (h, w, c)
+Norm = Callable[[int], Callable[[Image, eqx.nn.State], tuple[Image, eqx.nn.State]]]
+
+
+def check_image(x: Image, image_shape: ImageShape):
+    """Raise `ValueError` unless `x` is one image of the shape that the model was built for."""
+    if x.shape != image_shape:
+        hint = "; batch with jax.vmap" if x.shape[1:] == image_shape else ""
+        raise ValueError(f"this model takes one image of shape {image_shape}, got {x.shape}{hint}")
+
+
+def check_image_shape(image_shape: ImageShape, n_classes: int):
+    """Raise `ValueError` unless a model can be built for these."""
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(f"image_shape must be (height, width, channels); got {image_shape}")
+    if n_classes < 2:
+        raise ValueError(f"n_classes must be at least 2; got {n_classes}")
+
+
+class Conv(eqx.Module):
+    """A 2-D convolution with bias, He initialised (fan-in)."""
+
+    kernel: Float[Array, "k k i o"]
+    bias: Float[Array, " o"]
+    stride: int = eqx.field(static=True)
+    padding: int = eqx.field(static=True)
+
+    def __init__(
+        self, inputs: int, outputs: int, size: int, *, stride: int = 1, padding: int = 0, key: Key
+    ):
+        std = (2 / (size * size * inputs)) ** 0.5
+        self.kernel = std * jax.random.normal(key, (size, size, inputs, outputs))
+        self.bias = jnp.zeros(outputs)
+        self.stride, self.padding = stride, padding
+
+    def __call__(self, x: Image) -> Features:
+        return conv2d(x, self.kernel, stride=self.stride, padding=self.padding) + self.bias
+
+
+class ResidualField(eqx.Module):
+    """f = conv3x3 . relu . norm . conv3x3 . relu . norm, at constant width (pre-activation).
+
+    The vector field of every convolutional family: `field(y, state) -> (dy, state)`.
+    """
+
+    norms: tuple[Callable, Callable]
+    convs: tuple[Conv, Conv]
+
+    def __init__(self, width: int, norm: Norm, *, key: Key):
+        keys = jax.random.split(key)
+        self.norms = (norm(width), norm(width))
+        self.convs = tuple(Conv(width, width, 3, padding=1, key=k) for k in keys)  # pyright: ignore
+
+    def __call__(
+        self, y: Image, state: eqx.nn.State, *, key: Key | None = None
+    ) -> tuple[Image, eqx.nn.State]:
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            y, state = norm(y, state)
+            y = conv(jax.nn.relu(y))
+        return y, state
+
+
+class Stem(eqx.Module):
+    """Pixels to features: conv3 (no padding), then conv4 with stride 2, norm and ReLU between.
+
+    Halved until the feature map is about 6 pixels wide: 28 -> 26 -> 13 -> 6, the MNIST network of
+    *ssp*; 8 x 8 digits are not halved.
+    """
+
+    convs: list[Conv]
+    norms: list[Callable]
+
+    def __init__(self, image_shape: ImageShape, width: int, norm: Norm, *, key: Key):
+        height, width_in, channels = image_shape
+        if min(height, width_in) < 5:
+            raise ValueError(f"images must be at least 5 x 5 pixels; got {image_shape}")
+        halvings = 0
+        while min(height, width_in) / 2**halvings > 9:
+            halvings += 1
+        keys = jax.random.split(key, halvings + 1)
+        self.convs = [Conv(channels, width, 3, key=keys[0])]
+        self.convs += [Conv(width, width, 4, stride=2, padding=1, key=k) for k in keys[1:]]
+        self.norms = [norm(width) for _ in range(halvings)]
+
+    def __call__(self, x: Image, state: eqx.nn.State) -> tuple[Features, eqx.nn.State]:
+        x = self.convs[0](x)
+        for norm, conv in zip(self.norms, self.convs[1:], strict=True):
+            x, state = norm(x, state)
+            x = conv(jax.nn.relu(x))
+        return x, state
+
+
+class Head(eqx.Module):
+    """Features to logits: norm, ReLU, global average pool, linear."""
+
+    norm: Callable
+    linear: eqx.nn.Linear
+
+    def __init__(self, width: int, n_classes: int, norm: Norm, *, key: Key):
+        self.norm = norm(width)
+        self.linear = eqx.nn.Linear(width, n_classes, key=key)
+
+    def __call__(self, y: Image, state: eqx.nn.State) -> tuple[Logits, eqx.nn.State]:
+        y, state = self.norm(y, state)
+        return self.linear(jnp.mean(jax.nn.relu(y), axis=(0, 1))), state

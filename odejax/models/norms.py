@@ -1,0 +1,53 @@
+"""Normalisation of channels-last feature maps, with one calling convention.
+
+`norm(x, state) -> (y, state)` on (h, w, c). A network takes the class itself as its `norm`
+argument and builds `norm(channels)`.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._types import BATCH_AXIS, Image
+
+
+class GroupNorm(eqx.Module):
+    """Group normalisation with min(32, c) groups (*ssp*), per example: no state, no batch axis."""
+
+    scale: Float[Array, " c"]
+    shift: Float[Array, " c"]
+    groups: int = eqx.field(static=True)
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, channels: int, *, groups: int | None = None, eps: float = 1e-5):
+        self.groups = min(32, channels) if groups is None else groups
+        if channels % self.groups:
+            raise ValueError(f"{channels} channels do not divide into {self.groups} groups")
+        self.scale, self.shift, self.eps = jnp.ones(channels), jnp.zeros(channels), eps
+
+    def __call__(self, x: Image, state: eqx.nn.State) -> tuple[Image, eqx.nn.State]:
+        # Moments per channel first, then across the group's channels: the reduction over pixels
+        # then runs along the contiguous layout whatever the group size.
+        mean, square = jnp.mean(x, (0, 1)), jnp.mean(x**2, (0, 1))
+        mean, square = (m.reshape(self.groups, -1).mean(1) for m in (mean, square))
+        inverse = jnp.reciprocal(jnp.sqrt(jnp.maximum(square - mean**2, 0.0) + self.eps))
+        size = len(self.scale) // self.groups
+        scale = self.scale * jnp.repeat(inverse, size)
+        return x * scale + (self.shift - jnp.repeat(mean, size) * scale), state
+
+
+class BatchNorm(eqx.Module):
+    """Batch normalisation over the batch and the pixels, with running statistics for inference.
+
+    In training it needs the batch axis: `jax.vmap(..., axis_name=BATCH_AXIS)`, as `fit` does. In
+    inference mode (`Predictor`) it is an affine map of each example alone.
+    """
+
+    norm: eqx.nn.BatchNorm
+
+    def __init__(self, channels: int):
+        self.norm = eqx.nn.BatchNorm(channels, BATCH_AXIS, mode="batch")
+
+    def __call__(self, x: Image, state: eqx.nn.State) -> tuple[Image, eqx.nn.State]:
+        y, state = self.norm(jnp.moveaxis(x, -1, 0), state)
+        return jnp.moveaxis(y, 0, -1), state

@@ -1,0 +1,155 @@
+"""Residual networks: one set of layers, integrated by Euler (*natural*: step size h) or better."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._types import Image, Key, Logits
+from ..solvers import SSPRK33, AbstractNoise, RelativeNoise, integrate_layers, stack_layers
+from .blocks import Head, ImageShape, Norm, ResidualField, Stem, check_image, check_image_shape
+from .norms import GroupNorm
+
+
+class ResNet(eqx.Module):
+    """y_{l+1} = y_l + h f_l(y_l) between a convolutional stem and a pooled linear head.
+
+    - `depth` residual layers of `width` channels, all of one shape.
+    - `step_size`: h, 1 in an ordinary ResNet; *natural* Fig. 1 takes it down to 1e-10.
+    - `solver`: any explicit Diffrax solver in place of Euler; one set of weights per step.
+    - `noise`: added after every step; the network then needs a `key`.
+    - `norm`: `GroupNorm` or `BatchNorm`.
+    """
+
+    stem: Stem
+    layers: ResidualField  # stacked: every array has a leading axis of `depth`
+    head: Head
+    noise: AbstractNoise | None
+    solver: diffrax.AbstractSolver
+    step_size: float = eqx.field(static=True)
+    image_shape: ImageShape = eqx.field(static=True)
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        n_classes: int = 10,
+        *,
+        width: int = 32,
+        depth: int = 6,
+        step_size: float = 1.0,
+        solver: diffrax.AbstractSolver | None = None,
+        noise: AbstractNoise | None = None,
+        norm: Norm = GroupNorm,
+        key: Key,
+    ):
+        check_image_shape(image_shape, n_classes)
+        if not 0 <= step_size < float("inf"):
+            raise ValueError(f"step_size must be finite and not negative; got {step_size}")
+        stem_key, layers_key, head_key = jax.random.split(key, 3)
+        self.stem = Stem(image_shape, width, norm, key=stem_key)
+        self.layers = stack_layers(  # pyright: ignore[reportAttributeAccessIssue]
+            lambda key: ResidualField(width, norm, key=key), depth, key=layers_key
+        )
+        self.head = Head(width, n_classes, norm, key=head_key)
+        self.noise = noise
+        self.solver = diffrax.Euler() if solver is None else solver
+        self.step_size = step_size
+        self.image_shape = tuple(image_shape)
+
+    def __call__(
+        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
+    ) -> tuple[Logits, eqx.nn.State]:
+        check_image(x, self.image_shape)
+        y, state = self.stem(x, state)
+        y, state = integrate_layers(
+            self.layers,
+            y,
+            state,
+            solver=self.solver,
+            step_size=self.step_size,
+            noise=self.noise,
+            key=key,
+        )
+        return self.head(y, state)
+
+
+class SSPNet(eqx.Module):
+    """A residual network integrated by a strong-stability-preserving method (*ssp*).
+
+    `solver` is `SSPRK22()` (SSP-2) or `SSPRK33()` (SSP-3, the default): a ResNet of the same
+    weights, each used at two or three stages.
+    """
+
+    net: ResNet
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        n_classes: int = 10,
+        *,
+        solver: diffrax.AbstractSolver | None = None,
+        width: int = 32,
+        depth: int = 6,
+        norm: Norm = GroupNorm,
+        key: Key,
+    ):
+        solver = SSPRK33() if solver is None else solver
+        self.net = ResNet(
+            image_shape, n_classes, width=width, depth=depth, solver=solver, norm=norm, key=key
+        )
+
+    def __call__(
+        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
+    ) -> tuple[Logits, eqx.nn.State]:
+        return self.net(x, state, key=key)
+
+
+class EnResNet(eqx.Module):
+    """The mean logits of `members` noise-injected ResNets, trained jointly (*enresnet* 3).
+
+    Every member has weights of its own and adds sigma N(0, I) after each residual layer, with
+    sigma = a sqrt(Var(x + F(x))): a Monte-Carlo estimate of the Feynman-Kac expectation. Noise is
+    drawn at test time too, so every call needs a `key`.
+    """
+
+    nets: ResNet  # stacked: every array has a leading axis of `members`
+    members: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        n_classes: int = 10,
+        *,
+        members: int = 2,
+        noise: AbstractNoise | None = None,
+        width: int = 32,
+        depth: int = 6,
+        norm: Norm = GroupNorm,
+        key: Key,
+    ):
+        if members < 1:
+            raise ValueError(f"members must be at least 1; got {members}")
+        noise = RelativeNoise(0.1) if noise is None else noise
+
+        def member(key):
+            return ResNet(
+                image_shape, n_classes, width=width, depth=depth, noise=noise, norm=norm, key=key
+            )
+
+        self.nets = eqx.filter_vmap(member)(jax.random.split(key, members))
+        self.members = members
+
+    def __call__(
+        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
+    ) -> tuple[Logits, eqx.nn.State]:
+        if key is None:
+            raise ValueError("EnResNet draws noise in every call: give it key=jax.random.key(...)")
+
+        def member(net, substate, key):
+            return net(x, substate, key=key)
+
+        logits, substate = eqx.filter_vmap(member)(
+            self.nets, state.substate(self.nets), jax.random.split(key, self.members)
+        )
+        state = state.update(substate) if jax.tree.leaves(substate) else state
+        return jnp.mean(logits, axis=0), state

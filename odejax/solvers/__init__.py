@@ -1,0 +1,12 @@
+"""Integrators: of layers, of stochastic equations, and of scalar fields once and for all."""
+
+from .feynman_kac import (
+    AbstractNoise as AbstractNoise,
+    ConstantNoise as ConstantNoise,
+    Expectation as Expectation,
+    RelativeNoise as RelativeNoise,
+    feynman_kac as feynman_kac,
+)
+from .flow_map import FourierFlowMap as FourierFlowMap, periodic_flow_map as periodic_flow_map
+from .layered import integrate_layers as integrate_layers, stack_layers as stack_layers
+from .ssprk import SSPRK22 as SSPRK22, SSPRK33 as SSPRK33

@@ -1,0 +1,115 @@
+"""The Feynman-Kac formula, and the noise of its Euler-Maruyama discretisation (*enresnet* 2-3).
+
+The convection-diffusion equation  u_t + F . grad u + (sigma^2 / 2) lap u = 0,  u(x, 1) = f(x),
+is solved by  u(x, 0) = E[f(x(1)) | x(0) = x],  dx = F(x, t) dt + sigma dB.
+A residual network is the case sigma = 0; averaging noisy copies of it solves the equation with
+diffusion, whose solution is smoother.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax
+from jaxtyping import Array, Float
+
+from .._types import Key, Scalar
+
+
+class AbstractNoise(eqx.Module):
+    """How large the noise of one step is, given the state after the drift."""
+
+    @abc.abstractmethod
+    def std(self, y: Float[Array, "..."]) -> Scalar:
+        """The standard deviation sigma of the noise, the same for all entries of `y`."""
+
+
+class ConstantNoise(AbstractNoise):
+    """sigma, whatever the state."""
+
+    sigma: float = eqx.field(converter=float)
+
+    def __check_init__(self):
+        _check_scale("sigma", self.sigma)
+
+    def std(self, y: Float[Array, "..."]) -> Scalar:
+        return jnp.asarray(self.sigma, y.dtype)
+
+
+class RelativeNoise(AbstractNoise):
+    """sigma = a sqrt(Var(x + F(x))), the paper's choice, with a = 0.1.
+
+    The variance is over all entries of one example, so examples do not influence each other and
+    each can be attacked alone. The authors' code takes it over the whole batch tensor: give
+    `axis_name`, the name of the `vmap` axis of the batch, for that form.
+    """
+
+    a: float = eqx.field(default=0.1, converter=float)
+    axis_name: str | None = eqx.field(default=None, static=True)
+
+    def __check_init__(self):
+        _check_scale("a", self.a)
+
+    def std(self, y: Float[Array, "..."]) -> Scalar:
+        mean, mean_of_squares = jnp.mean(y), jnp.mean(y**2)
+        if self.axis_name is not None:
+            mean = jax.lax.pmean(mean, self.axis_name)
+            mean_of_squares = jax.lax.pmean(mean_of_squares, self.axis_name)
+            return self.a * jnp.sqrt(jnp.maximum(mean_of_squares - mean**2, 0.0))
+        return self.a * jnp.std(y)
+
+
+def _check_scale(name: str, value: float):
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be finite and not negative; got {value}")
+
+
+class Expectation(NamedTuple):
+    """A Monte-Carlo mean and its standard error."""
+
+    mean: Float[Array, "..."]
+    standard_error: Float[Array, "..."]
+
+
+def feynman_kac(
+    terminal: Callable[[Float[Array, "..."]], Float[Array, "..."]],
+    drift: Callable[[Scalar, Float[Array, "..."]], Float[Array, "..."]],
+    noise: AbstractNoise,
+    x: Float[Array, "..."],
+    *,
+    steps: int,
+    paths: int,
+    key: Key,
+    t1: float = 1.0,
+) -> Expectation:
+    """u(x, 0) = E[terminal(x(t1))] for dx = drift(t, x) dt + sigma dB, through Diffrax.
+
+    Euler-Maruyama with `steps` equal steps over `paths` independent Brownian paths (vmapped). The
+    noise is that of the layered network: sigma is `noise.std(x + dt drift(t, x))`.
+    """
+    dt = t1 / steps
+
+    def path(key):
+        brownian = diffrax.VirtualBrownianTree(0.0, t1, tol=dt / 4, shape=x.shape, key=key)
+
+        def diffusion(t, y, args):
+            sigma = noise.std(y + dt * drift(t, y))
+            return lineax.DiagonalLinearOperator(jnp.broadcast_to(sigma, y.shape).astype(y.dtype))
+
+        terms = diffrax.MultiTerm(
+            diffrax.ODETerm(lambda t, y, args: drift(t, y)),
+            diffrax.ControlTerm(diffusion, brownian),
+        )
+        solution = diffrax.diffeqsolve(
+            terms, diffrax.Euler(), 0.0, t1, dt, x, max_steps=steps + 1, throw=False
+        )
+        assert solution.ys is not None
+        return terminal(solution.ys[0])
+
+    values = jax.vmap(path)(jax.random.split(key, paths))
+    error = jnp.std(values, axis=0, ddof=1) / jnp.sqrt(paths)
+    return Expectation(jnp.mean(values, axis=0), error)

@@ -1,0 +1,239 @@
+"""The one training loop: whole epochs on the device, checkpoints, the best model kept."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import PyTree
+
+from .._predictor import Predictor, as_pixels, predict
+from .._progress import progress_bar
+from .._types import Image, Key
+from ..data import ArrayDataset
+from .checkpoints import CheckpointError, Checkpoints, array_digest
+
+_SECONDS_PER_CALL = 0.5  # how long the device runs before the progress bar, and Ctrl-C, get a turn
+
+
+class TrainingDiverged(FloatingPointError):
+    """The loss or a weight is no longer finite; the last good checkpoint is kept."""
+
+
+class Fit(NamedTuple):
+    """A trained model. `history` has one dictionary of metrics for each epoch."""
+
+    model: Any
+    state: eqx.nn.State
+    history: list[dict[str, float]]
+    best_epoch: int
+
+
+def clean_accuracy(predictor: Predictor, dataset: ArrayDataset, *, key: Key) -> float:
+    """The fraction of images that the predictor classifies correctly."""
+    logits = predict(predictor, dataset.images, key=key)
+    return float(np.mean(logits.argmax(axis=1) == dataset.labels))
+
+
+class _TrainState(eqx.Module):
+    params: PyTree
+    state: eqx.nn.State
+    opt_state: optax.OptState
+
+
+def fit(
+    model: Any,
+    state: eqx.nn.State,
+    dataset: ArrayDataset,
+    objective: Callable,
+    optimizer: optax.GradientTransformation,
+    *,
+    epochs: int,
+    batch_size: int,
+    key: Key,
+    checkpoint_dir: str | os.PathLike | None = None,
+    validation: ArrayDataset | None = None,
+    score: Callable[..., float] = clean_accuracy,
+    augment: Callable[[Image, Key], Image] | None = None,
+    progress: bool = True,
+) -> Fit:
+    """Train `model` and return it, from the epoch with the best validation score.
+
+    - `dataset`: lives on the device as uint8; each epoch shuffles it and leaves out what does not
+      fill a batch.
+    - `objective(model, state, images, labels, key=key) -> (loss, (state, n_correct))`.
+    - `optimizer`: any Optax transformation; a schedule counts steps (`steps_per_epoch`).
+    - `validation`: scored by `score(predictor, validation, key=key)` after every epoch; without
+      it the last epoch is returned.
+    - `augment(image, key)`: applied on the device to each float image.
+    - `checkpoint_dir`: after every epoch the run is saved there (atomically), with its metrics in
+      `metrics.jsonl`. A run found there is continued, and ends bit for bit where an
+      uninterrupted one would; raises `CheckpointError` if it is another run's.
+
+    Raises `TrainingDiverged` when the loss or a weight stops being finite, naming the epoch and
+    the last good checkpoint.
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1; got {epochs}")
+    if not 1 <= batch_size <= len(dataset):
+        raise ValueError(f"batch_size must be between 1 and {len(dataset)}; got {batch_size}")
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    train = _TrainState(params, state, optimizer.init(params))
+    best = (params, state)
+    history: list[dict[str, float]] = []
+    best_epoch, best_score = 0, -np.inf
+
+    checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir)
+    fingerprint = {
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "batch_size": batch_size,
+        "dataset": [dataset.name, dataset.split, len(dataset)],
+        "arrays": array_digest(train),
+    }
+    if checkpoints is not None:
+        found = checkpoints.restore((train, best))
+        if found is not None:
+            (train, best), meta = found
+            _check_fingerprint(meta["fingerprint"], fingerprint, checkpoints.folder)
+            history, best_epoch, best_score = (
+                meta["history"],
+                meta["best_epoch"],
+                meta["best_score"],
+            )
+
+    run_steps = _make_run_steps(static, objective, optimizer, augment, batch_size)
+    images, labels = jnp.asarray(dataset.images), jnp.asarray(dataset.labels)
+    steps = steps_per_epoch(len(dataset), batch_size)
+    first_epoch = len(history) + 1
+    with progress_bar("steps", enabled=progress) as bar:
+        task = bar.add_task(
+            "training", total=max(0, epochs + 1 - first_epoch) * steps, note=_note(history)
+        )
+        for epoch in range(first_epoch, epochs + 1):
+            started = time.perf_counter()
+            shuffle_key, step_key, score_key = jax.random.split(jax.random.fold_in(key, epoch), 3)
+            order = jax.random.permutation(shuffle_key, len(dataset))
+            sums = (jnp.zeros(()), jnp.zeros((), jnp.int32))
+            done, chunk = 0, 1
+            while done < steps:
+                last = min(done + chunk, steps)
+                call_started = time.perf_counter()
+                train, sums = run_steps(train, sums, images, labels, order, done, last, step_key)
+                loss = float(sums[0]) / last
+                seconds = time.perf_counter() - call_started
+                if not np.isfinite(loss):
+                    raise _diverged("loss", epoch, last, checkpoints)
+                bar.update(task, advance=last - done, note=f"epoch {epoch}  loss {loss:.4f}")
+                # The first call compiles, so it says nothing about the speed.
+                if done > 0 or epoch > first_epoch:
+                    chunk = max(1, int((last - done) * _SECONDS_PER_CALL / max(seconds, 1e-6)))
+                done = last
+            if not all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(train.params)):
+                raise _diverged("weights", epoch, steps, checkpoints)
+            record = {
+                "epoch": epoch,
+                "loss": float(sums[0]) / steps,
+                "train_accuracy": int(sums[1]) / (steps * batch_size),
+                "seconds": time.perf_counter() - started,
+                "examples_per_second": steps * batch_size / (time.perf_counter() - started),
+            }
+            value = float(epoch)  # without validation data the latest epoch is the best
+            if validation is not None:
+                predictor = Predictor(eqx.combine(train.params, static), train.state)
+                value = record["validation"] = score(predictor, validation, key=score_key)
+            if value > best_score:
+                best, best_epoch, best_score = (train.params, train.state), epoch, value
+            history = [*history, record]
+            if checkpoints is not None:
+                meta = {
+                    "fingerprint": fingerprint,
+                    "history": history,
+                    "best_epoch": best_epoch,
+                    "best_score": best_score,
+                }
+                checkpoints.save(epoch, (train, best), meta)
+                _write_metrics(checkpoints.folder / "metrics.jsonl", history)
+            bar.update(task, note=_note(history))
+    if checkpoints is not None:
+        checkpoints.close()
+    params, state = best
+    return Fit(eqx.combine(params, static), state, history, best_epoch)
+
+
+def steps_per_epoch(n_examples: int, batch_size: int) -> int:
+    """How many steps `fit` takes in an epoch, for learning-rate schedules."""
+    return n_examples // batch_size
+
+
+def _make_run_steps(static, objective, optimizer, augment, batch_size):
+    """A jitted function that takes steps `first` to `last` of an epoch.
+
+    Both are arguments, not constants: one program serves calls of any length.
+    """
+
+    @jax.jit
+    def run_steps(train, sums, images, labels, order, first, last, key):
+        def step(i, carry):
+            train, (loss_sum, correct_sum) = carry
+            indices = jax.lax.dynamic_slice_in_dim(order, i * batch_size, batch_size)
+            augment_key, objective_key = jax.random.split(jax.random.fold_in(key, i))
+            x, y = as_pixels(images[indices]), labels[indices]
+            if augment is not None:
+                x = jax.vmap(augment)(x, jax.random.split(augment_key, batch_size))
+
+            def loss(params):
+                model = eqx.combine(params, static)
+                return objective(model, train.state, x, y, key=objective_key)
+
+            (value, (state, correct)), gradient = jax.value_and_grad(loss, has_aux=True)(
+                train.params
+            )
+            updates, opt_state = optimizer.update(gradient, train.opt_state, train.params)
+            params = eqx.apply_updates(train.params, updates)
+            return _TrainState(params, state, opt_state), (loss_sum + value, correct_sum + correct)
+
+        return jax.lax.fori_loop(first, last, step, (train, sums))
+
+    return run_steps
+
+
+def _check_fingerprint(saved, ours, folder):
+    different = [name for name in ours if saved.get(name) != ours[name]]
+    if different:
+        name = different[0]
+        raise CheckpointError(
+            f"{folder} holds a run with another {name}: {str(saved.get(name))[:80]}, "
+            f"not {str(ours[name])[:80]}; give another folder, or the arguments it was started with"
+        )
+
+
+def _diverged(what, epoch, step, checkpoints):
+    kept = "no checkpoint was asked for"
+    if checkpoints is not None:
+        kept = f"the last good checkpoint is in {checkpoints.folder}"
+        checkpoints.close()
+    return TrainingDiverged(
+        f"the {what} became NaN or infinite in epoch {epoch}, by step {step}: "
+        f"lower the learning rate or clip gradients; {kept}"
+    )
+
+
+def _write_metrics(path: Path, history):
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in history))
+    os.replace(temporary, path)
+
+
+def _note(history):
+    if not history:
+        return ""
+    last = history[-1]
+    validation = f"  validation {last['validation']:.4f}" if "validation" in last else ""
+    return f"epoch {last['epoch']:.0f}  loss {last['loss']:.4f}{validation}"
