@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from ._types import Flag, Image, Key, Scalar
@@ -29,7 +30,7 @@ class AbstractBall(eqx.Module):
     upper: ClassVar[float] = 1.0
 
     def __check_init__(self):
-        if isinstance(self.eps, jax.core.Tracer) or not eqx.is_array(self.eps):
+        if isinstance(self.eps, Tracer) or not eqx.is_array(self.eps):
             return
         eps = np.asarray(self.eps)
         if not (np.isfinite(eps).all() and (eps >= 0).all()):

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from .._threat_model import AbstractBall
@@ -76,7 +77,7 @@ def _check_example(x, y, ball):
         raise ValueError(f"images are floats in [0, 1]; got {x.dtype} (divide uint8 by 255)")
     if y.shape != () or not jnp.issubdtype(y.dtype, jnp.integer):
         raise ValueError(f"y is the index of one class; got shape {y.shape} and dtype {y.dtype}")
-    if not isinstance(x, jax.core.Tracer):
+    if not isinstance(x, Tracer):
         check_pixels(np.asarray(x), ball)
 
 
@@ -89,7 +90,7 @@ def check_pixels(images: np.ndarray, ball: type[AbstractBall] | AbstractBall = A
 
 def check_labels(labels, n_classes: int):
     """Raise `ValueError` unless every (known) label is a class."""
-    if isinstance(labels, jax.core.Tracer):
+    if isinstance(labels, Tracer):
         return
     labels = np.atleast_1d(np.asarray(labels))
     bad = labels[(labels < 0) | (labels >= n_classes)]

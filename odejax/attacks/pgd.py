@@ -22,7 +22,7 @@ class PGD(AbstractAttack):
     - `restarts`: that many independent random starts.
     - The iterate with the smallest logit margin is kept, not the last one.
 
-    Costs `restarts * steps` gradients and `restarts + 1` evaluations; memory does not grow with either.
+    Costs `restarts * steps` gradients and `restarts + 1` evaluations; memory grows with neither.
     """
 
     steps: int = eqx.field(static=True, default=40)

@@ -33,9 +33,9 @@ class CertificateResult(eqx.Module):
 class AbstractCertificate(eqx.Module):
     """`certificate(predictor, x, y, ball, key=key) -> CertificateResult`; batch with `vmap`.
 
-    A certificate is written as `margin_growth`, in the norm where its proof lives; the call turns the
-    margins into a radius and carries it
-    over to the ball's norm (||v||_inf <= ||v||_2 <= sqrt(n) ||v||_inf).
+    A certificate is written as `margin_growth`, in the norm where its proof lives; the call turns
+    the margins into a radius and carries it over to the ball's norm
+    (||v||_inf <= ||v||_2 <= sqrt(n) ||v||_inf).
     """
 
     norm: eqx.AbstractClassVar[type[AbstractBall]]

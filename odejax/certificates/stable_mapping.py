@@ -37,7 +37,7 @@ class FiniteTimeStableMapping(AbstractCertificate):
     """The same proof stopped at t1, and each neuron with its own row of W.
 
     The slope is at most (1 - e^{-(lam - 1) t1}) / (lam - 1), a tenth of Eq. (4)'s at lam = 3 and
-    t1 = 0.05, and no larger for any t1; and sum_k |v_yk - v_jk| ||w_k||_1 replaces tau times the sum.
+    t1 = 0.05, and no larger for any t1; sum_k |v_yk - v_jk| ||w_k||_1 replaces tau times the sum.
     """
 
     norm: ClassVar[type[LinfBall]] = LinfBall
@@ -50,7 +50,8 @@ class FiniteTimeStableMapping(AbstractCertificate):
 def _nmode_net(certificate, predictor) -> NmODENet:
     if not isinstance(predictor.model, NmODENet):
         raise ValueError(
-            f"{type(certificate).__name__} certifies an NmODENet; got {type(predictor.model).__name__}"
+            f"{type(certificate).__name__} certifies an NmODENet; "
+            f"got {type(predictor.model).__name__}"
         )
     return predictor.model
 

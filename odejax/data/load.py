@@ -33,7 +33,7 @@ def load(name: str, split: str, *, data_dir: str | os.PathLike | None = None) ->
 
     TFDS data is decoded once; the arrays are kept in `cache_dir()` and later loads take a
     fraction of a second. Reading prepared data needs no TensorFlow; downloading does (the
-    `download` extra). Raises `DataNotFoundError` within seconds if there is neither data nor network.
+    `download` extra). Raises `DataNotFoundError` within seconds without data and network.
     """
     if name not in N_CLASSES:
         raise ValueError(f"unknown data set {name!r}; accepted: {', '.join(N_CLASSES)}")

@@ -20,13 +20,13 @@ from .robust_accuracy import robust_accuracy
 class Bracket(NamedTuple):
     """The interval of one predictor, data set and ball. All accuracies are fractions of `n`.
 
-    - `clean`; `attacked`: correct under every attack (worst case for each example);
-      `certified`: correct, and proven so by at least one certificate. certified <= true <= attacked.
+    - `clean`; `attacked`: correct under every attack (worst case for each example); `certified`:
+      correct, and proven so by at least one certificate.
     - `per_attack`, `per_certificate`: the same for each alone, by name.
     - `flags`: why `attacked` may still be too high (`masking_flags`).
     - `seconds`: by attack and certificate.
     - `standing`, `proven`: (n,) bool, what `attacked` and `certified` are the means of.
-    - `radius`: (n,) the largest certified radius in the ball's norm, 0 where the prediction is wrong.
+    - `radius`: (n,) the largest certified radius in the ball's norm, 0 where misclassified.
     - `x_adv`: (n, h, w, c), for each example an image that broke it, if any did.
     """
 

@@ -20,8 +20,8 @@ def masking_flags(
 
     - "randomised output", raised if the same image gets other logits under another key. A single
       gradient or evaluation is then a draw: average over draws (EOT) and judge over many.
-    - "vanishing gradients", raised if for more than a tenth of the images the input gradient of the
-      cross-entropy is zero or below 1e-12 everywhere. Gradient attacks then stand still: rescale the
+    - "vanishing gradients", raised if for more than a tenth of the images the input gradient of
+      the cross-entropy is below 1e-12 everywhere. Gradient attacks then stand still: rescale the
       logits, or attack without gradients.
     """
     first_key, second_key, gradient_key = jax.random.split(key, 3)

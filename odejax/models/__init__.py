@@ -1,6 +1,6 @@
 """Networks: `model, state = eqx.nn.make_with_state(odejax.models.X)(image_shape, ..., key=key)`.
 
-All are called alike: `model(x, state, key=key) -> (logits, state)` on one image (h, w, c) in [0, 1].
+All are called alike: `model(x, state, key=key) -> (logits, state)`, x (h, w, c) in [0, 1].
 """
 
 from .blocks import (

@@ -1,6 +1,6 @@
 """What the image models share: the convolution layer, the residual field, the stem and the head."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
@@ -21,12 +21,14 @@ def check_image(x: Image, image_shape: ImageShape):
         raise ValueError(f"this model takes one image of shape {image_shape}, got {x.shape}{hint}")
 
 
-def check_image_shape(image_shape: ImageShape, n_classes: int):
-    """Raise `ValueError` unless a model can be built for these."""
+def check_image_shape(image_shape: Sequence[int], n_classes: int) -> ImageShape:
+    """`image_shape` as a tuple; `ValueError` unless a model can be built for it."""
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f"image_shape must be (height, width, channels); got {image_shape}")
     if n_classes < 2:
         raise ValueError(f"n_classes must be at least 2; got {n_classes}")
+    height, width, channels = image_shape
+    return int(height), int(width), int(channels)
 
 
 class Conv(eqx.Module):

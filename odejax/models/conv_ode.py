@@ -50,7 +50,7 @@ class ConvODENet(eqx.Module):
         norm: Norm = GroupNorm,
         key: Key,
     ):
-        check_image_shape(image_shape, n_classes)
+        self.image_shape = check_image_shape(image_shape, n_classes)
         if not 0 < t1 < float("inf"):
             raise ValueError(f"t1 must be finite and positive; got {t1}")
         if norm is BatchNorm:
@@ -67,7 +67,6 @@ class ConvODENet(eqx.Module):
         self.stepsize_controller = stepsize_controller
         self.adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
         self.t1, self.dt0, self.max_steps = t1, dt0, max_steps
-        self.image_shape = tuple(image_shape)
 
     def __call__(
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None

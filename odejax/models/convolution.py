@@ -19,6 +19,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
@@ -156,7 +157,7 @@ def _batch(args, dims, **params):
 _conv_p = Primitive("odejax_conv2d")
 _conv_p.def_impl(lambda *args, **params: jax.jit(partial(_plain, **params))(*args))
 _conv_p.def_abstract_eval(
-    lambda x, kernel, **params: jax.core.ShapedArray(
+    lambda x, kernel, **params: ShapedArray(
         (out := jax.eval_shape(partial(_plain, **params), x, kernel)).shape, out.dtype
     )
 )

@@ -52,7 +52,7 @@ class ConvOperator(AbstractOperator):
         if self.frozen:
             return self
         kernel = self.kernel * (self.gain / conv_norm_bound(self.kernel, self.image_size))
-        return ConvOperator(kernel, self.image_size, self.gain, frozen=True)
+        return ConvOperator(kernel=kernel, image_size=self.image_size, gain=self.gain, frozen=True)
 
     def __call__(self, x: Image) -> Features:
         return conv2d(x, self.freeze().kernel, padding=1)
@@ -75,7 +75,7 @@ class DenseOperator(AbstractOperator):
         if self.frozen:
             return self
         matrix = self.matrix * (self.gain / matrix_norm_bound(self.matrix))
-        return DenseOperator(matrix, self.gain, frozen=True)
+        return DenseOperator(matrix=matrix, gain=self.gain, frozen=True)
 
     def __call__(self, x: Float[Array, " i"]) -> Float[Array, " o"]:
         return self.freeze().matrix @ x
@@ -161,7 +161,7 @@ class LipschitzNet(eqx.Module):
         features: int = 256,
         key: Key,
     ):
-        check_image_shape(image_shape, n_classes)
+        self.image_shape = check_image_shape(image_shape, n_classes)
         h, w, c = image_shape
         if h % 2 or w % 2:
             raise ValueError(
@@ -180,7 +180,6 @@ class LipschitzNet(eqx.Module):
         self.layers += [Flatten(), _dense(h * w * c, features, next(keys))]
         self.layers += [_dense_flow(features, next(keys)) for _ in range(depth)]
         self.layers.append(_dense(features, n_classes, next(keys)))
-        self.image_shape = tuple(image_shape)
 
     def __call__(
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None
@@ -205,18 +204,21 @@ def _orthogonal(key: Key, rows: int, columns: int):
 def _lift(inputs, outputs, image_size, key):
     # Delta-orthogonal: all of the kernel in its centre, so nothing is lost at the start.
     kernel = jnp.zeros((3, 3, inputs, outputs)).at[1, 1].set(_orthogonal(key, inputs, outputs))
-    return Affine(ConvOperator(kernel, image_size, 1.0), jnp.zeros(outputs))
+    operator = ConvOperator(kernel=kernel, image_size=image_size, gain=1.0)
+    return Affine(operator, jnp.zeros(outputs))
 
 
 def _conv_flow(channels, image_size, key):
     kernel = jax.random.normal(key, (3, 3, channels, channels)) / (3 * channels**0.5)
-    return GradientFlow(ConvOperator(kernel, image_size, math.sqrt(2)), jnp.zeros(channels))
+    operator = ConvOperator(kernel=kernel, image_size=image_size, gain=math.sqrt(2))
+    return GradientFlow(operator, jnp.zeros(channels))
 
 
 def _dense(inputs, outputs, key):
-    return Affine(DenseOperator(_orthogonal(key, outputs, inputs), 1.0), jnp.zeros(outputs))
+    operator = DenseOperator(matrix=_orthogonal(key, outputs, inputs), gain=1.0)
+    return Affine(operator, jnp.zeros(outputs))
 
 
 def _dense_flow(features, key):
     matrix = jax.random.normal(key, (features, features)) / features**0.5
-    return GradientFlow(DenseOperator(matrix, math.sqrt(2)), jnp.zeros(features))
+    return GradientFlow(DenseOperator(matrix=matrix, gain=math.sqrt(2)), jnp.zeros(features))

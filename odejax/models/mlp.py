@@ -12,7 +12,7 @@ from .blocks import ImageShape, check_image, check_image_shape
 
 
 class MLP(eqx.Module):
-    """logits = W_d a(... a(W_1 x + b_1) ...) + b_d with `depth` hidden layers of `width` neurons."""
+    """y_{i+1} = activation(W_i y_i + b_i), `depth` hidden layers of `width`, then a linear one."""
 
     layers: list[eqx.nn.Linear]
     activation: Callable[[Array], Array]
@@ -28,7 +28,7 @@ class MLP(eqx.Module):
         activation: Callable[[Array], Array] = jax.nn.relu,
         key: Key,
     ):
-        check_image_shape(image_shape, n_classes)
+        self.image_shape = check_image_shape(image_shape, n_classes)
         height, width_in, channels = image_shape
         sizes = [height * width_in * channels, *[width] * depth, n_classes]
         keys = jax.random.split(key, depth + 1)
@@ -36,7 +36,6 @@ class MLP(eqx.Module):
             eqx.nn.Linear(i, o, key=k) for i, o, k in zip(sizes, sizes[1:], keys, strict=False)
         ]
         self.activation = activation
-        self.image_shape = tuple(image_shape)
 
     def __call__(
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None

@@ -90,7 +90,7 @@ class NmODE(eqx.Module):
 
 
 class NmODENet(eqx.Module):
-    """pixels -> Linear(width) -> nmODE -> Linear(n_classes); the paper's MNIST net at width 2048."""
+    """pixels -> Linear(width) -> nmODE -> Linear(n_classes): the paper's MNIST net, width 2048."""
 
     inputs: eqx.nn.Linear
     nmode: NmODE
@@ -106,13 +106,12 @@ class NmODENet(eqx.Module):
         nmode: NmODE | None = None,
         key: Key,
     ):
-        check_image_shape(image_shape, n_classes)
+        self.image_shape = check_image_shape(image_shape, n_classes)
         height, width_in, channels = image_shape
         inputs_key, outputs_key = jax.random.split(key)
         self.inputs = eqx.nn.Linear(height * width_in * channels, width, key=inputs_key)
         self.nmode = NmODE() if nmode is None else nmode
         self.outputs = eqx.nn.Linear(width, n_classes, key=outputs_key)
-        self.image_shape = tuple(image_shape)
 
     def __call__(
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None

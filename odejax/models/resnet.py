@@ -42,7 +42,7 @@ class ResNet(eqx.Module):
         norm: Norm = GroupNorm,
         key: Key,
     ):
-        check_image_shape(image_shape, n_classes)
+        self.image_shape = check_image_shape(image_shape, n_classes)
         if not 0 <= step_size < float("inf"):
             raise ValueError(f"step_size must be finite and not negative; got {step_size}")
         stem_key, layers_key, head_key = jax.random.split(key, 3)
@@ -54,7 +54,6 @@ class ResNet(eqx.Module):
         self.noise = noise
         self.solver = diffrax.Euler() if solver is None else solver
         self.step_size = step_size
-        self.image_shape = tuple(image_shape)
 
     def __call__(
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None

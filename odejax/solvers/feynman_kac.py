@@ -8,7 +8,7 @@ diffusion, whose solution is smoother.
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -77,7 +77,7 @@ class Expectation(NamedTuple):
 
 def feynman_kac(
     terminal: Callable[[Float[Array, "..."]], Float[Array, "..."]],
-    drift: Callable[[Scalar, Float[Array, "..."]], Float[Array, "..."]],
+    drift: Callable[[Any, Float[Array, "..."]], Float[Array, "..."]],
     noise: AbstractNoise,
     x: Float[Array, "..."],
     *,

@@ -154,8 +154,8 @@ def _unit_circle(gamma, period):
     """cos and sin of 2 pi gamma / period.
 
     XLA's own sine spends most of its time on arguments of any size. Here the range is reduced
-    once (Cody-Waite: `high` has few bits, so turns * high is exact), and half the angle goes through
-    polynomials, which the compiler fuses and vectorises with the series.
+    once (Cody-Waite: `high` has few bits, so turns * high is exact), and half the angle goes
+    through polynomials, which the compiler fuses and vectorises with the series.
     """
     high = np.round(period * 64) / 64
     turns = jnp.round(gamma / period)

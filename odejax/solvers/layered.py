@@ -8,6 +8,7 @@ Euler-Maruyama layers of EnResNet.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import diffrax
 import equinox as eqx
@@ -25,7 +26,8 @@ def _tableau(solver: diffrax.AbstractSolver) -> tuple[list[np.ndarray], np.ndarr
     if isinstance(solver, diffrax.Euler):
         return [np.zeros(0)], np.ones(1)
     if isinstance(solver, diffrax.AbstractERK):
-        return [np.zeros(0), *solver.tableau.a_lower], solver.tableau.b_sol
+        tableau = cast(diffrax.ButcherTableau, solver.tableau)
+        return [np.zeros(0), *tableau.a_lower], tableau.b_sol
     raise ValueError(
         f"layers are integrated by diffrax.Euler or an explicit Runge-Kutta method "
         f"(a subclass of diffrax.AbstractERK); got {type(solver).__name__}"
@@ -51,8 +53,8 @@ def integrate_layers(
 ) -> tuple[Float[Array, "..."], eqx.nn.State]:
     """Take one step per layer, in a `lax.scan`, so compile time does not grow with depth.
 
-    - `layers`: stacked by `stack_layers`; each is called as `layer(y, state, key=key) -> (dy, state)`
-      at every stage of its step, with the one set of weights. State (BatchNorm's) is threaded
+    - `layers`: stacked by `stack_layers`; each is called at every stage of its step, with one set
+      of weights, as `layer(y, state, key=key) -> (dy, state)`. State (BatchNorm's) is threaded
       through stages and layers.
     - `solver`: any explicit Diffrax solver, by default Euler. Weights shared by all layers make
       this `diffrax.diffeqsolve` with constant steps.
@@ -75,7 +77,7 @@ def integrate_layers(
             slope, substate = field(stage, substate, key=field_key)
             slopes.append(slope)
         y = _combine(y, step_size, weights, slopes)
-        if noise is not None:
+        if noise is not None and noise_key is not None:
             scale = noise.std(y) * jnp.sqrt(step_size)
             y = y + scale.astype(y.dtype) * jax.random.normal(noise_key, y.shape, y.dtype)
         return y, substate

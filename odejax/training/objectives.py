@@ -1,7 +1,7 @@
 """Objectives: what a training step minimises.
 
-`objective(model, state, images, labels, key=key) -> (loss, (state, n_correct))` on a batch of float
-images (n, h, w, c); the model is vmapped over the axis `BATCH_AXIS`, where BatchNorm finds its batch.
+`objective(model, state, images, labels, key=key) -> (loss, (state, n_correct))` on a batch of
+float images (n, h, w, c); the model is vmapped over `BATCH_AXIS`, where BatchNorm finds its batch.
 """
 
 import equinox as eqx
