@@ -1,24 +1,23 @@
-"""The progress bar of everything that takes long: counts, time spent, time left, a note."""
+"""The progress bar of everything that takes long: what runs, how far, the time left, a note."""
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-def progress_bar(unit: str, *, enabled: bool) -> Progress:
-    """A rich `Progress` whose tasks have a `note` field; silent unless `enabled`."""
+def progress_bar(*, enabled: bool, transient: bool = False) -> Progress:
+    """A rich `Progress` whose tasks have a `note` field; narrow enough for 80 columns.
+
+    Silent unless `enabled`. A `transient` bar is wiped when done, and is not drawn at all where
+    it could not be wiped (a log file).
+    """
+    console = Console()
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
-        disable=not enabled,
+        console=console,
+        disable=not enabled or (transient and not console.is_terminal),
+        transient=transient,
     )

@@ -1,6 +1,6 @@
 """The array aliases and the one protocol that the whole library shares."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -13,6 +13,7 @@ Flag = Bool[Array, ""]
 Key = PRNGKeyArray
 
 
+@runtime_checkable
 class LogitsFn(Protocol):
     """One image to its logits. Deterministic models ignore `key`."""
 

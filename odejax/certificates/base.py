@@ -41,8 +41,8 @@ class AbstractCertificate(eqx.Module):
     norm: eqx.AbstractClassVar[type[AbstractBall]]
 
     @abc.abstractmethod
-    def margin_growth(self, predictor: Predictor, label: Label) -> Float[Array, " k"]:
-        """How fast z_label - z_j can fall at most, for every class j, per unit of `norm`.
+    def margin_growth(self, predictor: Predictor, label: Label) -> Float[Array, "..."]:
+        """How fast z_label - z_j can fall at most per unit of `norm`: (k,), or one for all j.
 
         Raises `ValueError` for a model that the certificate says nothing about.
         """
@@ -61,7 +61,7 @@ class AbstractCertificate(eqx.Module):
         return CertificateResult(label, radius, (label == y) & (radius >= ball.eps))
 
 
-def _smallest_radius(logits: Logits, label: Label, growth: Float[Array, " k"]) -> Scalar:
+def _smallest_radius(logits: Logits, label: Label, growth: Float[Array, "..."]) -> Scalar:
     margins = logits[label] - logits - 2 * ROUNDING * jnp.maximum(1.0, jnp.max(jnp.abs(logits)))
     radii = margins / jnp.maximum(growth, jnp.finfo(logits.dtype).tiny)
     radii = jnp.where(jnp.arange(len(logits)) == label, jnp.inf, radii)

@@ -9,6 +9,8 @@ from .bracket import (
 from .flags import masking_flags as masking_flags
 from .results import (
     ResultError as ResultError,
+    decode_array as decode_array,
+    encode_array as encode_array,
     load_result as load_result,
     provenance as provenance,
     save_result as save_result,

@@ -1,5 +1,6 @@
 """Results: JSON with everything needed to believe a number or to measure it again."""
 
+import base64
 import datetime
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 FORMAT = 1
 _PACKAGES = ("odejax", "jax", "jaxlib", "equinox", "diffrax", "optax", "numpy")
@@ -54,6 +56,18 @@ def load_result(path: str | os.PathLike, kind: str) -> dict[str, Any]:
             f"{path} has (format, kind) {found}; this version of odejax reads {(FORMAT, kind)}"
         )
     return result
+
+
+def encode_array(array: np.ndarray) -> dict[str, Any]:
+    """An array of pictures as JSON: float16 (finer than 8-bit pixels), base64."""
+    data = base64.b64encode(np.ascontiguousarray(array, np.float16).tobytes()).decode()
+    return {"shape": list(array.shape), "float16": data}
+
+
+def decode_array(encoded: dict[str, Any]) -> np.ndarray:
+    """What `encode_array` stored, as float32."""
+    flat = np.frombuffer(base64.b64decode(encoded["float16"]), np.float16)
+    return flat.reshape(encoded["shape"]).astype(np.float32)
 
 
 def _commit() -> str | None:

@@ -68,7 +68,7 @@ def robust_accuracy(
     targets = np.flatnonzero(still_correct)
     # Never fewer rows than the full set would have: one shape, one trace, whoever still stands.
     size = min(batch_size, len(images))
-    with progress_bar("images", enabled=progress) as bar:
+    with progress_bar(enabled=progress, transient=True) as bar:
         task = bar.add_task(type(attack).__name__, total=len(targets), note="")
         for _, batch, n in batches(len(targets), size):
             index = targets[batch]

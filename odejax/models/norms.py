@@ -12,7 +12,12 @@ from .._types import BATCH_AXIS, Image
 
 
 class GroupNorm(eqx.Module):
-    """Group normalisation with min(32, c) groups (*ssp*), per example: no state, no batch axis."""
+    """Group normalisation, per example: no state, no batch axis.
+
+    By default 4 channels a group, in at most 32 groups. (*ssp* has min(32, c) groups, 2 channels
+    each at its 64; at 32 channels or fewer that is instance normalisation, after which the pooled
+    features are nearly constant and the network hardly learns.)
+    """
 
     scale: Float[Array, " c"]
     shift: Float[Array, " c"]
@@ -20,7 +25,7 @@ class GroupNorm(eqx.Module):
     eps: float = eqx.field(static=True)
 
     def __init__(self, channels: int, *, groups: int | None = None, eps: float = 1e-5):
-        self.groups = min(32, channels) if groups is None else groups
+        self.groups = max(1, min(32, channels // 4)) if groups is None else groups
         if channels % self.groups:
             raise ValueError(f"{channels} channels do not divide into {self.groups} groups")
         self.scale, self.shift, self.eps = jnp.ones(channels), jnp.zeros(channels), eps

@@ -65,12 +65,12 @@ def integrate_layers(
         raise ValueError("a network with noise needs a key: call it with key=jax.random.key(...)")
     arrays, static = eqx.partition(layers, eqx.is_array)
     depth = jax.tree.leaves(arrays)[0].shape[0]
-    keys = None if key is None else jax.random.split(key, depth)
+    keys = None if key is None else jax.random.split(key, (depth, 2))  # of field and noise
 
     def step(y, layer):
         arrays, substate, key = layer
         field = eqx.combine(arrays, static)
-        field_key, noise_key = (None, None) if key is None else jax.random.split(key)
+        field_key, noise_key = (None, None) if key is None else key
         slopes = []
         for a in rows:
             stage = _combine(y, step_size, a, slopes)

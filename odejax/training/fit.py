@@ -112,9 +112,11 @@ def fit(
     images, labels = jnp.asarray(dataset.images), jnp.asarray(dataset.labels)
     steps = steps_per_epoch(len(dataset), batch_size)
     first_epoch = len(history) + 1
-    with progress_bar("steps", enabled=progress) as bar:
+    with progress_bar(enabled=progress) as bar:
         task = bar.add_task(
-            "training", total=max(0, epochs + 1 - first_epoch) * steps, note=_note(history)
+            f"epoch {len(history)}/{epochs}",
+            total=max(0, epochs - len(history)) * steps,
+            note=_note(history),
         )
         for epoch in range(first_epoch, epochs + 1):
             started = time.perf_counter()
@@ -130,7 +132,12 @@ def fit(
                 seconds = time.perf_counter() - call_started
                 if not np.isfinite(loss):
                     raise _diverged("loss", epoch, last, checkpoints)
-                bar.update(task, advance=last - done, note=f"epoch {epoch}  loss {loss:.4f}")
+                bar.update(
+                    task,
+                    advance=last - done,
+                    description=f"epoch {epoch}/{epochs}",
+                    note=f"loss {loss:.4f}",
+                )
                 # The first call compiles, so it says nothing about the speed.
                 if done > 0 or epoch > first_epoch:
                     chunk = max(1, int((last - done) * _SECONDS_PER_CALL / max(seconds, 1e-6)))
@@ -236,4 +243,4 @@ def _note(history):
         return ""
     last = history[-1]
     validation = f"  validation {last['validation']:.4f}" if "validation" in last else ""
-    return f"epoch {last['epoch']:.0f}  loss {last['loss']:.4f}{validation}"
+    return f"loss {last['loss']:.4f}{validation}"

@@ -1,0 +1,67 @@
+"""Robust accuracy against eps: the band between certified and attacked, one panel a model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+_ATTACKED, _FGSM, _CERTIFIED = "#b2182b", "#ef8a62", "#2166ac"
+AXIS_LABELS = {"linf": r"$\epsilon$  ($\ell_\infty$)", "l2": r"$\epsilon$  ($\ell_2$)"}
+
+
+def robustness_curves(models: Mapping[str, Mapping[str, Any]], *, title: str) -> Figure:
+    """One row for each threat model, one column for each model.
+
+    `models[name][ball]` is {"brackets": summaries by growing eps, "radii": certified radii}, as
+    `experiments.benchmark` stores it. The truth lies in the shaded band: below what the attacks
+    leave standing, above what is proven. Without a certificate the band reaches down to zero.
+    """
+    balls = list(next(iter(models.values()))["balls"])
+    figure, axes = plt.subplots(
+        len(balls),
+        len(models),
+        figsize=(1.0 + 1.9 * len(models), 0.9 + 2.2 * len(balls)),
+        sharey=True,
+        sharex="row",
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, name in zip(axes[0], models, strict=True):
+        axis.set_title(name, fontsize=10)
+    for row, ball in zip(axes, balls, strict=True):
+        for axis, model in zip(row, models.values(), strict=True):
+            _panel(axis, model["balls"][ball])
+            axis.set_xlabel(AXIS_LABELS[ball])
+        row[0].set_ylabel("accuracy (%)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _panel(axis, curves: Mapping[str, Any]):
+    brackets: Sequence[Mapping[str, Any]] = curves["brackets"]
+    eps = np.array([0.0] + [b["eps"] for b in brackets])
+    clean = brackets[0]["clean"]
+    attacked = np.array([clean] + [b["attacked"] for b in brackets])
+    radii = np.asarray(curves["radii"])
+    grid = np.unique(np.concatenate([np.linspace(0, eps[-1], 200), eps]))
+    # At eps = 0 there is nothing to prove: a correct prediction is certified.
+    certified = np.array([(radii >= e).mean() if e > 0 else clean for e in grid])
+    if not curves["certificates"]:
+        certified = np.zeros_like(grid)
+    upper = np.interp(grid, eps, attacked)
+    axis.fill_between(
+        grid, 100 * certified, 100 * upper, color="0.88", label="the truth lies in here"
+    )
+    axis.plot(eps, 100 * attacked, "o-", color=_ATTACKED, ms=3, label="worst case of all attacks")
+    fgsm = [b["per_attack"].get("FGSM", np.nan) for b in brackets]
+    axis.plot(eps, 100 * np.array([clean, *fgsm]), ":", color=_FGSM, label="FGSM alone")
+    style = "-" if curves["certificates"] else "--"
+    axis.plot(grid, 100 * certified, style, color=_CERTIFIED, label="certified (dashed: no proof)")
+    axis.set_ylim(-2, 102)
+    axis.set_xlim(0, eps[-1])
+    axis.grid(alpha=0.3, lw=0.5)
+    axis.tick_params(labelsize=8)

@@ -1,0 +1,53 @@
+"""What the perturbations look like: image, perturbation and result, one row a model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def perturbation_grid(
+    examples: Mapping[str, Mapping[str, Any]], *, title: str, examples_shown: int = 4
+) -> Figure:
+    """`examples[model]` holds `images` and `x_adv` (m, h, w, c) in [0, 1] and the classes `labels`
+    and `predictions` (m,): images that the model got right and the attack broke.
+
+    The middle picture of each triple is the perturbation, red up and blue down, scaled to its own
+    largest entry (printed above it).
+    """
+    columns = 3 * examples_shown
+    figure, axes = plt.subplots(
+        len(examples),
+        columns,
+        figsize=(0.9 * columns + 1.2, 1.12 * len(examples) + 0.5),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_visible(False)
+    for row, (name, example) in zip(axes, examples.items(), strict=True):
+        for i in range(min(examples_shown, len(example["images"]))):
+            clean, adversarial = example["images"][i], example["x_adv"][i]
+            label, prediction = int(example["labels"][i]), int(example["predictions"][i])
+            left, middle, right = row[3 * i : 3 * i + 3]
+            _show(left, clean, str(label))
+            change = (adversarial - clean).mean(axis=-1)
+            largest = float(np.abs(change).max()) or 1.0
+            middle.imshow(change / largest, cmap="RdBu_r", vmin=-1, vmax=1)
+            middle.set_title(f"±{largest:.2f}", fontsize=7, pad=2)
+            middle.set_visible(True)
+            _show(right, adversarial, f"→ {prediction}")
+        row[0].set_visible(True)
+        row[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _show(axis, image, title):
+    axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
+    axis.set_title(title, fontsize=8, pad=2)
+    axis.set_visible(True)

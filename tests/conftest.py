@@ -1,0 +1,31 @@
+"""Shape checks, the compilation cache and the data marker, for the whole test session."""
+
+import os
+
+import jax
+import jaxtyping
+import pytest
+
+# Before anything imports odejax: every annotated function then checks what it is given.
+jaxtyping.install_import_hook("odejax", "beartype.beartype")
+
+import odejax  # noqa: E402
+
+jax.config.update("jax_compilation_cache_dir", str(odejax.data.cache_dir() / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_collection_modifyitems(items):
+    if not os.environ.get("ODEJAX_DATA_DIR"):
+        skip = pytest.mark.skip(reason="needs prepared data: set ODEJAX_DATA_DIR")
+        for item in items:
+            if item.get_closest_marker("data"):
+                item.add_marker(skip)
+
+
+@pytest.fixture
+def unchecked():
+    """As users have it, without shape checks: for errors that the library raises by itself."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,0 +1,161 @@
+"""What several test files share: tiny instances of every model, attack and certificate."""
+
+from functools import lru_cache
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from odejax import Predictor, data
+from odejax.attacks import FGSM, PGD
+from odejax.certificates import FiniteTimeStableMapping, LipschitzMargin, StableMapping
+from odejax.models import (
+    MLP,
+    BatchNorm,
+    ConvODENet,
+    EnResNet,
+    LipschitzNet,
+    NmODE,
+    NmODENet,
+    ResNet,
+    SSPNet,
+)
+from odejax.solvers import SSPRK22, SSPRK33
+from odejax.training import CrossEntropy, fit
+
+IMAGE_SHAPE = (8, 8, 1)
+
+
+def _maker(cls, **settings):
+    def make(key):
+        return eqx.nn.make_with_state(cls)(IMAGE_SHAPE, 10, key=key, **settings)
+
+    return make
+
+
+# name -> (key -> (model, state)): a new architecture joins here and inherits the contract.
+all_models = {
+    "MLP": _maker(MLP, width=8),
+    "ResNet": _maker(ResNet, width=4, depth=2),
+    "ResNet BatchNorm": _maker(ResNet, width=4, depth=2, norm=BatchNorm),
+    "ResNet step 0.1": _maker(ResNet, width=4, depth=2, step_size=0.1),
+    "SSPNet SSPRK22": _maker(SSPNet, width=4, depth=2, solver=SSPRK22()),
+    "SSPNet SSPRK33": _maker(SSPNet, width=4, depth=2, solver=SSPRK33()),
+    "EnResNet": _maker(EnResNet, width=4, depth=2, members=2),
+    "ConvODENet adaptive": _maker(ConvODENet, width=4),
+    "ConvODENet fixed": _maker(
+        ConvODENet,
+        width=4,
+        solver=diffrax.Heun(),
+        stepsize_controller=diffrax.ConstantStepSize(),
+        dt0=0.25,
+    ),
+    "NmODENet flow map": _maker(NmODENet, width=8),
+    "NmODENet solver": _maker(NmODENet, width=8, nmode=NmODE(solver=diffrax.Dopri5())),
+    "LipschitzNet": _maker(LipschitzNet, width=4, depth=1, features=16),
+}
+
+all_attacks = {
+    "FGSM": FGSM(),
+    "PGD": PGD(steps=5, step_size=None),
+    "PGD restarts": PGD(steps=4, step_size=0.05, restarts=3),
+    "PGD from the image": PGD(steps=5, step_size=None, random_start=False),
+}
+
+# What `AttackResult.queries` has to say for each: gradients and evaluations, and the judge's one.
+attack_queries = {
+    "FGSM": 2,
+    "PGD": 5 + 1 + 1,
+    "PGD restarts": 3 * (4 + 1) + 1,
+    "PGD from the image": 5 + 1 + 1,
+}
+
+# name -> (certificate, a model that it certifies)
+all_certificates = {
+    "StableMapping": (StableMapping(), _maker(NmODENet, width=32)),
+    "FiniteTimeStableMapping": (FiniteTimeStableMapping(), _maker(NmODENet, width=32)),
+    "LipschitzMargin": (LipschitzMargin(), _maker(LipschitzNet, width=4, depth=1, features=16)),
+}
+
+
+@lru_cache
+def digits(split="train", n=None):
+    """The first `n` embedded digits of a split."""
+    return data.load("digits", split).take(slice(n))
+
+
+@eqx.filter_jit
+def warm(model, state, key):
+    """`state` after a training batch, so that batch statistics are those of real images."""
+    images = jnp.asarray(digits().pixels[:64])
+    _, (state, _) = CrossEntropy()(model, state, images, jnp.zeros(64, jnp.int32), key=key)
+    return state
+
+
+@lru_cache
+def predictor_of(name, seed=0):
+    """An untrained model of `all_models`, frozen, its batch statistics warm."""
+    key = jax.random.key(seed)
+    model, state = all_models[name](key)
+    return Predictor(model, warm(model, state, key) if jax.tree.leaves(state) else state)
+
+
+def train(make, *, epochs=15, seed=0, objective=None, learning_rate=1e-2, **settings):
+    """The model of `make`, trained on digits for a second or two."""
+    model_key, fit_key = jax.random.split(jax.random.key(seed))
+    model, state = make(model_key)
+    result = fit(
+        model,
+        state,
+        digits(),
+        CrossEntropy() if objective is None else objective,
+        optax.adam(learning_rate),
+        epochs=epochs,
+        batch_size=64,
+        key=fit_key,
+        progress=False,
+        **settings,
+    )
+    return Predictor(result.model, result.state)
+
+
+@lru_cache
+def trained_mlp():
+    """A small MLP that classifies more than nine in ten of the test digits."""
+    return train(_maker(MLP, width=32))
+
+
+@lru_cache
+def trained_nmode(lam=3.0, t1=1.0):
+    return train(_maker(NmODENet, width=32, nmode=NmODE(lam, t1)))
+
+
+@lru_cache
+def trained_lipschitz():
+    make = _maker(LipschitzNet, width=4, depth=1, features=32)
+    return train(make, objective=CrossEntropy(temperature=0.1), epochs=8)
+
+
+class LinearLogits(eqx.Module):
+    """z = W ravel(x) + b: what an attack does to it is known in closed form."""
+
+    weight: jax.Array
+    bias: jax.Array
+
+    def __call__(self, x, *, key=None):
+        return self.weight @ jnp.ravel(x) + self.bias
+
+
+def linear_logits(image_shape=IMAGE_SHAPE, n_classes=2, seed=0, scale=1.0):
+    rng = np.random.default_rng(seed)
+    weight = scale * rng.normal(size=(n_classes, int(np.prod(image_shape))))
+    return LinearLogits(
+        jnp.asarray(weight, jnp.float32), jnp.asarray(0.1 * rng.normal(size=n_classes), jnp.float32)
+    )
+
+
+def constant_image(value, image_shape=IMAGE_SHAPE):
+    return jnp.full(image_shape, value, jnp.float32)

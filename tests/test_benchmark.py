@@ -1,0 +1,142 @@
+"""The main job, as a user runs it: results on disk, resuming, and wrong command lines."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import _cli, benchmark
+
+SMALL = ["--models", "MLP", "LipschitzNet", "--epochs", "2", "--test-images", "40"]
+SMALL += ["--eps", "0.02", "0.1", "--eps-l2", "0.2"]
+
+
+def run(capsys, monkeypatch, *arguments):
+    """Run the command line in this process: (exit code, captured output)."""
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+    code = 0
+    try:
+        _cli.run(benchmark.main, benchmark.Config)
+    except SystemExit as stop:
+        code = stop.code
+    return code, capsys.readouterr()
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_writes_table_result_and_figures_and_resume_repeats_nothing(tmp_path, capsys, monkeypatch):
+    code, output = run(capsys, monkeypatch, *SMALL, "--out", str(tmp_path))
+    assert code == 0
+    assert "MLP" in output.out
+    assert "LipschitzNet" in output.out
+    first = result(tmp_path)
+    assert {"seed", "commit", "versions", "device", "processor", "time"} <= set(first)
+    for model in first["models"].values():
+        for curves in model["balls"].values():
+            attacked = [b["attacked"] for b in curves["brackets"]]
+            assert attacked == sorted(attacked, reverse=True)
+            assert all(b["certified"] <= b["attacked"] <= b["clean"] for b in curves["brackets"])
+    for figure in ("curves.png", "images.png"):
+        assert (tmp_path / figure).read_bytes()[:4] == b"\x89PNG"
+
+    code, output = run(capsys, monkeypatch, *SMALL, "--out", str(tmp_path), "--resume")
+    assert code == 0
+    assert "already in" in output.out
+    assert result(tmp_path) == first
+
+
+def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(tmp_path, capsys, monkeypatch):
+    arguments = ["--models", "MLP", "--epochs", "40", "--test-images", "20"]
+    arguments += ["--eps", "0.1", "--eps-l2", "0.2"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.benchmark", *arguments, "--out", str(killed)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = killed / "checkpoints" / "MLP" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
+        assert process.poll() is None, "finished before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "result.json").exists()
+
+    assert run(capsys, monkeypatch, *arguments, "--out", str(killed), "--resume")[0] == 0
+    assert run(capsys, monkeypatch, *arguments, "--out", str(whole))[0] == 0
+    ours, theirs = (result(folder)["models"]["MLP"] for folder in (killed, whole))
+    assert [h["loss"] for h in ours["history"]] == [h["loss"] for h in theirs["history"]]
+    assert ours["balls"]["linf"]["radii"] == theirs["balls"]["linf"]["radii"]
+    for ball in ("linf", "l2"):
+        for one, other in zip(
+            ours["balls"][ball]["brackets"], theirs["balls"][ball]["brackets"], strict=True
+        ):
+            assert one | {"seconds": 0} == other | {"seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--dataset", "imagenet"], "accepted: digits, mnist"),
+        (["--models", "VGG"], "accepted: MLP, ResNet"),
+        (["--models"], "accepted: MLP, ResNet"),
+        (["--eps", "-0.1"], "eps must be finite and positive"),
+        (["--eps", "nan"], "eps must be finite and positive"),
+        (["--eps-l2", "0"], "eps-l2 must be finite and positive"),
+        (["--eps", "big"], "big"),
+        (["--epochs", "0"], "epochs must be at least 1"),
+        (["--test-images", "0"], "test-images must be at least 1"),
+        (["--test-images", "100000"], "digits has 500 test images"),
+        (["--data-dir", "no/such/folder"], "no/such/folder"),
+        (["--dataset", "mnist", "--data-dir", "."], "mnist is not prepared in"),
+        (["--frobnicate"], "frobnicate"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_one_line_and_code_2(
+    arguments, said, tmp_path, capsys, monkeypatch
+):
+    code, output = run(capsys, monkeypatch, *arguments, "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert output.err.startswith("error: ")
+    assert said in output.err
+    assert output.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_resume_refuses_other_settings_versions_and_broken_files(tmp_path, capsys, monkeypatch):
+    arguments = ["--models", "MLP", "--epochs", "1", "--test-images", "20"]
+    arguments += ["--eps", "0.1", "--eps-l2", "0.2", "--out", str(tmp_path)]
+    assert run(capsys, monkeypatch, *arguments)[0] == 0
+    good = (tmp_path / "result.json").read_text()
+
+    code, output = run(capsys, monkeypatch, *arguments, "--resume", "--seed", "3")
+    assert (code, output.err.count("\n")) == (2, 1)
+    assert "seed 0, not 3" in output.err
+
+    (tmp_path / "result.json").write_text(good.replace('"format": 1', '"format": 99'))
+    code, output = run(capsys, monkeypatch, *arguments, "--resume")
+    assert (code, output.err.count("\n")) == (2, 1)
+    assert "99" in output.err
+
+    (tmp_path / "result.json").write_text(good[: len(good) // 2])
+    code, output = run(capsys, monkeypatch, *arguments, "--resume")
+    assert (code, output.err.count("\n")) == (2, 1)
+
+    (tmp_path / "result.json").unlink()
+    for file in (tmp_path / "checkpoints" / "MLP").rglob("*"):
+        if file.is_file() and file.name != "metrics.jsonl":
+            file.write_bytes(b"broken")
+    code, output = run(capsys, monkeypatch, *arguments, "--resume")
+    assert (code, output.err.count("\n")) == (2, 1)
+    assert "checkpoint" in output.err

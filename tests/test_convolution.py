@@ -1,0 +1,333 @@
+"""conv2d is XLA's convolution, in values and in every derivative, batched in every way."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.test_util import check_grads
+
+from odejax.models import conv2d
+
+PADDINGS = [0, 1, 2, ((1, 0), (0, 2)), ((0, 3), (2, 1))]
+
+
+@pytest.fixture(autouse=True)
+def _full_precision():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def plain(x, kernel, *, stride=1, padding=0):
+    if isinstance(padding, int):
+        padding = ((padding, padding), (padding, padding))
+    return lax.conv_general_dilated(
+        x[None], kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )[0]
+
+
+def shifted(x, kernel, *, stride=1, padding=0):
+    """The definition: a sum over the taps of the kernel."""
+    x = jnp.pad(x, ((padding, padding), (padding, padding), (0, 0)))
+    kh, kw = kernel.shape[:2]
+    h, w = x.shape[0] - kh + 1, x.shape[1] - kw + 1
+    return sum(
+        x[a : a + h : stride, b : b + w : stride] @ kernel[a, b]
+        for a in range(kh)
+        for b in range(kw)
+    )
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def assert_close(actual, expected, tol=2e-6):
+    """To within `tol` of the largest entry: what summing in another order may change."""
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.shape == e.shape
+        assert a.dtype == e.dtype
+        np.testing.assert_allclose(a, e, rtol=0, atol=tol * float(jnp.abs(e).max()))
+
+
+def jaxprs_in(value):
+    if isinstance(value, jax.extend.core.Jaxpr):
+        yield value
+    elif isinstance(value, jax.extend.core.ClosedJaxpr):
+        yield value.jaxpr
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from jaxprs_in(item)
+
+
+def equations(jaxpr):
+    """Every equation of a jaxpr, inner jaxprs included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in(list(equation.params.values())):
+            yield from equations(inner)
+
+
+def largest_intermediate(fn, *args):
+    sizes = [
+        np.prod(v.aval.shape)
+        for equation in equations(jax.make_jaxpr(fn)(*args).jaxpr)
+        for v in equation.outvars
+        if hasattr(v.aval, "shape")
+    ]
+    return max(sizes)
+
+
+@pytest.mark.parametrize("padding", PADDINGS, ids=str)
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+def test_values_and_both_gradients_are_xlas(size, stride, padding):
+    x, kernel = normal(0, 7, 8, 2), normal(1, size, size, 2, 3)
+
+    @jax.jit
+    def both(x, kernel):
+        out = []
+        for conv in (conv2d, plain):
+            y, pullback = jax.vjp(
+                lambda x, k, conv=conv: conv(x, k, stride=stride, padding=padding), x, kernel
+            )
+            out.append((y, pullback(jnp.cos(3 * y))))
+        return out
+
+    ours, expected = both(x, kernel)
+    assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (6, 6), (9, 4), (4, 9)], ids=str)
+def test_odd_and_even_images_and_oblong_kernels(shape):
+    # Not against XLA's gradient, which aborts the process on 6 x 6 pixels with this kernel.
+    x, kernel = normal(2, *shape, 3), normal(3, 4, 2, 3, 2)
+    for stride in (1, 2):
+        ours, expected = (
+            jax.value_and_grad(
+                lambda x, k, conv=conv, s=stride: jnp.sum(conv(x, k, stride=s, padding=1) ** 2),
+                (0, 1),
+            )(x, kernel)
+            for conv in (conv2d, shifted)
+        )
+        assert_close(ours, expected)
+
+
+def test_kernel_as_large_as_the_image_gives_one_pixel():
+    x, kernel = normal(4, 5, 4, 3), normal(5, 5, 4, 3, 6)
+    assert_close(conv2d(x, kernel)[0, 0], jnp.einsum("abi,abio->o", x, kernel))
+
+
+def test_no_jit_and_jit_agree():
+    x, kernel = normal(6, 8, 7, 3), normal(7, 3, 3, 3, 4)
+    assert_close(jax.jit(conv2d)(x, kernel), conv2d(x, kernel), 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_dtype_is_kept_by_values_and_gradients(dtype):
+    x, kernel = normal(8, 6, 6, 2).astype(dtype), normal(9, 3, 3, 2, 2).astype(dtype)
+    y, pullback = jax.vjp(lambda x, k: conv2d(x, k, stride=2, padding=1), x, kernel)
+    dx, dk = pullback(y)
+    assert (y.dtype, dx.dtype, dk.dtype) == (dtype, dtype, dtype)
+
+
+def test_per_example_kernel_gradients_are_those_of_a_loop():
+    xs, kernel = normal(10, 4, 7, 6, 2), normal(11, 3, 3, 2, 3)
+
+    def loss(kernel, x, conv):
+        return jnp.sum(jnp.sin(conv(x, kernel, stride=2, padding=1)))
+
+    ours = jax.vmap(lambda x: jax.grad(loss)(kernel, x, conv2d))(xs)
+    assert ours.shape == (4, *kernel.shape)
+    assert_close(ours, jnp.stack([jax.grad(loss)(kernel, x, plain) for x in xs]))
+
+
+def test_gradient_of_a_batched_loss_is_the_sum_over_examples():
+    xs, kernel = normal(12, 4, 7, 6, 2), normal(13, 3, 3, 2, 3)
+
+    def loss(kernel, x, conv):
+        return jnp.sum(jnp.sin(conv(x, kernel, stride=2, padding=1)))
+
+    ours = jax.grad(lambda k: jnp.sum(jax.vmap(lambda x: loss(k, x, conv2d))(xs)))(kernel)
+    assert_close(ours, sum(jax.grad(loss)(kernel, x, plain) for x in xs), 4e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 2, -1])
+def test_vmap_over_images_along_any_axis(axis):
+    xs, kernel = normal(14, 3, 7, 6, 2), normal(15, 3, 3, 2, 4)
+    ours = jax.vmap(conv2d, in_axes=(axis, None))(jnp.moveaxis(xs, 0, axis), kernel)
+    assert_close(ours, jnp.stack([plain(x, kernel) for x in xs]))
+
+
+@pytest.mark.parametrize("axis", [0, 3, -1])
+def test_vmap_over_kernels_only(axis):
+    x, kernels = normal(16, 7, 6, 2), normal(17, 3, 3, 3, 2, 4)
+    ours = jax.vmap(conv2d, in_axes=(None, axis))(x, jnp.moveaxis(kernels, 0, axis))
+    assert_close(ours, jnp.stack([plain(x, k) for k in kernels]))
+
+
+def test_gradients_under_vmap_over_kernels_only():
+    x, kernels = normal(18, 7, 6, 2), normal(19, 3, 3, 3, 2, 4)
+
+    def loss(x, k, conv):
+        return jnp.sum(jnp.sin(conv(x, k, padding=1)))
+
+    ours = jax.vmap(jax.grad(lambda x, k: loss(x, k, conv2d), (0, 1)), in_axes=(None, 0))(
+        x, kernels
+    )
+    expected = [jax.grad(lambda x, k: loss(x, k, plain), (0, 1))(x, k) for k in kernels]
+    assert_close(ours, jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected))
+
+
+@pytest.mark.parametrize("order", ["members outside", "batch outside"])
+def test_ensembles_of_kernels_on_a_batch(order):
+    xs, kernels = normal(20, 5, 7, 6, 2), normal(21, 3, 3, 3, 2, 4)
+    if order == "members outside":
+        ours = jax.vmap(lambda k: jax.vmap(lambda x: conv2d(x, k))(xs))(kernels)
+    else:
+        ours = jax.vmap(lambda x: jax.vmap(lambda k: conv2d(x, k))(kernels), out_axes=1)(xs)
+    assert_close(ours, jnp.stack([jnp.stack([plain(x, k) for x in xs]) for k in kernels]))
+
+
+def test_gradients_of_an_ensemble_on_its_own_images():
+    xs, kernels = normal(22, 3, 7, 6, 2), normal(23, 3, 3, 3, 2, 4)
+
+    def loss(xs, kernels):
+        return jnp.sum(jnp.sin(jax.vmap(lambda x, k: conv2d(x, k, stride=2))(xs, kernels)))
+
+    def looped(xs, kernels):
+        return sum(
+            jnp.sum(jnp.sin(plain(x, k, stride=2))) for x, k in zip(xs, kernels, strict=True)
+        )
+
+    assert_close(jax.grad(loss, (0, 1))(xs, kernels), jax.grad(looped, (0, 1))(xs, kernels))
+
+
+def _potential(conv, stride, padding):
+    return lambda args: jnp.sum(jnp.tanh(conv(*args, stride=stride, padding=padding)) ** 2)
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (3, ((0, 3), (2, 1)))], ids=str)
+def test_second_derivatives_in_both_compositions(stride, padding):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(24)
+        args = jnp.asarray(rng.normal(size=(7, 6, 2))), jnp.asarray(rng.normal(size=(3, 3, 2, 2)))
+        v = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), args)
+
+        def forward_over_reverse(f):
+            return jax.jvp(jax.grad(f), (args,), (v,))[1]
+
+        def reverse_over_reverse(f):
+            return jax.grad(
+                lambda a: sum(
+                    jnp.vdot(g, w) for g, w in zip(jax.tree.leaves(jax.grad(f)(a)), v, strict=True)
+                )
+            )(args)
+
+        expected = forward_over_reverse(_potential(plain, stride, padding))
+        ours = _potential(conv2d, stride, padding)
+        assert_close(forward_over_reverse(ours), expected, 1e-13)
+        assert_close(reverse_over_reverse(ours), expected, 1e-13)
+
+
+def test_derivatives_to_third_order_are_finite_differences():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(25)
+        args = jnp.asarray(rng.normal(size=(4, 5, 2))), jnp.asarray(rng.normal(size=(3, 2, 2, 2)))
+        check_grads(
+            lambda x, k: jnp.sin(conv2d(x, k, stride=2, padding=1)), args, order=3, atol=1e-6
+        )
+
+
+def test_forward_mode_is_bilinear():
+    x, kernel = normal(26, 6, 6, 2), normal(27, 3, 3, 2, 2)
+    dx, dk = normal(28, 6, 6, 2), normal(29, 3, 3, 2, 2)
+    _, tangent = jax.jvp(conv2d, (x, kernel), (dx, dk))
+    assert_close(tangent, plain(dx, kernel) + plain(x, dk))
+
+
+def test_values_and_gradients_inside_scan_are_those_outside():
+    xs, kernels = normal(30, 4, 6, 6, 3), normal(31, 3, 3, 3, 3, 3) / 3
+
+    def scanned(xs, kernels):
+        def step(y, kernel):
+            return jax.vmap(lambda v: jnp.tanh(conv2d(v, kernel, padding=1)))(y), None
+
+        return jnp.sum(lax.scan(step, xs, kernels)[0] ** 2)
+
+    def looped(xs, kernels):
+        for kernel in kernels:
+            xs = jnp.stack([jnp.tanh(plain(x, kernel, padding=1)) for x in xs])
+        return jnp.sum(xs**2)
+
+    ours = jax.jit(jax.value_and_grad(scanned, (0, 1)))(xs, kernels)
+    assert_close(ours, jax.value_and_grad(looped, (0, 1))(xs, kernels), 4e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_shared_kernel_never_has_one_gradient_per_example(stride):
+    # Images this small have fewer entries altogether than seven kernels, so any array of that
+    # size would be a kernel gradient per example.
+    xs, kernel = normal(32, 7, 6, 6, 5), normal(33, 3, 3, 5, 11)
+    per_example = len(xs) * kernel.size
+
+    def loss(k, x):
+        return jnp.sum(conv2d(x, k, stride=stride) ** 2)
+
+    def shared(k):
+        return jax.grad(lambda k: jnp.sum(jax.vmap(lambda x: loss(k, x))(xs)))(k)
+
+    def one_by_one(k):
+        return jnp.sum(jax.vmap(lambda x: jax.grad(loss)(k, x))(xs), axis=0)
+
+    assert largest_intermediate(shared, kernel) < per_example
+    assert largest_intermediate(one_by_one, kernel) >= per_example  # so the walk sees them
+
+
+def test_matmul_precision_is_captured_when_called_and_reaches_the_gradients():
+    x, kernel = normal(34, 6, 6, 2), normal(35, 3, 3, 2, 2)
+
+    def traced(x, kernel):
+        with jax.default_matmul_precision("high"):
+            return jax.grad(lambda x, k: jnp.sum(conv2d(x, k, stride=2) ** 2), (0, 1))(x, kernel)
+
+    used = [
+        equation.params["precision"]
+        for equation in equations(jax.make_jaxpr(traced)(x, kernel).jaxpr)
+        if equation.primitive.name in ("odejax_conv2d", "dot_general", "conv_general_dilated")
+    ]
+    assert len(used) > 9  # forward, input gradient and a product for each tap
+    high = (lax.Precision.HIGH, lax.Precision.HIGH)
+    assert {high if p == "high" else p for p in used} == {high}
+
+
+def test_captured_precision_outlives_its_block_until_lowering():
+    x, kernel = normal(36, 6, 6, 2), normal(37, 3, 3, 2, 2)
+
+    def inside(x, kernel):
+        with jax.default_matmul_precision("highest"):
+            return conv2d(x, kernel)
+
+    with jax.default_matmul_precision("default"):
+        assert "HIGHEST" in jax.jit(inside).lower(x, kernel).as_text()
+        assert "HIGHEST" not in jax.jit(conv2d).lower(x, kernel).as_text()
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "kernel_shape"),
+    [((2, 6, 6, 3), (3, 3, 3, 4)), ((6, 6), (3, 3, 3, 4)), ((6, 6, 3), (3, 3, 4)),
+     ((6, 6, 3), (3, 3, 2, 4))],
+    ids=["a batch", "no channels", "kernel of three axes", "channels differ"],
+)  # fmt: skip
+def test_shapes_that_do_not_fit_are_named(x_shape, kernel_shape):
+    with pytest.raises(ValueError, match=r"takes an image \(h, w, i\)") as error:
+        conv2d(jnp.zeros(x_shape), jnp.zeros(kernel_shape))
+    assert str(x_shape) in str(error.value)
+    assert str(kernel_shape) in str(error.value)
+
+
+def test_a_kernel_larger_than_the_padded_image_is_refused():
+    kernel = jnp.zeros((5, 5, 1, 1))
+    with pytest.raises(ValueError, match="larger than the padded image"):
+        conv2d(jnp.zeros((4, 6, 1)), kernel)
+    assert conv2d(jnp.zeros((4, 6, 1)), kernel, padding=((1, 0), (0, 0))).shape == (1, 2, 1)

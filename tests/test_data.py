@@ -1,0 +1,289 @@
+"""Data sets by name, arrays that are checked, and augmentation."""
+
+import builtins
+import importlib.util
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from odejax.data import (
+    ArrayDataset,
+    DataNotFoundError,
+    crop_and_flip,
+    load,
+    random_crop,
+    random_flip,
+)
+
+
+def small_dataset(n=10, n_classes=3):
+    images = np.arange(n * 4, dtype=np.uint8).reshape(n, 2, 2, 1)
+    return ArrayDataset(images, np.arange(n, dtype=np.int32) % n_classes, n_classes)
+
+
+@pytest.mark.parametrize(("split", "n"), [("train", 1297), ("test", 500)])
+def test_digits_have_the_published_sizes_and_types(split, n):
+    data = load("digits", split)
+    assert data.images.shape == (n, 8, 8, 1)
+    assert data.images.dtype == np.uint8
+    assert data.labels.shape == (n,)
+    assert data.labels.dtype == np.int32
+    assert set(data.labels) == set(range(10))
+    assert (data.name, data.split, data.n_classes) == ("digits", split, 10)
+
+
+def test_digits_are_scikit_learns_stretched_to_255_and_split_without_overlap():
+    original = load_digits()
+    train, test = load("digits", "train"), load("digits", "test")
+    pixels = np.concatenate([train.pixels, test.pixels])[..., 0]
+    np.testing.assert_allclose(pixels, original.images / 16, atol=0.5 / 255 + 1e-6)
+    np.testing.assert_array_equal(np.concatenate([train.labels, test.labels]), original.target)
+
+
+def test_grey_levels_stay_apart():
+    assert len(np.unique(load("digits", "train").images)) == 17
+
+
+@pytest.mark.parametrize(("name", "split"), [("minst", "train"), ("digits", "validation")])
+def test_an_unknown_name_or_split_is_refused_with_those_accepted(name, split):
+    wrong = name if name == "minst" else split
+    with pytest.raises(ValueError, match=rf"'{wrong}'; accepted: .*(mnist|test)"):
+        load(name, split)
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    missing = tmp_path / "nowhere"
+    with pytest.raises(DataNotFoundError, match="nowhere"):
+        load("mnist", "train", data_dir=missing)
+    assert not missing.exists()
+
+
+@pytest.mark.parametrize("given_by", ["argument", "environment"])
+def test_an_empty_folder_fails_fast_with_name_and_folder_and_leaves_no_files(
+    given_by, tmp_path, monkeypatch
+):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.setenv("ODEJAX_CACHE_DIR", str(tmp_path / "cache"))
+    find_spec = importlib.util.find_spec  # as on a machine without TensorFlow
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "tensorflow" else find_spec(name, *rest),
+    )
+    if given_by == "environment":
+        monkeypatch.setenv("ODEJAX_DATA_DIR", str(folder))
+    started = time.perf_counter()
+    with pytest.raises(DataNotFoundError, match="mnist") as caught:
+        load("mnist", "train", data_dir=folder if given_by == "argument" else None)
+    assert time.perf_counter() - started < 10
+    assert str(folder) in str(caught.value)
+    assert "tensorflow" in str(caught.value)
+    assert list(folder.iterdir()) == []
+    assert not (tmp_path / "cache").exists()
+
+
+def test_data_not_found_is_a_file_not_found():
+    assert issubclass(DataNotFoundError, FileNotFoundError)
+
+
+IMAGES, LABELS = np.zeros((3, 2, 2, 1), np.uint8), np.zeros(3, np.int32)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES.astype(np.float32), LABELS, "float32"),
+        (IMAGES[..., 0], LABELS, r"\(3, 2, 2\)"),
+        (IMAGES, LABELS.astype(np.int64), "int64"),
+        (IMAGES, LABELS[:2], r"\(2,\)"),
+        (IMAGES[:0], LABELS[:0], "no images"),
+        (IMAGES, np.array([0, 1, 10], np.int32), "0 to 9; got 0 to 10"),
+        (IMAGES, np.array([0, -1, 1], np.int32), "0 to 9; got -1 to 1"),
+    ],
+)
+def test_arrays_of_another_form_are_refused(images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        ArrayDataset(images, labels)
+
+
+def test_take_keeps_images_and_labels_together():
+    data = small_dataset()
+    for indices in (np.array([7, 2, 2]), slice(1, 4)):
+        taken = data.take(indices, split="part")
+        np.testing.assert_array_equal(taken.images, data.images[indices])
+        np.testing.assert_array_equal(taken.labels, data.labels[indices])
+        assert (taken.split, taken.n_classes) == ("part", data.n_classes)
+    assert data.take(slice(2)).split == data.split
+
+
+def test_pixels_are_the_images_in_the_unit_interval():
+    data = ArrayDataset(np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1), LABELS[:1])
+    assert data.pixels.dtype == np.float32
+    np.testing.assert_allclose(np.ravel(data.pixels), [0, 0.2, 1], atol=1e-7)
+
+
+def test_a_holdout_is_disjoint_and_complete():
+    data = small_dataset()
+    rest, held = data.holdout(4, seed=1)
+    assert (len(rest), len(held)) == (6, 4)
+    first_pixels = np.concatenate([rest.images, held.images])[:, 0, 0, 0]
+    np.testing.assert_array_equal(np.sort(first_pixels), data.images[:, 0, 0, 0])
+
+
+def test_a_holdout_is_the_same_for_one_seed_and_another_for_another():
+    data = small_dataset(100)
+    first, again, other = (data.holdout(30, seed=s)[1].images for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("n", [0, -1, 10, 11])
+def test_a_holdout_of_none_or_all_is_refused(n):
+    with pytest.raises(ValueError, match=f"hold out {n} of 10"):
+        small_dataset().holdout(n)
+
+
+# Augmentation. Every pixel of the image has a value of its own, so windows can be told apart.
+IMAGE = (1 + jnp.arange(8 * 6 * 2, dtype=jnp.float32).reshape(8, 6, 2)) / 100
+KEYS = jax.random.split(jax.random.key(0), 2000)
+
+
+def all_windows(x, padding):
+    padded = np.pad(x, ((padding, padding), (padding, padding), (0, 0)))
+    h, w, _ = x.shape
+    return {
+        padded[top : top + h, left : left + w].tobytes()
+        for top in range(2 * padding + 1)
+        for left in range(2 * padding + 1)
+    }
+
+
+def test_crops_are_all_81_windows_of_the_padded_image():
+    crops = np.asarray(jax.jit(jax.vmap(lambda key: random_crop(IMAGE, key)))(KEYS))
+    assert crops.shape == (2000, *IMAGE.shape)
+    windows = all_windows(np.asarray(IMAGE), 4)
+    assert len(windows) == 81
+    assert {crop.tobytes() for crop in crops} == windows
+
+
+def test_a_flip_mirrors_about_half_the_images_and_changes_nothing_else():
+    flips = np.asarray(jax.vmap(lambda key: random_flip(IMAGE, key))(KEYS))
+    mirrored = (flips == np.asarray(IMAGE)[:, ::-1]).all(axis=(1, 2, 3))
+    same = (flips == np.asarray(IMAGE)).all(axis=(1, 2, 3))
+    assert (mirrored ^ same).all()
+    assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / 2000**0.5
+
+
+def test_crop_and_flip_does_both_independently():
+    both = np.asarray(jax.jit(jax.vmap(lambda key: crop_and_flip(IMAGE, key)))(KEYS))
+    windows = all_windows(np.asarray(IMAGE), 4)
+    mirrored = {
+        np.frombuffer(w, np.float32).reshape(IMAGE.shape)[:, ::-1].tobytes() for w in windows
+    }
+    seen = {x.tobytes() for x in both}
+    assert seen <= windows | mirrored
+    assert len(seen & windows) > 70
+    assert len(seen & mirrored) > 70
+
+
+# Published data, where it is on disk.
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "shape", "n_train"), [("mnist", (28, 28, 1), 60_000), ("cifar10", (32, 32, 3), 50_000)]
+)
+def test_published_data_has_its_published_sizes(name, shape, n_train):
+    for split, n in (("train", n_train), ("test", 10_000)):
+        data = load(name, split)
+        assert data.images.shape == (n, *shape)
+        assert data.image_shape == shape
+
+
+@pytest.mark.data
+def test_mnist_has_the_published_number_of_each_digit():
+    train = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    test = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert np.bincount(load("mnist", "train").labels).tolist() == train
+    assert np.bincount(load("mnist", "test").labels).tolist() == test
+
+
+@pytest.mark.data
+def test_cifar10_has_as_many_of_every_class():
+    assert np.bincount(load("cifar10", "train").labels).tolist() == [5000] * 10
+    assert np.bincount(load("cifar10", "test").labels).tolist() == [1000] * 10
+
+
+@pytest.mark.data
+def test_mnist_pixels_have_the_published_mean_and_deviation():
+    images = load("mnist", "train").images
+    np.testing.assert_allclose(images.mean() / 255, 0.1307, atol=5e-5)
+    np.testing.assert_allclose(images.std() / 255, 0.3081, atol=5e-5)
+
+
+@pytest.mark.data
+def test_a_second_load_takes_less_than_a_second(tmp_path, monkeypatch):
+    monkeypatch.setenv("ODEJAX_CACHE_DIR", str(tmp_path))
+    first = load("mnist", "test")
+    started = time.perf_counter()
+    second = load("mnist", "test")
+    assert time.perf_counter() - started < 1
+    np.testing.assert_array_equal(first.images, second.images)
+    np.testing.assert_array_equal(first.labels, second.labels)
+
+
+@pytest.mark.data
+def test_a_crash_while_writing_the_cache_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("ODEJAX_CACHE_DIR", str(tmp_path))
+    save = np.save
+
+    def crash_on_labels(path, array):
+        if "labels" in str(path):
+            raise OSError("no space left on device")
+        save(path, array)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", crash_on_labels)
+        with pytest.raises(OSError, match="no space"):
+            load("mnist", "test")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(load("mnist", "test")) == 10_000
+    assert sorted(p.name for p in tmp_path.rglob("*.npy")) == ["images.npy", "labels.npy"]
+
+
+@pytest.mark.data
+def test_two_processes_that_write_one_cache_entry_do_not_disturb_each_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("ODEJAX_CACHE_DIR", str(tmp_path))
+    save, started, nested = np.save, [], []
+
+    def another_writer_is_faster(path, array):
+        save(path, array)
+        if "labels" in str(path) and not started:
+            started.append(True)
+            nested.append(load("mnist", "test"))  # finds no entry yet, and writes its own
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", another_writer_is_faster)
+        data = load("mnist", "test")
+    assert len(nested) == 1
+    np.testing.assert_array_equal(data.images, nested[0].images)
+    assert len(list((tmp_path / "data").iterdir())) == 1
+
+
+@pytest.mark.data
+def test_a_cached_data_set_is_read_without_tfds(tmp_path, monkeypatch):
+    monkeypatch.setenv("ODEJAX_CACHE_DIR", str(tmp_path))
+    load("mnist", "test")
+    real_import = builtins.__import__
+
+    def no_tfds(name, *rest, **named):
+        assert not name.startswith("tensorflow_datasets")
+        return real_import(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", no_tfds)
+    assert len(load("mnist", "test")) == 10_000

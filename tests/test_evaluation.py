@@ -1,0 +1,345 @@
+"""Robust accuracy, the bracket, masking flags and result files."""
+
+import json
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import (
+    IMAGE_SHAPE,
+    LinearLogits,
+    digits,
+    linear_logits,
+    predictor_of,
+    trained_lipschitz,
+    trained_mlp,
+    trained_nmode,
+)
+from scipy.stats import binomtest
+
+from odejax import L2Ball, LinfBall, predict
+from odejax.attacks import FGSM, PGD, AbstractAttack, AttackResult
+from odejax.certificates import FiniteTimeStableMapping, LipschitzMargin, StableMapping
+from odejax.evaluation import (
+    ResultError,
+    bracket,
+    confidence_interval,
+    load_result,
+    masking_flags,
+    provenance,
+    robust_accuracy,
+    save_result,
+)
+
+KEY = jax.random.key(11)
+PGD5 = PGD(steps=5, step_size=None)
+BRACKETS = {
+    "nmode linf": (trained_nmode, LinfBall(0.01), [StableMapping(), FiniteTimeStableMapping()]),
+    "nmode l2": (trained_nmode, L2Ball(0.02), [FiniteTimeStableMapping()]),
+    "Lipschitz l2": (trained_lipschitz, L2Ball(0.1), [LipschitzMargin()]),
+    "MLP": (trained_mlp, LinfBall(0.08), []),
+}
+
+
+@pytest.fixture(scope="module", params=BRACKETS)
+def measured(request):
+    predictor, ball, certificates = BRACKETS[request.param]
+    return bracket(
+        predictor(),
+        digits("test", 100),
+        ball,
+        attacks=[FGSM(), PGD5],
+        certificates=certificates,
+        key=KEY,
+    )
+
+
+def test_certified_is_at_most_attacked_is_at_most_clean(measured):
+    assert 0 <= measured.certified <= measured.attacked <= measured.clean <= 1
+    assert measured.clean > 0.8
+    assert not (measured.proven & ~measured.standing).any()
+
+
+def test_the_ends_are_the_worst_attack_and_the_best_certificate_of_each_example(measured):
+    assert all(accuracy >= measured.attacked for accuracy in measured.per_attack.values())
+    assert all(proven <= measured.certified for proven in measured.per_certificate.values())
+    assert measured.attacked == measured.standing.mean()
+    assert measured.certified == measured.proven.mean()
+    np.testing.assert_array_equal(measured.proven, (measured.radius >= measured.eps))
+
+
+def test_the_images_of_a_bracket_are_those_that_broke_it(measured):
+    predictor = next(
+        p for p, ball, _ in BRACKETS.values()
+        if (ball.name, np.float32(ball.eps)) == (measured.ball, np.float32(measured.eps))
+    )()  # fmt: skip
+    right = predict(predictor, measured.x_adv, key=KEY).argmax(axis=1) == digits("test", 100).labels
+    np.testing.assert_array_equal(right, measured.standing)
+
+
+def test_a_bracket_is_summarised_in_json_with_intervals(measured):
+    summary = json.loads(json.dumps(measured.summary()))
+    low, high = summary["attacked_interval"]
+    assert low <= summary["attacked"] <= high
+    assert summary["n"] == 100
+
+
+def test_images_already_broken_are_not_attacked_again():
+    broken = np.arange(100) < 40
+    result = bracket(
+        trained_mlp(),
+        digits("test", 100),
+        LinfBall(0.0),
+        attacks=[FGSM()],
+        key=KEY,
+        already_broken=broken,
+    )
+    assert not result.standing[:40].any()
+    assert result.attacked <= 0.6
+    assert result.clean > 0.9
+
+
+def test_two_attacks_of_one_class_need_names():
+    with pytest.raises(ValueError, match="PGD"):
+        bracket(trained_mlp(), digits("test", 5), LinfBall(0.1), attacks=[PGD(), PGD5], key=KEY)
+
+
+def test_a_bracket_of_several_radii_is_refused():
+    with pytest.raises(ValueError, match=r"\(2,\)"):
+        bracket(
+            trained_mlp(), digits("test", 5), LinfBall(np.array([0.1, 0.2])), attacks=[], key=KEY
+        )
+
+
+@pytest.mark.parametrize("n", [1, 10, 500])
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_the_confidence_interval_is_scipys_exact_one(n, fraction, level):
+    successes = round(fraction * n)
+    # SciPy's comes from a root search to 2e-12.
+    expected = binomtest(successes, n).proportion_ci(level, method="exact")
+    found = confidence_interval(successes, n, level=level)
+    np.testing.assert_allclose(found, (expected.low, expected.high), rtol=0, atol=1e-11)
+
+
+class NoisyLogits(eqx.Module):
+    """A linear classifier under noise that every image draws for itself."""
+
+    linear: LinearLogits
+
+    def __call__(self, x, *, key):
+        return self.linear(x) + jax.random.normal(key, (10,))
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_robust_accuracy_does_not_depend_on_the_batch_size(noisy):
+    # The promise: image i draws from its own key, so batches change rounding alone.
+    logits_fn = NoisyLogits(linear_logits(n_classes=10)) if noisy else trained_mlp()
+    pixels = digits("test", 30).pixels
+    labels = predict(logits_fn, pixels, key=KEY).argmax(axis=1)
+    one, other = (
+        robust_accuracy(PGD5, logits_fn, pixels, labels, LinfBall(0.02), key=KEY, batch_size=size)
+        for size in (30, 7)
+    )
+    np.testing.assert_array_equal(one.still_correct, other.still_correct)
+    np.testing.assert_allclose(one.x_adv, other.x_adv, atol=1e-6)
+    np.testing.assert_array_equal(one.queries, other.queries)
+    assert 0 < one.accuracy < 1
+
+
+def test_logits_do_not_depend_on_the_batch_size():
+    images, logits_fn = digits("test", 30).images, NoisyLogits(linear_logits(n_classes=10))
+    one, other = (predict(logits_fn, images, key=KEY, batch_size=size) for size in (30, 7))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_report_counts_what_its_own_images_show():
+    data = digits("test", 60)
+    report = robust_accuracy(PGD5, trained_mlp(), data.pixels, data.labels, LinfBall(0.08), key=KEY)
+    right = predict(trained_mlp(), report.x_adv, key=KEY).argmax(axis=1) == data.labels
+    np.testing.assert_array_equal(report.still_correct, right)
+    assert report.accuracy == right.mean()
+    assert 0 < report.accuracy < 1
+    assert np.abs(report.x_adv - data.pixels).max() <= 0.08 + 1e-6
+
+
+def test_misclassified_images_are_left_alone_at_the_cost_of_one_query():
+    data = digits("test", 60)
+    report = robust_accuracy(PGD5, trained_mlp(), data.pixels, data.labels, LinfBall(0.08), key=KEY)
+    wrong = predict(trained_mlp(), data.images, key=KEY).argmax(axis=1) != data.labels
+    assert wrong.any()
+    np.testing.assert_array_equal(report.x_adv[wrong], data.pixels[wrong])
+    assert set(report.queries[wrong]) == {1}
+    assert set(report.queries[~wrong]) == {1 + 5 + 1 + 1}
+
+
+def test_only_standing_images_are_attacked():
+    data, standing = digits("test", 60), np.arange(60) % 2 == 0
+    report = robust_accuracy(
+        PGD5, trained_mlp(), data.pixels, data.labels, LinfBall(0.08), key=KEY, standing=standing
+    )
+    assert not report.still_correct[~standing].any()
+    np.testing.assert_array_equal(report.x_adv[~standing], data.pixels[~standing])
+
+
+PIXELS, LABELS = np.full((3, *IMAGE_SHAPE), 0.5, np.float32), np.zeros(3, np.int32)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (PIXELS.astype(np.uint8), LABELS, "uint8"),
+        (PIXELS[..., 0], LABELS, r"\(3, 8, 8\)"),
+        (PIXELS[:0], LABELS[:0], "no images"),
+        (PIXELS + 1, LABELS, r"1\.5"),
+        (PIXELS - 1, LABELS, r"-0\.5"),
+        (PIXELS * np.nan, LABELS, "nan"),
+        (PIXELS, LABELS[:2], r"\(2,\)"),
+        (PIXELS, LABELS.astype(np.float32), "float32"),
+        (PIXELS, LABELS + 10, "0 to 9; got 10"),
+        (PIXELS, LABELS - 1, "0 to 9; got -1"),
+    ],
+)
+def test_arrays_of_another_form_are_refused(images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        robust_accuracy(FGSM(), linear_logits(n_classes=10), images, labels, LinfBall(0.1), key=KEY)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_size_below_one_is_refused(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size .* got {batch_size}"):
+        robust_accuracy(
+            FGSM(),
+            linear_logits(),
+            PIXELS,
+            LABELS,
+            LinfBall(0.1),
+            key=KEY,
+            batch_size=batch_size,
+        )
+
+
+class Cheat(AbstractAttack):
+    """Claims success with an image of its own choice: no `__call__` of the base class."""
+
+    def perturb(self, logits_fn, x, y, ball, *, key):
+        return jnp.zeros_like(x), 0
+
+
+def cheat(logits_fn, x, y, ball, *, key):
+    return AttackResult(jnp.ones_like(x), jnp.asarray(True), jnp.asarray(-1.0), jnp.asarray(1))
+
+
+def boast(logits_fn, x, y, ball, *, key):
+    return AttackResult(x, jnp.asarray(True), jnp.asarray(-1.0), jnp.asarray(1))
+
+
+def test_an_attack_that_leaves_the_ball_is_refused():
+    labels = predict(linear_logits(), PIXELS, key=KEY).argmax(axis=1)
+    with pytest.raises(RuntimeError, match="outside the ball"):
+        robust_accuracy(cheat, linear_logits(), PIXELS, labels, LinfBall(0.1), key=KEY)
+
+
+def test_an_attack_written_as_perturb_cannot_leave_the_ball():
+    labels = predict(linear_logits(), PIXELS, key=KEY).argmax(axis=1)
+    report = robust_accuracy(Cheat(), linear_logits(), PIXELS, labels, LinfBall(0.1), key=KEY)
+    np.testing.assert_allclose(report.x_adv, 0.4, atol=1e-6)
+
+
+def test_an_attacks_own_word_does_not_count():
+    labels = predict(linear_logits(), PIXELS, key=KEY).argmax(axis=1)
+    report = robust_accuracy(boast, linear_logits(), PIXELS, labels, LinfBall(0.1), key=KEY)
+    assert report.still_correct.all()
+
+
+def not_finite(x, *, key):
+    return jnp.where(jnp.mean(x) > 0.9, jnp.nan, linear_logits(n_classes=10)(x))
+
+
+def test_logits_that_are_not_finite_are_refused_with_their_index():
+    images = PIXELS.copy()
+    images[1] = 1.0
+    with pytest.raises(FloatingPointError, match=r"1 of 3 images .* index 1"):
+        robust_accuracy(FGSM(), not_finite, images, LABELS, LinfBall(0.1), key=KEY)
+
+
+# Masking flags
+
+
+def flags(predictor):
+    data = digits("test", 40)
+    return masking_flags(predictor, data.pixels, data.labels, key=KEY)
+
+
+def test_noise_raises_the_flag_of_randomised_output():
+    assert "randomised output" in flags(predictor_of("EnResNet"))
+
+
+@pytest.mark.parametrize("name", ["ResNet", "MLP"])
+def test_an_ordinary_network_raises_no_flag(name):
+    assert flags(predictor_of(name)) == ()
+
+
+def test_saturated_logits_raise_the_flag_of_vanishing_gradients():
+    model = trained_mlp().model
+    loud = eqx.tree_at(lambda m: m.layers[-1].weight, model, replace_fn=lambda w: 1000 * w)
+    predictor = eqx.tree_at(lambda p: p.model, trained_mlp(), loud)
+    assert flags(predictor) == ("vanishing gradients",)
+
+
+def test_a_constant_network_raises_the_flag_of_vanishing_gradients():
+    assert flags(LinearLogits(jnp.zeros((10, 64)), jnp.zeros(10))) == ("vanishing gradients",)
+
+
+# Result files
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "new" / "result.json"
+    result = {"attacked": 0.125, "per_attack": {"PGD": 0.5}, "flags": ["x"], "none": None}
+    save_result(path, "table1", result)
+    assert load_result(path, "table1") == {"format": 1, "kind": "table1", **result}
+
+
+def test_a_result_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "result.json"
+    save_result(path, "table1", {"value": 1})
+    with pytest.raises(TypeError):
+        save_result(path, "table1", {"value": object()})
+    assert load_result(path, "table1")["value"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"format": 0, "kind": "table1"}',
+        '{"format": 1, "kind": "table2"}',
+        "{}",
+        "[1, 2]",
+        "not json",
+        '{"format": 1, "kind": "tab',
+        "",
+    ],
+)
+def test_a_file_that_is_no_such_result_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "odd.json"
+    path.write_text(text)
+    with pytest.raises(ResultError, match=r"odd\.json"):
+        load_result(path, "table1")
+
+
+def test_binary_and_missing_files_are_refused_by_name(tmp_path):
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00\x80")
+    for name in ("binary", "missing"):
+        with pytest.raises(ResultError, match=rf"{name}\.json"):
+            load_result(tmp_path / f"{name}.json", "table1")
+
+
+def test_provenance_says_what_was_run_and_is_json():
+    told = json.loads(json.dumps(provenance(3)))
+    assert told["seed"] == 3
+    assert told["versions"]["jax"] == jax.__version__
+    assert told["device"].startswith(jax.devices()[0].platform)

@@ -1,0 +1,124 @@
+"""The noisy layers, Diffrax's Euler-Maruyama and the closed form are one law."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from odejax._types import BATCH_AXIS
+from odejax.solvers import ConstantNoise, RelativeNoise, feynman_kac, integrate_layers
+
+X = jnp.array([-1.0, -0.2, 0.5, 2.0])
+STEPS, PATHS, T1 = 7, 20_000, 1.5  # 7: the steps are no dyadic points of the Brownian tree
+H = T1 / STEPS
+SIGMA, THETA = 0.6, 0.8
+STANDARD_ERRORS = 4.5
+
+
+class Field(eqx.Module):
+    """The drift as a layer: OU for a = 0."""
+
+    a: jax.Array
+
+    def __call__(self, y, state=None, *, key=None):
+        return -THETA * y + self.a * jnp.sin(3 * y), state
+
+
+def moments(y):
+    return jnp.stack([y, y**2])
+
+
+def layered(a, noise, key):
+    """First and second moments of the last layer, and their standard errors."""
+    layers = Field(jnp.full(STEPS, a))
+
+    def path(key):
+        y, _ = integrate_layers(layers, X, eqx.nn.State(layers), step_size=H, noise=noise, key=key)
+        return moments(y)
+
+    values = np.asarray(jax.jit(jax.vmap(path))(jax.random.split(key, PATHS)))
+    return values.mean(0), values.std(0, ddof=1) / PATHS**0.5
+
+
+def solved(a, noise, key):
+    field = Field(jnp.asarray(a))
+    return feynman_kac(
+        moments, lambda t, y: field(y)[0], noise, X, steps=STEPS, paths=PATHS, key=key, t1=T1
+    )
+
+
+@pytest.mark.parametrize("noise", [ConstantNoise(SIGMA), RelativeNoise(0.3)], ids=["const", "rel"])
+@pytest.mark.parametrize("a", [0.0, 1.5], ids=["OU", "nonlinear"])
+def test_layers_and_diffrax_agree_in_two_moments(a, noise):
+    mean, error = layered(a, noise, jax.random.key(0))
+    expectation = solved(a, noise, jax.random.key(1))
+    both = np.hypot(error, expectation.standard_error)
+    assert (np.abs(mean - expectation.mean) < STANDARD_ERRORS * both).all()
+
+
+@pytest.mark.parametrize("path", [layered, solved])
+def test_ornstein_uhlenbeck_has_the_moments_of_its_recursion(path):
+    # y+ = r y + sigma sqrt(h) N, r = 1 - theta h: a geometric series of variances.
+    r = 1 - THETA * H
+    mean = r**STEPS * np.asarray(X)
+    variance = SIGMA**2 * H * (1 - r ** (2 * STEPS)) / (1 - r**2)
+    actual, error = path(0.0, ConstantNoise(SIGMA), jax.random.key(2))
+    exact = np.stack([mean, variance + mean**2])
+    assert (np.abs(actual - exact) < STANDARD_ERRORS * np.asarray(error)).all()
+    # Precise enough to tell the recursion from the continuous process.
+    limit = np.exp(-THETA * T1) * np.asarray(X)
+    assert (np.abs(limit - actual[0]) > STANDARD_ERRORS * np.asarray(error[0])).any()
+
+
+@pytest.mark.parametrize("steps", [1, 3, 100, 10_000])
+def test_all_of_the_time_is_covered_whatever_the_number_of_steps(steps):
+    out = feynman_kac(
+        lambda y: y, lambda t, y: jnp.ones_like(y), ConstantNoise(0.0), X,
+        steps=steps, paths=2, key=jax.random.key(3), t1=0.3,
+    )  # fmt: skip
+    np.testing.assert_allclose(out.mean, X + 0.3, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(out.standard_error, 0, atol=1e-7)
+
+
+def test_the_drift_is_given_the_time():
+    out = feynman_kac(
+        lambda y: y, lambda t, y: jnp.broadcast_to(t, y.shape), ConstantNoise(0.0), X,
+        steps=4, paths=2, key=jax.random.key(4), t1=2.0,
+    )  # fmt: skip
+    np.testing.assert_allclose(out.mean, X + 0.5 * (0 + 0.5 + 1 + 1.5), rtol=0, atol=1e-6)
+
+
+def test_the_standard_error_is_that_of_repeated_estimates():
+    def estimate(key):
+        return feynman_kac(
+            lambda y: y, lambda t, y: -y, ConstantNoise(1.0), X, steps=2, paths=64, key=key
+        )
+
+    out = jax.jit(jax.vmap(estimate))(jax.random.split(jax.random.key(5), 2000))
+    ratio = np.std(out.mean, axis=0) / np.mean(out.standard_error, axis=0)
+    np.testing.assert_allclose(ratio, 1, atol=0.08)  # 5 standard errors of a standard deviation
+
+
+def test_relative_noise_scales_with_one_example():
+    ys = 1 + jnp.arange(1.0, 4.0)[:, None, None] * jax.random.normal(jax.random.key(6), (3, 5, 7))
+    stds = jax.vmap(RelativeNoise(0.1).std)(ys)
+    np.testing.assert_allclose(stds, [0.1 * np.std(y) for y in np.asarray(ys)], rtol=1e-5)
+
+
+def test_relative_noise_with_an_axis_scales_with_the_whole_batch():
+    ys = 1 + jnp.arange(1.0, 4.0)[:, None, None] * jax.random.normal(jax.random.key(7), (3, 5, 7))
+    noise = RelativeNoise(0.1, axis_name=BATCH_AXIS)
+    stds = jax.vmap(noise.std, axis_name=BATCH_AXIS)(ys)
+    np.testing.assert_allclose(stds, np.full(3, 0.1 * np.std(np.asarray(ys))), rtol=1e-5)
+
+
+def test_constant_noise_is_sigma():
+    assert float(ConstantNoise(0.25).std(X)) == 0.25
+
+
+@pytest.mark.parametrize("value", [-0.1, float("inf"), float("nan")])
+@pytest.mark.parametrize(("noise", "name"), [(ConstantNoise, "sigma"), (RelativeNoise, "a")])
+def test_scales_that_are_no_standard_deviation_are_refused(noise, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be finite and not negative"):
+        noise(value)

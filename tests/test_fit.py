@@ -1,0 +1,423 @@
+"""The training loop: that it learns, keeps the best, survives damage, and says when it cannot."""
+
+import gc
+import importlib
+import json
+import shutil
+import time
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import digits, train
+
+from odejax import LinfBall, Predictor
+from odejax.attacks import PGD
+from odejax.data import ArrayDataset
+from odejax.evaluation import robust_accuracy
+from odejax.models import MLP
+from odejax.training import (
+    Adversarial,
+    CheckpointError,
+    CrossEntropy,
+    TrainingDiverged,
+    clean_accuracy,
+    fit,
+    steps_per_epoch,
+)
+
+fit_module = importlib.import_module("odejax.training.fit")
+KEY = jax.random.key(13)
+
+
+def stripes(n=96, seed=0):
+    """Three classes of 5 x 5 images: which of three rows is bright, under noise."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, n).astype(np.int32)
+    images = rng.integers(0, 60, (n, 5, 5, 1)).astype(np.uint8)
+    images[np.arange(n), labels] += 150
+    return ArrayDataset(images, labels, 3, name="stripes", split="train")
+
+
+def run(
+    dataset=None,
+    objective=None,
+    optimizer=None,
+    *,
+    epochs=3,
+    batch_size=24,
+    width=8,
+    key=KEY,
+    **settings,
+):
+    model, state = eqx.nn.make_with_state(MLP)((5, 5, 1), 3, width=width, key=jax.random.key(0))
+    return fit(
+        model,
+        state,
+        stripes() if dataset is None else dataset,
+        CrossEntropy() if objective is None else objective,
+        optax.adam(1e-2) if optimizer is None else optimizer,
+        epochs=epochs,
+        batch_size=batch_size,
+        key=key,
+        progress=False,
+        **settings,
+    )
+
+
+def weights(result):
+    return jax.tree.leaves(eqx.filter(result.model, eqx.is_array))
+
+
+def assert_same_weights(one, other):
+    for a, b in zip(weights(one), weights(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def same_weights(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
+
+
+def test_an_easy_set_is_learned_to_its_end():
+    result = run(epochs=15)
+    predictor = Predictor(result.model, result.state)
+    assert clean_accuracy(predictor, stripes(seed=1), key=KEY) > 0.98
+    losses = [record["loss"] for record in result.history]
+    assert losses[-1] < 0.1 * losses[0]
+    assert result.history[-1]["train_accuracy"] > 0.98
+
+
+def test_clean_accuracy_is_the_fraction_of_right_classes():
+    result = run(epochs=1)
+    data = stripes(50, seed=1)
+    labels = [np.argmax(result.model(x, result.state)[0]) for x in jnp.asarray(data.pixels)]
+    expected = np.mean(np.array(labels) == data.labels)
+    found = clean_accuracy(Predictor(result.model, result.state), data, key=KEY)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_same_key_gives_the_same_weights_and_another_gives_others():
+    assert_same_weights(run(), run())
+    assert not same_weights(run(), run(key=jax.random.key(1)))
+
+
+def test_the_first_loss_and_accuracy_are_those_of_a_hand_computation():
+    # One batch holds the whole set and the learning rate is zero: the metrics are the model's own.
+    result = run(epochs=1, batch_size=96, optimizer=optax.sgd(0.0))
+    data = stripes()
+    logits = np.stack([result.model(x, result.state)[0] for x in jnp.asarray(data.pixels)]).astype(
+        np.float64
+    )
+    log_sum = np.log(np.exp(logits).sum(axis=1))
+    (record,) = result.history
+    expected = np.mean(log_sum - logits[np.arange(96), data.labels])
+    np.testing.assert_allclose(record["loss"], expected, rtol=1e-5)
+    assert record["train_accuracy"] == np.mean(logits.argmax(axis=1) == data.labels)
+
+
+def test_history_and_metrics_file_agree(tmp_path):
+    result = run(checkpoint_dir=tmp_path, validation=stripes(seed=1))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == result.history
+    assert [record["epoch"] for record in result.history] == [1, 2, 3]
+    assert set(result.history[0]) == {
+        "epoch", "loss", "train_accuracy", "validation", "seconds", "examples_per_second"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("scores", "best"), [([0.1, 0.9, 0.5], 2), ([0.3, 0.3, 0.2], 1)])
+def test_the_model_of_the_best_validation_score_is_returned(scores, best):
+    script = iter(scores)
+    result = run(validation=stripes(seed=1), score=lambda *args, key: next(script))
+    assert result.best_epoch == best
+    assert [record["validation"] for record in result.history] == scores
+    assert_same_weights(result, run(epochs=best))
+
+
+def test_the_score_sees_each_epochs_model_and_the_validation_set():
+    seen = []
+
+    def score(predictor, dataset, *, key):
+        seen.append((np.asarray(predictor.model.layers[0].weight), dataset))
+        return 0.0
+
+    validation = stripes(seed=1)
+    result = run(validation=validation, score=score)
+    assert all(dataset is validation for _, dataset in seen)
+    np.testing.assert_array_equal(seen[-1][0], run().model.layers[0].weight)
+    np.testing.assert_array_equal(seen[0][0], result.model.layers[0].weight)
+
+
+def test_without_validation_the_last_epoch_is_returned():
+    assert run(epochs=2).best_epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "steps"), [(10, 3, 3), (9, 3, 3), (3, 3, 1), (5, 3, 1)]
+)
+def test_an_epoch_is_as_many_steps_as_fill_a_batch(n, batch_size, steps):
+    assert steps_per_epoch(n, batch_size) == steps
+    count = optax.GradientTransformation(
+        lambda params: (), lambda g, state, params: (jax.tree.map(jnp.ones_like, g), state)
+    )
+    start = run(stripes(n), optimizer=optax.sgd(0.0), epochs=1, batch_size=batch_size)
+    end = run(stripes(n), optimizer=count, epochs=2, batch_size=batch_size)
+    for before, after in zip(weights(start), weights(end), strict=True):
+        np.testing.assert_allclose(after - before, 2 * steps, atol=1e-5)
+
+
+def test_every_epoch_visits_every_image_once_in_another_order():
+    n, batches = 8, []
+
+    def objective(model, state, images, labels, *, key):
+        jax.debug.callback(lambda batch: batches.append(np.asarray(batch)), images[:, 0, 0, 0])
+        return 0.0 * jnp.sum(model.layers[0].weight), (state, jnp.asarray(0))
+
+    ids = np.arange(n, dtype=np.uint8) * 20
+    data = ArrayDataset(
+        np.broadcast_to(ids[:, None, None, None], (n, 5, 5, 1)), np.zeros(n, np.int32)
+    )
+    run(data, objective, epochs=3, batch_size=2)
+    jax.effects_barrier()
+    epochs = np.concatenate(batches).reshape(3, n)
+    for epoch in epochs:
+        np.testing.assert_allclose(np.sort(epoch), ids / 255, atol=1e-6)
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_augmentation_reaches_the_model():
+    # Black images give the first layer no gradient at all.
+    start = run(epochs=1, optimizer=optax.sgd(0.0))
+    black = run(augment=lambda x, key: jnp.zeros_like(x), optimizer=optax.sgd(0.1))
+    np.testing.assert_array_equal(black.model.layers[0].weight, start.model.layers[0].weight)
+    plain = run(optimizer=optax.sgd(0.1))
+    assert not np.array_equal(plain.model.layers[0].weight, start.model.layers[0].weight)
+
+
+def test_every_image_is_augmented_with_a_draw_of_its_own():
+    def objective(model, state, images, labels, *, key):
+        spread = jnp.std(images[:, 0, 0, 0])
+        return spread + 0.0 * jnp.sum(model.layers[0].weight), (state, jnp.asarray(0))
+
+    result = run(
+        objective=objective,
+        augment=lambda x, key: jnp.full_like(x, jax.random.uniform(key)),
+        epochs=10,
+    )
+    losses = [record["loss"] for record in result.history]
+    # The standard deviation of a uniform draw is 12^-1/2 = 0.289.
+    np.testing.assert_allclose(np.mean(losses), 12**-0.5, atol=0.02)
+    assert len(set(losses)) == 10
+
+
+def test_adversarial_training_makes_a_network_more_robust():
+    def make(key):
+        return eqx.nn.make_with_state(MLP)((8, 8, 1), width=32, key=key)
+
+    ball, data = LinfBall(0.1), digits("test", 200)
+    attack = PGD(steps=5, step_size=None)
+    plain, adversarial = (
+        robust_accuracy(
+            PGD(steps=10, step_size=None),
+            train(make, objective=objective),
+            data.pixels,
+            data.labels,
+            ball,
+            key=KEY,
+        ).accuracy
+        for objective in (CrossEntropy(), Adversarial(attack, ball))
+    )
+    assert adversarial > plain + 0.15
+
+
+def test_an_adversary_of_radius_zero_is_no_adversary():
+    adversarial = Adversarial(PGD(steps=2), LinfBall(0.0))
+    model, state = eqx.nn.make_with_state(MLP)((5, 5, 1), 3, width=8, key=KEY)
+    data = stripes()
+    images, labels = jnp.asarray(data.pixels), jnp.asarray(data.labels)
+    plain, (_, n_plain) = CrossEntropy()(model, state, images, labels, key=KEY)
+    loss, (_, n_correct) = adversarial(model, state, images, labels, key=KEY)
+    np.testing.assert_allclose(loss, plain, rtol=1e-6)
+    assert n_correct == n_plain
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_not_positive_and_finite_is_refused(temperature):
+    with pytest.raises(ValueError, match=f"temperature .* got {temperature}"):
+        CrossEntropy(temperature)
+
+
+def test_how_steps_are_cut_into_calls_does_not_change_a_bit(monkeypatch):
+    results = []
+    for seconds in (0.0, 1e-3, 1e9):
+        monkeypatch.setattr(fit_module, "_SECONDS_PER_CALL", seconds)
+        results.append(run(batch_size=4))
+    assert_same_weights(results[0], results[1])
+    assert_same_weights(results[0], results[2])
+    assert [r["loss"] for r in results[0].history] == [r["loss"] for r in results[2].history]
+
+
+def diverging_in_epoch_2():
+    # Four steps an epoch; in the sixth the weights jump out of float32's range.
+    return optax.sgd(lambda step: jnp.where(step >= 5, 1e38, 1e-2))
+
+
+def test_divergence_is_named_with_its_epoch_and_the_last_good_checkpoint_stays(tmp_path):
+    with pytest.raises(TrainingDiverged, match="epoch 2") as caught:
+        run(optimizer=diverging_in_epoch_2(), checkpoint_dir=tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    restored = run(optimizer=diverging_in_epoch_2(), checkpoint_dir=tmp_path, epochs=1)
+    assert_same_weights(restored, run(optimizer=optax.sgd(lambda step: 1e-2), epochs=1))
+
+
+def test_a_learning_rate_that_is_far_too_high_is_noticed():
+    with pytest.raises(TrainingDiverged, match="epoch 1"):
+        run(optimizer=optax.sgd(1e30))
+
+
+def test_weights_that_are_lost_in_an_epochs_last_step_are_noticed():
+    with pytest.raises(TrainingDiverged, match=r"weights .* epoch 1, by step 4"):
+        run(optimizer=optax.sgd(lambda step: jnp.where(step == 3, jnp.inf, 1e-2)))
+
+
+def test_a_loss_that_is_nan_is_noticed():
+    def objective(model, state, images, labels, *, key):
+        loss, aux = CrossEntropy()(model, state, images, labels, key=key)
+        return loss * jnp.nan, aux
+
+    with pytest.raises(TrainingDiverged, match=r"loss .* epoch 1"):
+        run(objective=objective)
+
+
+@pytest.mark.parametrize("epochs", [0, -1])
+def test_no_epochs_are_refused(epochs):
+    with pytest.raises(ValueError, match=f"epochs .* got {epochs}"):
+        run(epochs=epochs)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 97])
+def test_a_batch_that_cannot_be_filled_is_refused(batch_size):
+    with pytest.raises(ValueError, match=f"between 1 and 96; got {batch_size}"):
+        run(batch_size=batch_size)
+
+
+# Checkpoints
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run of two epochs, and its result."""
+    folder = tmp_path_factory.mktemp("run")
+    return folder, run(epochs=2, checkpoint_dir=folder)
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished[0], tmp_path / "copy")
+
+
+def test_a_finished_run_is_restored_without_training(finished, copy):
+    restored = run(epochs=2, checkpoint_dir=copy)
+    assert_same_weights(restored, finished[1])
+    assert restored.history == finished[1].history
+    assert restored.best_epoch == finished[1].best_epoch
+
+
+def test_a_finished_run_can_be_made_longer(copy):
+    longer, straight = run(epochs=4, checkpoint_dir=copy), run(epochs=4)
+    assert_same_weights(longer, straight)
+    assert [r["loss"] for r in longer.history] == [r["loss"] for r in straight.history]
+
+
+def test_the_best_model_survives_a_restart(tmp_path):
+    script = iter([0.9, 0.1, 0.2, 0.3])
+    settings = {
+        "validation": stripes(seed=1),
+        "score": lambda *args, key: next(script),
+        "checkpoint_dir": tmp_path,
+    }
+    run(epochs=2, **settings)
+    result = run(epochs=4, **settings)
+    assert result.best_epoch == 1
+    assert_same_weights(result, run(epochs=1))
+
+
+def test_no_temporary_files_are_left(finished):
+    assert {path.name for path in finished[0].iterdir()} == {"1", "2", "metrics.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"key": jax.random.key(1)}, "key"),
+        ({"batch_size": 12}, "batch_size"),
+        ({"dataset": stripes(95)}, "dataset"),
+        ({"width": 9}, None),
+        ({"optimizer": optax.sgd(1e-2)}, None),
+        ({"optimizer": optax.sgd(1e-2, momentum=0.9)}, None),
+    ],
+)
+def test_another_runs_checkpoint_is_refused(copy, settings, named):
+    with pytest.raises(CheckpointError, match=named) as caught:
+        run(**{"epochs": 2, "checkpoint_dir": copy, **settings})
+    assert str(copy) in str(caught.value)
+
+
+def files_of_newest(folder):
+    return sorted(path for path in (folder / "2").rglob("*") if path.is_file())
+
+
+def damage_one_file(finished, folder, damage):
+    """Damage each file of the newest checkpoint in turn: (refused, restored unharmed, neither)."""
+    refused, unharmed, harmed = [], [], []
+    for path in files_of_newest(finished[0]):
+        name = str(path.relative_to(finished[0]))
+        copy = shutil.copytree(finished[0], folder / name.replace("/", "_"))
+        damage(copy / name)
+        try:
+            restored = run(epochs=2, checkpoint_dir=copy)
+        except CheckpointError:
+            refused.append(name)
+        else:
+            (unharmed if same_weights(restored, finished[1]) else harmed).append(name)
+    time.sleep(0.5)  # what Orbax's reader threads leave undone belongs to this test
+    gc.collect()
+    return refused, unharmed, harmed
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+# Where one read fails, Orbax abandons its others, and Python reports them as unraisable.
+abandons_reads = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@abandons_reads
+def test_a_truncated_file_is_refused_or_was_not_needed(finished, tmp_path):
+    refused, _, harmed = damage_one_file(finished, tmp_path, truncate)
+    assert len(refused) >= 2
+    assert harmed == []
+
+
+@abandons_reads
+def test_a_damaged_file_is_refused_or_was_not_needed(finished, tmp_path):
+    refused, _, harmed = damage_one_file(finished, tmp_path, flip_a_byte)
+    assert len(refused) >= 1
+    assert harmed == []
+
+
+def test_a_checkpoint_without_its_arrays_is_refused(copy):
+    shutil.rmtree(copy / "2" / "arrays")
+    with pytest.raises(CheckpointError, match="2"):
+        run(epochs=2, checkpoint_dir=copy)

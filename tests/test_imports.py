@@ -1,0 +1,127 @@
+"""Who may import whom, and that importing odejax changes nothing."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import odejax
+
+PACKAGE = Path(odejax.__file__).parent
+ROOT = "root"
+MAY_IMPORT = {
+    ROOT: {ROOT},
+    "solvers": {ROOT},
+    "data": {ROOT},
+    "attacks": {ROOT},
+    "models": {ROOT, "solvers"},
+    "certificates": {ROOT, "models"},
+    "training": {ROOT, "data", "attacks"},
+    "evaluation": {ROOT, "data", "attacks", "certificates"},
+    "plots": {ROOT, "evaluation"},
+}
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def part_of(path):
+    """The subpackage that a file belongs to."""
+    inside = path.relative_to(PACKAGE)
+    return inside.parts[0] if len(inside.parts) > 1 else ROOT
+
+
+def imported_modules(source, package):
+    """Absolute dotted names of all that `source`, a file of `package`, imports at any depth."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            base = parents[: len(parents) - node.level + 1] if node.level else []
+            base += node.module.split(".") if node.module else []
+            # `from . import a` may name modules: take them as such.
+            yield from (".".join([*base, alias.name]) for alias in node.names)
+
+
+def parts_imported(source, package):
+    """The parts of odejax that a file imports, and "odejax" for the package as a whole."""
+    for module in imported_modules(source, package):
+        names = module.split(".")
+        if names[0] != "odejax":
+            continue
+        if len(names) > 1 and (PACKAGE / names[1]).is_dir():
+            yield names[1]
+        elif len(names) > 1 and (PACKAGE / f"{names[1]}.py").is_file():
+            yield ROOT
+        else:
+            yield "odejax"
+
+
+def package_of(path):
+    return ".".join(["odejax", *path.relative_to(PACKAGE).parent.parts])
+
+
+def test_every_part_has_a_rule():
+    assert {part_of(path) for path in FILES} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_only_what_its_part_may(path):
+    part = part_of(path)
+    imported = set(parts_imported(path.read_text(), package_of(path)))
+    assert imported <= MAY_IMPORT[part] | {part}
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "parts"),
+    [
+        ("from ..models import MLP", "odejax.attacks", {"models"}),
+        ("from .. import models", "odejax.attacks", {"models"}),
+        ("def f():\n    import odejax.models.mlp", "odejax.attacks", {"models"}),
+        ("from odejax import Predictor", "odejax.attacks", {"odejax"}),
+        ("from .._types import Key", "odejax.attacks", {ROOT}),
+        ("from .base import AttackResult", "odejax.attacks", {"attacks"}),
+        ("import numpy as np", "odejax.attacks", set()),
+    ],
+)
+def test_the_walk_sees_every_form_of_import(source, package, parts):
+    assert set(parts_imported(source, package)) == parts
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_library_imports_nothing_that_uses_it(path):
+    modules = {m.split(".")[0] for m in imported_modules(path.read_text(), package_of(path))}
+    assert not modules & {"experiments", "tests", "notebooks", "benchmarks", "helpers"}
+
+
+@pytest.fixture(scope="module")
+def fresh_import():
+    """What importing odejax in a new process changes: (JAX's options, modules loaded)."""
+    code = """
+import json, sys
+import jax, diffrax, equinox, optax
+before = {name: repr(value) for name, value in jax.config.values.items()}
+import odejax
+after = {name: repr(value) for name, value in jax.config.values.items()}
+# An option that a module of JAX itself defines when it is first used is no change.
+changed = sorted(name for name in before if before[name] != after[name])
+print(json.dumps([changed, len(before), sorted(m.split(".")[0] for m in sys.modules)]))
+"""
+    env = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def test_importing_odejax_changes_no_option_of_jax(fresh_import):
+    changed, options, _ = fresh_import
+    assert changed == []
+    assert options > 20  # the options were really read
+
+
+@pytest.mark.parametrize("heavy", ["tensorflow_datasets", "tensorflow", "torch", "sklearn"])
+def test_importing_odejax_does_not_import(heavy, fresh_import):
+    assert heavy not in fresh_import[2]

@@ -1,0 +1,259 @@
+"""integrate_layers is Diffrax where the layers share weights, and a plain loop where not."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from odejax._types import BATCH_AXIS
+from odejax.models import BatchNorm, ResidualField
+from odejax.solvers import SSPRK22, SSPRK33, ConstantNoise, integrate_layers, stack_layers
+
+SOLVERS = [
+    diffrax.Euler(), SSPRK22(), SSPRK33(), diffrax.Ralston(), diffrax.Heun(), diffrax.Bosh3(),
+    diffrax.Dopri5(),
+]  # fmt: skip
+
+
+def name(solver):
+    return type(solver).__name__
+
+
+class Tanh(eqx.Module):
+    """dy = scale tanh(W y + b)."""
+
+    weight: jax.Array
+    bias: jax.Array
+    scale: float = eqx.field(static=True, default=1.0)
+
+    def __init__(self, key, n=6, scale=1.0):
+        keys = jax.random.split(key)
+        self.weight = jax.random.normal(keys[0], (n, n)) / n**0.5
+        self.bias = jax.random.normal(keys[1], (n,))
+        self.scale = scale
+
+    def __call__(self, y, state, *, key=None):
+        return self.scale * jnp.tanh(self.weight @ y + self.bias), state
+
+
+def repeated(layer, depth):
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (depth, *a.shape)), layer)
+
+
+def layer_of(layers, i):
+    return jax.tree.map(lambda a: a[i] if eqx.is_array(a) else a, layers)
+
+
+def step(field, y, h, solver):
+    """One explicit Runge-Kutta step, written out, for a field(y, state) -> (dy, state)."""
+    if isinstance(solver, diffrax.Euler):
+        rows, weights = [], [1.0]
+    else:
+        rows, weights = solver.tableau.a_lower, solver.tableau.b_sol
+    slopes = [field(y)]
+    for row in rows:
+        slopes.append(field(y + h * sum(float(a) * k for a, k in zip(row, slopes, strict=True))))
+    return y + h * sum(float(b) * k for b, k in zip(weights, slopes, strict=True))
+
+
+@pytest.mark.parametrize("x64", [False, True], ids=["float32", "float64"])
+@pytest.mark.parametrize("solver", SOLVERS, ids=name)
+def test_shared_weights_are_diffrax_with_constant_steps(solver, x64):
+    h, depth = 0.25, 8
+    with jax.enable_x64(x64):
+        layer = Tanh(jax.random.key(0))
+        y0 = jnp.linspace(-1.0, 1.0, 6)
+        layers = repeated(layer, depth)
+        ours, _ = integrate_layers(layers, y0, eqx.nn.State(layers), solver=solver, step_size=h)
+        theirs = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, args: layer(y, None)[0]), solver, 0.0, h * depth, h, y0
+        ).ys[0]
+        assert ours.dtype == (jnp.float64 if x64 else jnp.float32)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=16 * jnp.finfo(ours.dtype).eps)
+
+
+@pytest.mark.parametrize("solver", [diffrax.Euler(), SSPRK33(), diffrax.Dopri5()], ids=name)
+def test_layers_with_weights_of_their_own_are_a_loop_in_values_and_gradients(solver):
+    h, depth = 0.5, 5
+    with jax.enable_x64(True):
+        layers = stack_layers(Tanh, depth, key=jax.random.key(1))
+        y0 = jnp.linspace(-1.0, 1.0, 6)
+
+        def ours(layers, y, h):
+            y, _ = integrate_layers(layers, y, eqx.nn.State(layers), solver=solver, step_size=h)
+            return jnp.sum(y**3)
+
+        def looped(layers, y, h):
+            for i in range(depth):
+                y = step(lambda y, i=i: layer_of(layers, i)(y, None)[0], y, h, solver)
+            return jnp.sum(y**3)
+
+        actual, expected = (
+            jax.value_and_grad(f, (0, 1, 2))(layers, y0, jnp.asarray(h)) for f in (ours, looped)
+        )
+        for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, e, rtol=0, atol=1e-13)
+
+
+def test_stacked_layers_have_different_weights():
+    layers = stack_layers(Tanh, 4, key=jax.random.key(2))
+    assert layers.weight.shape == (4, 6, 6)
+    assert len(np.unique(layers.weight)) == layers.weight.size
+
+
+def statistics(layer, state):
+    """Every array that the BatchNorm layers of one residual field hold."""
+    norms = [n.norm for n in layer.norms]
+    return [
+        leaf
+        for n in norms
+        for leaf in jax.tree.leaves(
+            (state.get(n.batch_counter), state.get(n.batch_state_index))
+        )
+    ]  # fmt: skip
+
+
+def batch_normed(depth, width=4):
+    """The same layers twice: stacked, and one by one with a state each."""
+
+    def field(key):
+        return ResidualField(width, BatchNorm, key=key)
+
+    key = jax.random.key(3)
+    stacked = eqx.nn.make_with_state(lambda: stack_layers(field, depth, key=key))()
+    single = [eqx.nn.make_with_state(field)(k) for k in jax.random.split(key, depth)]
+    return stacked, single
+
+
+def run(layers, state, ys, solver):
+    return jax.vmap(
+        lambda y: integrate_layers(layers, y, state, solver=solver, step_size=0.5),
+        axis_name=BATCH_AXIS,
+        out_axes=(0, None),
+    )(ys)
+
+
+def run_loop(single, ys, solver):
+    states = []
+    for layer, state in single:
+        holder = [state]
+
+        def field(ys, layer=layer, holder=holder):
+            dy, holder[0] = jax.vmap(
+                lambda y: layer(y, holder[0]), axis_name=BATCH_AXIS, out_axes=(0, None)
+            )(ys)
+            return dy
+
+        ys = step(field, ys, 0.5, solver)
+        states.append(holder[0])
+    return ys, states
+
+
+@pytest.mark.parametrize("solver", [diffrax.Euler(), SSPRK33()], ids=name)
+def test_batch_norm_state_goes_through_layers_and_stages(solver):
+    (layers, state), single = batch_normed(3)
+    for seed in range(2):  # twice: the second call starts from the state of the first
+        ys = jax.random.normal(jax.random.key(seed), (5, 4, 4, 4))
+        out, state = run(layers, state, ys, solver)
+        expected, states = run_loop(single, ys, solver)
+        single = [(layer, s) for (layer, _), s in zip(single, states, strict=True)]
+        np.testing.assert_allclose(out, expected, rtol=2e-5, atol=2e-5)
+        for i, (layer, s) in enumerate(single):
+            pairs = zip(statistics(layers, state), statistics(layer, s), strict=True)
+            for ours, theirs in pairs:
+                np.testing.assert_allclose(ours[i], theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_in_inference_uses_and_keeps_the_running_statistics():
+    (layers, state), single = batch_normed(3)
+    ys = 2 + jax.random.normal(jax.random.key(4), (5, 4, 4, 4))
+    _, state = run(layers, state, ys, SSPRK22())
+    _, states = run_loop(single, ys, SSPRK22())
+    single = [
+        (eqx.nn.inference_mode(layer), s) for (layer, _), s in zip(single, states, strict=True)
+    ]
+    before = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    out, state = run(eqx.nn.inference_mode(layers), state, ys, SSPRK22())
+    expected, _ = run_loop(single, ys, SSPRK22())
+    np.testing.assert_allclose(out, expected, rtol=2e-5, atol=2e-5)
+    for old, new in zip(before, jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+class Zero(eqx.Module):
+    """dy = 0, so that only the noise moves."""
+
+    nothing: jax.Array
+
+    def __call__(self, y, state, *, key=None):
+        return self.nothing * y, state
+
+
+def diffuse(key, depth=1, h=1.0, sigma=0.5, n=100_000):
+    layers = Zero(jnp.zeros(depth))
+    y, _ = integrate_layers(
+        layers, jnp.zeros(n), eqx.nn.State(layers), step_size=h, noise=ConstantNoise(sigma), key=key
+    )
+    return y
+
+
+def test_noise_needs_a_key():
+    with pytest.raises(ValueError, match="needs a key"):
+        diffuse(None)
+
+
+def test_the_key_decides_the_noise():
+    a, b, c = diffuse(jax.random.key(0)), diffuse(jax.random.key(0)), diffuse(jax.random.key(1))
+    np.testing.assert_array_equal(a, b)
+    assert (a != c).mean() > 0.99
+
+
+@pytest.mark.parametrize(("depth", "h"), [(1, 1.0), (1, 0.25), (16, 0.25)])
+def test_noise_is_gaussian_and_independent_in_every_layer(depth, h):
+    y = np.asarray(diffuse(jax.random.key(5), depth, h)) / (0.5 * (depth * h) ** 0.5)
+    se = len(y) ** -0.5
+    assert abs(y.mean()) < 5 * se
+    assert abs(y.var() - 1) < 5 * 2**0.5 * se
+    assert abs((y**4).mean() - 3) < 5 * 96**0.5 * se
+
+
+@pytest.mark.parametrize("solver", [diffrax.Kvaerno3(), diffrax.ImplicitEuler()], ids=name)
+def test_implicit_solvers_are_refused(solver):
+    layers = Zero(jnp.zeros(2))
+    with pytest.raises(ValueError, match=type(solver).__name__):
+        integrate_layers(layers, jnp.zeros(3), eqx.nn.State(layers), solver=solver)
+
+
+def test_no_layers_are_refused():
+    with pytest.raises(ValueError, match="depth"):
+        stack_layers(Tanh, 0, key=jax.random.key(0))
+
+
+def inner_jaxprs(value):
+    if hasattr(value, "eqns"):
+        yield value
+    elif hasattr(value, "jaxpr"):
+        yield from inner_jaxprs(value.jaxpr)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from inner_jaxprs(item)
+
+
+def count_equations(jaxpr):
+    inner = (j for e in jaxpr.eqns for j in inner_jaxprs(list(e.params.values())))
+    return len(jaxpr.eqns) + sum(count_equations(j) for j in inner)
+
+
+def test_the_traced_program_does_not_grow_with_depth():
+    def size(depth):
+        layers = stack_layers(Tanh, depth, key=jax.random.key(0))
+
+        def loss(layers, y):
+            y, _ = integrate_layers(layers, y, eqx.nn.State(layers), solver=SSPRK33())
+            return jnp.sum(y**2)
+
+        return count_equations(jax.make_jaxpr(jax.grad(loss))(layers, jnp.zeros(6)).jaxpr)
+
+    assert size(4) == size(40) > 10

@@ -1,0 +1,259 @@
+"""What every model promises, whatever its architecture."""
+
+import io
+from collections import Counter
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import IMAGE_SHAPE, all_models, digits, predictor_of
+
+from odejax import Predictor
+from odejax.attacks import cross_entropy
+from odejax.models import (
+    MLP,
+    BatchNorm,
+    ConvODENet,
+    EnResNet,
+    LipschitzNet,
+    NmODE,
+    NmODENet,
+    ResNet,
+    SSPNet,
+)
+
+KEY = jax.random.key(42)
+SHAPED = [MLP, ResNet, SSPNet, EnResNet, ConvODENet, NmODENet, LipschitzNet]
+
+each_model = pytest.mark.parametrize("name", all_models)
+traces = Counter()
+
+
+@eqx.filter_jit
+def logits_of(predictor, x, key):
+    traces["logits_of"] += 1
+    return predictor(x, key=key)
+
+
+@eqx.filter_jit
+def batch_logits(predictor, images, keys):
+    return jax.vmap(lambda x, key: predictor(x, key=key))(images, keys)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jnp.asarray(digits().pixels[:4])
+
+
+@each_model
+def test_logits_have_one_float32_for_each_class(name, images):
+    logits = logits_of(predictor_of(name), images[0], KEY)
+    assert logits.shape == (10,)
+    assert logits.dtype == jnp.float32
+    assert jnp.isfinite(logits).all()
+
+
+@each_model
+def test_jit_computes_what_eager_does(name, images):
+    eager = predictor_of(name)(images[0], key=KEY)
+    np.testing.assert_allclose(logits_of(predictor_of(name), images[0], KEY), eager, atol=2e-5)
+
+
+@each_model
+def test_vmap_computes_what_a_loop_does(name, images):
+    predictor, keys = predictor_of(name), jax.random.split(KEY, len(images))
+    loop = [logits_of(predictor, x, key) for x, key in zip(images, keys, strict=True)]
+    np.testing.assert_allclose(batch_logits(predictor, images, keys), jnp.stack(loop), atol=2e-5)
+
+
+@each_model
+def test_examples_of_a_batch_do_not_influence_each_other(name, images):
+    predictor, keys = predictor_of(name), jax.random.split(KEY, len(images))
+    others = images.at[1:].set(jnp.asarray(digits("test").pixels[: len(images) - 1]))
+    first = batch_logits(predictor, images, keys)[0]
+    np.testing.assert_array_equal(batch_logits(predictor, others, keys)[0], first)
+
+
+@each_model
+def test_new_weights_and_images_share_one_trace(name, images):
+    logits_of(predictor_of(name), images[0], KEY)
+    before = traces["logits_of"]
+    logits_of(predictor_of(name, seed=1), images[1], jax.random.key(7))
+    assert traces["logits_of"] == before
+
+
+@each_model
+def test_the_same_key_gives_the_same_result(name, images):
+    first, second = (logits_of(predictor_of(name), images[0], jax.random.key(3)) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+@each_model
+def test_a_saved_model_gives_identical_logits(name, images):
+    file = io.BytesIO()
+    eqx.tree_serialise_leaves(file, predictor_of(name))
+    file.seek(0)
+    restored = eqx.tree_deserialise_leaves(file, predictor_of(name, seed=1))
+    expected = logits_of(predictor_of(name), images[0], KEY)
+    other = logits_of(predictor_of(name, seed=1), images[0], KEY)
+    np.testing.assert_array_equal(logits_of(restored, images[0], KEY), expected)
+    assert not np.array_equal(other, expected)
+
+
+@each_model
+def test_every_image_has_a_finite_gradient_that_is_not_zero(name, images):
+    @eqx.filter_jit
+    def gradients(predictor):
+        loss = lambda x: cross_entropy(predictor(x, key=KEY), jnp.asarray(0))  # noqa: E731
+        return jax.vmap(jax.grad(loss))(images)
+
+    gradient = gradients(predictor_of(name))
+    assert gradient.shape == images.shape
+    assert jnp.isfinite(gradient).all()
+    assert (jnp.abs(gradient).max(axis=(1, 2, 3)) > 1e-6).all()
+
+
+# Diffrax holds the step sizes fixed when it differentiates an adaptive solve, so its gradient is
+# that of the exact solution to the solve's tolerance: here one far below the test's.
+accurately_solved = {
+    "ConvODENet adaptive": lambda key: eqx.nn.make_with_state(ConvODENet)(
+        IMAGE_SHAPE,
+        width=4,
+        stepsize_controller=diffrax.PIDController(1e-12, 1e-12),
+        max_steps=4096,
+        key=key,
+    ),
+    "NmODENet solver": lambda key: eqx.nn.make_with_state(NmODENet)(
+        IMAGE_SHAPE, width=8, nmode=NmODE(solver=diffrax.Dopri5(), rtol=1e-12, atol=1e-12), key=key
+    ),
+}
+
+
+@each_model
+def test_the_input_gradient_is_that_of_central_differences(name):
+    adaptive = name in accurately_solved
+    if adaptive:
+        predictor = Predictor(*accurately_solved[name](jax.random.key(0)))
+    else:
+        predictor = predictor_of(name)
+    # Between smooth rounding error, 1e-16 / h, and an adaptive solve's, some 1e-10 / h where ReLUs
+    # switch within its steps.
+    h, atol = (1e-4, 5e-5) if adaptive else (1e-6, 1e-7)
+    pixels = np.arange(0, 64, 5)
+    with jax.enable_x64(True):
+        predictor = jax.tree.map(
+            lambda a: a.astype(jnp.float64) if eqx.is_inexact_array(a) else a, predictor
+        )
+        x = jnp.asarray(digits().images[0] / 255.0)
+        weights = jnp.asarray(np.random.default_rng(0).normal(size=10))
+
+        def value(x):
+            return weights @ predictor(x, key=KEY)
+
+        step = h * np.eye(64)[pixels].reshape(-1, *IMAGE_SHAPE)
+        values = jax.jit(jax.vmap(value))(jnp.concatenate([x + step, x - step]))
+        gradient = np.ravel(jax.jit(jax.grad(value))(x))[pixels]
+    assert gradient.dtype == np.float64
+    up, down = np.split(np.asarray(values), 2)
+    np.testing.assert_allclose(gradient, (up - down) / (2 * h), rtol=1e-6, atol=atol)
+    assert np.abs(gradient).max() > 100 * atol
+
+
+@each_model
+def test_an_image_of_another_size_is_refused_with_both_shapes(name):
+    with pytest.raises(ValueError, match=r"\(8, 8, 1\), got \(9, 8, 1\)"):
+        predictor_of(name)(jnp.zeros((9, 8, 1)), key=KEY)
+
+
+def test_an_ensemble_with_noise_needs_a_key(images):
+    with pytest.raises(ValueError, match="key"):
+        predictor_of("EnResNet")(images[0])
+
+
+def test_noise_depends_on_the_key(images):
+    first, second = (
+        logits_of(predictor_of("EnResNet"), images[0], jax.random.key(i)) for i in range(2)
+    )
+    assert not np.array_equal(first, second)
+
+
+def _make(cls, *args, **settings):
+    return eqx.nn.make_with_state(cls)(*args, key=KEY, **settings)
+
+
+@pytest.mark.parametrize("cls", SHAPED)
+def test_one_class_is_refused(cls):
+    with pytest.raises(ValueError, match=r"n_classes .* got 1"):
+        _make(cls, IMAGE_SHAPE, 1)
+
+
+@pytest.mark.parametrize("cls", SHAPED)
+def test_an_image_shape_without_channels_is_refused(cls):
+    with pytest.raises(ValueError, match=r"image_shape .* got \(8, 8, 0\)"):
+        _make(cls, (8, 8, 0))
+
+
+@pytest.mark.parametrize("cls", [ResNet, SSPNet, EnResNet])
+def test_no_layers_are_refused(cls):
+    with pytest.raises(ValueError, match=r"depth .* got 0"):
+        _make(cls, IMAGE_SHAPE, width=4, depth=0)
+
+
+@pytest.mark.parametrize("cls", [MLP, ResNet, SSPNet, EnResNet, LipschitzNet])
+def test_a_negative_depth_is_refused(cls):
+    with pytest.raises(ValueError, match=r"depth .* got -1"):
+        _make(cls, IMAGE_SHAPE, width=4, depth=-1)
+
+
+@pytest.mark.parametrize("cls", SHAPED)
+def test_no_channels_or_neurons_are_refused(cls):
+    with pytest.raises(ValueError, match="0"):
+        _make(cls, IMAGE_SHAPE, width=0)
+
+
+@pytest.mark.parametrize("cls", [ResNet, SSPNet, EnResNet, ConvODENet])
+def test_a_width_that_groups_do_not_divide_is_refused(cls):
+    with pytest.raises(ValueError, match="9 channels do not divide into 2 groups"):
+        _make(cls, IMAGE_SHAPE, width=9)
+
+
+@pytest.mark.parametrize("step_size", [-0.1, float("nan"), float("inf")])
+def test_a_step_size_that_is_negative_or_not_finite_is_refused(step_size):
+    with pytest.raises(ValueError, match=f"step_size .* got {step_size}"):
+        _make(ResNet, IMAGE_SHAPE, width=4, depth=1, step_size=step_size)
+
+
+@pytest.mark.parametrize("t1", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_integration_time_that_is_not_positive_and_finite_is_refused(t1):
+    with pytest.raises(ValueError, match=f"t1 .* got {t1}"):
+        _make(ConvODENet, IMAGE_SHAPE, width=4, t1=t1)
+    with pytest.raises(ValueError, match=f"t1 .* got 3.0 and {t1}"):
+        NmODE(3.0, t1)
+
+
+def test_batch_statistics_inside_an_adaptive_solve_are_refused():
+    with pytest.raises(ValueError, match="GroupNorm"):
+        _make(ConvODENet, IMAGE_SHAPE, width=4, norm=BatchNorm)
+
+
+def test_constant_steps_without_a_step_are_refused():
+    with pytest.raises(ValueError, match="dt0"):
+        _make(ConvODENet, IMAGE_SHAPE, width=4, stepsize_controller=diffrax.ConstantStepSize())
+
+
+def test_an_ensemble_without_members_is_refused():
+    with pytest.raises(ValueError, match=r"members .* got 0"):
+        _make(EnResNet, IMAGE_SHAPE, members=0)
+
+
+def test_odd_sides_are_refused_where_images_are_halved():
+    with pytest.raises(ValueError, match=r"even; got \(7, 8, 1\)"):
+        _make(LipschitzNet, (7, 8, 1))
+
+
+def test_a_solve_that_needs_too_many_steps_gives_nan():
+    model, state = _make(ConvODENet, IMAGE_SHAPE, width=4, max_steps=1)
+    assert jnp.isnan(Predictor(model, state)(jnp.asarray(digits().pixels[0]), key=KEY)).all()

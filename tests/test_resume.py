@@ -1,0 +1,120 @@
+"""A run that is killed and continued ends where an uninterrupted one does, bit for bit.
+
+Run as a program, this file trains one case: `python test_resume.py CASE FOLDER OUT PAUSE`.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+import pytest
+
+import odejax
+from odejax.data import load, random_crop
+from odejax.models import BatchNorm, EnResNet, ResNet
+from odejax.training import CrossEntropy, clean_accuracy, fit
+
+EPOCHS = 4
+CASES = {
+    "BatchNorm": (ResNet, {"width": 4, "depth": 1, "norm": BatchNorm}, random_crop),
+    "EnResNet": (EnResNet, {"width": 4, "depth": 1, "members": 2}, None),
+}
+
+
+def train(case, checkpoint_dir=None, pause=0.0):
+    cls, settings, augment = CASES[case]
+    model, state = eqx.nn.make_with_state(cls)((8, 8, 1), key=jax.random.key(0), **settings)
+
+    def score(predictor, dataset, *, key):
+        time.sleep(pause)  # so that whoever wants to kill this run has the time to
+        return clean_accuracy(predictor, dataset, key=key)
+
+    return fit(
+        model,
+        state,
+        load("digits", "train").take(slice(256)),
+        CrossEntropy(),
+        optax.adam(1e-2),
+        epochs=EPOCHS,
+        batch_size=64,
+        key=jax.random.key(1),
+        checkpoint_dir=checkpoint_dir,
+        validation=load("digits", "test").take(slice(64)),
+        score=score,
+        augment=augment,
+        progress=False,
+    )
+
+
+def arrays(result):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(eqx.filter(result[:2], eqx.is_array))]
+
+
+def start(case, folder, out, pause):
+    env = os.environ | {
+        "PYTHONPATH": str(Path(odejax.__file__).parents[1]),
+        "JAX_COMPILATION_CACHE_DIR": str(odejax.data.cache_dir() / "xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    command = [sys.executable, __file__, case, str(folder), str(out), str(pause)]
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def epochs_in(folder):
+    metrics = folder / "metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+
+def without_timings(history):
+    timings = ("seconds", "examples_per_second")
+    return [{k: v for k, v in record.items() if k not in timings} for record in history]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_and_resumed_run_is_bit_identical_to_an_uninterrupted_one(case, tmp_path):
+    folder, out = tmp_path / "run", tmp_path / "out"
+    process = start(case, folder, out, pause=1.0)
+    try:
+        deadline = time.monotonic() + 120
+        while epochs_in(folder) < 2 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors  # it had not ended by itself
+    assert 2 <= epochs_in(folder) < EPOCHS
+
+    resumed = start(case, folder, out, pause=0.0)
+    _, errors = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, errors
+
+    uninterrupted = train(case)
+    with np.load(f"{out}.npz") as saved:
+        found = [saved[name] for name in saved.files]
+    expected = arrays(uninterrupted)
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    told = json.loads(out.with_suffix(".json").read_text())
+    assert told["best_epoch"] == uninterrupted.best_epoch
+    assert without_timings(told["history"]) == without_timings(uninterrupted.history)
+    assert epochs_in(folder) == EPOCHS
+
+
+def main(case, folder, out, pause):
+    result = train(case, folder, float(pause))
+    np.savez(out, *arrays(result))
+    told = {"history": result.history, "best_epoch": result.best_epoch}
+    Path(out).with_suffix(".json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,183 @@
+"""Balls against closed forms, brute force and random directions."""
+
+import equinox as eqx
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import constant_image
+from hypothesis.extra.numpy import arrays
+from scipy.stats import kstest
+
+from odejax import L2Ball, LinfBall
+
+SHAPE = (3, 2, 2)
+each_ball = pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
+
+# Pixels of the box, its corners included, and a point anywhere near it.
+pixel = st.one_of(st.just(0.0), st.just(1.0), st.floats(0, 1, width=32))
+image = arrays(np.float32, SHAPE, elements=pixel)
+anywhere = arrays(np.float32, SHAPE, elements=st.floats(-3, 3, width=32))
+radius = st.one_of(st.just(0.0), st.floats(0, 2, width=32))
+
+
+@each_ball
+@hypothesis.given(x=image, target=anywhere, eps=radius)
+@hypothesis.settings(deadline=None, max_examples=100)
+def test_a_projection_is_in_ball_and_box(ball_type, x, target, eps):
+    ball = ball_type(eps)
+    projected = np.asarray(ball.project(jnp.asarray(target), jnp.asarray(x)))
+    assert projected.min() >= 0
+    assert projected.max() <= 1
+    v = (projected.astype(np.float64) - x).ravel()
+    norm = np.abs(v).max() if ball_type is LinfBall else np.linalg.norm(v)
+    assert norm <= eps + 1e-6
+    assert ball.contains(jnp.asarray(projected), jnp.asarray(x))
+
+
+@each_ball
+@hypothesis.given(x=image, target=anywhere, eps=radius)
+@hypothesis.settings(deadline=None, max_examples=100)
+def test_projecting_twice_changes_nothing(ball_type, x, target, eps):
+    ball, x = ball_type(eps), jnp.asarray(x)
+    once = ball.project(jnp.asarray(target), x)
+    np.testing.assert_allclose(ball.project(once, x), once, atol=5e-7)
+
+
+@each_ball
+@hypothesis.given(
+    x=image, direction=anywhere, eps=st.floats(2**-7, 2, width=32), part=st.floats(0, 1)
+)
+@hypothesis.settings(deadline=None, max_examples=100)
+def test_a_point_inside_stays_where_it_is(ball_type, x, direction, eps, part):
+    ball = ball_type(eps)
+    step = 0.999 * part * eps * direction / max(1e-3, float(ball.norm(jnp.asarray(direction))))
+    inside = np.clip(x + step, 0, 1).astype(np.float32)
+    np.testing.assert_allclose(ball.project(jnp.asarray(inside), jnp.asarray(x)), inside, atol=5e-7)
+
+
+@pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
+def test_a_projection_on_the_ball_is_the_nearest_point_of_it(ball_type):
+    # Against a brute search: random points of the ball, far from the box's faces.
+    rng = np.random.default_rng(0)
+    x, eps = constant_image(0.5, (2, 1, 1)), 0.2
+    target = x + jnp.asarray([0.3, 0.45]).reshape(2, 1, 1)
+    points = rng.uniform(-eps, eps, (200_000, 2))
+    order = np.inf if ball_type is LinfBall else 2
+    points = points[np.linalg.norm(points, ord=order, axis=1) <= eps]
+    nearest = points[np.argmin(np.linalg.norm(points - [0.3, 0.45], axis=1))]
+    projected = np.ravel(ball_type(eps).project(target, x) - x)
+    np.testing.assert_allclose(projected, nearest, atol=5e-3)
+
+
+@each_ball
+def test_the_steepest_step_has_the_largest_inner_product(ball_type):
+    rng = np.random.default_rng(1)
+    ball = ball_type(1.0)
+    gradient = rng.normal(size=SHAPE).astype(np.float32)
+    step = np.asarray(ball.steepest(jnp.asarray(gradient)), np.float64)
+    directions = rng.normal(size=(20_000, gradient.size))
+    if ball_type is LinfBall:  # corners of the cube, which is where a linear function is largest
+        directions, dual = np.sign(directions), np.abs(gradient).sum()
+        norm = np.abs(step).max()
+    else:
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        dual, norm = np.linalg.norm(gradient), np.linalg.norm(step)
+    best = np.sum(step * gradient)
+    np.testing.assert_allclose(norm, 1, rtol=1e-6)
+    assert (directions @ gradient.ravel() <= best + 1e-5).all()
+    np.testing.assert_allclose(best, dual, rtol=1e-6)
+
+
+@each_ball
+def test_a_zero_gradient_gives_no_step(ball_type):
+    assert (ball_type(1.0).steepest(jnp.zeros(SHAPE)) == 0).all()
+
+
+@each_ball
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_steepest_step_does_not_depend_on_the_gradients_scale(ball_type, scale):
+    gradient = jax.random.normal(jax.random.key(0), SHAPE)
+    ball = ball_type(1.0)
+    np.testing.assert_allclose(
+        ball.steepest(gradient * scale), ball.steepest(gradient), rtol=1e-5, atol=1e-7
+    )
+
+
+@each_ball
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_samples_are_inside(ball_type, value):
+    ball, x = ball_type(0.4), constant_image(value, SHAPE)
+    draw = jax.vmap(lambda key: ball.sample(x, key=key))
+    samples = draw(jax.random.split(jax.random.key(0), 1000))
+    assert jax.vmap(lambda s: ball.contains(s, x))(samples).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_l2_samples_fill_the_ball_uniformly(n):
+    # P(r <= s eps) = s^n, so (r / eps)^n is uniform.
+    ball, x = L2Ball(0.3), constant_image(0.5, (n, 1, 1))
+    draw = jax.vmap(lambda key: ball.norm(ball.sample(x, key=key) - x))
+    radii = np.asarray(draw(jax.random.split(jax.random.key(n), 4000)), np.float64)
+    assert kstest((radii / 0.3) ** n, "uniform").pvalue > 0.01
+
+
+def test_linf_samples_fill_the_cube_uniformly():
+    ball, x = LinfBall(0.3), constant_image(0.5, SHAPE)
+    draw = jax.vmap(lambda key: ball.sample(x, key=key) - x)
+    samples = np.asarray(draw(jax.random.split(jax.random.key(0), 1000)), np.float64)
+    assert kstest(samples.ravel() / 0.6 + 0.5, "uniform").pvalue > 0.01
+
+
+@each_ball
+def test_eps_is_the_only_leaf(ball_type):
+    (eps,) = jax.tree.leaves(ball_type(0.25))
+    assert eps == 0.25
+    assert eps.dtype == jnp.float32
+
+
+@each_ball
+def test_a_batch_of_eps_is_a_batch_of_balls(ball_type):
+    eps = jnp.asarray([0.0, 0.1, 0.5])
+    x, target = constant_image(0.5, SHAPE), constant_image(1.0, SHAPE)
+    batched = eqx.filter_vmap(lambda ball: ball.project(target, x))(ball_type(eps))
+    single = [ball_type(e).project(target, x) for e in eps]
+    np.testing.assert_allclose(batched, jnp.stack(single), atol=1e-7)
+
+
+@each_ball
+@pytest.mark.parametrize("eps", [-0.1, float("nan"), float("inf")])
+def test_eps_that_is_no_radius_is_refused(ball_type, eps):
+    with pytest.raises(ValueError, match=f"eps .* got {eps}"):
+        ball_type(eps)
+
+
+@each_ball
+def test_one_bad_eps_among_good_ones_is_refused(ball_type):
+    with pytest.raises(ValueError, match="eps"):
+        ball_type(np.array([0.1, -0.1]))
+
+
+@each_ball
+@pytest.mark.parametrize("other_type", [LinfBall, L2Ball])
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_the_covering_radius_is_the_largest_norm_found_in_the_other_ball(ball_type, other_type, n):
+    # The largest norm is reached at a corner of the cube, or at a pole or diagonal of the ball.
+    eps = 0.3
+    rng = np.random.default_rng(0)
+    points = [np.ones(n), np.eye(n)[0], *rng.normal(size=(2000, n))]
+    order = np.inf if other_type is LinfBall else 2
+    points = np.stack([eps * p / np.linalg.norm(p, ord=order) for p in points])
+    norm = jax.vmap(ball_type(1.0).norm)(jnp.asarray(points.reshape(-1, n, 1, 1), jnp.float32))
+    covering = ball_type(1.0).covering_radius(other_type(eps), n)
+    np.testing.assert_allclose(covering, norm.max(), rtol=1e-5)
+
+
+@each_ball
+def test_a_point_outside_ball_or_box_is_told_apart(ball_type):
+    ball, x = ball_type(0.1), constant_image(0.95, (1, 1, 1))
+    assert ball.contains(x + 0.04, x)
+    assert not ball.contains(x - 0.11, x)
+    assert not ball.contains(x + 0.06, x)  # in the ball, and brighter than white
