@@ -12,7 +12,7 @@ import tyro
 
 from odejax.data import DataNotFoundError, cache_dir
 from odejax.evaluation import ResultError
-from odejax.training import CheckpointError, TrainingDiverged
+from odejax.training import CheckpointError
 
 Config = TypeVar("Config")
 
@@ -34,7 +34,7 @@ def run(main: Callable[[Config], None], config: type[Config]) -> None:
         DataNotFoundError,
         ResultError,
         CheckpointError,
-        TrainingDiverged,
+        FloatingPointError,
     ) as error:
         sys.exit(_fail(str(error), 2))
     except KeyboardInterrupt:

@@ -169,7 +169,8 @@ def main(config: Config):
         save_result(path, KIND, result)
 
     shown = {name: result["models"][name] for name in config.models}
-    console.print(f"\n{config.dataset}: certified - attacked accuracy in %, {len(test)} test images")
+    heading = f"{config.dataset}: certified - attacked accuracy in %, {len(test)} test images"
+    console.print(f"\n{heading}")
     for table in tables(shown):
         console.print(table)
     for note in notes(shown):

@@ -118,7 +118,7 @@ def bracket(
         )
     return Bracket(
         ball=ball.name,
-        eps=float(eps),
+        eps=float(f"{eps:.7g}"),  # as it was given: float32 has no more digits
         n=len(labels),
         clean=float(correct.mean()),
         certified=float(proven.mean()),

@@ -155,7 +155,7 @@ def _batch(args, dims, **params):
 
 
 _conv_p = Primitive("odejax_conv2d")
-_conv_p.def_impl(lambda *args, **params: jax.jit(partial(_plain, **params))(*args))
+_conv_p.def_impl(jax.jit(_plain, static_argnames=("stride", "padding", "precision")))
 _conv_p.def_abstract_eval(
     lambda x, kernel, **params: ShapedArray(
         (out := jax.eval_shape(partial(_plain, **params), x, kernel)).shape, out.dtype

@@ -1,6 +1,5 @@
 """Checkpoints of a training run: atomic, of the last epoch and of the best, through Orbax."""
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ class Checkpoints:
     """The folder of one run. `meta` is JSON (epoch history, fingerprint), `arrays` any pytree."""
 
     def __init__(self, folder: str | os.PathLike):
-        logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder = Path(folder).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self.folder, options=options)

@@ -102,54 +102,41 @@ def fit(
         if found is not None:
             (train, best), meta = found
             _check_fingerprint(meta["fingerprint"], fingerprint, checkpoints.folder)
-            history, best_epoch, best_score = (
-                meta["history"],
-                meta["best_epoch"],
-                meta["best_score"],
-            )
+            history = meta["history"]
+            best_epoch, best_score = meta["best_epoch"], meta["best_score"]
 
     run_steps = _make_run_steps(static, objective, optimizer, augment, batch_size)
     images, labels = jnp.asarray(dataset.images), jnp.asarray(dataset.labels)
     steps = steps_per_epoch(len(dataset), batch_size)
     first_epoch = len(history) + 1
     with progress_bar(enabled=progress) as bar:
-        task = bar.add_task(
-            f"epoch {len(history)}/{epochs}",
-            total=max(0, epochs - len(history)) * steps,
-            note=_note(history),
-        )
+        total = max(0, epochs - len(history)) * steps
+        task = bar.add_task(f"epoch {len(history)}/{epochs}", total=total, note=_note(history))
         for epoch in range(first_epoch, epochs + 1):
             started = time.perf_counter()
             shuffle_key, step_key, score_key = jax.random.split(jax.random.fold_in(key, epoch), 3)
             order = jax.random.permutation(shuffle_key, len(dataset))
-            sums = (jnp.zeros(()), jnp.zeros((), jnp.int32))
-            done, chunk = 0, 1
-            while done < steps:
-                last = min(done + chunk, steps)
-                call_started = time.perf_counter()
-                train, sums = run_steps(train, sums, images, labels, order, done, last, step_key)
-                loss = float(sums[0]) / last
-                seconds = time.perf_counter() - call_started
+            loss, correct = np.nan, 0
+            for done, train, loss, correct in _epoch_in_calls(
+                lambda *call: run_steps(*call, images, labels, order, step_key), train, steps
+            ):
                 if not np.isfinite(loss):
-                    raise _diverged("loss", epoch, last, checkpoints)
+                    raise _diverged("loss", epoch, done, checkpoints)
                 bar.update(
                     task,
-                    advance=last - done,
+                    completed=(epoch - first_epoch) * steps + done,
                     description=f"epoch {epoch}/{epochs}",
                     note=f"loss {loss:.4f}",
                 )
-                # The first call compiles, so it says nothing about the speed.
-                if done > 0 or epoch > first_epoch:
-                    chunk = max(1, int((last - done) * _SECONDS_PER_CALL / max(seconds, 1e-6)))
-                done = last
             if not all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(train.params)):
                 raise _diverged("weights", epoch, steps, checkpoints)
+            seconds = time.perf_counter() - started
             record = {
                 "epoch": epoch,
-                "loss": float(sums[0]) / steps,
-                "train_accuracy": int(sums[1]) / (steps * batch_size),
-                "seconds": time.perf_counter() - started,
-                "examples_per_second": steps * batch_size / (time.perf_counter() - started),
+                "loss": loss,
+                "train_accuracy": correct / (steps * batch_size),
+                "seconds": seconds,
+                "examples_per_second": steps * batch_size / seconds,
             }
             value = float(epoch)  # without validation data the latest epoch is the best
             if validation is not None:
@@ -179,6 +166,25 @@ def steps_per_epoch(n_examples: int, batch_size: int) -> int:
     return n_examples // batch_size
 
 
+def _epoch_in_calls(run_steps, train, steps):
+    """Run an epoch in calls of about `_SECONDS_PER_CALL`: yields (done, train, loss, correct).
+
+    `loss` is the mean and `correct` the count over the `done` steps so far. The length of the
+    calls adapts to their speed, slowly, since the first one compiles; it changes no result.
+    """
+    sums = (jnp.zeros(()), jnp.zeros((), jnp.int32))
+    done, length = 0, 1
+    while done < steps:
+        last = min(done + length, steps)
+        started = time.perf_counter()
+        train, sums = run_steps(train, sums, done, last)
+        loss, correct = float(sums[0]) / last, int(sums[1])
+        speed = (last - done) / (time.perf_counter() - started)
+        length = int(np.clip(speed * _SECONDS_PER_CALL, 1, 4 * length))
+        done = last
+        yield done, train, loss, correct
+
+
 def _make_run_steps(static, objective, optimizer, augment, batch_size):
     """A jitted function that takes steps `first` to `last` of an epoch.
 
@@ -186,7 +192,7 @@ def _make_run_steps(static, objective, optimizer, augment, batch_size):
     """
 
     @jax.jit
-    def run_steps(train, sums, images, labels, order, first, last, key):
+    def run_steps(train, sums, first, last, images, labels, order, key):
         def step(i, carry):
             train, (loss_sum, correct_sum) = carry
             indices = jax.lax.dynamic_slice_in_dim(order, i * batch_size, batch_size)

@@ -1,0 +1,112 @@
+"""Norm bounds are never below the norm, and little above it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from odejax.models import conv_norm_bound, matrix_norm_bound
+
+
+def kernel_of(seed, size=3, inputs=2, outputs=3, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(scale * rng.normal(size=(size, size, inputs, outputs)), jnp.float32)
+
+
+def smooth_kernel(width):
+    taps = np.exp(-((np.arange(3) - 1.0) ** 2) / (2 * width**2))
+    return jnp.asarray(np.multiply.outer(np.multiply.outer(taps, taps), np.eye(2)), jnp.float32)
+
+
+def zero_padded_norm(kernel, image_size, padding):
+    """The largest singular value of the dense matrix, in float64."""
+    with jax.enable_x64(True):
+        kernel = jnp.asarray(np.asarray(kernel, np.float64))
+        basis = jnp.eye(image_size[0] * image_size[1] * kernel.shape[2], dtype=jnp.float64)
+        out = lax.conv_general_dilated(
+            basis.reshape(-1, *image_size, kernel.shape[2]), kernel, (1, 1),
+            [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+        return np.linalg.norm(np.asarray(out).reshape(len(basis), -1), 2)
+
+
+def circular_norm(kernel, image_size):
+    blocks = np.fft.fft2(np.asarray(kernel, np.float64), image_size, axes=(0, 1))
+    return np.linalg.svd(blocks, compute_uv=False).max()
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("image_size", [(5, 5), (6, 4)], ids=str)
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (2, 3), (4, 2)])
+def test_no_zero_padded_convolution_exceeds_the_bound(inputs, outputs, image_size, padding):
+    for seed in range(3):
+        kernel = kernel_of(seed, 3, inputs, outputs)
+        true = zero_padded_norm(kernel, image_size, padding)
+        assert true <= float(conv_norm_bound(kernel, image_size))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_no_circular_convolution_exceeds_the_bound_and_it_is_tight(size):
+    for seed in range(5):
+        kernel = kernel_of(seed, size, 4, 4)
+        true = circular_norm(kernel, (7, 8))
+        assert true <= float(conv_norm_bound(kernel, (7, 8), circular=True)) <= 1.01 * true
+
+
+def test_zero_padding_costs_one_percent_on_random_kernels():
+    for seed in range(5):
+        kernel = kernel_of(seed, 3, 8, 8)
+        assert float(conv_norm_bound(kernel, (14, 14))) <= 1.01 * circular_norm(kernel, (16, 16))
+
+
+@pytest.mark.parametrize("width", [0.5, 1.0, 100.0])
+def test_zero_padding_costs_five_percent_on_smooth_kernels(width):
+    kernel = smooth_kernel(width)
+    true = zero_padded_norm(kernel, (14, 14), 1)
+    assert true <= float(conv_norm_bound(kernel, (14, 14))) <= 1.05 * true
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (3, 7), (40, 40), (200, 300)], ids=str)
+def test_no_matrix_exceeds_the_bound_and_it_is_tight(shape):
+    for seed in range(5):
+        matrix = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+        true = np.linalg.norm(matrix.astype(np.float64), 2)
+        assert true <= float(matrix_norm_bound(jnp.asarray(matrix))) <= 1.01 * true
+
+
+@pytest.mark.parametrize("n", [1, 10, 256])
+def test_orthogonal_matrices_cost_the_most_and_as_documented(n):
+    q = np.linalg.qr(np.random.default_rng(0).normal(size=(n, n)))[0]
+    bound = float(matrix_norm_bound(jnp.asarray(q, jnp.float32)))
+    assert 1 <= bound <= n ** (1 / 256) * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+def test_the_bound_scales_with_the_weights(scale):
+    kernel = kernel_of(0)
+    true = scale * circular_norm(kernel, (6, 6))
+    bound = float(conv_norm_bound(kernel * scale, (6, 6), circular=True))
+    assert true * (1 - 1e-6) <= bound <= 1.01 * true
+
+
+def test_gradients_are_finite_differences():
+    with jax.enable_x64(True):
+        kernel = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 2, 3)))
+        v = jnp.asarray(np.random.default_rng(2).normal(size=kernel.shape))
+        for bound in (
+            lambda k: conv_norm_bound(k, (5, 6)),
+            lambda k: matrix_norm_bound(k.reshape(9, 6)),
+        ):
+            numeric = (bound(kernel + 1e-6 * v) - bound(kernel - 1e-6 * v)) / 2e-6
+            np.testing.assert_allclose(jnp.vdot(jax.grad(bound)(kernel), v), numeric, rtol=1e-6)
+
+
+def test_zero_weights_have_norm_zero_and_finite_gradients():
+    for bound, weights in (
+        (lambda k: conv_norm_bound(k, (5, 5)), jnp.zeros((3, 3, 2, 2))),
+        (matrix_norm_bound, jnp.zeros((4, 3))),
+    ):
+        value, gradient = jax.value_and_grad(bound)(weights)
+        assert float(value) == 0
+        assert jnp.isfinite(gradient).all()
