@@ -43,10 +43,10 @@ def training_step(activation):
     @jax.jit
     def step(weights, opt_state, images, labels):
         gradient = jax.grad(loss)(weights, images, labels)
-        updates, opt_state = optimizer.update(gradient, opt_state)  # pyright: ignore[reportArgumentType]
+        updates, opt_state = optimizer.update(gradient, opt_state)
         return eqx.apply_updates(weights, updates), opt_state
 
-    return step, weights, optimizer.init(weights)
+    return step, weights, optimizer.init(weights)  # pyright: ignore
 
 
 def true_error(activation, t1):

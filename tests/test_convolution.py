@@ -104,9 +104,11 @@ def test_odd_and_even_images_and_oblong_kernels(shape):
     x, kernel = normal(2, *shape, 3), normal(3, 4, 2, 3, 2)
     for stride in (1, 2):
         ours, expected = (
-            jax.value_and_grad(
-                lambda x, k, conv=conv, s=stride: jnp.sum(conv(x, k, stride=s, padding=1) ** 2),
-                (0, 1),
+            jax.jit(
+                jax.value_and_grad(
+                    lambda x, k, conv=conv, s=stride: jnp.sum(conv(x, k, stride=s, padding=1) ** 2),
+                    (0, 1),
+                )
             )(x, kernel)
             for conv in (conv2d, shifted)
         )

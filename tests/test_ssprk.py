@@ -42,7 +42,7 @@ PROBLEMS = {
 
 def solve(field, solver, y0, t1, steps, **kwargs):
     return diffrax.diffeqsolve(
-        diffrax.ODETerm(field), solver, 0.0, t1, t1 / steps, jnp.asarray(y0), **kwargs
+        diffrax.ODETerm(field), solver, 0.0, t1, jnp.asarray(t1 / steps), jnp.asarray(y0), **kwargs
     )
 
 

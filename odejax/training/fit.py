@@ -116,25 +116,32 @@ def fit(
             started = time.perf_counter()
             shuffle_key, step_key, score_key = jax.random.split(jax.random.fold_in(key, epoch), 3)
             order = jax.random.permutation(shuffle_key, len(dataset))
-            loss, correct = np.nan, 0
-            for done, train, loss, correct in _epoch_in_calls(
-                lambda *call: run_steps(*call, images, labels, order, step_key), train, steps
-            ):
+            sums = (jnp.zeros(()), jnp.zeros((), jnp.int32))
+            done, length = 0, 1
+            while done < steps:
+                last = min(done + length, steps)
+                call_started = time.perf_counter()
+                train, sums = run_steps(train, sums, images, labels, order, done, last, step_key)
+                loss = float(sums[0]) / last
                 if not np.isfinite(loss):
-                    raise _diverged("loss", epoch, done, checkpoints)
+                    raise _diverged("loss", epoch, last, checkpoints)
+                # Adapted slowly, since the first call compiles. It changes no result.
+                speed = (last - done) / (time.perf_counter() - call_started)
+                length = int(np.clip(speed * _SECONDS_PER_CALL, 1, 4 * length))
                 bar.update(
                     task,
-                    completed=(epoch - first_epoch) * steps + done,
+                    advance=last - done,
                     description=f"epoch {epoch}/{epochs}",
                     note=f"loss {loss:.4f}",
                 )
+                done = last
             if not all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(train.params)):
                 raise _diverged("weights", epoch, steps, checkpoints)
             seconds = time.perf_counter() - started
             record = {
                 "epoch": epoch,
-                "loss": loss,
-                "train_accuracy": correct / (steps * batch_size),
+                "loss": float(sums[0]) / steps,
+                "train_accuracy": int(sums[1]) / (steps * batch_size),
                 "seconds": seconds,
                 "examples_per_second": steps * batch_size / seconds,
             }
@@ -166,25 +173,6 @@ def steps_per_epoch(n_examples: int, batch_size: int) -> int:
     return n_examples // batch_size
 
 
-def _epoch_in_calls(run_steps, train, steps):
-    """Run an epoch in calls of about `_SECONDS_PER_CALL`: yields (done, train, loss, correct).
-
-    `loss` is the mean and `correct` the count over the `done` steps so far. The length of the
-    calls adapts to their speed, slowly, since the first one compiles; it changes no result.
-    """
-    sums = (jnp.zeros(()), jnp.zeros((), jnp.int32))
-    done, length = 0, 1
-    while done < steps:
-        last = min(done + length, steps)
-        started = time.perf_counter()
-        train, sums = run_steps(train, sums, done, last)
-        loss, correct = float(sums[0]) / last, int(sums[1])
-        speed = (last - done) / (time.perf_counter() - started)
-        length = int(np.clip(speed * _SECONDS_PER_CALL, 1, 4 * length))
-        done = last
-        yield done, train, loss, correct
-
-
 def _make_run_steps(static, objective, optimizer, augment, batch_size):
     """A jitted function that takes steps `first` to `last` of an epoch.
 
@@ -192,7 +180,7 @@ def _make_run_steps(static, objective, optimizer, augment, batch_size):
     """
 
     @jax.jit
-    def run_steps(train, sums, first, last, images, labels, order, key):
+    def run_steps(train, sums, images, labels, order, first, last, key):
         def step(i, carry):
             train, (loss_sum, correct_sum) = carry
             indices = jax.lax.dynamic_slice_in_dim(order, i * batch_size, batch_size)
