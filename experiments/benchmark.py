@@ -90,7 +90,7 @@ FAMILIES = {
         4,
         16,
         5e-3,
-        objective=CrossEntropy(temperature=0.1),
+        objective=CrossEntropy(temperature=0.2),
         certificates=(LipschitzMargin(),),
     ),
 }
@@ -153,6 +153,7 @@ def main(config: Config):
         _check_same_run(result["settings"], settings, path)
     elif not config.resume:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        save_result(path, KIND, result)  # so that --resume can tell which run this is
 
     for name in config.models:
         if name in result["models"]:

@@ -236,9 +236,11 @@ def test_derivatives_to_third_order_are_finite_differences():
     with jax.enable_x64(True):
         rng = np.random.default_rng(25)
         args = jnp.asarray(rng.normal(size=(4, 5, 2))), jnp.asarray(rng.normal(size=(3, 2, 2, 2)))
-        check_grads(
-            lambda x, k: jnp.sin(conv2d(x, k, stride=2, padding=1)), args, order=3, atol=1e-6
-        )
+
+        def f(x, kernel):
+            return jnp.sin(conv2d(jnp.asarray(x), jnp.asarray(kernel), stride=2, padding=1))
+
+        check_grads(f, args, order=3, atol=1e-6)
 
 
 def test_forward_mode_is_bilinear():
@@ -321,7 +323,7 @@ def test_captured_precision_outlives_its_block_until_lowering():
      ((6, 6, 3), (3, 3, 2, 4))],
     ids=["a batch", "no channels", "kernel of three axes", "channels differ"],
 )  # fmt: skip
-def test_shapes_that_do_not_fit_are_named(x_shape, kernel_shape):
+def test_shapes_that_do_not_fit_are_named(x_shape, kernel_shape, unchecked):
     with pytest.raises(ValueError, match=r"takes an image \(h, w, i\)") as error:
         conv2d(jnp.zeros(x_shape), jnp.zeros(kernel_shape))
     assert str(x_shape) in str(error.value)

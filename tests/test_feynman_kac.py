@@ -73,12 +73,14 @@ def test_ornstein_uhlenbeck_has_the_moments_of_its_recursion(path):
 
 @pytest.mark.parametrize("steps", [1, 3, 100, 10_000])
 def test_all_of_the_time_is_covered_whatever_the_number_of_steps(steps):
-    out = feynman_kac(
-        lambda y: y, lambda t, y: jnp.ones_like(y), ConstantNoise(0.0), X,
-        steps=steps, paths=2, key=jax.random.key(3), t1=0.3,
-    )  # fmt: skip
-    np.testing.assert_allclose(out.mean, X + 0.3, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(out.standard_error, 0, atol=1e-7)
+    with jax.enable_x64(True):  # ten thousand small steps lose three digits in float32
+        x = np.asarray(X, np.float64)
+        out = feynman_kac(
+            lambda y: y, lambda t, y: jnp.ones_like(y), ConstantNoise(0.0), jnp.asarray(x),
+            steps=steps, paths=2, key=jax.random.key(3), t1=0.3,
+        )  # fmt: skip
+        np.testing.assert_allclose(out.mean, x + 0.3, rtol=0, atol=1e-11)
+        np.testing.assert_allclose(out.standard_error, 0, atol=1e-11)
 
 
 def test_the_drift_is_given_the_time():

@@ -17,7 +17,8 @@ class PGD(AbstractAttack):
     """x_{k+1} = project(x_k + step * steepest(grad_x loss(x_k))), the worst x_k of all restarts.
 
     - `steps`, `step_size`: 40 and 0.01 (pixel scale), as in *natural* and *nmode*. A `step_size` of
-      None is 2.5 eps / steps, which can cross the ball at every eps.
+      None is 2.5 eps / steps, which can cross the ball at every eps (but is too short to turn far
+      along the surface of an l2 ball).
     - `random_start`: from a uniform draw in the ball rather than from x.
     - `restarts`: that many independent random starts.
     - The iterate with the smallest logit margin is kept, not the last one.
@@ -36,6 +37,8 @@ class PGD(AbstractAttack):
             raise ValueError(
                 f"steps and restarts must be at least 1; got {self.steps} and {self.restarts}"
             )
+        if isinstance(self.step_size, float | int) and not 0 < self.step_size < float("inf"):
+            raise ValueError(f"step_size must be finite and positive; got {self.step_size}")
         if self.restarts > 1 and not self.random_start:
             raise ValueError("restarts without a random start repeat the same attack")
 

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def provenance(seed: int) -> dict[str, Any]:
         "seed": seed,
         "commit": _commit(),
         "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in _PACKAGES},
+        | {package: _version(package) for package in _PACKAGES},
         "device": f"{device.platform}: {device.device_kind}",
         "processor": f"{platform.machine()}, {os.cpu_count()} cores",
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -68,6 +68,13 @@ def decode_array(encoded: dict[str, Any]) -> np.ndarray:
     """What `encode_array` stored, as float32."""
     flat = np.frombuffer(base64.b64decode(encoded["float16"]), np.float16)
     return flat.reshape(encoded["shape"]).astype(np.float32)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # imported from a folder, not installed
+        return None
 
 
 def _commit() -> str | None:

@@ -31,6 +31,13 @@ def check_image_shape(image_shape: Sequence[int], n_classes: int) -> ImageShape:
     return int(height), int(width), int(channels)
 
 
+def check_sizes(**sizes: int):
+    """Raise `ValueError` unless every size (a width, a depth) is at least 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1; got {size}")
+
+
 class Conv(eqx.Module):
     """A 2-D convolution with bias, He initialised (fan-in)."""
 

@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 
 from .._types import Image, Key, Logits
-from .blocks import Head, ImageShape, Norm, ResidualField, Stem, check_image, check_image_shape
+from .blocks import (
+    Head,
+    ImageShape,
+    Norm,
+    ResidualField,
+    Stem,
+    check_image,
+    check_image_shape,
+    check_sizes,
+)
 from .norms import BatchNorm, GroupNorm
 
 
@@ -51,6 +60,7 @@ class ConvODENet(eqx.Module):
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
+        check_sizes(width=width)
         if not 0 < t1 < float("inf"):
             raise ValueError(f"t1 must be finite and positive; got {t1}")
         if norm is BatchNorm:

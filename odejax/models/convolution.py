@@ -40,8 +40,10 @@ def conv2d(
     `x` is (h, w, i), `kernel` (kh, kw, i, o); zero padding, the same on all sides if an int.
     Batch with `jax.vmap`. Differentiable to every order in both modes.
 
-    Raises `ValueError` when the shapes do not fit together.
+    Raises `ValueError` when the shapes do not fit together, or for a stride below 1.
     """
+    if stride < 1:
+        raise ValueError(f"stride must be at least 1; got {stride}")
     if isinstance(padding, int):
         padding = ((padding, padding), (padding, padding))
     if x.ndim != 3 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2]:

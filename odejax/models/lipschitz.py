@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from .._frozen import AbstractReparametrised
 from .._types import Features, Image, Key, Logits, Scalar
-from .blocks import ImageShape, check_image, check_image_shape
+from .blocks import ImageShape, check_image, check_image_shape, check_sizes
 from .convolution import conv2d
 from .spectral import conv_norm_bound, matrix_norm_bound
 
@@ -51,7 +51,7 @@ class ConvOperator(AbstractOperator):
     def freeze(self) -> "ConvOperator":
         if self.frozen:
             return self
-        kernel = self.kernel * (self.gain / conv_norm_bound(self.kernel, self.image_size))
+        kernel = self.kernel * _scale(self.gain, conv_norm_bound(self.kernel, self.image_size))
         return ConvOperator(kernel=kernel, image_size=self.image_size, gain=self.gain, frozen=True)
 
     def __call__(self, x: Image) -> Features:
@@ -74,7 +74,7 @@ class DenseOperator(AbstractOperator):
     def freeze(self) -> "DenseOperator":
         if self.frozen:
             return self
-        matrix = self.matrix * (self.gain / matrix_norm_bound(self.matrix))
+        matrix = self.matrix * _scale(self.gain, matrix_norm_bound(self.matrix))
         return DenseOperator(matrix=matrix, gain=self.gain, frozen=True)
 
     def __call__(self, x: Float[Array, " i"]) -> Float[Array, " o"]:
@@ -85,6 +85,10 @@ class DenseOperator(AbstractOperator):
 
     def norm_bound(self) -> Scalar:
         return matrix_norm_bound(self.freeze().matrix)
+
+
+def _scale(gain, norm):
+    return jnp.where(norm > 0, gain / jnp.where(norm > 0, norm, 1.0), 1.0)  # zero stays zero
 
 
 class Affine(eqx.Module):
@@ -162,6 +166,7 @@ class LipschitzNet(eqx.Module):
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
+        check_sizes(width=width, depth=depth, features=features)
         h, w, c = image_shape
         if h % 2 or w % 2:
             raise ValueError(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._types import Image, Key, Logits
-from .blocks import ImageShape, check_image, check_image_shape
+from .blocks import ImageShape, check_image, check_image_shape, check_sizes
 
 
 class MLP(eqx.Module):
@@ -29,6 +29,7 @@ class MLP(eqx.Module):
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
+        check_sizes(width=width, depth=depth)
         height, width_in, channels = image_shape
         sizes = [height * width_in * channels, *[width] * depth, n_classes]
         keys = jax.random.split(key, depth + 1)

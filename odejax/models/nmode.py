@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from .._types import Image, Key, Logits, Scalar
 from ..solvers import FourierFlowMap, periodic_flow_map
-from .blocks import ImageShape, check_image, check_image_shape
+from .blocks import ImageShape, check_image, check_image_shape, check_sizes
 
 
 @lru_cache
@@ -29,7 +29,7 @@ class NmODE(eqx.Module):
     - Without a `solver`: the compiled flow map, exact to rounding, at the cost of an activation
       function. `lam` and `t1` are then constants.
     - With a Diffrax `solver`: a solve, adapted to `rtol` and `atol` (the paper's 1e-3); `lam` and
-      `t1` may be arrays and are then learned.
+      `t1` may be arrays and are then learned. NaN where it needs more than `max_steps`.
 
     The paper has lam > 1, which its certificate needs. A negative `lam` is its P-nmODE, whose
     solution grows like e^(|lam| t1) and needs a `solver` for all but short times.
@@ -41,6 +41,7 @@ class NmODE(eqx.Module):
     flow_map: FourierFlowMap | None
     rtol: float = eqx.field(static=True)
     atol: float = eqx.field(static=True)
+    max_steps: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -50,13 +51,15 @@ class NmODE(eqx.Module):
         solver: diffrax.AbstractSolver | None = None,
         rtol: float = 1e-3,
         atol: float = 1e-3,
+        max_steps: int = 4096,
     ):
         constants = not (eqx.is_array(lam) or eqx.is_array(t1))
         if constants and not (np.isfinite(lam) and np.isfinite(t1) and t1 > 0):
             raise ValueError(f"lam must be finite and t1 finite and positive; got {lam} and {t1}")
         if solver is None and not constants:
             raise ValueError("a learned lam or t1 (an array) needs a Diffrax solver")
-        self.lam, self.t1, self.solver, self.rtol, self.atol = lam, t1, solver, rtol, atol
+        self.lam, self.t1, self.solver = lam, t1, solver
+        self.rtol, self.atol, self.max_steps = rtol, atol, max_steps
         self.flow_map = _flow_map(float(lam), float(t1)) if solver is None else None
 
     def __call__(self, gamma: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -71,6 +74,7 @@ class NmODE(eqx.Module):
             None,
             jnp.zeros_like(gamma),
             stepsize_controller=diffrax.PIDController(self.rtol, self.atol),
+            max_steps=self.max_steps,
             throw=False,
         )
         assert solution.ys is not None
@@ -107,6 +111,7 @@ class NmODENet(eqx.Module):
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
+        check_sizes(width=width)
         height, width_in, channels = image_shape
         inputs_key, outputs_key = jax.random.split(key)
         self.inputs = eqx.nn.Linear(height * width_in * channels, width, key=inputs_key)

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 
 from .._types import Image, Key, Logits
 from ..solvers import SSPRK33, AbstractNoise, RelativeNoise, integrate_layers, stack_layers
-from .blocks import Head, ImageShape, Norm, ResidualField, Stem, check_image, check_image_shape
+from .blocks import (
+    Head,
+    ImageShape,
+    Norm,
+    ResidualField,
+    Stem,
+    check_image,
+    check_image_shape,
+    check_sizes,
+)
 from .norms import GroupNorm
 
 
@@ -43,6 +52,7 @@ class ResNet(eqx.Module):
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
+        check_sizes(width=width, depth=depth)
         if not 0 <= step_size < float("inf"):
             raise ValueError(f"step_size must be finite and not negative; got {step_size}")
         stem_key, layers_key, head_key = jax.random.split(key, 3)
@@ -126,8 +136,7 @@ class EnResNet(eqx.Module):
         norm: Norm = GroupNorm,
         key: Key,
     ):
-        if members < 1:
-            raise ValueError(f"members must be at least 1; got {members}")
+        check_sizes(members=members)
         noise = RelativeNoise(0.1) if noise is None else noise
 
         def member(key):

@@ -61,9 +61,14 @@ def _gram_bound(matrices, iterations):
     """The largest Gram bound in a batch of real or complex matrices."""
     if matrices.shape[1] < matrices.shape[2]:  # of A^* A and A A^*, the smaller
         matrices = jnp.conj(jnp.swapaxes(matrices, 1, 2))
+    largest = jnp.max(
+        jnp.abs(matrices), axis=(1, 2)
+    )  # first, so that no square under- or overflows
+    zero = largest == 0
+    largest = jnp.where(zero, 1.0, largest)
+    matrices = matrices / largest[:, None, None]
+    log_norm = jnp.log(largest)
     square = _square(matrices)
-    zero = square == 0
-    log_norm = jnp.zeros(len(matrices))
     for i in range(iterations):
         norm = jnp.sqrt(jnp.where(zero, 1.0, square))
         log_norm = log_norm + jnp.log(norm) / 2**i

@@ -55,12 +55,14 @@ class RelativeNoise(AbstractNoise):
         _check_scale("a", self.a)
 
     def std(self, y: Float[Array, "..."]) -> Scalar:
-        mean, mean_of_squares = jnp.mean(y), jnp.mean(y**2)
-        if self.axis_name is not None:
-            mean = jax.lax.pmean(mean, self.axis_name)
-            mean_of_squares = jax.lax.pmean(mean_of_squares, self.axis_name)
-            return self.a * jnp.sqrt(jnp.maximum(mean_of_squares - mean**2, 0.0))
-        return self.a * jnp.std(y)
+        def mean(v):
+            m = jnp.mean(v)
+            return m if self.axis_name is None else jax.lax.pmean(m, self.axis_name)
+
+        variance = mean((y - mean(y)) ** 2)
+        # The square root has no derivative at 0, where there is no noise to differentiate either.
+        positive = variance > 0
+        return self.a * jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
 
 
 def _check_scale(name: str, value: float):

@@ -5,6 +5,7 @@ function of gamma. When g is analytic and periodic in gamma so is y, and its Fou
 converges geometrically: a dozen harmonics replace the ODE solver, with more digits than the solver.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -21,9 +22,10 @@ _MAX_SAMPLES = 4096
 class FourierFlowMap(eqx.Module):
     """y(gamma) = Re sum_{k=0}^K c_k e^{2 pi i k gamma / period}, elementwise on any shape.
 
-    Evaluated in the dtype of `gamma` by Clenshaw's recurrence after one range reduction, so a
-    layer costs one sine, one cosine and four multiply-adds per harmonic. Every derivative is the
-    series' own (not the recurrence's), to any order, in forward and reverse mode.
+    Evaluated by Clenshaw's recurrence after one range reduction, in float32 (float64 for float64)
+    and returned in the dtype of `gamma`. A layer costs one sine, one cosine and four multiply-adds
+    per harmonic. Every derivative is the series' own (not the recurrence's), to any order, in
+    forward and reverse mode.
 
     `error` and `derivative_error` are what compiling found: the largest |y| and |dy/dgamma| error
     at points that were not used to fit.
@@ -157,9 +159,9 @@ def _unit_circle(gamma, period):
     once (Cody-Waite: `high` has few bits, so turns * high is exact), and half the angle goes
     through polynomials, which the compiler fuses and vectorises with the series.
     """
-    high = np.round(period * 64) / 64
+    high = round(period * 64) / 64
     turns = jnp.round(gamma / period)
-    half = ((gamma - turns * high) - turns * (period - high)) * (np.pi / period)
+    half = ((gamma - turns * high) - turns * (period - high)) * (math.pi / period)
     if gamma.dtype == jnp.float64:
         return jnp.cos(2 * half), jnp.sin(2 * half)
     square = half**2
@@ -177,12 +179,14 @@ def _polynomial(coefficients, x):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _series(coefficients, period, gamma):
+    dtype = gamma.dtype
+    gamma = gamma.astype(jnp.promote_types(dtype, jnp.float32))
     cos, sin = _unit_circle(gamma, period)
     a = b = a_next = b_next = jnp.zeros_like(gamma)
     for c in coefficients[:0:-1]:
         a, a_next = c.real + 2 * cos * a - a_next, a
         b, b_next = -c.imag + 2 * cos * b - b_next, b
-    return coefficients[0].real + cos * a - a_next + sin * b
+    return (coefficients[0].real + cos * a - a_next + sin * b).astype(dtype)
 
 
 @_series.defjvp

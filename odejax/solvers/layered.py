@@ -27,7 +27,9 @@ def _tableau(solver: diffrax.AbstractSolver) -> tuple[list[np.ndarray], np.ndarr
         return [np.zeros(0)], np.ones(1)
     if isinstance(solver, diffrax.AbstractERK):
         tableau = cast(diffrax.ButcherTableau, solver.tableau)
-        return [np.zeros(0), *tableau.a_lower], tableau.b_sol
+        # A last stage of weight zero only serves to estimate the error of a step.
+        used = int(np.flatnonzero(tableau.b_sol)[-1]) + 1
+        return [np.zeros(0), *tableau.a_lower][:used], tableau.b_sol[:used]
     raise ValueError(
         f"layers are integrated by diffrax.Euler or an explicit Runge-Kutta method "
         f"(a subclass of diffrax.AbstractERK); got {type(solver).__name__}"

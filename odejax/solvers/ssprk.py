@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import diffrax
+import jax
 import numpy as np
 
 
@@ -32,6 +33,19 @@ class SSPRK22(diffrax.AbstractERK):
         return 2
 
 
+def _hermite_by_second_stage(*, t0, t1, y0, y1, k):
+    """Cubic Hermite interpolation of SSPRK33, of order 3.
+
+    The slope at the end of the step is the second stage's, which is the one taken there; Diffrax's
+    own `from_k` would take the last stage's, which belongs to the middle.
+    """
+    first = jax.tree.map(lambda stages: stages[0], k)
+    second = jax.tree.map(lambda stages: stages[1], k)
+    return diffrax.ThirdOrderHermitePolynomialInterpolation(
+        t0=t0, t1=t1, y0=y0, y1=y1, k0=first, k1=second
+    )
+
+
 class SSPRK33(diffrax.AbstractERK):
     """Three stages, order 3, SSP coefficient 1; embedded SSPRK22 for adaptive steps."""
 
@@ -42,7 +56,7 @@ class SSPRK33(diffrax.AbstractERK):
         b_error=np.array([-1 / 3, -1 / 3, 2 / 3]),
     )
     interpolation_cls: ClassVar[Callable[..., diffrax.ThirdOrderHermitePolynomialInterpolation]] = (
-        diffrax.ThirdOrderHermitePolynomialInterpolation.from_k
+        staticmethod(_hermite_by_second_stage)
     )
 
     def order(self, terms):

@@ -32,27 +32,27 @@ class Checkpoints:
         )
         self._manager.wait_until_finished()
 
-    def restore(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
-        """The newest epoch, its arrays in the structure of `like`; None in an empty folder."""
-        epoch = self._manager.latest_step()
-        if epoch is None:
+    def restore_meta(self) -> dict[str, Any] | None:
+        """The `meta` of the newest epoch; None in an empty folder."""
+        if self._manager.latest_step() is None:
             return None
+        return self._restore(meta=ocp.args.JsonRestore())["meta"]
+
+    def restore_arrays(self, like: PyTree) -> PyTree:
+        """The arrays of the newest epoch, in the structure of `like`."""
+        restored = self._restore(arrays=ocp.args.StandardRestore(_numbered(like)))["arrays"]
+        leaves = [restored[name] for name in _numbered(like)]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def _restore(self, **what):
+        epoch = self._manager.latest_step()
         try:
-            restored = self._manager.restore(
-                epoch,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardRestore(_numbered(like)), meta=ocp.args.JsonRestore()
-                ),
-            )
-            leaves = [restored["arrays"][name] for name in _numbered(like)]
-            meta = restored["meta"]
-        except Exception as error:
+            return self._manager.restore(epoch, args=ocp.args.Composite(**what))
+        except Exception as error:  # Orbax raises whatever its storage does
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise CheckpointError(
-                f"the checkpoint {self.folder / str(epoch)} cannot be read into this model: "
-                f"{reason[0][:200]}"
+                f"the checkpoint {self.folder / str(epoch)} cannot be read: {reason[0][:200]}"
             ) from error
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), meta
 
     def close(self):
         self._manager.close()

@@ -75,7 +75,8 @@ def fit(
     - `augment(image, key)`: applied on the device to each float image.
     - `checkpoint_dir`: after every epoch the run is saved there (atomically), with its metrics in
       `metrics.jsonl`. A run found there is continued, and ends bit for bit where an
-      uninterrupted one would; raises `CheckpointError` if it is another run's.
+      uninterrupted one would; raises `CheckpointError` if it is another run's (another key, data,
+      model, objective or batch size; the optimizer's constants are not stored).
 
     Raises `TrainingDiverged` when the loss or a weight stops being finite, naming the epoch and
     the last good checkpoint.
@@ -94,14 +95,16 @@ def fit(
     fingerprint = {
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "batch_size": batch_size,
-        "dataset": [dataset.name, dataset.split, len(dataset)],
+        "dataset": _describe(dataset),
+        "validation": None if validation is None else _describe(validation),
+        "objective": eqx.tree_pformat(objective),
         "arrays": array_digest(train),
     }
     if checkpoints is not None:
-        found = checkpoints.restore((train, best))
-        if found is not None:
-            (train, best), meta = found
-            _check_fingerprint(meta["fingerprint"], fingerprint, checkpoints.folder)
+        meta = checkpoints.restore_meta()
+        if meta is not None:
+            _check_fingerprint(meta.get("fingerprint", {}), fingerprint, checkpoints.folder)
+            train, best = checkpoints.restore_arrays((train, best))
             history = meta["history"]
             best_epoch, best_score = meta["best_epoch"], meta["best_score"]
 
@@ -171,6 +174,10 @@ def fit(
 def steps_per_epoch(n_examples: int, batch_size: int) -> int:
     """How many steps `fit` takes in an epoch, for learning-rate schedules."""
     return n_examples // batch_size
+
+
+def _describe(dataset: ArrayDataset):
+    return [dataset.name, dataset.split, len(dataset)]
 
 
 def _make_run_steps(static, objective, optimizer, augment, batch_size):
