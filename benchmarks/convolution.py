@@ -73,7 +73,7 @@ def main():
         times = {name: t / (STEPS if "scan" in name else 1) for name, t in times.items()}
         cells = [f"{1e3 * t:.1f} ({t / times['XLA']:.1f}x)" for t in times.values()]
         table.add_row(str(channels), f"{size} x {size}", *cells)
-    Console().print(table)
+    Console(width=110).print(table)
 
 
 if __name__ == "__main__":

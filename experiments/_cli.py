@@ -10,7 +10,7 @@ from typing import TypeVar
 import jax
 import tyro
 
-from odejax.data import DataNotFoundError, cache_dir
+from odejax.data import cache_dir
 from odejax.evaluation import ResultError
 from odejax.training import CheckpointError
 
@@ -31,10 +31,10 @@ def run(main: Callable[[Config], None], config: type[Config]) -> None:
         main(_parse(config))
     except (
         UsageError,
-        DataNotFoundError,
         ResultError,
         CheckpointError,
         FloatingPointError,
+        OSError,  # a missing data set among them
     ) as error:
         sys.exit(_fail(str(error), 2))
     except KeyboardInterrupt:

@@ -46,6 +46,7 @@ from odejax.training import CrossEntropy, fit, steps_per_epoch
 from ._cli import UsageError, run
 
 KIND = "benchmark"
+BATCH_SIZE = 250  # of attacks and evaluation
 BALL_NAMES = {"linf": "L-infinity", "l2": "l2"}
 BALLS: dict[str, Callable[[float], odejax.AbstractBall]] = {
     "linf": odejax.LinfBall,
@@ -63,6 +64,7 @@ class Family:
     learning_rate: float
     objective: CrossEntropy = dataclasses.field(default_factory=CrossEntropy)
     certificates: tuple[Callable, ...] = ()
+    draws: int = 1  # of noise, over which a randomised family is judged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,9 @@ FAMILIES = {
     "MLP": Family(models.MLP, 6, 24, 1e-3),
     "ResNet": Family(partial(models.ResNet, width=16, depth=4), 3, 16, 5e-3),
     "SSPNet": Family(partial(models.SSPNet, width=16, depth=4), 3, 16, 5e-3),
-    "EnResNet": Family(partial(models.EnResNet, members=2, width=16, depth=4), 3, 16, 5e-3),
+    "EnResNet": Family(
+        partial(models.EnResNet, members=2, width=16, depth=4), 3, 16, 5e-3, draws=8
+    ),
     "ConvODENet": Family(partial(models.ConvODENet, width=16), 3, 32, 5e-3),
     "NmODENet": Family(
         models.NmODENet, 10, 40, 1e-3, certificates=(StableMapping(), FiniteTimeStableMapping())
@@ -96,7 +100,7 @@ FAMILIES = {
 }
 
 DATASETS = {
-    "digits": Setting((0.05, 0.1, 0.2), (0.25, 0.5, 1.0), 147, 500, 64),
+    "digits": Setting((0.05, 0.1, 0.2), (0.25, 0.5, 1.0), 147, 250, 64),
     "mnist": Setting((0.05, 0.1, 0.2, 0.3), (0.5, 1.0, 1.5, 2.0), 5000, 500, 128),
     "fashion_mnist": Setting((0.02, 0.05, 0.1), (0.25, 0.5, 1.0), 5000, 500, 128),
     "cifar10": Setting((1 / 255, 2 / 255, 8 / 255), (36 / 255, 0.25, 0.5), 5000, 500, 128),
@@ -121,7 +125,7 @@ class Config:
     epochs: int | None = None
     """Epochs for every family; by default each family's own."""
     test_images: int | None = None
-    """How many test images to attack (the first ones); by default 500."""
+    """How many test images to attack (the first ones); by default 500, of the digits 250."""
     seed: int = 0
     """Seed of initial weights, batches, and attacks."""
     out: Path | None = None
@@ -141,19 +145,19 @@ def main(config: Config):
     if setting.test_images > len(test):
         raise UsageError(f"{test.name} has {len(test)} test images; got {setting.test_images}")
     train, validation = train.holdout(setting.validation)
-    test = test.take(slice(setting.test_images))
 
     folder = config.out or Path("runs/benchmark") / config.dataset
     path = folder / "result.json"
     settings = {"dataset": config.dataset, "epochs": config.epochs, "seed": config.seed}
-    settings |= {"linf": list(setting.eps), "l2": list(setting.eps_l2), "n": len(test)}
-    result = {**provenance(config.seed), "settings": settings, "models": {}}
+    settings |= {"linf": list(setting.eps), "l2": list(setting.eps_l2), "n": setting.test_images}
+    result = {"settings": settings, "models": {}}
     if config.resume and path.exists():
-        result = load_result(path, KIND)
+        result |= load_result(path, KIND)
         _check_same_run(result["settings"], settings, path)
-    elif not config.resume:
+    else:  # before anything else, so that --resume can tell which run this is
+        save_result(path, KIND, result)
+    if not config.resume:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        save_result(path, KIND, result)  # so that --resume can tell which run this is
 
     for name in config.models:
         if name in result["models"]:
@@ -166,17 +170,19 @@ def main(config: Config):
         predictor, trained = _train(
             family, epochs, train, validation, setting, config.seed, folder / "checkpoints" / name
         )
-        result["models"][name] = trained | _evaluate(family, predictor, test, setting, config.seed)
+        evaluated = _evaluate(family, predictor, test, setting, config.seed)
+        result["models"][name] = provenance(config.seed) | trained | evaluated
         save_result(path, KIND, result)
 
     shown = {name: result["models"][name] for name in config.models}
-    heading = f"{config.dataset}: certified - attacked accuracy in %, {len(test)} test images"
+    n = setting.test_images
+    heading = f"{config.dataset}: certified - attacked accuracy in %, the first {n} test images"
     console.print(f"\n{heading}")
     for table in tables(shown):
         console.print(table)
     for note in notes(shown):
         console.print(note)
-    _figures(shown, config.dataset, len(test), folder)
+    _figures(shown, config.dataset, n, folder)
     if config.publish:
         _publish(config.dataset, folder, path)
     minutes = (time.perf_counter() - started) / 60
@@ -197,6 +203,10 @@ def _check(config: Config) -> Setting:
     for name, value in (("epochs", config.epochs), ("test-images", config.test_images)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1; got {value}")
+    if not 0 <= config.seed < 2**31 - 1:
+        raise UsageError(f"seed must be between 0 and 2147483646; got {config.seed}")
+    if config.out is not None and config.out.exists() and not config.out.is_dir():
+        raise UsageError(f"out must be a folder; {config.out} is a file")
     if config.data_dir is not None and not config.data_dir.is_dir():
         raise UsageError(f"data-dir must be an existing folder; got {config.data_dir}")
     setting = DATASETS[config.dataset]
@@ -247,32 +257,39 @@ def _train(family, epochs, train, validation, setting, seed, folder):
 
 def _evaluate(family: Family, predictor, test, setting: Setting, seed):
     started = time.perf_counter()
+    attacked = test.take(slice(setting.test_images))
     attacks = {"FGSM": FGSM(), "PGD-40": PGD(steps=40, step_size=None)}
+    key = jax.random.key(seed + 1)  # the same for every eps: the same judge
     out: dict[str, Any] = {"balls": {}}
     for name, eps_values in (("linf", setting.eps), ("l2", setting.eps_l2)):
-        broken, brackets = None, []
+        already_broken, brackets, radius = {}, [], np.zeros(len(attacked))
         for i, eps in enumerate(eps_values):
             interval = bracket(
                 predictor,
-                test,
+                attacked,
                 BALLS[name](eps),
                 attacks=attacks,
                 certificates=family.certificates,
-                key=jax.random.fold_in(jax.random.key(seed + 1), i),
-                already_broken=broken,
+                key=key,
+                batch_size=BATCH_SIZE,
+                draws=family.draws,
+                already_broken=already_broken,
                 progress=True,
             )
-            # What breaks within eps breaks within every larger eps.
-            broken = ~interval.standing
+            # PGD could find again, in a larger ball, what it found in this one; FGSM could not.
+            already_broken = {"PGD-40": ~interval.survivors["PGD-40"]}
             brackets.append(interval.summary())
+            radius = interval.radius
             if name == "linf" and i == len(eps_values) // 2:
-                out["examples"] = _examples(predictor, test, interval)
+                out["examples"] = _examples(predictor, attacked, interval)
         out["balls"][name] = {
             "brackets": brackets,
-            "radii": np.floor(interval.radius * 1e5) / 1e5,  # pyright: ignore
+            "radii": (np.floor(radius * 1e5) / 1e5).tolist(),
             "certificates": len(family.certificates),
         }
-        out["balls"][name]["radii"] = out["balls"][name]["radii"].tolist()
+    judge = odejax.MeanLogits(predictor, jax.random.split(key, family.draws))
+    predictions = odejax.predict(judge, test.images, key=key).argmax(axis=1)
+    out["clean_accuracy"] = float(np.mean(predictions == test.labels))
     return out | {"evaluation_seconds": time.perf_counter() - started}
 
 
@@ -301,14 +318,20 @@ def tables(results: dict[str, Any]) -> list[Table]:
         table = Table()
         table.add_column(BALL_NAMES[ball])
         table.add_column("clean", justify="right")
+        certified = any(model["balls"][ball]["certificates"] for model in results.values())
         for interval in first["balls"][ball]["brackets"]:
             table.add_column(f"eps {interval['eps']:.3g}", justify="right", no_wrap=True)
+        if certified:
+            table.add_column("radius", justify="right")
         for name, model in results.items():
             curves = model["balls"][ball]
             cells = [f"{100 * curves['brackets'][0]['clean']:.1f}"]
             for interval in curves["brackets"]:
                 low = f"{100 * interval['certified']:.1f} - " if curves["certificates"] else "<= "
                 cells.append(f"{low}{100 * interval['attacked']:.1f}")
+            if certified:
+                has = curves["certificates"] > 0
+                cells.append(f"{np.median(curves['radii']):.3f}" if has else "")
             table.add_row(name, *cells)
         out.append(table)
     return out
@@ -320,12 +343,19 @@ def notes(results: dict[str, Any]) -> list[str]:
         name: [b for curves in model["balls"].values() for b in curves["brackets"]]
         for name, model in results.items()
     }
-    widths = [b["attacked_interval"] for all_ in brackets.values() for b in all_]
-    error = 100 * max((high - low) / 2 for low, high in widths)
+    ends = ("clean", "attacked", "certified")
+    error = 100 * max(
+        max(b[end] - b[f"{end}_interval"][0], b[f"{end}_interval"][1] - b[end])
+        for all_ in brackets.values()
+        for b in all_
+        for end in ends
+    )
     attacks = " and ".join(next(iter(brackets.values()))[0]["per_attack"])
     out = [
         f"Attacked: still correct under {attacks}, whichever is worse. <=: no certificate. "
-        f"95 % sampling error: at most {error:.1f} points either way."
+        f"Radius: the median certified one. 95 % sampling error: at most {error:.1f} points.",
+        "Clean accuracy on all test images: "
+        + ", ".join(f"{name} {100 * m['clean_accuracy']:.1f}" for name, m in results.items()),
     ]
     for name, all_ in brackets.items():
         flags = sorted({flag for b in all_ for flag in b["flags"]})

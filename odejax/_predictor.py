@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from ._frozen import freeze
 from ._types import Image, Key, Logits, LogitsFn
@@ -34,6 +35,20 @@ class Predictor(eqx.Module):
         return logits
 
 
+class MeanLogits(eqx.Module):
+    """Mean logits over fixed draws of noise: one deterministic classifier from a random one.
+
+    z(x) = mean_d logits_fn(x, key=keys[d]); its own `key` is ignored. It is what a randomised
+    network is judged by, so that no image is lost, or saved, by a single lucky draw.
+    """
+
+    logits_fn: LogitsFn
+    keys: Array  # (draws,) keys
+
+    def __call__(self, x: Image, *, key: Key | None = None) -> Logits:
+        return jnp.mean(jax.vmap(lambda k: self.logits_fn(x, key=k))(self.keys), axis=0)
+
+
 @eqx.filter_jit
 def _batch_logits(logits_fn: LogitsFn, images, key, first):
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(len(images)))
@@ -56,6 +71,8 @@ def predict(logits_fn: LogitsFn, images, *, key: Key, batch_size: int = 512) -> 
         raise ValueError("there are no images: got an empty array")
     out = []
     for first, batch, n in batches(len(images), min(batch_size, len(images))):
+        # An array, since filter_jit compiles anew for every Python number.
+        first = jnp.asarray(first)
         out.append(np.asarray(_batch_logits(logits_fn, images[batch], key, first))[:n])
     logits = np.concatenate(out)
     if not np.isfinite(logits).all():

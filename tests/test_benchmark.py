@@ -37,8 +37,9 @@ def test_writes_table_result_and_figures_and_resume_repeats_nothing(tmp_path, ca
     assert "MLP" in output.out
     assert "LipschitzNet" in output.out
     first = result(tmp_path)
-    assert {"seed", "commit", "versions", "device", "processor", "time"} <= set(first)
     for model in first["models"].values():
+        assert {"seed", "commit", "versions", "device", "processor", "time"} <= set(model)
+        assert 0 < model["clean_accuracy"] <= 1
         for curves in model["balls"].values():
             attacked = [b["attacked"] for b in curves["brackets"]]
             assert attacked == sorted(attacked, reverse=True)
@@ -101,6 +102,7 @@ def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(tmp_path, ca
         (["--data-dir", "no/such/folder"], "no/such/folder"),
         (["--dataset", "mnist", "--data-dir", "."], "mnist is not prepared in"),
         (["--frobnicate"], "frobnicate"),
+        (["--seed", "99999999999999999999"], "seed must be between"),
     ],
 )
 def test_a_wrong_command_line_ends_with_one_line_and_code_2(
@@ -112,6 +114,14 @@ def test_a_wrong_command_line_ends_with_one_line_and_code_2(
     assert said in output.err
     assert output.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_place_of_the_run_folder_is_refused(tmp_path, capsys, monkeypatch):
+    (tmp_path / "out").write_text("mine")
+    code, output = run(capsys, monkeypatch, *SMALL, "--out", str(tmp_path / "out"))
+    assert (code, output.err.count("\n")) == (2, 1)
+    assert "is a file" in output.err
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_resume_refuses_other_settings_versions_and_broken_files(tmp_path, capsys, monkeypatch):

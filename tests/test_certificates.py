@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -170,6 +171,16 @@ def test_a_model_that_the_proof_says_nothing_about_is_refused(name):
     certificate, _ = all_certificates[name]
     with pytest.raises(ValueError, match="MLP"):
         certificate(predictor_of("MLP"), jnp.asarray(digits().pixels[0]), 0, LinfBall(0.1), key=KEY)
+
+
+@pytest.mark.parametrize("certificate", [StableMapping(), FiniteTimeStableMapping()], ids=str)
+def test_a_network_that_is_solved_and_not_exact_is_refused(certificate):
+    # Its steps are chosen by error estimates, so it can jump where the exact flow cannot.
+    model, state = eqx.nn.make_with_state(NmODENet)(
+        (8, 8, 1), width=4, nmode=NmODE(solver=diffrax.Dopri5()), key=jax.random.key(0)
+    )
+    with pytest.raises(ValueError, match="Dopri5"):
+        certificate(Predictor(model, state), jnp.zeros((8, 8, 1)), 0, LinfBall(0.1), key=KEY)
 
 
 @pytest.mark.parametrize("lam", [1.0, 0.5])

@@ -19,7 +19,7 @@ from helpers import (
 )
 from scipy.stats import binomtest
 
-from odejax import L2Ball, LinfBall, predict
+from odejax import L2Ball, LinfBall, MeanLogits, predict
 from odejax.attacks import FGSM, PGD, AbstractAttack, AttackResult
 from odejax.certificates import FiniteTimeStableMapping, LipschitzMargin, StableMapping
 from odejax.evaluation import (
@@ -94,11 +94,20 @@ def test_images_already_broken_are_not_attacked_again():
         LinfBall(0.0),
         attacks=[FGSM()],
         key=KEY,
-        already_broken=broken,
+        already_broken={"FGSM": broken},
     )
     assert not result.standing[:40].any()
     assert result.attacked <= 0.6
     assert result.clean > 0.9
+
+
+def test_already_broken_by_an_attack_that_is_not_run_is_refused():
+    broken = {"PGD": np.zeros(5, bool)}
+    with pytest.raises(ValueError, match="PGD"):
+        bracket(
+            trained_mlp(), digits("test", 5), LinfBall(0.1), attacks=[FGSM()], key=KEY,
+            already_broken=broken,
+        )  # fmt: skip
 
 
 def test_two_attacks_of_one_class_need_names():
@@ -175,13 +184,60 @@ def test_misclassified_images_are_left_alone_at_the_cost_of_one_query():
     assert set(report.queries[~wrong]) == {1 + 5 + 1 + 1}
 
 
-def test_only_standing_images_are_attacked():
-    data, standing = digits("test", 60), np.arange(60) % 2 == 0
+def test_images_already_broken_are_lost_without_another_attack():
+    data, broken = digits("test", 60), np.arange(60) % 2 == 0
     report = robust_accuracy(
-        PGD5, trained_mlp(), data.pixels, data.labels, LinfBall(0.08), key=KEY, standing=standing
+        PGD5,
+        trained_mlp(),
+        data.pixels,
+        data.labels,
+        LinfBall(0.08),
+        key=KEY,
+        already_broken=broken,
     )
-    assert not report.still_correct[~standing].any()
-    np.testing.assert_array_equal(report.x_adv[~standing], data.pixels[~standing])
+    assert not report.still_correct[broken].any()
+    np.testing.assert_array_equal(report.x_adv[broken], data.pixels[broken])
+
+
+def test_each_attack_carries_only_what_it_broke_itself():
+    data, key = digits("test", 60), KEY
+    attacks = {"FGSM": FGSM(), "PGD": PGD5}
+    small = bracket(trained_mlp(), data, LinfBall(0.05), attacks=attacks, key=key)
+    carried = {"PGD": ~small.survivors["PGD"]}
+    assert carried["PGD"].any()
+    large = bracket(
+        trained_mlp(), data, LinfBall(0.1), attacks=attacks, key=key, already_broken=carried
+    )
+    alone = bracket(trained_mlp(), data, LinfBall(0.1), attacks=[FGSM()], key=key)
+    np.testing.assert_array_equal(large.survivors["FGSM"], alone.survivors["FGSM"])
+    assert not (large.survivors["PGD"] & carried["PGD"]).any()
+
+
+def test_no_image_of_a_random_network_is_lost_to_a_lucky_draw():
+    # Judged by fixed draws, a network attacked within nothing loses nothing.
+    data = digits("test", 120)
+    predictor = predictor_of("EnResNet")
+    out = bracket(predictor, data, LinfBall(1e-9), attacks=[FGSM(), PGD5], key=KEY, draws=4)
+    assert out.attacked == out.clean
+    assert all(accuracy == out.clean for accuracy in out.per_attack.values())
+
+
+def test_mean_logits_are_the_mean_over_the_given_draws():
+    predictor, x = predictor_of("EnResNet"), jnp.asarray(digits("test", 1).pixels[0])
+    keys = jax.random.split(KEY, 3)
+    expected = np.mean([predictor(x, key=k) for k in keys], axis=0)
+    np.testing.assert_allclose(MeanLogits(predictor, keys)(x), expected, atol=1e-5)
+
+
+def test_prediction_traces_once_however_many_batches():
+    traces = []
+
+    def logits_fn(x, *, key):
+        traces.append(None)
+        return jnp.ravel(x)[:3]
+
+    predict(logits_fn, digits("test", 50).images, key=KEY, batch_size=8)
+    assert len(traces) == 1
 
 
 PIXELS, LABELS = np.full((3, *IMAGE_SHAPE), 0.5, np.float32), np.zeros(3, np.int32)

@@ -75,6 +75,8 @@ def _check_example(x, y, ball):
         raise ValueError(f"an attack takes one image (h, w, c); got shape {x.shape}; use jax.vmap")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"images are floats in [0, 1]; got {x.dtype} (divide uint8 by 255)")
+    if ball.eps.shape != ():
+        raise ValueError(f"an attack takes one eps; got shape {ball.eps.shape}; use jax.vmap")
     if y.shape != () or not jnp.issubdtype(y.dtype, jnp.integer):
         raise ValueError(f"y is the index of one class; got shape {y.shape} and dtype {y.dtype}")
     if not isinstance(x, Tracer):

@@ -4,6 +4,7 @@ import abc
 from typing import Any, final
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -11,8 +12,8 @@ from .._predictor import Predictor
 from .._threat_model import AbstractBall
 from .._types import Flag, Image, Key, Label, Logits, Scalar
 
-# What float32 may have lost on the way to the logits, as a fraction of the largest one, and in
-# the norms of weights: taken off every margin and added to every norm before a radius is claimed.
+# A stated margin for what float32 may lose on the way to the logits (at x and at x', as a fraction
+# of the largest logit) and in the norms of weights: taken off every margin, added to every norm.
 ROUNDING = 1e-4
 
 
@@ -20,8 +21,8 @@ class CertificateResult(eqx.Module):
     """What is proven of one example; batched by `vmap`.
 
     - `label`: the predicted class.
-    - `radius`: in the norm of the ball; no perturbation smaller than it changes `label`. Rounded
-      down: the rounding error of the logits and of the bounds is taken off first.
+    - `radius`: in the norm of the ball; no perturbation smaller than it changes `label`. The proof
+      is in real numbers; `ROUNDING` is taken off first for those of the machine.
     - `certified`: `label` is `y`, and `radius` is at least the ball's eps.
     """
 
@@ -51,13 +52,14 @@ class AbstractCertificate(eqx.Module):
     def __call__(
         self, predictor: Predictor, x: Image, y: Label | int, ball: AbstractBall, *, key: Key
     ) -> CertificateResult:
-        logits = predictor(x, key=key)
-        label = jnp.argmax(logits)
-        growth = self.margin_growth(predictor, label) * (1 + ROUNDING)
-        radius = _smallest_radius(logits, label, growth)
-        # The ball of radius 1, seen in the certificate's norm, has this radius.
-        stretch = self.norm(1.0).covering_radius(type(ball)(1.0), x.size)  # pyright: ignore
-        radius = radius / stretch * (1 - 1e-6)
+        with jax.default_matmul_precision("highest"):  # TF32 would lose more than ROUNDING
+            logits = predictor(x, key=key)
+            label = jnp.argmax(logits)
+            growth = self.margin_growth(predictor, label) * (1 + ROUNDING)
+            radius = _smallest_radius(logits, label, growth)
+            # The ball of radius 1, seen in the certificate's norm, has this radius.
+            stretch = self.norm(1.0).covering_radius(type(ball)(1.0), x.size)  # pyright: ignore
+            radius = radius / stretch * (1 - 1e-6)
         return CertificateResult(label, radius, (label == y) & (radius >= ball.eps))
 
 

@@ -53,6 +53,12 @@ def _nmode_net(certificate, predictor) -> NmODENet:
             f"{type(certificate).__name__} certifies an NmODENet; "
             f"got {type(predictor.model).__name__}"
         )
+    if predictor.model.nmode.flow_map is None:
+        raise ValueError(
+            f"{type(certificate).__name__} is a statement about the exact flow, but this NmODENet "
+            f"is solved by {type(predictor.model.nmode.solver).__name__}, whose error is not "
+            f"bounded: build it with NmODE(lam, t1), without a solver"
+        )
     return predictor.model
 
 

@@ -26,9 +26,9 @@ def load(name: str, split: str, *, data_dir: str | os.PathLike | None = None) ->
 
     - `name`: "digits" (8 x 8 x 1, carried by scikit-learn), "mnist", "fashion_mnist" (28 x 28 x 1),
       "cifar10" or "cifar100" (32 x 32 x 3).
-    - `split`: "train" or "test". The 1,797 digits come in the order of their writers; the first
-      1,297 are for training and the last 500, written by other people, for testing. Their 17 grey
-      levels are stretched to 0..255.
+    - `split`: "train" or "test". The 1,797 digits stay in the order of their file; the first
+      1,297 are for training and the last 500 for testing. Their 17 grey levels are stretched to
+      0..255.
     - `data_dir`: a TFDS data folder; by default $ODEJAX_DATA_DIR, else TFDS's own default.
 
     TFDS data is decoded once; the arrays are kept in `cache_dir()` and later loads take a
@@ -58,7 +58,6 @@ def _digits(split):
 
 
 def _tfds(name, split, data_dir):
-    # Never asked for a GPU or the network by the import itself, but slow: only when needed.
     folder = _data_dir(data_dir)
     cached = _cached(folder, name, split)
     if cached is not None and cached.exists():
@@ -148,4 +147,10 @@ def _prepare(name, folder):
         raise DataNotFoundError(
             f"{missing}, and {url} cannot be reached ({error}): {instead}"
         ) from None
-    builder.download_and_prepare(file_format="array_record")
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except Exception as error:  # whatever its downloads and extractors raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataNotFoundError(
+            f"{missing}, and preparing it failed ({reason}): {instead}"
+        ) from error

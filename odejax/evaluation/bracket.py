@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from scipy.stats import beta
 
-from .._predictor import Predictor, batches, predict
+from .._predictor import MeanLogits, Predictor, batches, predict
 from .._threat_model import AbstractBall
 from .._types import Key
 from ..data import ArrayDataset
@@ -25,7 +25,8 @@ class Bracket(NamedTuple):
     - `per_attack`, `per_certificate`: the same for each alone, by name.
     - `flags`: why `attacked` may still be too high (`masking_flags`).
     - `seconds`: by attack and certificate.
-    - `standing`, `proven`: (n,) bool, what `attacked` and `certified` are the means of.
+    - `standing`, `proven`: (n,) bool, what `attacked` and `certified` are the means of;
+      `survivors`: what `per_attack` is.
     - `radius`: (n,) the largest certified radius in the ball's norm, 0 where misclassified.
     - `x_adv`: (n, h, w, c), for each example an image that broke it, if any did.
     """
@@ -41,13 +42,14 @@ class Bracket(NamedTuple):
     flags: tuple[str, ...]
     seconds: dict[str, float]
     standing: np.ndarray
+    survivors: dict[str, np.ndarray]
     proven: np.ndarray
     radius: np.ndarray
     x_adv: np.ndarray
 
     def summary(self) -> dict[str, Any]:
         """The numbers alone, with the sampling error of each end, ready for JSON."""
-        arrays = ("standing", "proven", "radius", "x_adv")
+        arrays = ("standing", "survivors", "proven", "radius", "x_adv")
         out = {name: value for name, value in self._asdict().items() if name not in arrays}
         for name in ("clean", "certified", "attacked"):
             out[f"{name}_interval"] = confidence_interval(round(out[name] * self.n), self.n)
@@ -63,27 +65,36 @@ def bracket(
     certificates: Mapping[str, Callable] | Sequence[Callable] = (),
     key: Key,
     batch_size: int = 256,
-    already_broken: np.ndarray | None = None,
+    draws: int = 1,
+    already_broken: Mapping[str, np.ndarray] | None = None,
     progress: bool = False,
 ) -> Bracket:
     """Attack and certify every image of `dataset`, and return the interval with its reasons.
 
     Attacks and certificates are named by their class, or by the keys of a mapping. Each attack
     is run on every image that is classified correctly, so each has a figure of its own.
-    `already_broken` marks images broken within a smaller eps, which need no second attack.
+
+    - `draws`: a randomised predictor is attacked as it is, with fresh noise, and judged by its mean
+      logits over this many draws, fixed by `key` (`MeanLogits`).
+    - `already_broken`: by attack, the images it broke within a smaller ball under the same `key`;
+      they count as lost without another attack. Right for attacks that could repeat the old
+      perturbation (PGD), not for those that could not (FGSM).
 
     Raises `RuntimeError` if an attack breaks a certificate: one of the two is wrong.
     """
     attacks, certificates = _named(attacks), _named(certificates)
+    already_broken = already_broken or {}
+    if unknown := set(already_broken) - set(attacks):
+        raise ValueError(f"already_broken names {sorted(unknown)}, the attacks are {list(attacks)}")
     images, labels = dataset.pixels, dataset.labels
     eps = np.asarray(ball.eps)
     if eps.shape != ():
         raise ValueError(f"a bracket is for one eps; got an array of shape {eps.shape}")
-    clean_key, flag_key, key = jax.random.split(key, 3)
-    logits = predict(predictor, images, key=clean_key, batch_size=batch_size)
+    judge_key, flag_key, key = jax.random.split(key, 3)
+    judge = MeanLogits(predictor, jax.random.split(judge_key, draws))
+    logits = predict(judge, images, key=judge_key, batch_size=batch_size)
     correct = logits.argmax(axis=1) == labels
-    alive = correct if already_broken is None else correct & ~already_broken
-    standing, x_adv, per_attack, seconds = alive.copy(), images.copy(), {}, {}
+    standing, x_adv, survivors, seconds = correct.copy(), images.copy(), {}, {}
     for i, (name, attack) in enumerate(attacks.items()):
         report = robust_accuracy(
             attack,
@@ -93,13 +104,14 @@ def bracket(
             ball,
             key=jax.random.fold_in(key, i),
             batch_size=batch_size,
-            standing=alive,
+            judge=judge,
+            already_broken=already_broken.get(name),
             progress=progress,
         )
         fresh = standing & ~report.still_correct
         x_adv[fresh] = report.x_adv[fresh]
         standing &= report.still_correct
-        per_attack[name], seconds[name] = report.accuracy, report.seconds
+        survivors[name], seconds[name] = report.still_correct, report.seconds
 
     proven, radius, per_certificate = np.zeros(len(labels), bool), np.zeros(len(labels)), {}
     for name, certificate in certificates.items():
@@ -123,11 +135,12 @@ def bracket(
         clean=float(correct.mean()),
         certified=float(proven.mean()),
         attacked=float(standing.mean()),
-        per_attack=per_attack,
+        per_attack={name: float(alive.mean()) for name, alive in survivors.items()},
         per_certificate=per_certificate,
         flags=masking_flags(predictor, images[:256], labels[:256], key=flag_key),
         seconds=seconds,
         standing=standing,
+        survivors=survivors,
         proven=proven,
         radius=radius,
         x_adv=x_adv,

@@ -90,6 +90,7 @@ def _commit() -> str | None:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # else another project's commit
         # Results and figures are what a run writes; they do not change the code that wrote them.
         changes = git("status", "--porcelain", "--untracked-files=no", "--", ":/*.py", ":/*.toml")
         return git("rev-parse", "HEAD") + ("+changes" if changes else "")

@@ -19,8 +19,7 @@ class AttackReport(NamedTuple):
     """What an attack leaves of a set of images.
 
     - `accuracy`: the fraction still classified correctly.
-    - `still_correct`: (n,) bool. Judged by evaluating `x_adv` anew with fresh noise, never by the
-      attack's own word.
+    - `still_correct`: (n,) bool. Judged by evaluating `x_adv` anew, never by the attack's own word.
     - `x_adv`: (n, h, w, c), in ball and box; the image itself where it was misclassified already.
     - `queries`: logits evaluations spent on each image.
     """
@@ -41,15 +40,20 @@ def robust_accuracy(
     *,
     key: Key,
     batch_size: int = 256,
-    standing: np.ndarray | None = None,
+    judge: LogitsFn | None = None,
+    already_broken: np.ndarray | None = None,
     progress: bool = False,
 ) -> AttackReport:
     """Attack every image that is classified correctly, and count those that withstand.
 
     `images` (n, h, w, c) are floats in [0, 1], `labels` (n,) classes. Only images that still stand
     are attacked, packed into full batches; image i draws from `fold_in(key, i)`, so the result does
-    not depend on `batch_size`. `standing`, if given, marks the only images to attack; the others
-    count as lost.
+    not depend on `batch_size`.
+
+    - `judge`: the classifier that decides who is correct, by default `logits_fn`. For a randomised
+      network pass `MeanLogits`, which is deterministic.
+    - `already_broken`: images that this attack broke within a smaller ball; they count as lost
+      without another attack.
 
     Raises `ValueError` for images of another form, no images, pixels outside [0, 1], labels out of
     range; `FloatingPointError` where logits are not finite; `RuntimeError` for an attack that
@@ -57,12 +61,13 @@ def robust_accuracy(
     """
     started = time.perf_counter()
     images, labels = check_arrays(images, labels)
+    judge = logits_fn if judge is None else judge
     clean_key, attack_key, judge_key = jax.random.split(key, 3)
-    logits = predict(logits_fn, images, key=clean_key, batch_size=batch_size)
+    logits = predict(judge, images, key=clean_key, batch_size=batch_size)
     check_labels(labels, logits.shape[1])
     still_correct = logits.argmax(axis=1) == labels
-    if standing is not None:
-        still_correct &= standing
+    if already_broken is not None:
+        still_correct &= ~already_broken
     x_adv = images.copy()
     queries = np.ones(len(images), np.int64)
     targets = np.flatnonzero(still_correct)
@@ -83,7 +88,7 @@ def robust_accuracy(
             queries[index[:n]] += np.asarray(result.queries)[:n]
             bar.update(task, advance=n)
     if len(targets):
-        logits = predict(logits_fn, x_adv, key=judge_key, batch_size=batch_size)
+        logits = predict(judge, x_adv, key=judge_key, batch_size=batch_size)
         still_correct &= logits.argmax(axis=1) == labels
     return AttackReport(
         float(still_correct.mean()), still_correct, x_adv, queries, time.perf_counter() - started

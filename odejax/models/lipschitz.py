@@ -7,6 +7,7 @@ diagonal in [0, 1], has eigenvalues in [1 - h ||A||^2, 1]. Here h = 1 and A is s
 """
 
 import abc
+import itertools
 import math
 
 import equinox as eqx
@@ -172,7 +173,7 @@ class LipschitzNet(eqx.Module):
             raise ValueError(
                 f"LipschitzNet halves the image: sides must be even; got {image_shape}"
             )
-        keys = iter(jax.random.split(key, 64))
+        keys = (jax.random.fold_in(key, i) for i in itertools.count())
         h, w, c = h // 2, w // 2, 4 * c
         self.layers = [SpaceToDepth(), _lift(c, width, (h, w), next(keys))]
         c = width

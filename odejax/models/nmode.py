@@ -4,6 +4,7 @@ Every neuron is a scalar ODE of its own and gamma is constant, so y(t1; gamma) i
 function, analytic and pi-periodic: an activation function.
 """
 
+import math
 from functools import lru_cache
 
 import diffrax
@@ -85,12 +86,13 @@ class NmODE(eqx.Module):
         """(1 - e^{-(lam - 1) t1}) / (lam - 1) >= |dy/dgamma| for every gamma.
 
         From the paper's differential inequality |u|' <= -(lam - 1)|u| + 1 for u = dy/dgamma,
-        solved to time t1. The paper's own Eq. (4) lets t1 go to infinity: 1 / (lam - 1).
+        solved to time t1. The paper's own Eq. (4) lets t1 go to infinity: 1 / (lam - 1). Raises
+        `ValueError` for a learned lam or t1.
         """
-        rate = jnp.asarray(self.lam, jnp.float32) - 1
-        near_zero = jnp.abs(rate) < 1e-6
-        exact = -jnp.expm1(-rate * self.t1) / jnp.where(near_zero, 1.0, rate)
-        return jnp.where(near_zero, jnp.asarray(self.t1, jnp.float32), exact)
+        if eqx.is_array(self.lam) or eqx.is_array(self.t1):
+            raise ValueError("the slope bound is for constant lam and t1, not for learned ones")
+        rate, t1 = float(self.lam) - 1, float(self.t1)
+        return jnp.asarray(-math.expm1(-rate * t1) / rate if rate else t1, jnp.float32)
 
 
 class NmODENet(eqx.Module):

@@ -45,11 +45,13 @@ class RelativeNoise(AbstractNoise):
 
     The variance is over all entries of one example, so examples do not influence each other and
     each can be attacked alone. The authors' code takes it over the whole batch tensor: give
-    `axis_name`, the name of the `vmap` axis of the batch, for that form.
+    `axis_name`, the name of the `vmap` axis of the batch, for that form in training; in inference
+    mode (`Predictor`) it is per example again.
     """
 
     a: float = eqx.field(default=0.1, converter=float)
     axis_name: str | None = eqx.field(default=None, static=True)
+    inference: bool = False  # set by eqx.nn.inference_mode
 
     def __check_init__(self):
         _check_scale("a", self.a)
@@ -57,7 +59,8 @@ class RelativeNoise(AbstractNoise):
     def std(self, y: Float[Array, "..."]) -> Scalar:
         def mean(v):
             m = jnp.mean(v)
-            return m if self.axis_name is None else jax.lax.pmean(m, self.axis_name)
+            per_example = self.inference or self.axis_name is None
+            return m if per_example else jax.lax.pmean(m, self.axis_name)
 
         variance = mean((y - mean(y)) ** 2)
         # The square root has no derivative at 0, where there is no noise to differentiate either.
@@ -93,6 +96,10 @@ def feynman_kac(
     Euler-Maruyama with `steps` equal steps over `paths` independent Brownian paths (vmapped). The
     noise is that of the layered network: sigma is `noise.std(x + dt drift(t, x))`.
     """
+    if steps < 1 or paths < 2:
+        raise ValueError(
+            f"steps must be at least 1 and paths, for an error, 2; got {steps} and {paths}"
+        )
     dt = t1 / steps
 
     def path(key):
@@ -110,7 +117,8 @@ def feynman_kac(
             terms, diffrax.Euler(), 0.0, t1, dt, x, max_steps=steps + 1, throw=False
         )
         assert solution.ys is not None
-        return terminal(solution.ys[0])
+        solved = solution.result == diffrax.RESULTS.successful
+        return terminal(jnp.where(solved, solution.ys[0], jnp.nan))
 
     values = jax.vmap(path)(jax.random.split(key, paths))
     error = jnp.std(values, axis=0, ddof=1) / jnp.sqrt(paths)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,7 +99,9 @@ def fit(
         "batch_size": batch_size,
         "dataset": _describe(dataset),
         "validation": None if validation is None else _describe(validation),
-        "objective": eqx.tree_pformat(objective),
+        "model": _structure(static),
+        "objective": _structure(objective),
+        "augmentation": getattr(augment, "__name__", None),
         "arrays": array_digest(train),
     }
     if checkpoints is not None:
@@ -107,6 +111,7 @@ def fit(
             train, best = checkpoints.restore_arrays((train, best))
             history = meta["history"]
             best_epoch, best_score = meta["best_epoch"], meta["best_score"]
+            _write_metrics(checkpoints.folder / "metrics.jsonl", history)
 
     run_steps = _make_run_steps(static, objective, optimizer, augment, batch_size)
     images, labels = jnp.asarray(dataset.images), jnp.asarray(dataset.labels)
@@ -177,7 +182,14 @@ def steps_per_epoch(n_examples: int, batch_size: int) -> int:
 
 
 def _describe(dataset: ArrayDataset):
-    return [dataset.name, dataset.split, len(dataset)]
+    digest = zlib.crc32(dataset.labels.tobytes(), zlib.crc32(dataset.images.tobytes()))
+    return [dataset.name, dataset.split, len(dataset), digest]
+
+
+def _structure(tree) -> str:
+    """Everything that distinguishes two models or objectives of the same weights, as text."""
+    text = eqx.tree_pformat(tree, short_arrays=False)
+    return re.sub(r" at 0x[0-9a-f]+", "", text)  # addresses, which differ between processes
 
 
 def _make_run_steps(static, objective, optimizer, augment, batch_size):
