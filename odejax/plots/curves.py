@@ -15,8 +15,9 @@ def robustness_curves(models: Mapping[str, Mapping[str, Any]], *, title: str) ->
     """One row for each threat model, one column for each model.
 
     `models[name][ball]` is {"brackets": summaries by growing eps, "radii": certified radii}, as
-    `experiments.benchmark` stores it. The truth lies in the shaded band: below what the attacks
-    leave standing, above what is proven. Without a certificate the band reaches down to zero.
+    `experiments.benchmark` stores it. At each eps that was attacked (a dot) the truth lies in the
+    shaded band: below what the attacks leave standing, above what is proven. Between the dots the
+    upper end is interpolated, no bound. Without a certificate the band reaches down to zero.
     Sampling error is not drawn; the summaries hold it.
     """
     balls = list(next(iter(models.values()))["balls"])
@@ -53,18 +54,10 @@ def _panel(axis, curves: Mapping[str, Any]):
     certified = np.array([(radii >= e).mean() if e > 0 else clean for e in grid])
     if not curves["certificates"]:
         certified = np.zeros_like(grid)
-    # Between two measured eps only the left one bounds the truth from above.
-    upper = attacked[np.searchsorted(eps, grid, side="right") - 1]
-    axis.fill_between(
-        grid,
-        100 * certified,
-        100 * upper,
-        color="0.88",
-        step="post",
-        label="the truth lies in here",
-    )
-    axis.plot(grid, 100 * upper, drawstyle="steps-post", color=_ATTACKED, lw=1.2)
-    axis.plot(eps, 100 * attacked, "o", color=_ATTACKED, ms=3, label="worst case of all attacks")
+    upper = np.interp(grid, eps, attacked)
+    label = "the truth lies in here (interpolated between the dots)"
+    axis.fill_between(grid, 100 * certified, 100 * upper, color="0.88", label=label)
+    axis.plot(eps, 100 * attacked, "o-", color=_ATTACKED, ms=3, label="worst case of all attacks")
     fgsm = [b["per_attack"].get("FGSM", np.nan) for b in brackets]
     axis.plot(
         eps, 100 * np.array([clean, *fgsm]), ":s", ms=2, lw=1, color=_FGSM, label="FGSM alone"
