@@ -139,6 +139,7 @@ class Config:
 def main(config: Config):
     started = time.perf_counter()
     setting = _check(config)
+    origin = provenance(config.seed)  # of the code that runs, whatever is committed meanwhile
     console = Console()
     train = odejax.data.load(config.dataset, "train", data_dir=config.data_dir)
     test = odejax.data.load(config.dataset, "test", data_dir=config.data_dir)
@@ -171,7 +172,7 @@ def main(config: Config):
             family, epochs, train, validation, setting, config.seed, folder / "checkpoints" / name
         )
         evaluated = _evaluate(family, predictor, test, setting, config.seed)
-        result["models"][name] = provenance(config.seed) | trained | evaluated
+        result["models"][name] = origin | trained | evaluated
         save_result(path, KIND, result)
 
     shown = {name: result["models"][name] for name in config.models}
