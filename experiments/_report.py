@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from odejax.evaluation import decode_array
@@ -23,7 +24,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
     out = []
     first = next(iter(results.values()))
     for ball in first["balls"]:
-        table = Table()
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
         table.add_column(BALL_NAMES[ball])
         table.add_column("clean", justify="right")
         certified = any(model["balls"][ball]["certificates"] for model in results.values())
@@ -35,7 +36,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
             curves = model["balls"][ball]
             cells = [f"{100 * curves['brackets'][0]['clean']:.1f}"]
             for interval in curves["brackets"]:
-                low = f"{100 * interval['certified']:.1f} - " if curves["certificates"] else "<= "
+                low = f"{100 * interval['certified']:.1f}-" if curves["certificates"] else "<= "
                 cells.append(f"{low}{100 * interval['attacked']:.1f}")
             if certified:
                 has = curves["certificates"] > 0
