@@ -4,10 +4,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from helpers import digits
 
+from odejax import Predictor, predict
 from odejax._types import BATCH_AXIS
+from odejax.models import EnResNet
 from odejax.solvers import ConstantNoise, RelativeNoise, feynman_kac, integrate_layers
+from odejax.training import CrossEntropy, fit
 
 X = jnp.array([-1.0, -0.2, 0.5, 2.0])
 STEPS, PATHS, T1 = 7, 20_000, 1.5  # 7: the steps are no dyadic points of the Brownian tree
@@ -124,3 +129,22 @@ def test_constant_noise_is_sigma():
 def test_scales_that_are_no_standard_deviation_are_refused(noise, name, value):
     with pytest.raises(ValueError, match=f"{name} must be finite and not negative"):
         noise(value)
+
+
+def test_batch_noise_trains_over_the_batch_and_predicts_each_image_alone():
+    train, validation = digits("train", 120).holdout(20)
+    model, state = eqx.nn.make_with_state(EnResNet)(
+        train.image_shape,
+        width=4,
+        depth=2,
+        noise=RelativeNoise(0.1, BATCH_AXIS),
+        key=jax.random.key(5),
+    )
+    result = fit(
+        model, state, train, CrossEntropy(), optax.adam(1e-2),
+        epochs=1, batch_size=50, key=jax.random.key(5), validation=validation, progress=False,
+    )  # fmt: skip
+    predictor = Predictor(result.model, result.state)
+    together = predict(predictor, validation.images, key=jax.random.key(5))
+    alone = predict(predictor, validation.images[:1], key=jax.random.key(5))
+    np.testing.assert_allclose(together[:1], alone, atol=1e-5)
