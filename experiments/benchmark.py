@@ -274,26 +274,26 @@ def _evaluate(family: Family, predictor, test, setting: Setting, seed):
             brackets.append(interval.summary())
             radius = interval.radius
             if name == "linf" and i == len(eps_values) // 2:
-                out["examples"] = _examples(predictor, attacked, interval)
+                out["examples"] = _examples(attacked, interval)
+                # Any bracket's judge: they share the key, so they share the judge.
+                predictions = odejax.predict(interval.judge, test.images, key=key).argmax(axis=1)
+                out["clean_accuracy"] = float(np.mean(predictions == test.labels))
         out["balls"][name] = {
             "brackets": brackets,
             "radii": (np.floor(radius * 1e5) / 1e5).tolist(),
             "certificates": len(family.certificates),
         }
-    judge = odejax.MeanLogits(predictor, jax.random.split(key, family.draws))
-    predictions = odejax.predict(judge, test.images, key=key).argmax(axis=1)
-    out["clean_accuracy"] = float(np.mean(predictions == test.labels))
     return out | {"evaluation_seconds": time.perf_counter() - started}
 
 
-def _examples(predictor, test, interval, count: int = 4):
-    """A few images that this eps broke and the smaller ones did not, with what they became."""
+def _examples(test, interval, count: int = 4):
+    """A few images that an attack of this bracket broke, with what they became."""
     moved = np.abs(interval.x_adv - test.pixels).max(axis=(1, 2, 3)) > 0
     chosen = np.flatnonzero(moved)[:count]
     if len(chosen) == 0:
         return None
     key = jax.random.key(0)
-    predictions = odejax.predict(predictor, interval.x_adv[chosen], key=key).argmax(axis=1)
+    predictions = odejax.predict(interval.judge, interval.x_adv[chosen], key=key).argmax(axis=1)
     return {
         "eps": interval.eps,
         "images": encode_array(test.pixels[chosen]),

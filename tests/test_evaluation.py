@@ -220,6 +220,8 @@ def test_no_image_of_a_random_network_is_lost_to_a_lucky_draw():
     out = bracket(predictor, data, LinfBall(1e-9), attacks=[FGSM(), PGD5], key=KEY, draws=4)
     assert out.attacked == out.clean
     assert all(accuracy == out.clean for accuracy in out.per_attack.values())
+    judged = predict(out.judge, data.images, key=jax.random.key(77)).argmax(axis=1)
+    assert np.mean(judged == data.labels) == out.clean
 
 
 def test_mean_logits_are_the_mean_over_the_given_draws():

@@ -29,6 +29,7 @@ class Bracket(NamedTuple):
       `survivors`: what `per_attack` is.
     - `radius`: (n,) the largest certified radius in the ball's norm, 0 where misclassified.
     - `x_adv`: (n, h, w, c), for each example an image that broke it, if any did.
+    - `judge`: the classifier all of this is about: the predictor, or its mean over fixed draws.
     """
 
     ball: str
@@ -46,10 +47,11 @@ class Bracket(NamedTuple):
     proven: np.ndarray
     radius: np.ndarray
     x_adv: np.ndarray
+    judge: MeanLogits
 
     def summary(self) -> dict[str, Any]:
         """The numbers alone, with the sampling error of each end, ready for JSON."""
-        arrays = ("standing", "survivors", "proven", "radius", "x_adv")
+        arrays = ("standing", "survivors", "proven", "radius", "x_adv", "judge")
         out = {name: value for name, value in self._asdict().items() if name not in arrays}
         for name in ("clean", "certified", "attacked"):
             out[f"{name}_interval"] = confidence_interval(round(out[name] * self.n), self.n)
@@ -144,6 +146,7 @@ def bracket(
         proven=proven,
         radius=radius,
         x_adv=x_adv,
+        judge=judge,
     )
 
 
