@@ -6,6 +6,7 @@ once.
 """
 
 import abc
+from collections.abc import Callable
 from typing import ClassVar
 
 import equinox as eqx
@@ -63,6 +64,21 @@ class AbstractBall(eqx.Module):
         """The step of norm 1 (0 for a zero gradient) with the largest inner product."""
 
     @abc.abstractmethod
+    def dual_norm(self, gradient: Image) -> Scalar:
+        """The largest inner product of `gradient` with a step of norm 1: that of `steepest`."""
+
+    @abc.abstractmethod
+    def reach(self, x: Image, w: Image, gap: Scalar) -> Image:
+        """The smallest move d in this norm with <w, d> = gap and x + d in the box, for x in it.
+
+        Where the box holds no such point, the move that comes closest to one.
+        """
+
+    @abc.abstractmethod
+    def random_direction(self, shape: tuple[int, ...], *, key: Key) -> Image:
+        """A random step of norm 1."""
+
+    @abc.abstractmethod
     def sample(self, x: Image, *, key: Key) -> Image:
         """A uniform draw from the ball, then cut to the box."""
 
@@ -93,6 +109,16 @@ class LinfBall(AbstractBall):
     def steepest(self, gradient: Image) -> Image:
         return jnp.sign(gradient)
 
+    def dual_norm(self, gradient: Image) -> Scalar:
+        return jnp.sum(jnp.abs(gradient))
+
+    def reach(self, x: Image, w: Image, gap: Scalar) -> Image:
+        return _reach(x, w, gap, jnp.sign, self)
+
+    def random_direction(self, shape: tuple[int, ...], *, key: Key) -> Image:
+        v = jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+        return v / _positive(self.norm(v))
+
     def sample(self, x: Image, *, key: Key) -> Image:
         return self.clip(x + self.eps * jax.random.uniform(key, x.shape, minval=-1.0, maxval=1.0))
 
@@ -121,9 +147,19 @@ class L2Ball(AbstractBall):
         gradient = gradient / _positive(jnp.max(jnp.abs(gradient)))
         return gradient / _positive(self.norm(gradient))
 
+    def dual_norm(self, gradient: Image) -> Scalar:
+        largest = _positive(jnp.max(jnp.abs(gradient)))
+        return largest * self.norm(gradient / largest)
+
+    def reach(self, x: Image, w: Image, gap: Scalar) -> Image:
+        return _reach(x, w, gap, lambda w: w, self)
+
+    def random_direction(self, shape: tuple[int, ...], *, key: Key) -> Image:
+        return self.steepest(jax.random.normal(key, shape))
+
     def sample(self, x: Image, *, key: Key) -> Image:
         direction_key, radius_key = jax.random.split(key)
-        direction = self.steepest(jax.random.normal(direction_key, x.shape))
+        direction = self.random_direction(x.shape, key=direction_key)
         radius = self.eps * jax.random.uniform(radius_key) ** (1 / x.size)
         return self.clip(x + radius * direction)
 
@@ -131,6 +167,33 @@ class L2Ball(AbstractBall):
         if isinstance(ball, LinfBall):
             return ball.eps * size**0.5
         return ball.eps
+
+
+def _reach(x: Image, w: Image, gap: Scalar, along: Callable[[Image], Image], box) -> Image:
+    """d = clip(lambda * along(w)) to the box's room, with <w, d> = gap (`AbstractBall.reach`).
+
+    <w, d> grows with lambda, piecewise linearly and ever slower. Newton's method from below then
+    rises to the solution without passing it, and is exact once it is on the right piece.
+    """
+    scale = jnp.sign(gap) / _positive(jnp.max(jnp.abs(w)))
+    w, gap = w * scale, jnp.abs(gap * scale)
+    direction = along(w)
+    rate, room = jnp.abs(direction), jnp.where(w > 0, box.upper - x, x - box.lower)
+
+    def unfinished(carry):
+        _, missing, k = carry
+        return (missing > 1e-6 * gap) & (k < 50)
+
+    def newton(carry):
+        size, missing, k = carry
+        free = size * rate < room
+        size = size + missing / _positive(jnp.sum(jnp.where(free, jnp.abs(w) * rate, 0.0)))
+        missing = gap - jnp.sum(jnp.abs(w) * jnp.minimum(size * rate, room))
+        # Where the whole room is used up nothing more is gained.
+        return size, jnp.where(jnp.any(free & (rate > 0)), missing, 0.0), k + 1
+
+    size, _, _ = jax.lax.while_loop(unfinished, newton, (jnp.zeros_like(gap), gap, 0))
+    return jnp.sign(w) * jnp.minimum(size * rate, room)
 
 
 def _positive(x: Scalar) -> Scalar:

@@ -10,7 +10,26 @@ import numpy as np
 import optax
 
 from odejax import Predictor, data
-from odejax.attacks import FGSM, PGD
+from odejax.attacks import (
+    APGD,
+    DI2FGSM,
+    EOT,
+    FAB,
+    FGSM,
+    IFGSM,
+    MIFGSM,
+    PGD,
+    SPSA,
+    AutoAttack,
+    Boundary,
+    CarliniWagner,
+    CarliniWagnerLinf,
+    DeepFool,
+    Restarts,
+    Square,
+    Targeted,
+    dlr,
+)
 from odejax.certificates import FiniteTimeStableMapping, LipschitzMargin, StableMapping
 from odejax.models import (
     MLP,
@@ -61,17 +80,51 @@ all_models = {
 all_attacks = {
     "FGSM": FGSM(),
     "PGD": PGD(steps=5, step_size=None),
-    "PGD restarts": PGD(steps=4, step_size=0.05, restarts=3),
+    "PGD restarts": Restarts(PGD(steps=4, step_size=0.05), 3),
     "PGD from the image": PGD(steps=5, step_size=None, random_start=False),
+    "PGD EOT": EOT(PGD(steps=4, step_size=0.05), 2),
+    "IFGSM": IFGSM(steps=5, step_size=None),
+    "MIFGSM": MIFGSM(steps=5),
+    "DI2FGSM": DI2FGSM(steps=8),
+    "CarliniWagnerLinf": CarliniWagnerLinf(steps=12, learning_rate=0.1),
+    "CarliniWagner": CarliniWagner(steps=20, search_steps=4, learning_rate=0.1, c=0.1),
+    "APGD": APGD(steps=10),
+    "APGD-DLR": APGD(steps=10, loss=dlr),
+    "APGD-T": Targeted(APGD(steps=6, loss=dlr), 2),
+    "FAB": FAB(steps=6),
+    "FAB-T": Targeted(FAB(steps=6), 2),
+    "DeepFool": DeepFool(steps=6),
+    "Square": Square(n_queries=60),
+    "Boundary": Boundary(n_queries=250),
+    "SPSA": SPSA(n_queries=7 * 13, samples=6, learning_rate=0.05),
+    "AutoAttack": AutoAttack({"APGD": APGD(steps=5), "Square": Square(n_queries=10)}),
 }
 
-# What `AttackResult.queries` has to say for each: gradients and evaluations, and the judge's one.
+# What `AttackResult.queries` says for each that does not stop at its first success: gradients and
+# evaluations, and the judge's one. For those that do, it is the most that it may say.
 attack_queries = {
-    "FGSM": 2,
+    "FGSM": 1 + 1,
     "PGD": 5 + 1 + 1,
     "PGD restarts": 3 * (4 + 1) + 1,
     "PGD from the image": 5 + 1 + 1,
+    "PGD EOT": 2 * (4 + 1) + 1,
+    "IFGSM": 5 + 1 + 1,
+    "MIFGSM": 5 + 1 + 1,
+    "DI2FGSM": 8 + 1 + 1,
+    "CarliniWagnerLinf": 12 + 1 + 1,
+    "CarliniWagner": 20 * 4 + 1,
+    "APGD": 10 + 1 + 1,
+    "APGD-DLR": 10 + 1 + 1,
+    "APGD-T": 2 * (1 + 6 + 1) + 1,
+    "FAB": 6 + 1 + 1,
+    "FAB-T": 2 * (1 + 6 + 1) + 1,
+    "DeepFool": 6 + 1 + 1,
+    "Square": 60 + 1,
+    "Boundary": 250 + 1,
+    "SPSA": 7 * 13 + 1,
+    "AutoAttack": (5 + 1) + 1 + 10 + 1 + 1,
 }
+stopping_attacks = ("Square", "Boundary", "SPSA", "AutoAttack")
 
 # name -> (certificate, a model that it certifies)
 all_certificates = {

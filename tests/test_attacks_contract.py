@@ -22,7 +22,7 @@ from helpers import (
 from hypothesis.extra.numpy import arrays
 
 from odejax import L2Ball, LinfBall
-from odejax.attacks import FGSM, PGD, logit_margin
+from odejax.attacks import FGSM, PGD, Restarts, logit_margin
 from odejax.evaluation import robust_accuracy
 
 KEY = jax.random.key(5)
@@ -182,7 +182,7 @@ def test_more_steps_break_all_that_fewer_did(ball_type):
 @each_ball
 def test_robust_accuracy_does_not_rise_with_restarts(ball_type):
     ball = ball_type(0.08 if ball_type is LinfBall else 0.5)
-    left = [still_correct(PGD(steps=2, step_size=0.02, restarts=n), ball).mean() for n in (1, 3, 9)]
+    left = [still_correct(Restarts(PGD(steps=2, step_size=0.02), n), ball).mean() for n in (1, 3, 9)]
     assert left == sorted(left, reverse=True)
     assert left[-1] < left[0]
 
@@ -229,7 +229,7 @@ def test_pgd_returns_the_best_of_its_restarts():
         return jnp.stack([margin, jnp.zeros(())])
 
     x, ball = constant_image(0.45, (1, 1, 1)), LinfBall(0.2)
-    best = run(PGD(40, 0.01, restarts=20), logits_fn, x, jnp.asarray(0), ball).margin
+    best = run(Restarts(PGD(40, 0.01), 20), logits_fn, x, jnp.asarray(0), ball).margin
     single = [
         float(run(PGD(40, 0.01), logits_fn, x, jnp.asarray(0), ball, jax.random.key(i)).margin)
         for i in range(20)

@@ -18,7 +18,7 @@ from helpers import (
 )
 
 from odejax import L2Ball, LinfBall, Predictor, predict
-from odejax.attacks import PGD
+from odejax.attacks import PGD, Restarts
 from odejax.certificates import (
     AbstractCertificate,
     FiniteTimeStableMapping,
@@ -53,7 +53,7 @@ def certify(certificate, predictor, images, labels, ball):
 @eqx.filter_jit
 def attack_within(predictor, images, labels, balls):
     """PGD with restarts in a ball of its own around every image, against the predicted label."""
-    attack = PGD(steps=20, step_size=None, restarts=3)
+    attack = Restarts(PGD(steps=20, step_size=None), 3)
 
     def one(x, y, ball, key):
         return attack(predictor, x, y, ball, key=key)

@@ -45,7 +45,7 @@ class AbstractAttack(eqx.Module):
     @abc.abstractmethod
     def perturb(
         self, logits_fn: LogitsFn, x: Image, y: Label, ball: AbstractBall, *, key: Key
-    ) -> tuple[Image, int]:
+    ) -> tuple[Image, int | Int[Array, ""]]:
         """The worst image found, and the number of evaluations of `logits_fn` spent on it."""
 
     @final
@@ -98,3 +98,17 @@ def check_labels(labels, n_classes: int):
     bad = labels[(labels < 0) | (labels >= n_classes)]
     if len(bad):
         raise ValueError(f"labels must be classes 0 to {n_classes - 1}; got {bad[0]}")
+
+
+def check_positive(**values):
+    """Raise `ValueError` unless every (known) number is finite and positive."""
+    for name, value in values.items():
+        if isinstance(value, float | int) and not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be finite and positive; got {value}")
+
+
+def check_at_least_one(**values):
+    """Raise `ValueError` unless every count is at least 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")

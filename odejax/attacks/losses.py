@@ -1,10 +1,39 @@
-"""What gradient attacks climb: `loss(logits, y) -> scalar`, larger is worse for the defender."""
+"""What gradient attacks climb: `loss(logits, y, target=None) -> scalar`, larger is worse.
+
+Without `target` a loss leaves class y; with one it moves from y to the class `target`.
+"""
 
 import jax
 
 from .._types import Label, Logits, Scalar
+from .base import logit_margin
 
 
-def cross_entropy(logits: Logits, y: Label) -> Scalar:
-    """-log softmax(z)_y."""
-    return jax.nn.logsumexp(logits) - logits[y]
+def cross_entropy(logits: Logits, y: Label, target: Label | None = None) -> Scalar:
+    """-log softmax(z)_y; targeted: log softmax(z)_t."""
+    if target is None:
+        return jax.nn.logsumexp(logits) - logits[y]
+    return logits[target] - jax.nn.logsumexp(logits)
+
+
+def margin_loss(logits: Logits, y: Label, target: Label | None = None) -> Scalar:
+    """max_{j != y} z_j - z_y; targeted: z_t - z_y."""
+    if target is None:
+        return -logit_margin(logits, y)
+    return logits[target] - logits[y]
+
+
+def dlr(logits: Logits, y: Label, target: Label | None = None) -> Scalar:
+    """Difference of logits ratio (Croce and Hein 2020), blind to the scale and shift of the logits.
+
+    (max_{j != y} z_j - z_y) / (z_(1) - z_(3)), where z_(1) >= z_(2) >= ... are the sorted logits;
+    targeted: (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2). Raises `ValueError` for fewer than 3
+    classes (targeted: 4), where the denominator does not exist.
+    """
+    needed = 3 if target is None else 4
+    if len(logits) < needed:
+        kind = "" if target is None else "targeted "
+        raise ValueError(f"the {kind}DLR loss needs {needed} classes; got {len(logits)}")
+    top = jax.lax.top_k(logits, needed)[0]
+    lower = top[2] if target is None else (top[2] + top[3]) / 2
+    return margin_loss(logits, y, target) / (top[0] - lower + 1e-12)

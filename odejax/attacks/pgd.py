@@ -1,76 +1,111 @@
 """Projected gradient descent (Madry et al. 2018), for any ball."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from .._threat_model import AbstractBall
-from .._types import Image, Key, Label, Logits, LogitsFn, Scalar
-from .base import AbstractAttack, logit_margin
+from .._types import Flag, Image, Key
+from .base import check_at_least_one, check_positive
+from .iterative import AbstractIterativeAttack, Loss, Problem, Worst
 from .losses import cross_entropy
 
 
-class PGD(AbstractAttack):
-    """x_{k+1} = project(x_k + step * steepest(grad_x loss(x_k))), the worst x_k of all restarts.
+class ClimbState(eqx.Module):
+    x_adv: Image  # to be evaluated next
+    momentum: Image
+    worst: Worst
 
-    - `steps`, `step_size`: 40 and 0.01 (pixel scale), as in *natural* and *nmode*. A `step_size` of
-      None is 2.5 eps / steps, which can cross the ball at every eps (but is too short to turn far
-      along the surface of an l2 ball).
-    - `random_start`: from a uniform draw in the ball rather than from x.
-    - `restarts`: that many independent random starts.
-    - The iterate with the smallest logit margin is kept, not the last one.
 
-    Costs `restarts * steps` gradients and `restarts + 1` evaluations; memory grows with neither.
+class AbstractClimb(AbstractIterativeAttack):
+    """x_{k+1} = project(x_k + step * steepest(m_k)), where m_k gathers gradients of the loss.
+
+    The iterate with the smallest logit margin is kept, not the last one; memory does not grow with
+    the steps. Costs `steps` gradients and one evaluation, of the last iterate.
+
+    A `step_size` of None is 2.5 eps / steps, which can cross the ball at every eps (but is too
+    short to turn far along the surface of an l2 ball). Raises `ValueError` for fewer than one step,
+    or a step size that is not finite and positive.
+    """
+
+    steps: eqx.AbstractVar[int]
+    step_size: eqx.AbstractVar[float | Float[Array, ""] | None]
+    loss: eqx.AbstractVar[Loss]
+    random_start: eqx.AbstractVar[bool]
+    n_runs: ClassVar[int] = 1
+
+    def __check_init__(self):
+        check_at_least_one(steps=self.steps)
+        check_positive(step_size=self.step_size)
+
+    @property
+    def n_steps(self) -> int:
+        return self.steps + 1
+
+    def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> ClimbState:
+        x = problem.x
+        x_adv = problem.ball.sample(x, key=key) if self.random_start else x
+        return ClimbState(x_adv, jnp.zeros_like(x), worst)
+
+    def climb(
+        self,
+        problem: Problem,
+        state: ClimbState,
+        key: Key,
+        *,
+        view: Callable[[Image], Image] = lambda x_adv: x_adv,
+        whole: Flag | bool = True,
+        gather: Callable[[Image, Image], Image] = lambda momentum, gradient: gradient,
+    ) -> ClimbState:
+        """One step. The network sees `view(x_adv)`, which is the iterate itself if `whole`."""
+        ball, x_adv = problem.ball, state.x_adv
+        seen, pull_back = jax.vjp(view, x_adv)
+        _, gradient, logits = problem.value_and_gradient(self.loss, seen, key)
+        momentum = gather(state.momentum, pull_back(gradient)[0])
+        size = 2.5 * ball.eps / self.steps if self.step_size is None else self.step_size
+        return ClimbState(
+            ball.project(x_adv + size * ball.steepest(momentum), problem.x),
+            momentum,
+            state.worst.seen(problem, x_adv, logits, whole),
+        )
+
+
+class PGD(AbstractClimb):
+    """x_{k+1} = project(x_k + step * steepest(grad_x loss(x_k))), the worst x_k.
+
+    - `steps`, `step_size`: 40 and 0.01 (pixel scale), as in *natural* and *nmode*; None for
+      2.5 eps / steps.
+    - `random_start`: from a uniform draw in the ball rather than from x; several with `Restarts`.
     """
 
     steps: int = eqx.field(static=True, default=40)
     step_size: float | Float[Array, ""] | None = 0.01
-    restarts: int = eqx.field(static=True, default=1)
     random_start: bool = eqx.field(static=True, default=True)
-    loss: Callable[[Logits, Label], Scalar] = eqx.field(static=True, default=cross_entropy)
+    loss: Loss = eqx.field(static=True, default=cross_entropy)
 
-    def __check_init__(self):
-        if self.steps < 1 or self.restarts < 1:
-            raise ValueError(
-                f"steps and restarts must be at least 1; got {self.steps} and {self.restarts}"
-            )
-        if isinstance(self.step_size, float | int) and not 0 < self.step_size < float("inf"):
-            raise ValueError(f"step_size must be finite and positive; got {self.step_size}")
-        if self.restarts > 1 and not self.random_start:
-            raise ValueError("restarts without a random start repeat the same attack")
+    @property
+    def random(self) -> bool:
+        return self.random_start
 
-    def perturb(
-        self, logits_fn: LogitsFn, x: Image, y: Label, ball: AbstractBall, *, key: Key
-    ) -> tuple[Image, int]:
-        step_size = 2.5 * ball.eps / self.steps if self.step_size is None else self.step_size
+    def step(
+        self, problem: Problem, state: ClimbState, i: Int[Array, ""], *, key: Key
+    ) -> ClimbState:
+        return self.climb(problem, state, key)
 
-        def loss_and_margin(x_adv, key):
-            logits = logits_fn(x_adv, key=key)
-            return self.loss(logits, y), logit_margin(logits, y)
 
-        gradient = jax.grad(loss_and_margin, has_aux=True)
+class IFGSM(AbstractClimb):
+    """PGD from the image itself (Kurakin et al. 2017); 20 steps of 2/255 as in *enresnet*."""
 
-        def keep_worst(best, x_adv, margin):
-            worst, smallest = best
-            worse = margin < smallest
-            return jnp.where(worse, x_adv, worst), jnp.where(worse, margin, smallest)
+    steps: int = eqx.field(static=True, default=20)
+    step_size: float | Float[Array, ""] | None = 2 / 255
+    loss: Loss = eqx.field(static=True, default=cross_entropy)
+    random_start: ClassVar[bool] = False
+    random: ClassVar[bool] = False
 
-        def step(carry, key):
-            x_adv, best = carry
-            g, margin = gradient(x_adv, key)
-            best = keep_worst(best, x_adv, margin)
-            return (ball.project(x_adv + step_size * ball.steepest(g), x), best), None
-
-        def restart(best, key):
-            start_key, last_key, key = jax.random.split(key, 3)
-            x_adv = ball.sample(x, key=start_key) if self.random_start else x
-            (x_adv, best), _ = jax.lax.scan(step, (x_adv, best), jax.random.split(key, self.steps))
-            margin = logit_margin(logits_fn(x_adv, key=last_key), y)
-            return keep_worst(best, x_adv, margin), None
-
-        best = (x, jnp.asarray(jnp.inf, x.dtype))
-        (x_adv, _), _ = jax.lax.scan(restart, best, jax.random.split(key, self.restarts))
-        return x_adv, self.restarts * (self.steps + 1)
+    def step(
+        self, problem: Problem, state: ClimbState, i: Int[Array, ""], *, key: Key
+    ) -> ClimbState:
+        return self.climb(problem, state, key)

@@ -15,4 +15,8 @@ from .results import (
     provenance as provenance,
     save_result as save_result,
 )
-from .robust_accuracy import AttackReport as AttackReport, robust_accuracy as robust_accuracy
+from .robust_accuracy import (
+    AttackReport as AttackReport,
+    StateError as StateError,
+    robust_accuracy as robust_accuracy,
+)

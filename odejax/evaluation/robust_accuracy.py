@@ -1,18 +1,25 @@
-"""Robust accuracy under one attack."""
+"""Robust accuracy under an attack or a sequence of attacks."""
 
+import hashlib
+import os
 import time
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import numpy as np
 
-from .._predictor import batches, predict
+from .._predictor import predict
 from .._progress import progress_bar
 from .._threat_model import AbstractBall
 from .._types import Key, LogitsFn
-from ..attacks import check_labels, check_pixels
+from ..attacks import AutoAttack, check_labels, check_pixels
+from .survivors import Survivors
+
+_SAVE_SECONDS = 5.0
 
 
 class AttackReport(NamedTuple):
@@ -22,6 +29,7 @@ class AttackReport(NamedTuple):
     - `still_correct`: (n,) bool. Judged by evaluating `x_adv` anew, never by the attack's own word.
     - `x_adv`: (n, h, w, c), in ball and box; the image itself where it was misclassified already.
     - `queries`: logits evaluations spent on each image.
+    - `after`: by attack of a sequence, the accuracy once it has run; for one attack, its own.
     """
 
     accuracy: float
@@ -29,6 +37,11 @@ class AttackReport(NamedTuple):
     x_adv: np.ndarray
     queries: np.ndarray
     seconds: float
+    after: dict[str, float]
+
+
+class StateError(ValueError):
+    """A saved state that is of another evaluation, or cannot be read."""
 
 
 def robust_accuracy(
@@ -42,66 +55,194 @@ def robust_accuracy(
     batch_size: int = 256,
     judge: LogitsFn | None = None,
     already_broken: np.ndarray | None = None,
+    stop: bool | None = None,
+    state_path: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> AttackReport:
     """Attack every image that is classified correctly, and count those that withstand.
 
     `images` (n, h, w, c) are floats in [0, 1], `labels` (n,) classes. Only images that still stand
-    are attacked, packed into full batches; image i draws from `fold_in(key, i)`, so the result does
-    not depend on `batch_size`.
+    are attacked: an image leaves the batch once it is broken, and the next takes its place; an
+    `AutoAttack` hands what one attack leaves to the next. Image i draws from `fold_in(key, i)`, so
+    the result does not depend on `batch_size`.
 
     - `judge`: the classifier that decides who is correct, by default `logits_fn`. For a randomised
       network pass `MeanLogits`, which is deterministic.
     - `already_broken`: images that this attack broke within a smaller ball; they count as lost
       without another attack.
+    - `stop`: whether an image's attack ends with its first success. By default only if `logits_fn`
+      gives the judge's logits under any key; else a lucky draw would end it.
+    - `state_path`: a file that keeps the state of the evaluation, written every few seconds. A run
+      that was killed goes on from it; it is deleted at the end.
 
     Raises `ValueError` for images of another form, no images, pixels outside [0, 1], labels out of
     range; `FloatingPointError` where logits are not finite; `RuntimeError` for an attack that
-    leaves ball or box.
+    leaves ball or box; `StateError` for a state file of another evaluation.
     """
     started = time.perf_counter()
     images, labels = check_arrays(images, labels)
-    judge = logits_fn if judge is None else judge
+    judged_by = logits_fn if judge is None else judge
     clean_key, attack_key, judge_key = jax.random.split(key, 3)
-    logits = predict(judge, images, key=clean_key, batch_size=batch_size)
+    logits = predict(judged_by, images, key=clean_key, batch_size=batch_size)
     check_labels(labels, logits.shape[1])
     still_correct = logits.argmax(axis=1) == labels
     if already_broken is not None:
         still_correct &= ~already_broken
+    size = min(batch_size, len(images))
+    if stop is None:
+        stop = _is_judge(logits_fn, images[:size], logits[:size], clean_key, attack_key, size)
     x_adv = images.copy()
     queries = np.ones(len(images), np.int64)
-    targets = np.flatnonzero(still_correct)
-    # Never fewer rows than the full set would have: one shape, one trace, whoever still stands.
-    size = min(batch_size, len(images))
+
+    sequence = attack.attacks if isinstance(attack, AutoAttack) else {_name(attack): attack}
+    state = _State(state_path, _fingerprint(attack, logits_fn, judge, images, labels, ball, key))
+    saved, first = state.load(), 0
+    if saved is not None:
+        first, x_adv, queries = int(saved["stage"]), saved["x_adv"], saved["queries"]
+        still_correct = saved["still_correct"]
+    after = {}
     with progress_bar(enabled=progress, transient=True) as bar:
-        task = bar.add_task(type(attack).__name__, total=len(targets), note="")
-        for _, batch, n in batches(len(targets), size):
-            index = targets[batch]
-            result, inside = _attack_batch(
-                attack, logits_fn, images[index], labels[index], ball, attack_key, index
+        for stage, (name, one) in enumerate(sequence.items()):
+            if stage < first:
+                assert saved is not None
+                after[name] = float(saved["after"][stage])
+                continue
+            # Never fewer rows than the full set would have: one shape, whoever still stands.
+            work = Survivors(
+                one,
+                logits_fn,
+                images,
+                labels,
+                ball,
+                targets=np.flatnonzero(still_correct),
+                x_adv=x_adv,
+                queries=queries,
+                key=attack_key if len(sequence) == 1 else jax.random.fold_in(attack_key, stage),
+                batch_size=size,
+                stop=stop,
             )
-            if not np.asarray(inside)[:n].all():
-                raise RuntimeError(
-                    f"{type(attack).__name__} returned an image outside the ball or the box"
-                )
-            x_adv[index[:n]] = np.asarray(result.x_adv)[:n]
-            queries[index[:n]] += np.asarray(result.queries)[:n]
-            bar.update(task, advance=n)
-    if len(targets):
-        logits = predict(judge, x_adv, key=judge_key, batch_size=batch_size)
-        still_correct &= logits.argmax(axis=1) == labels
+            targets = still_correct.copy()
+            if saved is not None and stage == first:
+                work.restore(saved)
+            task = bar.add_task(name, total=int(targets.sum()), note="")
+            waiting = len(work.queue) + int((work.slots.index >= 0).sum())
+            through = int(targets.sum()) - waiting
+            while work.unfinished:
+                through += work.advance()
+                bar.update(task, completed=through + work.done)
+                state.save(stage, still_correct, x_adv, queries, after, work)
+            if targets.any():
+                _check_inside(name, images, x_adv, ball)
+                logits = predict(judged_by, x_adv, key=judge_key, batch_size=batch_size)
+                still_correct &= logits.argmax(axis=1) == labels
+                # Who stands goes into the next attack as it was.
+                if stage + 1 < len(sequence):
+                    x_adv[still_correct] = images[still_correct]
+            after[name] = float(still_correct.mean())
+            bar.update(task, note=f"{100 * after[name]:.1f} % stand")
+            saved = None
+    state.delete()
     return AttackReport(
-        float(still_correct.mean()), still_correct, x_adv, queries, time.perf_counter() - started
+        float(still_correct.mean()),
+        still_correct,
+        x_adv,
+        queries,
+        time.perf_counter() - started,
+        after,
     )
 
 
-@eqx.filter_jit
-def _attack_batch(attack, logits_fn, images, labels, ball, key, index):
-    def attack_one(x, y, i):
-        result = attack(logits_fn, x, y, ball, key=jax.random.fold_in(key, i))
-        return result, ball.contains(result.x_adv, x)
+def _name(attack: Callable) -> str:
+    return getattr(attack, "__name__", type(attack).__name__)
 
-    return jax.vmap(attack_one)(images, labels, index)
+
+def _is_judge(logits_fn, images, judged, first_key, second_key, batch_size) -> bool:
+    """Whether the attacked network is deterministic and says what the judge says."""
+    first, second = (
+        predict(logits_fn, images, key=key, batch_size=batch_size)
+        for key in (first_key, second_key)
+    )
+    scale = 1e-5 * np.abs(judged).max()
+    return np.array_equal(first, second) and bool((np.abs(first - judged) <= scale).all())
+
+
+@eqx.filter_jit
+def _inside(x_adv, x, ball):
+    return jax.vmap(ball.contains)(x_adv, x)
+
+
+def _check_inside(name, images, x_adv, ball):
+    outside = np.flatnonzero(~np.asarray(_inside(x_adv, images, ball)))
+    if len(outside):
+        raise RuntimeError(
+            f"{name} returned an image outside the ball or the box, the first at index {outside[0]}"
+        )
+
+
+class _State:
+    """The file that a killed evaluation goes on from; nothing without a path."""
+
+    def __init__(self, path: str | os.PathLike | None, fingerprint: Callable[[], str]):
+        self.path = None if path is None else Path(path)
+        self.fingerprint = None if path is None else fingerprint()
+        self.saved, self.pause = time.perf_counter(), _SAVE_SECONDS
+
+    def load(self) -> dict[str, np.ndarray] | None:
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                arrays = dict(file)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise StateError(f"the state {self.path} cannot be read: {error}") from None
+        if str(arrays.get("fingerprint")) != self.fingerprint:
+            raise StateError(
+                f"{self.path} is the state of another evaluation (other attack, network, images, "
+                f"ball or key); delete it, or give another state_path"
+            )
+        return arrays
+
+    def save(self, stage, still_correct, x_adv, queries, after, work: Survivors):
+        if self.path is None or time.perf_counter() - self.saved < self.pause:
+            return
+        started = time.perf_counter()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        with open(temporary, "wb") as file:
+            np.savez(
+                file,
+                fingerprint=np.asarray(self.fingerprint),
+                stage=stage,
+                still_correct=still_correct,
+                x_adv=x_adv,
+                queries=queries,
+                after=np.asarray(list(after.values())),
+                **work.save(),
+            )
+        os.replace(temporary, self.path)
+        self.saved = time.perf_counter()
+        # Saving must stay a small part of the work.
+        self.pause = max(_SAVE_SECONDS, 20 * (self.saved - started))
+
+    def delete(self):
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _fingerprint(*parts) -> Callable[[], str]:
+    def fingerprint():
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(parts):
+            if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
+                leaf.dtype, jax.dtypes.prng_key
+            ):
+                leaf = jax.random.key_data(leaf)
+            array = np.asarray(leaf) if eqx.is_array_like(leaf) else None
+            digest.update(repr(leaf).encode() if array is None else array.tobytes())
+        digest.update(repr(jax.tree.structure(parts)).encode())
+        return digest.hexdigest()
+
+    return fingerprint
 
 
 def check_arrays(images, labels) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,84 @@
+"""Sequences of attacks, each on what the ones before left, and the AutoAttack suite."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from .._threat_model import AbstractBall
+from .._types import Image, Key, Label, LogitsFn
+from .apgd import APGD
+from .base import AbstractAttack, logit_margin
+from .compose import EOT, Restarts, Targeted
+from .fab import FAB
+from .losses import dlr
+from .square import Square
+
+
+class AutoAttack(AbstractAttack):
+    """Attacks in turn (Croce and Hein 2020), by default the `standard` suite.
+
+    `evaluation.robust_accuracy` runs each only on the examples that still stand. Called on one
+    example all of them run, and the image with the smallest margin is returned.
+
+    - `standard()`: APGD-CE, APGD-T on the DLR loss and FAB-T (9 target classes, 100 steps), Square
+      (5,000 queries).
+    - `rand()`: APGD-CE and APGD-DLR, averaged over 20 draws, for networks that draw noise.
+    - `plus()`: APGD-CE and APGD-DLR with 5 restarts, FAB with 5, Square, APGD-T, FAB-T.
+    - Any other mapping from names to attacks.
+
+    DLR losses need 3 classes, targeted 4; `standard(margin_loss)` is for fewer.
+    """
+
+    attacks: dict[str, AbstractAttack]
+
+    def __init__(self, attacks: Mapping[str, AbstractAttack] | None = None):
+        self.attacks = dict(_standard() if attacks is None else attacks)
+        if not self.attacks:
+            raise ValueError("a sequence of attacks needs at least one")
+
+    @staticmethod
+    def standard() -> "AutoAttack":
+        return AutoAttack(_standard())
+
+    @staticmethod
+    def rand(draws: int = 20) -> "AutoAttack":
+        return AutoAttack({"APGD-CE": EOT(APGD(), draws), "APGD-DLR": EOT(APGD(loss=dlr), draws)})
+
+    @staticmethod
+    def plus(classes: int = 9) -> "AutoAttack":
+        return AutoAttack(
+            {
+                "APGD-CE": Restarts(APGD(), 5),
+                "APGD-DLR": Restarts(APGD(loss=dlr), 5),
+                "FAB": Restarts(FAB(), 5),
+                "Square": Square(),
+                "APGD-T": Targeted(APGD(loss=dlr), classes),
+                "FAB-T": Targeted(FAB(), classes),
+            }
+        )
+
+    def perturb(
+        self, logits_fn: LogitsFn, x: Image, y: Label, ball: AbstractBall, *, key: Key
+    ) -> tuple[Image, Int[Array, ""]]:
+        judge_key, key = jax.random.split(key)
+        worst, smallest, queries = x, jnp.asarray(jnp.inf, x.dtype), jnp.asarray(0)
+        for i, attack in enumerate(self.attacks.values()):
+            attack_key = jax.random.fold_in(key, i)
+            x_adv, spent = attack.perturb(logits_fn, x, y, ball, key=attack_key)
+            x_adv = ball.project(x_adv, x)
+            margin = logit_margin(logits_fn(x_adv, key=judge_key), y)
+            worst = jnp.where(margin < smallest, x_adv, worst)
+            smallest = jnp.minimum(smallest, margin)
+            queries += spent + 1
+        return worst, queries
+
+
+def _standard() -> dict[str, AbstractAttack]:
+    return {
+        "APGD-CE": APGD(),
+        "APGD-T": Targeted(APGD(loss=dlr), 9),
+        "FAB-T": Targeted(FAB(), 9),
+        "Square": Square(),
+    }

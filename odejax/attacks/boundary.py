@@ -1,0 +1,161 @@
+"""The Boundary Attack (Brendel et al. 2018): a walk along the boundary, by labels alone."""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .._types import Image, Key, Scalar
+from .base import check_at_least_one, check_positive
+from .iterative import AbstractIterativeAttack, Problem, Worst
+
+_BISECTIONS = 10
+_CANDIDATES = 10  # between two queries of the walk's bookkeeping
+
+
+class BoundaryState(eqx.Module):
+    point: (
+        Image  # the adversarial image nearest in l2 so far; while there is none, the image itself
+    )
+    blend: Float[Array, "2"]  # of the first adversarial image: the weights known to be (not) enough
+    walked: Int[Array, ""]  # queries of the walk
+    spherical_step: Scalar
+    source_step: Scalar
+    spherical: Int[Array, "2"]  # successes and trials since the step was last changed
+    source: Int[Array, "2"]
+    worst: Worst
+
+
+class Boundary(AbstractIterativeAttack):
+    """From an adversarial image towards x along the boundary, seeing predicted classes only.
+
+    1. Uniform noise is drawn until it is misclassified, then brought near x by 10 bisections.
+    2. A candidate goes `spherical_step` |point - x| sideways on the sphere around x and then
+       `source_step` |point - x| towards x; it is the new point if it is misclassified and nearer.
+    3. After every 10 candidates one query asks whether a sideways step alone stays misclassified,
+       and one asks for the point projected to the ball, which is how a walk in l2 can break an
+       L-infinity ball. Both steps are multiplied by `adaptation` when more than half of the last
+       `spherical_window` sideways steps succeeded and divided by it below a fifth; the step to
+       the source alone likewise, for 25 and 10 % of the last `source_window` candidates (the
+       published adaptation, on windows that do not overlap). An `adaptation` of 1 keeps them.
+
+    *natural* uses 1,000 queries and both steps 0.1, the default. Exactly `n_queries` evaluations
+    without gradients, fewer only after a success.
+    """
+
+    n_queries: int = eqx.field(static=True, default=1000)
+    spherical_step: float = 0.1
+    source_step: float = 0.1
+    adaptation: float = 1.5
+    spherical_window: int = eqx.field(static=True, default=30)
+    source_window: int = eqx.field(static=True, default=30)
+    stops: ClassVar[bool] = True
+    n_runs: ClassVar[int] = 1
+    random: ClassVar[bool] = True
+
+    def __check_init__(self):
+        check_at_least_one(
+            n_queries=self.n_queries,
+            spherical_window=self.spherical_window,
+            source_window=self.source_window,
+        )
+        check_positive(spherical_step=self.spherical_step, source_step=self.source_step)
+        if not 1 <= self.adaptation < float("inf"):
+            raise ValueError(f"adaptation must be at least 1; got {self.adaptation}")
+
+    @property
+    def n_steps(self) -> int:
+        return self.n_queries
+
+    def start(
+        self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key
+    ) -> BoundaryState:
+        if problem.target is not None:
+            raise ValueError("the Boundary Attack has no targeted version")
+        x = problem.x
+        return BoundaryState(
+            point=x,
+            blend=jnp.asarray([1.0, 0.0], x.dtype),
+            walked=jnp.asarray(-1 - _BISECTIONS),
+            spherical_step=jnp.asarray(self.spherical_step, x.dtype),
+            source_step=jnp.asarray(self.source_step, x.dtype),
+            spherical=jnp.zeros(2, jnp.int32),
+            source=jnp.zeros(2, jnp.int32),
+            worst=worst,
+        )
+
+    def step(
+        self, problem: Problem, state: BoundaryState, i: Int[Array, ""], *, key: Key
+    ) -> BoundaryState:
+        x, ball, point, walked = problem.x, problem.ball, state.point, state.walked
+        evaluation_key, key = jax.random.split(key)
+
+        # Which query this is: noise, bisections (the noise is `point`), then rounds of the walk.
+        searching, bisecting = walked < -_BISECTIONS, (walked >= -_BISECTIONS) & (walked < 0)
+        place = walked % (_CANDIDATES + 2)
+        sideways_only = place == _CANDIDATES
+        projecting = place == _CANDIDATES + 1
+        noise = jax.random.uniform(key, x.shape, x.dtype)
+        middle = jnp.mean(state.blend)
+        sideways, candidate = _proposals(x, point, state.spherical_step, state.source_step, key)
+        walk = jnp.where(sideways_only, sideways, candidate)
+        walk = jnp.where(projecting, ball.project(point, x), walk)
+        query = jnp.where(bisecting, x + middle * (point - x), walk)
+        query = ball.clip(jnp.where(searching, noise, query))
+
+        logits = problem.logits(query, evaluation_key)
+        fooled = jnp.argmax(logits) != problem.y
+        worst = state.worst.nearest(problem, query, logits)
+
+        # The blend: (enough, not enough). Its last bisection leaves the point at `enough`.
+        enough = jnp.where(bisecting & fooled, middle, state.blend[0])
+        not_enough = jnp.where(bisecting & ~fooled, middle, state.blend[1])
+        nearer = fooled & (_norm(query - x) < _norm(point - x)) & (walked >= 0)
+        new_point = jnp.where((searching & fooled) | nearer, query, point)
+        new_point = jnp.where(walked == -1, x + enough * (point - x), new_point)
+
+        counts = ~(searching | bisecting | projecting)
+        spherical = state.spherical + jnp.stack([fooled, True]) * (counts & sideways_only)
+        source = state.source + jnp.stack([fooled, True]) * (counts & ~sideways_only)
+        both, spherical = self._adapt(spherical, self.spherical_window, 0.5, 0.2)
+        alone, source = self._adapt(source, self.source_window, 0.25, 0.1)
+        return BoundaryState(
+            point=new_point,
+            blend=jnp.stack([enough, not_enough]),
+            walked=jnp.where(searching & ~fooled, walked, walked + 1),
+            spherical_step=state.spherical_step * both,
+            source_step=state.source_step * both * alone,
+            spherical=spherical,
+            source=source,
+            worst=worst,
+        )
+
+    def _adapt(self, counted, window: int, high: float, low: float):
+        """The factor for a step, once the window is full, and the counts to go on with."""
+        successes, trials = counted
+        full = trials >= window
+        grow, shrink = full & (successes > high * trials), full & (successes < low * trials)
+        factor = jnp.where(grow, self.adaptation, jnp.where(shrink, 1 / self.adaptation, 1.0))
+        return factor, jnp.where(full, 0, counted)
+
+
+def _norm(v: Image) -> Scalar:
+    return jnp.sqrt(jnp.sum(v**2))
+
+
+def _proposals(x: Image, point: Image, spherical_step, source_step, key: Key):
+    """A sideways step on the sphere around x, and the same followed by a step towards x."""
+    outward = point - x
+    radius = jnp.maximum(_norm(outward), 1e-12)
+    unit = outward / radius
+    eta = jax.random.normal(key, x.shape, x.dtype)
+    eta = eta - jnp.sum(eta * unit) * unit
+    eta = eta * spherical_step * radius / jnp.maximum(_norm(eta), 1e-12)
+    # Pythagoras: outward and eta are orthogonal.
+    sideways = jnp.clip(x + (outward + eta) / jnp.sqrt(1 + spherical_step**2), 0.0, 1.0)
+    distance = jnp.maximum(_norm(sideways - x), 1e-12)
+    # The clip to the box has changed the radius: the step makes up for it.
+    length = jnp.maximum(source_step * radius + distance - radius, 0.0)
+    return sideways, sideways + jnp.minimum(length / distance, 1.0) * (x - sideways)

@@ -1,0 +1,156 @@
+"""Carlini and Wagner's attacks (2017): a distance and a hinge on the logits, in tanh space."""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PyTree
+
+from .._types import Flag, Image, Key, Logits, Scalar
+from .base import check_at_least_one, check_positive
+from .iterative import AbstractIterativeAttack, Problem, Worst
+from .losses import margin_loss
+
+
+class CarliniWagnerLinf(AbstractIterativeAttack):
+    """min_u max|x'(u) - x| + c * max(z_y - max_{j != y} z_j, -kappa), x'(u) = (tanh(u) + 1) / 2.
+
+    *enresnet* Eqs. 17-18 with its constants: 50 steps of Adam with learning rate 6e-4, c = 10,
+    kappa = 0. So few and small steps move a pixel by at most 0.015; the ball, 8/255 there, does not
+    bind, and only iterates inside it count.
+    """
+
+    steps: int = eqx.field(static=True, default=50)
+    learning_rate: float = 6e-4
+    c: float = 10.0
+    kappa: float = 0.0
+    n_runs: ClassVar[int] = 1
+    random: ClassVar[bool] = False
+
+    def __check_init__(self):
+        _check(self)
+
+    @property
+    def n_steps(self) -> int:
+        return self.steps + 1
+
+    def start(
+        self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key
+    ) -> "LinfState":
+        u = _to_tanh_space(problem.x)
+        return LinfState(u, optax.scale_by_adam().init(u), worst)
+
+    def step(
+        self, problem: Problem, state: "LinfState", i: Int[Array, ""], *, key: Key
+    ) -> "LinfState":
+        x, ball = problem.x, problem.ball
+        x_adv = _to_pixels(state.u)
+        _, uphill, logits = problem.value_and_gradient(_hinge(self.kappa), x_adv, key)
+        away = jax.grad(lambda x_adv: jnp.max(jnp.abs(x_adv - x)))(x_adv)
+        u, adam = _adam(state.u, state.adam, away - self.c * uphill, x_adv, self.learning_rate)
+        inside = ball.norm(x_adv - x) <= ball.eps
+        return LinfState(u, adam, state.worst.seen(problem, x_adv, logits, inside))
+
+
+class LinfState(eqx.Module):
+    u: Image
+    adam: PyTree
+    worst: Worst
+
+
+class CarliniWagner(AbstractIterativeAttack):
+    """min_u |x'(u) - x|_2^2 + c * max(z_y - max_{j != y} z_j, -kappa), c as small as succeeds.
+
+    The l2 attack of the original paper: `search_steps` rounds of `steps` steps of Adam, c divided
+    by bisection after a success (once a failure is known) and multiplied by 10 after a failure. The
+    nearest adversarial image inside the ball is kept. Costs `search_steps * steps` gradients.
+    """
+
+    steps: int = eqx.field(static=True, default=1000)
+    search_steps: int = eqx.field(static=True, default=9)
+    learning_rate: float = 0.01
+    c: float = 0.01  # of the first round
+    kappa: float = 0.0
+    n_runs: ClassVar[int] = 1
+    random: ClassVar[bool] = False
+
+    def __check_init__(self):
+        _check(self)
+        check_at_least_one(search_steps=self.search_steps)
+
+    @property
+    def n_steps(self) -> int:
+        return self.search_steps * self.steps
+
+    def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> "L2State":
+        u = _to_tanh_space(problem.x)
+        c = jnp.asarray(self.c, u.dtype)
+        return L2State(
+            u, optax.scale_by_adam().init(u), c, 0 * c, jnp.inf + c, jnp.asarray(False), worst
+        )
+
+    def step(self, problem: Problem, state: "L2State", i: Int[Array, ""], *, key: Key) -> "L2State":
+        x = problem.x
+        x_adv = _to_pixels(state.u)
+        _, uphill, logits = problem.value_and_gradient(_hinge(self.kappa), x_adv, key)
+        descent = 2 * (x_adv - x) - state.c * uphill
+        u, adam = _adam(state.u, state.adam, descent, x_adv, self.learning_rate)
+        success = state.success | (margin_loss(logits, problem.y) > self.kappa)
+
+        # The end of a round: another c, from the image again.
+        end = (i + 1) % self.steps == 0
+        enough = jnp.where(success & end, jnp.minimum(state.enough, state.c), state.enough)
+        too_small = jnp.where(
+            ~success & end, jnp.maximum(state.too_small, state.c), state.too_small
+        )
+        known = jnp.isfinite(enough)
+        c = jnp.where(known, (too_small + jnp.where(known, enough, 0.0)) / 2, 10 * state.c)
+        u_start = _to_tanh_space(x)
+        restart = (u_start, optax.scale_by_adam().init(u_start), c)
+        u, adam, c = jax.tree.map(lambda a, b: jnp.where(end, a, b), restart, (u, adam, state.c))
+        worst = state.worst.nearest(problem, x_adv, logits)
+        return L2State(u, adam, c, too_small, enough, success & ~end, worst)
+
+
+class L2State(eqx.Module):
+    u: Image
+    adam: PyTree
+    c: Scalar
+    too_small: Scalar  # the largest c that failed, the smallest that succeeded
+    enough: Scalar
+    success: Flag  # in this round
+    worst: Worst
+
+
+def _check(attack):
+    check_at_least_one(steps=attack.steps)
+    check_positive(learning_rate=attack.learning_rate, c=attack.c)
+    if not 0 <= attack.kappa < float("inf"):
+        raise ValueError(f"kappa must be finite and not negative; got {attack.kappa}")
+
+
+def _hinge(kappa: float):
+    """-max(z_y - max_{j != y} z_j, -kappa), to climb."""
+
+    def loss(logits: Logits, y, target=None) -> Scalar:
+        return jnp.minimum(margin_loss(logits, y, target), kappa)
+
+    return loss
+
+
+def _to_tanh_space(x: Image) -> Image:
+    # Slightly inside, since black and white lie at infinity.
+    return jnp.arctanh((2 * x - 1) * 0.999999)
+
+
+def _to_pixels(u: Image) -> Image:
+    return (jnp.tanh(u) + 1) / 2
+
+
+def _adam(u: Image, adam, gradient: Image, x_adv: Image, learning_rate):
+    """One step of Adam down `gradient`, which is with respect to x'(u)."""
+    along_u = gradient * 2 * x_adv * (1 - x_adv)  # dx'/du = (1 - tanh(u)^2) / 2
+    update, adam = optax.scale_by_adam().update(along_u, adam)
+    return u - learning_rate * update, adam

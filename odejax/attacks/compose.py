@@ -1,0 +1,162 @@
+"""Attacks made from attacks: averaged over noise, restarted, aimed at classes."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from .._types import Key, Label
+from .base import check_at_least_one
+from .iterative import AbstractIterativeAttack, Draws, Problem, Worst
+
+
+class EOT(AbstractIterativeAttack):
+    """Expectation over transformation (Athalye et al. 2018): every evaluation is a mean of `draws`.
+
+    Losses and gradients are means over fresh draws of the network's noise, margins are those of the
+    mean logits. Costs `draws` times as much, and `queries` say so. For deterministic networks it
+    changes nothing.
+    """
+
+    attack: AbstractIterativeAttack
+    draws: int = eqx.field(static=True, default=20)
+
+    def __check_init__(self):
+        check_at_least_one(draws=self.draws)
+
+    @property
+    def stops(self) -> bool:
+        return self.attack.stops
+
+    @property
+    def n_runs(self) -> int:
+        return self.attack.n_runs
+
+    @property
+    def n_steps(self) -> int:
+        return self.attack.n_steps
+
+    @property
+    def random(self) -> bool:
+        return True
+
+    def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> Any:
+        return self.attack.start(self._averaged(problem), worst, run, key=key)
+
+    def step(self, problem: Problem, state: Any, i: Int[Array, ""], *, key: Key) -> Any:
+        return self.attack.step(self._averaged(problem), state, i, key=key)
+
+    def _averaged(self, problem: Problem) -> Problem:
+        draws = Draws(problem.logits_fn, self.draws)
+        return Problem(draws, problem.x, problem.y, problem.ball, problem.target)
+
+
+class Restarts(AbstractIterativeAttack):
+    """`n` independent runs of an attack, the worst image of all.
+
+    Raises `ValueError` for an attack without randomness, whose runs would all be the same, and for
+    one that has several runs already: write `Targeted(Restarts(...))`.
+    """
+
+    attack: AbstractIterativeAttack
+    n: int = eqx.field(static=True, default=5)
+
+    def __check_init__(self):
+        check_at_least_one(n=self.n)
+        name = type(self.attack).__name__
+        if not self.attack.random:
+            raise ValueError(f"{name} has no random start: restarts would repeat the same attack")
+        if self.attack.n_runs != 1:
+            raise ValueError(f"{name} has runs of its own: put the restarts inside it")
+
+    @property
+    def stops(self) -> bool:
+        return self.attack.stops
+
+    @property
+    def n_runs(self) -> int:
+        return self.n
+
+    @property
+    def n_steps(self) -> int:
+        return self.attack.n_steps
+
+    @property
+    def random(self) -> bool:
+        return True
+
+    def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> Any:
+        return self.attack.start(problem, worst, run, key=key)
+
+    def step(self, problem: Problem, state: Any, i: Int[Array, ""], *, key: Key) -> Any:
+        return self.attack.step(problem, state, i, key=key)
+
+
+class TargetedState(eqx.Module):
+    inner: Any
+    target: Label
+
+    @property
+    def worst(self) -> Worst:
+        return self.inner.worst
+
+
+class Targeted(AbstractIterativeAttack):
+    """The attack aimed at one wrong class after the other, most likely first.
+
+    `classes` runs (of each of the attack's own), each towards the next of the classes ranked by
+    their logits at the image, which takes one evaluation a run; with fewer than `classes` wrong
+    classes the last is tried again. With `target` given that class alone is aimed at. Either way
+    an image counts as broken when its class is wrong, whichever it became.
+    """
+
+    attack: AbstractIterativeAttack
+    classes: int = eqx.field(static=True, default=9)
+    target: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        check_at_least_one(classes=self.classes)
+
+    @property
+    def stops(self) -> bool:
+        return self.attack.stops
+
+    @property
+    def n_runs(self) -> int:
+        return self.attack.n_runs * (1 if self.target is not None else self.classes)
+
+    @property
+    def n_steps(self) -> int:
+        return self.attack.n_steps
+
+    @property
+    def random(self) -> bool:
+        return self.attack.random
+
+    def start(
+        self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key
+    ) -> TargetedState:
+        rank_key, key = jax.random.split(key)
+        if self.target is None:
+            logits = problem.logits(problem.x, rank_key)
+            worst = eqx.tree_at(lambda w: w.queries, worst, worst.queries + problem.cost)
+            wrong = jnp.where(jnp.arange(len(logits)) == problem.y, -jnp.inf, logits)
+            ranking = jnp.argsort(-wrong)
+            target = ranking[jnp.minimum(run // self.attack.n_runs, len(logits) - 2)]
+        else:
+            target = jnp.asarray(self.target, problem.y.dtype)
+        inner_run = run % self.attack.n_runs
+        inner = self.attack.start(_aim(problem, target), worst, inner_run, key=key)
+        return TargetedState(inner, target)
+
+    def step(
+        self, problem: Problem, state: TargetedState, i: Int[Array, ""], *, key: Key
+    ) -> TargetedState:
+        inner = self.attack.step(_aim(problem, state.target), state.inner, i, key=key)
+        return TargetedState(inner, state.target)
+
+
+def _aim(problem: Problem, target: Label) -> Problem:
+    return Problem(problem.logits_fn, problem.x, problem.y, problem.ball, target)

@@ -1,0 +1,75 @@
+"""DeepFool (Moosavi-Dezfooli et al. 2016), for any ball."""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from .._types import Image, Key
+from .base import check_at_least_one
+from .iterative import AbstractIterativeAttack, Problem, Worst
+
+
+class DeepFoolState(eqx.Module):
+    x_adv: Image  # to be evaluated next
+    move: Image  # the sum of the steps so far
+    worst: Worst
+
+
+class DeepFool(AbstractIterativeAttack):
+    """Steps to the nearest linearised decision boundary until it is crossed.
+
+        r_k = |z_j - z_y| / |grad(z_j - z_y)|_dual * steepest(grad(z_j - z_y))
+        x_{k+1} = clip(x + (1 + overshoot) (r_0 + ... + r_k))
+
+    for the class j that makes r_k smallest, among the `classes` most likely at x_k. Finds a near
+    adversarial image, which counts if it is inside the ball. At most `steps` + 1 evaluations, each
+    with `classes` gradients.
+    """
+
+    steps: int = eqx.field(static=True, default=50)
+    overshoot: float = 0.02
+    classes: int = eqx.field(static=True, default=10)
+    n_runs: ClassVar[int] = 1
+    random: ClassVar[bool] = False
+
+    def __check_init__(self):
+        check_at_least_one(steps=self.steps, classes=self.classes - 1)
+        if not self.overshoot >= 0:
+            raise ValueError(f"overshoot must not be negative; got {self.overshoot}")
+
+    @property
+    def n_steps(self) -> int:
+        return self.steps + 1
+
+    def start(
+        self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key
+    ) -> DeepFoolState:
+        return DeepFoolState(problem.x, jnp.zeros_like(problem.x), worst)
+
+    def step(
+        self, problem: Problem, state: DeepFoolState, i: Int[Array, ""], *, key: Key
+    ) -> DeepFoolState:
+        ball, x_adv = problem.ball, state.x_adv
+        logits, gradients_of = problem.pull_back(x_adv, key)
+        n_classes = len(logits)
+        if problem.target is None:
+            others = jax.lax.top_k(logits, min(self.classes, n_classes))[1]
+        else:
+            others = problem.target[None]
+        one_hot = jax.nn.one_hot(others, n_classes, dtype=logits.dtype)
+        w = gradients_of(one_hot - jax.nn.one_hot(problem.y, n_classes, dtype=logits.dtype))
+        gap = jnp.abs(logits[others] - logits[problem.y])
+        distance = gap / (jax.vmap(ball.dual_norm)(w) + 1e-12)
+        j = jnp.argmin(jnp.where(others == problem.y, jnp.inf, distance))
+        # A vanished gradient points nowhere: the step is 0.
+        move = state.move + jnp.where(jnp.any(w[j] != 0), distance[j], 0.0) * ball.steepest(w[j])
+        arrived = jnp.argmax(logits) != problem.y
+        x_next = ball.clip(problem.x + (1 + self.overshoot) * move)
+        return DeepFoolState(
+            jnp.where(arrived, x_adv, x_next),
+            jnp.where(arrived, state.move, move),
+            state.worst.nearest(problem, x_adv, logits),
+        )

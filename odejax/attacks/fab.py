@@ -1,0 +1,93 @@
+"""FAB, the fast adaptive boundary attack (Croce and Hein 2020), for any ball."""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from .._types import Image, Key
+from .base import check_at_least_one
+from .iterative import AbstractIterativeAttack, Problem, Worst
+from .losses import margin_loss
+
+
+class FABState(eqx.Module):
+    x_adv: Image  # to be evaluated next
+    worst: Worst
+
+
+class FAB(AbstractIterativeAttack):
+    """The nearest adversarial image, by projections on the linearised decision boundary.
+
+    With d1 and d2 the smallest moves from the iterate x_k and from the image x to the hyperplane
+    where the logits of y and of the class nearest in the linearisation are equal,
+
+        x_{k+1} = clip((1 - a) (x_k + eta d1) + a (x + eta d2)),  a = min(|d1| / (|d1| + |d2|), 0.1)
+
+    and an adversarial iterate first steps back to (1 - beta) x + beta x_k. The nearest adversarial
+    image inside the ball is kept. The published algorithm evaluates the point stepped back to as
+    well; here the linearisation at the adversarial iterate serves, so each step is one evaluation.
+
+    Untargeted, a step takes the gradients of all k logits; `Targeted(FAB())`, FAB-T, takes one.
+    Later runs of `Restarts` begin at a random point, eps / 2 away. Costs `steps` + 1 gradients.
+    """
+
+    steps: int = eqx.field(static=True, default=100)
+    largest_pull: float = 0.1  # of a, the weight of the image
+    eta: float = 1.05
+    beta: float = 0.9
+    n_runs: ClassVar[int] = 1
+    random: ClassVar[bool] = True
+
+    def __check_init__(self):
+        check_at_least_one(steps=self.steps)
+        for name, value in (("largest_pull", self.largest_pull), ("beta", self.beta)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in [0, 1]; got {value}")
+        if not self.eta >= 1:
+            raise ValueError(f"eta must be at least 1, to step over the boundary; got {self.eta}")
+
+    @property
+    def n_steps(self) -> int:
+        return self.steps + 1
+
+    def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> FABState:
+        x, ball = problem.x, problem.ball
+        away = 0.5 * ball.eps * ball.random_direction(x.shape, key=key)
+        return FABState(ball.clip(x + jnp.where(run > 0, away, 0.0)), worst)
+
+    def step(self, problem: Problem, state: FABState, i: Int[Array, ""], *, key: Key) -> FABState:
+        ball, x, x_adv = problem.ball, problem.x, state.x_adv
+        if problem.target is None:
+            difference, w, logits = _nearest_boundary(problem, x_adv, key)
+        else:
+            difference, w, logits = problem.value_and_gradient(margin_loss, x_adv, key)
+        worst = state.worst.nearest(problem, x_adv, logits)
+
+        adversarial = jnp.argmax(logits) != problem.y
+        here = jnp.where(adversarial, x + self.beta * (x_adv - x), x_adv)
+
+        def to_boundary(start):
+            return ball.reach(start, w, -difference - jnp.sum(w * (start - x_adv)))
+
+        d = jax.vmap(to_boundary)(jnp.stack([here, x]))
+        near, far = jnp.maximum(jax.vmap(ball.norm)(d), 1e-8)
+        pull = jnp.minimum(near / (near + far), self.largest_pull)
+        x_next = (1 - pull) * (here + self.eta * d[0]) + pull * (x + self.eta * d[1])
+        return FABState(ball.clip(x_next), worst)
+
+
+def _nearest_boundary(problem: Problem, x_adv: Image, key: Key):
+    """z_j - z_y and its gradient for the class j whose linearised boundary is nearest."""
+    logits, gradients_of = problem.pull_back(x_adv, key)
+    n_classes = len(logits)
+    differences = logits - logits[problem.y]
+    own = jax.nn.one_hot(problem.y, n_classes, dtype=logits.dtype)
+    w = gradients_of(jnp.eye(n_classes, dtype=logits.dtype) - own)
+    steepness = jax.vmap(problem.ball.dual_norm)(w)
+    distance = jnp.abs(differences) / (steepness + 1e-12)
+    distance = jnp.where(jnp.arange(n_classes) == problem.y, jnp.inf, distance)
+    j = jnp.argmin(distance)
+    return differences[j], w[j], logits

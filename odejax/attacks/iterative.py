@@ -1,0 +1,175 @@
+"""Attacks as state machines, one evaluation of the network a step.
+
+`start` gives the state of a run and `step` advances it by exactly one evaluation, so a loop may
+stop, save, resume or repack examples anywhere: `evaluation.robust_accuracy` keeps a batch full of
+examples that still stand, each at a step of its own, and a query budget is a number of steps.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from .._threat_model import AbstractBall
+from .._types import Flag, Image, Key, Label, Logits, LogitsFn, Scalar
+from .base import AbstractAttack, logit_margin
+
+Loss = Callable[[Logits, Label, Label | None], Scalar]
+
+
+class Draws(eqx.Module):
+    """A randomised network seen through `draws` evaluations: its mean logits under fresh noise."""
+
+    logits_fn: LogitsFn
+    draws: int = eqx.field(static=True)
+
+    def __call__(self, x: Image, *, key: Key) -> Logits:
+        return jnp.mean(self.each(x, key=key), axis=0)
+
+    def each(self, x: Image, *, key: Key):
+        """The logits of every draw, (draws, k)."""
+        return jax.vmap(lambda k: self.logits_fn(x, key=k))(jax.random.split(key, self.draws))
+
+
+class Problem(eqx.Module):
+    """What an attack is asked: leave class `y` within `ball` around `x` (for class `target`)."""
+
+    logits_fn: LogitsFn
+    x: Image
+    y: Label
+    ball: AbstractBall
+    target: Label | None = None
+
+    def logits(self, x_adv: Image, key: Key) -> Logits:
+        return self.logits_fn(x_adv, key=key)
+
+    def value_and_gradient(
+        self, loss: Loss, x_adv: Image, key: Key
+    ) -> tuple[Scalar, Image, Logits]:
+        """loss(logits(x'), y, target), its gradient and the logits; the means over `Draws`."""
+
+        def value(x_adv):
+            if isinstance(self.logits_fn, Draws):
+                each = self.logits_fn.each(x_adv, key=key)
+                losses = jax.vmap(lambda logits: loss(logits, self.y, self.target))(each)
+                return jnp.mean(losses), jnp.mean(each, axis=0)
+            logits = self.logits_fn(x_adv, key=key)
+            return loss(logits, self.y, self.target), logits
+
+        (value_at, logits), gradient = jax.value_and_grad(value, has_aux=True)(x_adv)
+        return value_at, gradient, logits
+
+    def pull_back(self, x_adv: Image, key: Key):
+        """The logits, and a function from n cotangents (n, k) to n gradients (n, h, w, c)."""
+        logits, pull_back = jax.vjp(lambda x_adv: self.logits(x_adv, key), x_adv)
+        return logits, jax.vmap(lambda cotangent: pull_back(cotangent)[0])
+
+    @property
+    def cost(self) -> int:
+        """Evaluations of the network that one evaluation of `logits_fn` takes."""
+        return self.logits_fn.draws if isinstance(self.logits_fn, Draws) else 1
+
+
+class Worst(eqx.Module):
+    """The worst image seen inside ball and box, its logit margin, and the queries spent so far."""
+
+    x_adv: Image
+    margin: Scalar
+    queries: Int[Array, ""]
+
+    @staticmethod
+    def none(x: Image) -> "Worst":
+        """Before the first evaluation."""
+        return Worst(x, jnp.asarray(jnp.inf, x.dtype), jnp.asarray(0, jnp.int32))
+
+    def seen(
+        self, problem: Problem, x_adv: Image, logits: Logits, inside: Flag | bool = True
+    ) -> "Worst":
+        """After one more evaluation, at `x_adv`, which only counts if it is `inside`."""
+        margin = logit_margin(logits, problem.y)
+        worse = (margin < self.margin) & inside
+        return Worst(
+            jnp.where(worse, x_adv, self.x_adv),
+            jnp.where(worse, margin, self.margin),
+            self.queries + problem.cost,
+        )
+
+    def nearest(self, problem: Problem, x_adv: Image, logits: Logits) -> "Worst":
+        """After one more evaluation: the nearest misclassified image rather than the worst."""
+        margin, ball = logit_margin(logits, problem.y), problem.ball
+        distance = ball.norm(x_adv - problem.x)
+        known = jnp.where(self.margin < 0, ball.norm(self.x_adv - problem.x), jnp.inf)
+        nearer = (margin < 0) & (distance <= ball.eps) & (distance < known)
+        return Worst(
+            jnp.where(nearer, x_adv, self.x_adv),
+            jnp.where(nearer, margin, self.margin),
+            self.queries + problem.cost,
+        )
+
+
+class AbstractIterativeAttack(AbstractAttack):
+    """An attack of `n_runs` runs (restarts, target classes) of `n_steps` evaluations each.
+
+    `stops`: whether a single call ends with its first success, as black-box attacks do, whose
+    `queries` then say what it took; the others go on and return the smallest margin.
+    """
+
+    stops: ClassVar[bool] = False
+    n_runs: eqx.AbstractVar[int]
+    n_steps: eqx.AbstractVar[int]
+    random: eqx.AbstractVar[bool]  # whether another key gives another run
+
+    @abc.abstractmethod
+    def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> Any:
+        """The state before the first step of run number `run`; `state.worst` is `worst`."""
+
+    @abc.abstractmethod
+    def step(self, problem: Problem, state: Any, i: Int[Array, ""], *, key: Key) -> Any:
+        """The state after step `i`, which evaluates the network once."""
+
+    @final
+    def perturb(
+        self, logits_fn: LogitsFn, x: Image, y: Label, ball: AbstractBall, *, key: Key
+    ) -> tuple[Image, Int[Array, ""]]:
+        problem = Problem(logits_fn, x, y, ball)
+
+        def run(worst, r):
+            state, run_key = start(self, problem, worst, r, key)
+
+            def advance(i, state):
+                return step(self, problem, run_key, i, state)
+
+            if self.stops:
+
+                def unfinished(carry):
+                    i, state = carry
+                    return (i < self.n_steps) & ~(state.worst.margin < 0)
+
+                first = (jnp.asarray(0), state)
+                _, state = jax.lax.while_loop(
+                    unfinished, lambda carry: (carry[0] + 1, advance(*carry)), first
+                )
+            else:
+                state = jax.lax.fori_loop(0, self.n_steps - 1, advance, state)
+                # Outside the loop, where the gradient, which nothing needs, is not computed.
+                state = advance(self.n_steps - 1, state)
+            return state.worst, None
+
+        worst, _ = jax.lax.scan(run, Worst.none(x), jnp.arange(self.n_runs))
+        return worst.x_adv, worst.queries
+
+
+def start(attack: AbstractIterativeAttack, problem: Problem, worst: Worst, run, key: Key):
+    """The state before run `run`, and the key of its steps."""
+    start_key, run_key = jax.random.split(jax.random.fold_in(key, run))
+    return attack.start(problem, worst, run, key=start_key), run_key
+
+
+def step(attack: AbstractIterativeAttack, problem: Problem, run_key: Key, i, state):
+    """Step `i` with the key that belongs to it, whoever runs the loop."""
+    i = jnp.asarray(i)
+    return attack.step(problem, state, i, key=jax.random.fold_in(run_key, i))

@@ -1,0 +1,91 @@
+"""Iterated FGSM with momentum and with input diversity: attacks made to transfer."""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .._types import Image, Key
+from .iterative import Loss, Problem
+from .losses import cross_entropy
+from .pgd import AbstractClimb, ClimbState
+
+
+class MIFGSM(AbstractClimb):
+    """IFGSM along m_k = decay * m_{k-1} + g_k / mean|g_k| (Dong et al. 2018: by the sum).
+
+    The published step, eps / steps, never reverses; None is the 2.5 times longer one of
+    `AbstractClimb`.
+    """
+
+    steps: int = eqx.field(static=True, default=10)
+    step_size: float | Float[Array, ""] | None = None
+    decay: float = 1.0
+    loss: Loss = eqx.field(static=True, default=cross_entropy)
+    random_start: ClassVar[bool] = False
+    random: ClassVar[bool] = False
+
+    def step(
+        self, problem: Problem, state: ClimbState, i: Int[Array, ""], *, key: Key
+    ) -> ClimbState:
+        return self.climb(problem, state, key, gather=_momentum(self.decay))
+
+
+class DI2FGSM(AbstractClimb):
+    """MI-FGSM whose gradients see a random resize and pad of the image (Xie et al. 2019).
+
+    With `probability` the network sees the iterate shrunk (bilinear) to a side of at least
+    `smallest` times its own, drawn uniformly, at a random place on black. An iterate that was not
+    shown whole was not judged; the last one is always shown whole.
+
+    Raises `ValueError` for a probability outside [0, 1] or a `smallest` outside (0, 1).
+    """
+
+    steps: int = eqx.field(static=True, default=10)
+    step_size: float | Float[Array, ""] | None = None
+    decay: float = 1.0
+    probability: float = 0.5
+    smallest: float = 0.9
+    loss: Loss = eqx.field(static=True, default=cross_entropy)
+    random_start: ClassVar[bool] = False
+    random: ClassVar[bool] = True
+
+    def __check_init__(self):
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"probability must lie in [0, 1]; got {self.probability}")
+        if not 0 < self.smallest < 1:
+            raise ValueError(f"smallest must lie between 0 and 1; got {self.smallest}")
+
+    def step(
+        self, problem: Problem, state: ClimbState, i: Int[Array, ""], *, key: Key
+    ) -> ClimbState:
+        coin_key, resize_key, key = jax.random.split(key, 3)
+        whole = (jax.random.uniform(coin_key) >= self.probability) | (i == self.steps)
+
+        def view(x_adv: Image) -> Image:
+            return jnp.where(whole, x_adv, resize_and_pad(x_adv, self.smallest, key=resize_key))
+
+        return self.climb(problem, state, key, view=view, whole=whole, gather=_momentum(self.decay))
+
+
+def resize_and_pad(x: Image, smallest: float, *, key: Key) -> Image:
+    """`x` shrunk (bilinear) by a random factor from [`smallest`, 1), at a random place on black."""
+    side_key, place_key = jax.random.split(key)
+    h, w, _ = x.shape
+    side = jnp.maximum(jax.random.randint(side_key, (), int(smallest * h), h), 1)
+    scale = side / h
+    room = jnp.floor(jnp.asarray([h - side, w - scale * w]))
+    place = jnp.floor(jax.random.uniform(place_key, (2,)) * (room + 1))
+    return jax.image.scale_and_translate(
+        x, x.shape, (0, 1), jnp.stack([scale, scale]), place, "linear", antialias=False
+    )
+
+
+def _momentum(decay):
+    def gather(momentum, gradient):
+        size = jnp.mean(jnp.abs(gradient))
+        return decay * momentum + gradient / jnp.where(size > 0, size, 1.0)
+
+    return gather

@@ -1,0 +1,82 @@
+"""SPSA: gradients from two evaluations (Spall 1992; as an attack, Uesato et al. 2018)."""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PyTree
+
+from .._types import Image, Key, Scalar
+from .base import check_at_least_one, check_positive
+from .iterative import AbstractIterativeAttack, Loss, Problem, Worst
+from .losses import margin_loss
+
+
+class SPSAState(eqx.Module):
+    x_adv: Image
+    value: Scalar  # at the last query
+    signs: Image  # of the pair in hand
+    gradient: Image  # the sum of the estimates so far
+    adam: PyTree
+    worst: Worst
+
+
+class SPSA(AbstractIterativeAttack):
+    """Adam up g = mean_s (loss(x + delta v_s) - loss(x - delta v_s)) / (2 delta) * v_s.
+
+    v_s are `samples` random signs; each iteration is one evaluation of the iterate and 2 `samples`
+    around it, and ends in the ball. Exactly `n_queries` evaluations without gradients, fewer only
+    after a success.
+    """
+
+    n_queries: int = eqx.field(static=True, default=25_700)
+    samples: int = eqx.field(static=True, default=128)
+    delta: float = 0.01
+    learning_rate: float = 0.01
+    loss: Loss = eqx.field(static=True, default=margin_loss)
+    stops: ClassVar[bool] = True
+    n_runs: ClassVar[int] = 1
+    random: ClassVar[bool] = True
+
+    def __check_init__(self):
+        check_at_least_one(n_queries=self.n_queries, samples=self.samples)
+        check_positive(delta=self.delta, learning_rate=self.learning_rate)
+
+    @property
+    def n_steps(self) -> int:
+        return self.n_queries
+
+    def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> SPSAState:
+        x = problem.ball.sample(problem.x, key=key)
+        zero = jnp.zeros_like(x)
+        adam = optax.scale_by_adam().init(x)
+        return SPSAState(x, jnp.asarray(0.0, x.dtype), zero, zero, adam, worst)
+
+    def step(self, problem: Problem, state: SPSAState, i: Int[Array, ""], *, key: Key) -> SPSAState:
+        # The iterate itself at place 0, then pairs: + in odd places, - in even ones.
+        place = i % (2 * self.samples + 1)
+        itself, second = place == 0, (place > 0) & (place % 2 == 0)
+        sign_key, key = jax.random.split(key)
+        fresh = jax.random.rademacher(sign_key, state.x_adv.shape, state.x_adv.dtype)
+        signs = jnp.where(second, state.signs, fresh)
+        offset = self.delta * jnp.where(itself, 0.0, jnp.where(second, -signs, signs))
+        query = state.x_adv + offset
+
+        logits = problem.logits(query, key)
+        value = self.loss(logits, problem.y, problem.target)
+        worst = state.worst.seen(problem, query, logits, itself)
+        estimate = (state.value - value) / (2 * self.delta) * signs
+        gradient = state.gradient + jnp.where(second, estimate, 0.0)
+
+        # The last pair is in: a step, and the next iterate's gradient from nothing.
+        end = place == 2 * self.samples
+        update, adam = optax.scale_by_adam().update(-gradient / self.samples, state.adam)
+        climbed = problem.ball.project(state.x_adv - self.learning_rate * update, problem.x)
+        x_adv, adam, gradient = jax.tree.map(
+            lambda a, b: jnp.where(end, a, b),
+            (climbed, adam, jnp.zeros_like(gradient)),
+            (state.x_adv, state.adam, gradient),
+        )
+        return SPSAState(x_adv, value, signs, gradient, adam, worst)

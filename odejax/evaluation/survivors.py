@@ -1,0 +1,301 @@
+"""One attack on many examples: a batch kept full of those that still stand.
+
+Every slot of the batch holds one example at a step of its own. Whoever is broken or through leaves
+its slot to the next in the queue, so no evaluation is spent on an example that has fallen, and one
+shape is compiled for all. What becomes of an example depends on its own key alone: not on the batch
+size, the order, or where the loop was interrupted.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._threat_model import AbstractBall
+from .._types import Key, LogitsFn
+from ..attacks import AbstractIterativeAttack, Problem, Worst, start, step
+
+_CHUNK_SECONDS = 0.25  # between two looks at who has fallen
+# Rounding must not decide whether an attack stops: beyond it, another batch says the same.
+_SURELY_BROKEN = -1e-5
+
+
+class Slots(NamedTuple):
+    """The examples in work; arrays of as many rows as the batch has slots."""
+
+    index: np.ndarray  # of the example, or -1
+    run: np.ndarray
+    i: np.ndarray  # the next step of the run
+    state: Any
+    run_key: Any
+
+
+class Whole(AbstractIterativeAttack):
+    """Any `attack(logits_fn, x, y, ball, key=key) -> AttackResult`, as an attack of one step."""
+
+    attack: Callable
+    n_runs: ClassVar[int] = 1
+    n_steps: ClassVar[int] = 1
+    random: ClassVar[bool] = True
+
+    def start(self, problem: Problem, worst: Worst, run, *, key: Key) -> Any:
+        return _WholeState(worst)
+
+    def step(self, problem: Problem, state: Any, i, *, key: Key) -> Any:
+        result = self.attack(problem.logits_fn, problem.x, problem.y, problem.ball, key=key)
+        return _WholeState(Worst(result.x_adv, result.margin, jnp.asarray(result.queries)))
+
+
+class _WholeState(eqx.Module):
+    worst: Worst
+
+
+class Survivors:
+    """Attacks `targets` (indices into `images`) and writes what it finds to `x_adv`, `queries`.
+
+    `advance()` is one stretch of work; `slots` and `queue` are all there is to save.
+    """
+
+    def __init__(
+        self,
+        attack: Callable,
+        logits_fn: LogitsFn,
+        images: np.ndarray,
+        labels: np.ndarray,
+        ball: AbstractBall,
+        *,
+        targets: np.ndarray,
+        x_adv: np.ndarray,
+        queries: np.ndarray,
+        key: Key,
+        batch_size: int,
+        stop: bool,
+    ):
+        iterative = isinstance(attack, AbstractIterativeAttack)
+        self.attack: AbstractIterativeAttack = attack if iterative else Whole(attack)
+        self.project = iterative
+        self.logits_fn, self.ball, self.key, self.stop = logits_fn, ball, key, stop
+        self.images, self.labels = images, labels
+        self.x_adv, self.queries = x_adv, queries
+        self.queue = np.asarray(targets)
+        self.loop = not _slow_in_loops(logits_fn, images[0])
+        self.chunk, self.compiled, self.step_seconds, self.compile_seconds = 1, False, 0.0, 0.0
+        nobody = np.full(batch_size, -1)
+        self.slots = Slots(nobody, np.zeros_like(nobody), np.zeros_like(nobody), None, None)
+
+    @property
+    def unfinished(self) -> bool:
+        return len(self.queue) > 0 or bool((self.slots.index >= 0).any())
+
+    @property
+    def done(self) -> float:
+        """Examples in work, in fractions of an example's whole work."""
+        busy, attack = self.slots.index >= 0, self.attack
+        steps = self.slots.run * attack.n_steps + self.slots.i
+        return float(steps[busy].sum()) / (attack.n_runs * attack.n_steps)
+
+    def advance(self) -> int:
+        """Fill the slots, work for about a quarter of a second, and return how many got through."""
+        self._fill()
+        started = time.perf_counter()
+        slots = self.slots
+        state, i, broken = slots.state, jnp.asarray(slots.i), None
+        busy, stop = jnp.asarray(slots.index >= 0), jnp.asarray(self.stop)
+        problems = [self.attack, self.logits_fn, *self._problems(), slots.run_key, busy, stop]
+        if self.loop:
+            state, i, broken = _advance(*problems, i, state, jnp.asarray(self.chunk))
+        else:
+            for _ in range(self.chunk):
+                state, i, broken = _advance_once(*problems, i, state)
+        i, broken = np.array(i), np.asarray(broken)
+        self._set_pace(time.perf_counter() - started, int((i - slots.i).max()))
+        run = slots.run.copy()
+        ended = (slots.index >= 0) & (broken | (i >= self.attack.n_steps))
+        last = ended & (broken | (run + 1 >= self.attack.n_runs))
+        run[ended & ~last] += 1
+        i[ended] = 0
+        self.slots = slots._replace(state=state, run=run, i=i)
+        if last.any():
+            self._harvest(np.flatnonzero(last))
+        if (again := ended & ~last).any():
+            self._start(again, fresh=np.zeros_like(again))
+        self._shrink()
+        return int(last.sum())
+
+    def save(self) -> dict[str, np.ndarray]:
+        """All that is needed to go on from here, as arrays."""
+        slots = self.slots
+        arrays = {"queue": self.queue, "index": slots.index, "run": slots.run, "i": slots.i}
+        if slots.state is not None:
+            arrays["run_key"] = np.asarray(jax.random.key_data(slots.run_key))
+            leaves = jax.tree.leaves(slots.state)
+            arrays |= {f"state{k}": np.asarray(leaf) for k, leaf in enumerate(leaves)}
+        return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray]):
+        """Go on from what `save` returned."""
+        index, run, i = (np.array(arrays[name]) for name in ("index", "run", "i"))
+        self.queue, self.slots = np.array(arrays["queue"]), Slots(index, run, i, None, None)
+        if "run_key" not in arrays:
+            return
+        everybody = np.ones(len(index), bool)
+        self._start(everybody, fresh=everybody)  # for the structure of the state
+        leaves = [jnp.asarray(arrays[name]) for name in arrays if name.startswith("state")]
+        self.slots = self.slots._replace(
+            state=jax.tree.unflatten(jax.tree.structure(self.slots.state), leaves),
+            run_key=jax.random.wrap_key_data(
+                jnp.asarray(arrays["run_key"]), impl=jax.random.key_impl(self.key)
+            ),
+        )
+
+    def _problems(self):
+        index = np.maximum(self.slots.index, 0)
+        return self.images[index], self.labels[index], self.ball
+
+    def _fill(self):
+        free = np.flatnonzero(self.slots.index < 0)
+        # Starting costs a batch: not for a single free slot of many.
+        busy = len(self.slots.index) - len(free)
+        if len(self.queue) == 0 or (busy and len(free) < len(self.slots.index) // 8):
+            return
+        free = free[: len(self.queue)]
+        taken, self.queue = self.queue[: len(free)], self.queue[len(free) :]
+        index, run, i = self.slots.index.copy(), self.slots.run.copy(), self.slots.i.copy()
+        index[free], run[free], i[free] = taken, 0, 0
+        self.slots = self.slots._replace(index=index, run=run, i=i)
+        fresh = np.zeros(len(index), bool)
+        fresh[free] = True
+        self._start(fresh, fresh=fresh)
+
+    def _start(self, which: np.ndarray, *, fresh: np.ndarray):
+        """Start the current run of the slots `which`; those of `fresh` with a new example."""
+        index, run, _, state, run_key = self.slots
+        images, labels, ball = self._problems()
+        new = _start(
+            self.attack,
+            self.logits_fn,
+            images,
+            labels,
+            ball,
+            None if state is None else state.worst,
+            jnp.asarray(fresh),
+            jnp.asarray(run),
+            jnp.asarray(np.maximum(index, 0)),
+            self.key,
+        )
+        if state is not None:
+            new = _select(jnp.asarray(which), new, (state, run_key))
+        self.slots = self.slots._replace(state=new[0], run_key=new[1])
+
+    def _harvest(self, slots: np.ndarray):
+        worst = self.slots.state.worst
+        x_adv = _project(worst.x_adv, *self._problems()) if self.project else worst.x_adv
+        index = self.slots.index.copy()
+        self.x_adv[index[slots]] = np.asarray(x_adv)[slots]
+        self.queries[index[slots]] += np.asarray(worst.queries)[slots]
+        index[slots] = -1
+        self.slots = self.slots._replace(index=index)
+
+    def _set_pace(self, seconds: float, steps: int):
+        if not self.compiled:
+            self.compiled, self.compile_seconds = True, seconds
+            return
+        self.step_seconds = seconds / max(steps, 1)
+        self.chunk = int(np.clip(_CHUNK_SECONDS / self.step_seconds, 1, 4 * self.chunk))
+
+    def _shrink(self):
+        """A smaller batch for the last ones, where that saves more than compiling it costs."""
+        busy = np.flatnonzero(self.slots.index >= 0)
+        size = len(self.slots.index)
+        smaller = max(1, 2 ** int(np.ceil(np.log2(max(len(busy), 1)))))
+        if len(self.queue) or len(busy) == 0 or smaller > size // 2:
+            return
+        attack, slots = self.attack, self.slots
+        steps = (attack.n_runs - slots.run[busy]) * attack.n_steps - slots.i[busy]
+        if int(steps.max()) * self.step_seconds * (1 - smaller / size) < 2 * self.compile_seconds:
+            return
+        # Busy slots first, free ones to make up the number.
+        keep = np.concatenate([busy, np.flatnonzero(slots.index < 0)])[:smaller]
+        self.slots = jax.tree.map(lambda leaf: leaf[keep], slots)
+        self.compiled = False
+
+
+@eqx.filter_jit
+def _start(attack, logits_fn, images, labels, ball, worst, fresh, run, index, key):
+    def one(x, y, worst, fresh, run, index):
+        problem, new = Problem(logits_fn, x, y, ball), Worst.none(x)
+        if worst is not None:
+            new = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), new, worst)
+        return start(attack, problem, new, run, jax.random.fold_in(key, index))
+
+    return jax.vmap(one)(images, labels, worst, fresh, run, index)
+
+
+@eqx.filter_jit
+def _advance(attack, logits_fn, images, labels, ball, run_key, busy, stop, i, state, chunk):
+    """Up to `chunk` steps of every busy slot that is not through."""
+
+    def unfinished(carry):
+        k, i, state = carry
+        return (k < chunk) & jnp.any(_going(attack, busy, stop, i, state))
+
+    def body(carry):
+        k, i, state = carry
+        return k + 1, *_step(attack, logits_fn, images, labels, ball, run_key, busy, stop, i, state)
+
+    _, i, state = jax.lax.while_loop(unfinished, body, (0, i, state))
+    return state, i, _broken(stop, state)
+
+
+@eqx.filter_jit
+def _advance_once(attack, logits_fn, images, labels, ball, run_key, busy, stop, i, state):
+    """`_advance` by one step, for networks that are slow inside a loop."""
+    i, state = _step(attack, logits_fn, images, labels, ball, run_key, busy, stop, i, state)
+    return state, i, _broken(stop, state)
+
+
+def _broken(stop, state):
+    return (state.worst.margin < _SURELY_BROKEN) & stop
+
+
+def _going(attack, busy, stop, i, state):
+    return busy & (i < attack.n_steps) & ~_broken(stop, state)
+
+
+def _step(attack, logits_fn, images, labels, ball, run_key, busy, stop, i, state):
+    def one(x, y, run_key, i, state):
+        return step(attack, Problem(logits_fn, x, y, ball), run_key, i, state)
+
+    going = _going(attack, busy, stop, i, state)
+    new = jax.vmap(one)(images, labels, run_key, i, state)
+    return i + going, _select(going, new, state)
+
+
+def _slow_in_loops(logits_fn, image) -> bool:
+    """Whether XLA's CPU backend would run the network tens of times slower inside a loop.
+
+    It does so with its own convolutions (jax-ml/jax issue 12868), not with `models.conv2d`.
+    """
+    if jax.default_backend() != "cpu":
+        return False
+    jaxpr = jax.make_jaxpr(lambda x: logits_fn(x, key=jax.random.key(0)))(jnp.asarray(image))
+    return "conv_general_dilated" in str(jaxpr)
+
+
+@eqx.filter_jit
+def _project(x_adv, images, labels, ball):
+    return jax.vmap(ball.project)(x_adv, images)
+
+
+@jax.jit
+def _select(which, new, old):
+    """`new` in the rows of `which`, `old` elsewhere."""
+
+    def choose(a, b):
+        return jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, new, old)
