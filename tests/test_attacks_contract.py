@@ -1,5 +1,6 @@
 """What every attack promises, and what is known in closed form of the ones that climb gradients."""
 
+import re
 from collections import Counter
 from itertools import pairwise
 
@@ -17,17 +18,39 @@ from helpers import (
     constant_image,
     digits,
     linear_logits,
+    stopping_attacks,
     trained_mlp,
 )
 from hypothesis.extra.numpy import arrays
 
 from odejax import L2Ball, LinfBall
-from odejax.attacks import FGSM, PGD, Restarts, logit_margin
+from odejax.attacks import (
+    APGD,
+    DI2FGSM,
+    EOT,
+    FAB,
+    FGSM,
+    IFGSM,
+    MIFGSM,
+    PGD,
+    SPSA,
+    AutoAttack,
+    Boundary,
+    CarliniWagner,
+    CarliniWagnerLinf,
+    DeepFool,
+    Restarts,
+    Square,
+    Targeted,
+    dlr,
+    logit_margin,
+)
 from odejax.evaluation import robust_accuracy
 
 KEY = jax.random.key(5)
 SMALL = (3, 3, 1)
 each_attack = pytest.mark.parametrize("attack", all_attacks.values(), ids=all_attacks)
+each_name = pytest.mark.parametrize("name", all_attacks)
 each_ball = pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
 either_single_attack = pytest.mark.parametrize(
     "attack", [FGSM(), PGD(steps=100, step_size=0.01)], ids=["FGSM", "PGD"]
@@ -54,12 +77,12 @@ pixel = st.one_of(st.just(0.0), st.just(1.0), st.floats(0, 1, width=32))
 @each_ball
 @hypothesis.given(
     x=arrays(np.float32, SMALL, elements=pixel),
-    y=st.integers(0, 2),
+    y=st.integers(0, 3),
     eps=st.one_of(st.just(0.0), st.floats(0, 2, width=32)),
 )
-@hypothesis.settings(deadline=None, max_examples=50)
+@hypothesis.settings(deadline=None, max_examples=30)
 def test_the_adversarial_image_is_in_ball_and_box(attack, ball_type, x, y, eps):
-    logits_fn = linear_logits(SMALL, 3)
+    logits_fn = linear_logits(SMALL, 4)
     result = run(attack, logits_fn, jnp.asarray(x), jnp.asarray(y), ball_type(eps))
     x_adv = np.asarray(result.x_adv)
     v = (x_adv.astype(np.float64) - x).ravel()
@@ -83,18 +106,36 @@ def test_success_and_margin_are_those_of_the_image_returned(attack, ball_type):
     assert 0 < np.mean(result.success) < 1  # both outcomes were seen
 
 
-@each_attack
-def test_queries_are_counted(attack):
+def evaluations(attack, logits_fn, eps):
+    """The result on a grey image, and how often the network was really evaluated."""
     calls = Counter()
 
-    def logits_fn(x, *, key):
-        jax.debug.callback(lambda: calls.update(["logits"]))
-        return linear_logits()(x)
+    def counted(x, *, key):
+        # Given the key, since a batch of draws differs in nothing else.
+        jax.debug.callback(lambda _: calls.update(["logits"]), jax.random.key_data(key))
+        return logits_fn(x)
 
-    result = run(attack, logits_fn, constant_image(0.5), jnp.asarray(0), LinfBall(0.1))
+    result = run(attack, counted, constant_image(0.5), jnp.asarray(0), LinfBall(eps))
     jax.effects_barrier()
-    name = next(name for name, other in all_attacks.items() if other is attack)
-    assert int(result.queries) == attack_queries[name] == calls["logits"]
+    return result, calls["logits"]
+
+
+@each_name
+def test_an_attack_that_cannot_succeed_makes_all_its_queries(name):
+    result, calls = evaluations(all_attacks[name], lambda x: jnp.eye(4)[0] + 0 * jnp.sum(x), 0.1)
+    assert not result.success
+    assert int(result.queries) == attack_queries[name] == calls
+
+
+@each_name
+def test_queries_are_counted_up_to_the_first_success_of_attacks_that_stop(name):
+    result, calls = evaluations(all_attacks[name], linear_logits(n_classes=4), 0.4)
+    assert result.success
+    assert int(result.queries) == calls
+    if name in stopping_attacks:
+        assert calls < attack_queries[name]
+    else:
+        assert calls == attack_queries[name]
 
 
 @each_attack
@@ -108,7 +149,7 @@ def test_a_sweep_over_eps_traces_once(attack, ball_type):
             return self.inner(x, key=key)
 
     traces = Counter()
-    logits_fn, x, y = Counted(linear_logits()), constant_image(0.5), jnp.asarray(1)
+    logits_fn, x, y = Counted(linear_logits(n_classes=4)), constant_image(0.5), jnp.asarray(1)
     run(attack, logits_fn, x, y, ball_type(0.1))
     first = traces["logits"]
     for eps in (0.0, 0.2, 1.0):
@@ -123,7 +164,7 @@ def test_all_is_float32(attack, ball_type):
 
     def logits_fn(x, *, key):
         dtypes.append(x.dtype)
-        return linear_logits()(x)
+        return linear_logits(n_classes=4)(x)
 
     result = attack(logits_fn, constant_image(0.5), 1, ball_type(0.1), key=KEY)
     assert set(dtypes) == {jnp.dtype("float32")}
@@ -146,13 +187,31 @@ def test_an_eps_of_zero_leaves_the_image_alone(attack, ball_type):
     np.testing.assert_array_equal(x_adv, x)
 
 
-# Robust accuracy on a trained net. Where a longer attack contains the shorter one (the same start
-# and steps, and the worst iterate kept) every example that falls must stay fallen; where it does
-# not (another eps, other restarts), the accuracy must not rise.
+@each_name
+def test_another_key_gives_another_run_only_to_attacks_that_draw(name):
+    attack = all_attacks[name]
+    if name == "AutoAttack":
+        pytest.skip("a sequence has no runs of its own")
+    images, labels = np.repeat(digits().pixels[:1], 12, axis=0), np.zeros(12, np.int32)
+    seen = []
+
+    def logits_fn(x, *, key):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x).tobytes()), x)
+        return trained_mlp()(x)
+
+    run_batch(attack, logits_fn, images, labels, LinfBall(0.02))
+    jax.effects_barrier()
+    draws = attack.random and name not in ("PGD EOT", "FAB", "FAB-T")
+    assert (len(set(seen)) > attack_queries[name]) == draws
 
 
-def still_correct(attack, ball):
-    data = digits("test", 200)
+# Robust accuracy on a trained net. Where a longer attack contains the shorter one (the same draws
+# and steps, and the worst image kept) every example that falls must stay fallen; where it does not
+# (another eps, another schedule), the accuracy must not rise.
+
+
+def still_correct(attack, ball, n=200):
+    data = digits("test", n)
     return robust_accuracy(
         attack, trained_mlp(), data.pixels, data.labels, ball, key=KEY
     ).still_correct
@@ -168,21 +227,41 @@ def test_robust_accuracy_does_not_rise_with_eps(attack, ball_type):
     assert accuracy[-1] < accuracy[0] - 0.2
 
 
+# Longer and longer attacks, each of which begins with the one before.
+growing = {
+    "PGD steps": [PGD(n, 0.02) for n in (1, 2, 5, 20)],
+    "PGD steps from the image": [PGD(n, 0.02, random_start=False) for n in (1, 2, 5, 20)],
+    "IFGSM steps": [IFGSM(n, 0.02) for n in (1, 2, 5, 20)],
+    "MIFGSM steps": [MIFGSM(n, 0.02) for n in (1, 2, 5, 20)],
+    "CarliniWagnerLinf steps": [CarliniWagnerLinf(n, 0.05) for n in (2, 6, 20)],
+    "CarliniWagner rounds": [CarliniWagner(10, n, 0.1) for n in (1, 3, 5)],
+    "FAB steps": [FAB(n) for n in (1, 2, 10)],
+    "DeepFool steps": [DeepFool(n) for n in (1, 2, 10)],
+    "PGD restarts": [Restarts(PGD(1, 0.03), n) for n in (1, 3, 9)],
+    "APGD restarts": [Restarts(APGD(2), n) for n in (1, 3, 9)],
+    "FAB restarts": [Restarts(FAB(2), n) for n in (1, 3, 9)],
+    "SPSA restarts": [Restarts(SPSA(10, 2), n) for n in (1, 3, 9)],
+    "target classes": [Targeted(APGD(2), n) for n in (1, 2, 9)],
+    "Square queries": [Square(n) for n in (1, 10, 40, 160)],
+    "Boundary queries": [Boundary(n) for n in (30, 100, 300)],
+    "SPSA queries": [SPSA(n, 4, learning_rate=0.05) for n in (10, 40, 160)],
+}
+
+
+@pytest.mark.parametrize("attacks", growing.values(), ids=growing)
 @each_ball
-def test_more_steps_break_all_that_fewer_did(ball_type):
-    ball = ball_type(0.1 if ball_type is LinfBall else 0.6)
-    left = [
-        still_correct(PGD(steps=n, step_size=0.02, random_start=False), ball) for n in (1, 2, 5, 20)
-    ]
-    for fewer, more in pairwise(left):
-        assert not (more & ~fewer).any()
+def test_a_longer_attack_breaks_all_that_the_shorter_one_did(attacks, ball_type):
+    ball = ball_type(0.08 if ball_type is LinfBall else 0.5)
+    left = [still_correct(attack, ball, 100) for attack in attacks]
+    for shorter, longer in pairwise(left):
+        assert not (longer & ~shorter).any()
     assert left[-1].sum() < left[0].sum()
 
 
 @each_ball
-def test_robust_accuracy_does_not_rise_with_restarts(ball_type):
-    ball = ball_type(0.08 if ball_type is LinfBall else 0.5)
-    left = [still_correct(Restarts(PGD(steps=2, step_size=0.02), n), ball).mean() for n in (1, 3, 9)]
+def test_robust_accuracy_does_not_rise_with_the_steps_of_apgd(ball_type):
+    ball = ball_type(0.1 if ball_type is LinfBall else 0.6)
+    left = [still_correct(APGD(n), ball).mean() for n in (1, 3, 20)]
     assert left == sorted(left, reverse=True)
     assert left[-1] < left[0]
 
@@ -282,22 +361,85 @@ def test_a_label_that_is_no_integer_is_refused(attack):
         attack(linear_logits(), constant_image(0.5), jnp.asarray(0.0), LinfBall(0.1), key=KEY)
 
 
-def test_pgd_without_steps_is_refused():
-    with pytest.raises(ValueError, match="got 0 and 1"):
-        PGD(steps=0)
+ALL_REFUSED = [
+    (AutoAttack, dict(attacks={}), "a sequence of attacks needs at least one"),
+    (DI2FGSM, dict(probability=-0.1), "probability must lie in [0, 1]; got -0.1"),
+    (DI2FGSM, dict(probability=1.1), "probability must lie in [0, 1]; got 1.1"),
+    (DI2FGSM, dict(probability=float("nan")), "probability must lie in [0, 1]; got nan"),
+    (DI2FGSM, dict(smallest=0.0), "smallest must lie between 0 and 1; got 0.0"),
+    (DI2FGSM, dict(smallest=1.0), "smallest must lie between 0 and 1; got 1.0"),
+    (FAB, dict(largest_pull=1.5), "largest_pull must lie in [0, 1]; got 1.5"),
+    (FAB, dict(beta=-0.5), "beta must lie in [0, 1]; got -0.5"),
+    (FAB, dict(eta=0.9), "eta must be at least 1, to step over the boundary; got 0.9"),
+    (DeepFool, dict(overshoot=-0.1), "overshoot must not be negative; got -0.1"),
+    (DeepFool, dict(overshoot=float("nan")), "overshoot must not be negative; got nan"),
+    (DeepFool, dict(classes=1), "classes must be at least 2; got 1"),
+    (Square, dict(p_initial=0.0), "p_initial must lie in (0, 1]; got 0.0"),
+    (Square, dict(p_initial=1.1), "p_initial must lie in (0, 1]; got 1.1"),
+    (Boundary, dict(adaptation=0.9), "adaptation must be at least 1; got 0.9"),
+    (Boundary, dict(adaptation=float("nan")), "adaptation must be at least 1; got nan"),
+    (CarliniWagner, dict(kappa=-1.0), "kappa must be finite and not negative; got -1.0"),
+    (CarliniWagnerLinf, dict(kappa=float("inf")), "kappa must be finite and not negative; got inf"),
+    (
+        Restarts,
+        dict(attack=IFGSM()),
+        "IFGSM has no random start: restarts would repeat the same attack",
+    ),
+    (
+        Restarts,
+        dict(attack=PGD(random_start=False)),
+        "PGD has no random start: restarts would repeat the same attack",
+    ),
+    (
+        Restarts,
+        dict(attack=Targeted(APGD())),
+        "Targeted has runs of its own: put the restarts inside it",
+    ),
+    (
+        Restarts,
+        dict(attack=Restarts(PGD(), 2)),
+        "Restarts has runs of its own: put the restarts inside it",
+    ),
+]
+COUNTS = {
+    "steps": (PGD, IFGSM, MIFGSM, DI2FGSM, APGD, FAB, DeepFool, CarliniWagner, CarliniWagnerLinf),
+    "search_steps": (CarliniWagner,),
+    "n_queries": (Square, Boundary, SPSA),
+    "samples": (SPSA,),
+    "spherical_window": (Boundary,),
+    "source_window": (Boundary,),
+}
+POSITIVE = {
+    "step_size": (PGD, IFGSM, MIFGSM, DI2FGSM),
+    "learning_rate": (CarliniWagner, CarliniWagnerLinf, SPSA),
+    "c": (CarliniWagner, CarliniWagnerLinf),
+    "delta": (SPSA,),
+    "spherical_step": (Boundary,),
+    "source_step": (Boundary,),
+}
+ALL_REFUSED += [
+    (attack, {name: n}, f"{name} must be at least 1; got {n}")
+    for name, attacks in COUNTS.items()
+    for attack in attacks
+    for n in (0, -1)
+]
+ALL_REFUSED += [
+    (attack, dict(attack=PGD()) | {name: 0}, f"{name} must be at least 1; got 0")
+    for attack, name in ((EOT, "draws"), (Restarts, "n"), (Targeted, "classes"))
+]
+ALL_REFUSED += [
+    (attack, {name: value}, f"{name} must be finite and positive; got {value}")
+    for name, attacks in POSITIVE.items()
+    for attack in attacks
+    for value in (0.0, -0.1, float("nan"), float("inf"))
+]
 
 
-def test_pgd_without_runs_is_refused():
-    with pytest.raises(ValueError, match="got 40 and 0"):
-        PGD(restarts=0)
-
-
-def test_restarts_from_one_point_are_refused():
-    with pytest.raises(ValueError, match="random start"):
-        PGD(restarts=2, random_start=False)
-
-
-@pytest.mark.parametrize("step_size", [-0.1, float("nan"), float("inf")])
-def test_a_step_size_that_cannot_climb_is_refused(step_size):
-    with pytest.raises(ValueError, match=f"step_size .* got {step_size}"):
-        PGD(step_size=step_size)
+@pytest.mark.parametrize(
+    ("attack", "settings", "message"),
+    ALL_REFUSED,
+    ids=[f"{attack.__name__}-{message}" for attack, _, message in ALL_REFUSED],
+)
+def test_settings_that_make_no_attack_are_refused(attack, settings, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        attack(**settings)

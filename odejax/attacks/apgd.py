@@ -45,6 +45,7 @@ class APGD(AbstractIterativeAttack):
     loss: Loss = eqx.field(static=True, default=cross_entropy)
     rho: float = 0.75
     n_runs: ClassVar[int] = 1
+    black_box: ClassVar[bool] = False
     random: ClassVar[bool] = True
 
     def __check_init__(self):

@@ -51,7 +51,7 @@ class Boundary(AbstractIterativeAttack):
     adaptation: float = 1.5
     spherical_window: int = eqx.field(static=True, default=30)
     source_window: int = eqx.field(static=True, default=30)
-    stops: ClassVar[bool] = True
+    black_box: ClassVar[bool] = True
     n_runs: ClassVar[int] = 1
     random: ClassVar[bool] = True
 

@@ -27,6 +27,7 @@ class CarliniWagnerLinf(AbstractIterativeAttack):
     c: float = 10.0
     kappa: float = 0.0
     n_runs: ClassVar[int] = 1
+    black_box: ClassVar[bool] = False
     random: ClassVar[bool] = False
 
     def __check_init__(self):
@@ -40,7 +41,7 @@ class CarliniWagnerLinf(AbstractIterativeAttack):
         self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key
     ) -> "LinfState":
         u = _to_tanh_space(problem.x)
-        return LinfState(u, optax.scale_by_adam().init(u), worst)
+        return LinfState(u, optax.adam(self.learning_rate).init(u), worst)
 
     def step(
         self, problem: Problem, state: "LinfState", i: Int[Array, ""], *, key: Key
@@ -74,6 +75,7 @@ class CarliniWagner(AbstractIterativeAttack):
     c: float = 0.01  # of the first round
     kappa: float = 0.0
     n_runs: ClassVar[int] = 1
+    black_box: ClassVar[bool] = False
     random: ClassVar[bool] = False
 
     def __check_init__(self):
@@ -88,7 +90,13 @@ class CarliniWagner(AbstractIterativeAttack):
         u = _to_tanh_space(problem.x)
         c = jnp.asarray(self.c, u.dtype)
         return L2State(
-            u, optax.scale_by_adam().init(u), c, 0 * c, jnp.inf + c, jnp.asarray(False), worst
+            u,
+            optax.adam(self.learning_rate).init(u),
+            c,
+            0 * c,
+            jnp.inf + c,
+            jnp.asarray(False),
+            worst,
         )
 
     def step(self, problem: Problem, state: "L2State", i: Int[Array, ""], *, key: Key) -> "L2State":
@@ -108,7 +116,7 @@ class CarliniWagner(AbstractIterativeAttack):
         known = jnp.isfinite(enough)
         c = jnp.where(known, (too_small + jnp.where(known, enough, 0.0)) / 2, 10 * state.c)
         u_start = _to_tanh_space(x)
-        restart = (u_start, optax.scale_by_adam().init(u_start), c)
+        restart = (u_start, optax.adam(self.learning_rate).init(u_start), c)
         u, adam, c = jax.tree.map(lambda a, b: jnp.where(end, a, b), restart, (u, adam, state.c))
         worst = state.worst.nearest(problem, x_adv, logits)
         return L2State(u, adam, c, too_small, enough, success & ~end, worst)
@@ -152,5 +160,5 @@ def _to_pixels(u: Image) -> Image:
 def _adam(u: Image, adam, gradient: Image, x_adv: Image, learning_rate):
     """One step of Adam down `gradient`, which is with respect to x'(u)."""
     along_u = gradient * 2 * x_adv * (1 - x_adv)  # dx'/du = (1 - tanh(u)^2) / 2
-    update, adam = optax.scale_by_adam().update(along_u, adam)
-    return u - learning_rate * update, adam
+    update, adam = optax.adam(learning_rate).update(along_u, adam)
+    return jnp.asarray(optax.apply_updates(u, update)), adam

@@ -27,8 +27,8 @@ class EOT(AbstractIterativeAttack):
         check_at_least_one(draws=self.draws)
 
     @property
-    def stops(self) -> bool:
-        return self.attack.stops
+    def black_box(self) -> bool:
+        return self.attack.black_box
 
     @property
     def n_runs(self) -> int:
@@ -72,8 +72,8 @@ class Restarts(AbstractIterativeAttack):
             raise ValueError(f"{name} has runs of its own: put the restarts inside it")
 
     @property
-    def stops(self) -> bool:
-        return self.attack.stops
+    def black_box(self) -> bool:
+        return self.attack.black_box
 
     @property
     def n_runs(self) -> int:
@@ -120,8 +120,8 @@ class Targeted(AbstractIterativeAttack):
         check_at_least_one(classes=self.classes)
 
     @property
-    def stops(self) -> bool:
-        return self.attack.stops
+    def black_box(self) -> bool:
+        return self.attack.black_box
 
     @property
     def n_runs(self) -> int:

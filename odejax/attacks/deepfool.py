@@ -33,6 +33,7 @@ class DeepFool(AbstractIterativeAttack):
     overshoot: float = 0.02
     classes: int = eqx.field(static=True, default=10)
     n_runs: ClassVar[int] = 1
+    black_box: ClassVar[bool] = False
     random: ClassVar[bool] = False
 
     def __check_init__(self):

@@ -39,6 +39,7 @@ class FAB(AbstractIterativeAttack):
     eta: float = 1.05
     beta: float = 0.9
     n_runs: ClassVar[int] = 1
+    black_box: ClassVar[bool] = False
     random: ClassVar[bool] = True
 
     def __check_init__(self):

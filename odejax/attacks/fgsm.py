@@ -23,6 +23,7 @@ class FGSM(AbstractIterativeAttack):
 
     loss: Loss = eqx.field(static=True, default=cross_entropy)
     n_runs: ClassVar[int] = 1
+    black_box: ClassVar[bool] = False
     n_steps: ClassVar[int] = 1
     random: ClassVar[bool] = False
 

@@ -7,7 +7,7 @@ examples that still stand, each at a step of its own, and a query budget is a nu
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -112,16 +112,31 @@ class Worst(eqx.Module):
 
 
 class AbstractIterativeAttack(AbstractAttack):
-    """An attack of `n_runs` runs (restarts, target classes) of `n_steps` evaluations each.
+    """An attack of `n_runs` runs (restarts, target classes) of `n_steps` evaluations each."""
 
-    `stops`: whether a single call ends with its first success, as black-box attacks do, whose
-    `queries` then say what it took; the others go on and return the smallest margin.
-    """
+    @property
+    @abc.abstractmethod
+    def n_runs(self) -> int:
+        """How many runs."""
 
-    stops: ClassVar[bool] = False
-    n_runs: eqx.AbstractVar[int]
-    n_steps: eqx.AbstractVar[int]
-    random: eqx.AbstractVar[bool]  # whether another key gives another run
+    @property
+    @abc.abstractmethod
+    def n_steps(self) -> int:
+        """How many steps, each one evaluation, a run takes."""
+
+    @property
+    @abc.abstractmethod
+    def random(self) -> bool:
+        """Whether another key gives another run."""
+
+    @property
+    @abc.abstractmethod
+    def black_box(self) -> bool:
+        """Whether it sees outputs alone, no gradients.
+
+        A single call then ends with its first success, so that `queries` say what it took; the
+        others go on to the smallest margin.
+        """
 
     @abc.abstractmethod
     def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> Any:
@@ -143,7 +158,7 @@ class AbstractIterativeAttack(AbstractAttack):
             def advance(i, state):
                 return step(self, problem, run_key, i, state)
 
-            if self.stops:
+            if self.black_box:
 
                 def unfinished(carry):
                     i, state = carry

@@ -36,6 +36,7 @@ class AbstractClimb(AbstractIterativeAttack):
     loss: eqx.AbstractVar[Loss]
     random_start: eqx.AbstractVar[bool]
     n_runs: ClassVar[int] = 1
+    black_box: ClassVar[bool] = False
 
     def __check_init__(self):
         check_at_least_one(steps=self.steps)

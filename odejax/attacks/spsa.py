@@ -36,7 +36,7 @@ class SPSA(AbstractIterativeAttack):
     delta: float = 0.01
     learning_rate: float = 0.01
     loss: Loss = eqx.field(static=True, default=margin_loss)
-    stops: ClassVar[bool] = True
+    black_box: ClassVar[bool] = True
     n_runs: ClassVar[int] = 1
     random: ClassVar[bool] = True
 
@@ -51,7 +51,7 @@ class SPSA(AbstractIterativeAttack):
     def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> SPSAState:
         x = problem.ball.sample(problem.x, key=key)
         zero = jnp.zeros_like(x)
-        adam = optax.scale_by_adam().init(x)
+        adam = optax.adam(self.learning_rate).init(x)
         return SPSAState(x, jnp.asarray(0.0, x.dtype), zero, zero, adam, worst)
 
     def step(self, problem: Problem, state: SPSAState, i: Int[Array, ""], *, key: Key) -> SPSAState:
@@ -72,8 +72,9 @@ class SPSA(AbstractIterativeAttack):
 
         # The last pair is in: a step, and the next iterate's gradient from nothing.
         end = place == 2 * self.samples
-        update, adam = optax.scale_by_adam().update(-gradient / self.samples, state.adam)
-        climbed = problem.ball.project(state.x_adv - self.learning_rate * update, problem.x)
+        update, adam = optax.adam(self.learning_rate).update(-gradient / self.samples, state.adam)
+        moved = jnp.asarray(optax.apply_updates(state.x_adv, update))
+        climbed = problem.ball.project(moved, problem.x)
         x_adv, adam, gradient = jax.tree.map(
             lambda a, b: jnp.where(end, a, b),
             (climbed, adam, jnp.zeros_like(gradient)),

@@ -41,7 +41,7 @@ class Square(AbstractIterativeAttack):
     p_initial: float = 0.8
     rescale: bool = eqx.field(static=True, default=False)
     loss: Loss = eqx.field(static=True, default=margin_loss)
-    stops: ClassVar[bool] = True
+    black_box: ClassVar[bool] = True
     n_runs: ClassVar[int] = 1
     random: ClassVar[bool] = True
 
@@ -170,5 +170,5 @@ def _pyramid(height: int, width: int) -> np.ndarray:
     rows, columns = np.arange(height)[:, None], np.arange(width)
     distance = np.maximum(abs(rows - height // 2), abs(columns - width // 2))
     reach = max(height // 2 + 1, width // 2 + 1)
-    pyramid = sum((distance <= k) / (k + 1.0) ** 2 for k in range(reach))
+    pyramid = np.sum([(distance <= k) / (k + 1.0) ** 2 for k in range(reach)], axis=0)
     return pyramid / np.linalg.norm(pyramid)

@@ -6,7 +6,13 @@ from .bracket import (
     certified_radii as certified_radii,
     confidence_interval as confidence_interval,
 )
-from .flags import masking_flags as masking_flags
+from .flags import (
+    FLAGS as FLAGS,
+    Flag as Flag,
+    attack_flags as attack_flags,
+    masking_flags as masking_flags,
+    survivor_flags as survivor_flags,
+)
 from .results import (
     ResultError as ResultError,
     decode_array as decode_array,
@@ -20,3 +26,9 @@ from .robust_accuracy import (
     StateError as StateError,
     robust_accuracy as robust_accuracy,
 )
+from .solver_flags import (
+    gradient_cosines as gradient_cosines,
+    solver_flags as solver_flags,
+    solver_variants as solver_variants,
+)
+from .transfer import TransferMatrix as TransferMatrix, transfer_matrix as transfer_matrix

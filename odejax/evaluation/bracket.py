@@ -12,9 +12,11 @@ from scipy.stats import beta
 from .._predictor import MeanLogits, Predictor, batches, predict
 from .._threat_model import AbstractBall
 from .._types import Key
+from ..attacks import AutoAttack
 from ..data import ArrayDataset
-from .flags import masking_flags
+from .flags import Flag, masking_flags, survivor_flags
 from .robust_accuracy import robust_accuracy
+from .solver_flags import solver_flags
 
 
 class Bracket(NamedTuple):
@@ -23,7 +25,7 @@ class Bracket(NamedTuple):
     - `clean`; `attacked`: correct under every attack (worst case for each example); `certified`:
       correct, and proven so by at least one certificate.
     - `per_attack`, `per_certificate`: the same for each alone, by name.
-    - `flags`: why `attacked` may still be too high (`masking_flags`).
+    - `flags`: why `attacked` may still be too high (`FLAGS` says what each means).
     - `seconds`: by attack and certificate.
     - `standing`, `proven`: (n,) bool, what `attacked` and `certified` are the means of;
       `survivors`: what `per_attack` is.
@@ -40,7 +42,7 @@ class Bracket(NamedTuple):
     attacked: float
     per_attack: dict[str, float]
     per_certificate: dict[str, float]
-    flags: tuple[str, ...]
+    flags: tuple[Flag, ...]
     seconds: dict[str, float]
     standing: np.ndarray
     survivors: dict[str, np.ndarray]
@@ -55,7 +57,7 @@ class Bracket(NamedTuple):
         out = {name: value for name, value in self._asdict().items() if name not in arrays}
         for name in ("clean", "certified", "attacked"):
             out[f"{name}_interval"] = confidence_interval(round(out[name] * self.n), self.n)
-        return {**out, "flags": list(self.flags)}
+        return {**out, "flags": {flag.name: flag.evidence for flag in self.flags}}
 
 
 def bracket(
@@ -69,6 +71,7 @@ def bracket(
     batch_size: int = 256,
     draws: int = 1,
     already_broken: Mapping[str, np.ndarray] | None = None,
+    flag_images: int = 64,
     progress: bool = False,
 ) -> Bracket:
     """Attack and certify every image of `dataset`, and return the interval with its reasons.
@@ -81,6 +84,8 @@ def bracket(
     - `already_broken`: by attack, the images it broke within a smaller ball under the same `key`;
       they count as lost without another attack. Right for attacks that could repeat the old
       perturbation (PGD), not for those that could not (FGSM).
+    - `flag_images`: how many images the network's gradients (and an ODE's solver) are checked on;
+      0 leaves the flags that attacks raise among themselves.
 
     Raises `RuntimeError` if an attack breaks a certificate: one of the two is wrong.
     """
@@ -97,6 +102,11 @@ def bracket(
     logits = predict(judge, images, key=judge_key, batch_size=batch_size)
     correct = logits.argmax(axis=1) == labels
     standing, x_adv, survivors, seconds = correct.copy(), images.copy(), {}, {}
+    flags: list[Flag] = []
+    if flag_images:
+        probed = images[:flag_images], labels[:flag_images], ball
+        flags += masking_flags(predictor, *probed, key=flag_key)
+        flags += solver_flags(predictor, *probed, key=flag_key)
     for i, (name, attack) in enumerate(attacks.items()):
         report = robust_accuracy(
             attack,
@@ -114,6 +124,13 @@ def bracket(
         x_adv[fresh] = report.x_adv[fresh]
         standing &= report.still_correct
         survivors[name], seconds[name] = report.still_correct, report.seconds
+        if isinstance(attack, AutoAttack):
+            flags += _sequence_flags(attack, correct, report.broken_by)
+
+    flags += survivor_flags(
+        {name: left for name, left in survivors.items() if not _is_black_box(attacks[name])},
+        {name: left for name, left in survivors.items() if _is_black_box(attacks[name])},
+    )
 
     proven, radius, per_certificate = np.zeros(len(labels), bool), np.zeros(len(labels)), {}
     for name, certificate in certificates.items():
@@ -139,7 +156,7 @@ def bracket(
         attacked=float(standing.mean()),
         per_attack={name: float(alive.mean()) for name, alive in survivors.items()},
         per_certificate=per_certificate,
-        flags=masking_flags(predictor, images[:256], labels[:256], key=flag_key),
+        flags=tuple(flags),
         seconds=seconds,
         standing=standing,
         survivors=survivors,
@@ -180,6 +197,23 @@ def confidence_interval(successes: int, n: int, *, level: float = 0.95) -> tuple
     low = beta.ppf(tail, successes, n - successes + 1) if successes else 0.0
     high = beta.ppf(1 - tail, successes + 1, n - successes) if successes < n else 1.0
     return float(low), float(high)
+
+
+def _sequence_flags(attack: AutoAttack, correct: np.ndarray, broken_by: np.ndarray):
+    """Whether the black-box attacks at the end of a sequence broke what its white-box ones left."""
+    black = [_is_black_box(one) for one in attack.attacks.values()]
+    last_white = max((i for i, one in enumerate(black) if not one), default=-1)
+    if last_white < 0:
+        return ()
+    left = correct & ((broken_by < 0) | (broken_by > last_white))
+    late = {name: i for i, name in enumerate(attack.attacks) if i > last_white}
+    return survivor_flags(
+        {"before": left}, {name: left & (broken_by != i) for name, i in late.items()}
+    )
+
+
+def _is_black_box(attack: Callable) -> bool:
+    return getattr(attack, "black_box", False)
 
 
 def _named(methods) -> dict[str, Callable]:

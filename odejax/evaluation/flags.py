@@ -1,44 +1,257 @@
 """Signs that the attacked end of an interval is still too high (Athalye et al. 2018)."""
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .._predictor import predict
+from .._threat_model import AbstractBall, LinfBall
 from .._types import Key, LogitsFn
-from ..attacks import cross_entropy
+from ..attacks import APGD, PGD, Restarts, cross_entropy, margin_loss
+from .robust_accuracy import robust_accuracy
 
-RANDOMISED = "randomised output"
-VANISHING = "vanishing gradients"
+
+class Meaning(NamedTuple):
+    """What a flag says: when it is raised, why it matters, what to do."""
+
+    raised_if: str
+    why: str
+    what_to_do: str
+
+
+FLAGS = {
+    "randomised output": Meaning(
+        "an image gets other logits under another key",
+        "one gradient or evaluation is a draw: a lucky one ends an attack, or counts as a success",
+        "average over draws (EOT, AutoAttack.rand) and judge over many (MeanLogits, draws=)",
+    ),
+    "softmax output": Meaning(
+        "the outputs of every image lie in [0, 1] and sum to 1",
+        "losses that expect logits saturate on probabilities, and their gradients vanish",
+        "hand over the logits before the softmax",
+    ),
+    "vanishing gradients": Meaning(
+        "for more than a tenth of the images the cross-entropy's input gradient is below 1e-12",
+        "gradient attacks on the cross-entropy stand still",
+        "attack with the DLR or margin loss, which do not saturate; attack without gradients",
+    ),
+    "exploding gradients": Meaning(
+        "for more than a tenth of the images the margin's gradient is not finite, or promises over "
+        "100 times the change that is found anywhere along it in the ball",
+        "the gradient belongs to detail far smaller than the ball and points nowhere useful",
+        "attack without gradients (Square, SPSA), or through a smoother version of the network",
+    ),
+    "gradient unlike finite differences": Meaning(
+        "for more than a tenth of the images, directional derivatives of the margin and central "
+        "differences over 0.002 disagree by more than a quarter (8 directions of random signs)",
+        "what is differentiated is not what is evaluated: a quantised, replaced or wrong gradient, "
+        "or a network that is rough at the scale of a grey level",
+        "differentiate the network, or a smooth approximation (BPDA); attack without gradients",
+    ),
+    "rough loss landscape": Meaning(
+        "along its own gradient, across the ball, the margin of the median image turns at least 4 "
+        "times in 20 steps",
+        "local gradients say little about the ball",
+        "many restarts, larger steps, attacks without gradients",
+    ),
+    "unbounded attack fails": Meaning(
+        "PGD (100 steps) in a ball that holds every image leaves more than 1 % standing",
+        "given any image every network can be fooled: an attack that fails there may fail anywhere",
+        "do not trust gradient attacks on this network; find out why they fail",
+    ),
+    "more steps help": Meaning(
+        "400 steps of APGD break more than 5 % of the images (at least 2) that 40 steps leave",
+        "the attack has not converged, and neither has the robust accuracy",
+        "raise the steps until nothing changes",
+    ),
+    "more restarts help": Meaning(
+        "10 runs of APGD (40 steps) break more than 5 % of the images (at least 2) that one leaves",
+        "what is found depends on where the search begins: the loss has many local maxima",
+        "raise the restarts until nothing changes; attack without gradients",
+    ),
+    "black box beats white box": Meaning(
+        "an attack without gradients breaks more than 1 % of the images (at least 2) that every "
+        "gradient attack leaves",
+        "a gradient can only help: an attack that does better without was misled by it",
+        "trust attacks without gradients, with larger budgets; find a better gradient",
+    ),
+    "transfer beats white box": Meaning(
+        "images made for another network break more than 1 % of the images (at least 2) that every "
+        "gradient attack on the network itself leaves",
+        "another network's gradient serves better than its own",
+        "transfer from several networks; find a better gradient",
+    ),
+    "solver steps change with the input": Meaning(
+        "the number of solver steps differs within the ball for more than a tenth of the images",
+        "to accept or reject a step is a jump of the output, and no gradient knows of it",
+        "attack the same equation solved with fixed steps and transfer; attack without gradients",
+    ),
+    "gradient depends on the solver": Meaning(
+        "for more than a tenth of the images the margin's input gradient has a cosine below 0.9 "
+        "with that of the same equation solved in fixed steps, or differentiated through the steps",
+        "the gradient is that of the solver's errors rather than of the flow",
+        "differentiate through the solver's own steps, at a tight tolerance or fixed",
+    ),
+}
+
+
+class Flag(NamedTuple):
+    """A raised flag: a name in `FLAGS`, and what was seen."""
+
+    name: str
+    evidence: str
+
+    @property
+    def meaning(self) -> Meaning:
+        return FLAGS[self.name]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.evidence})"
+
+
+_PROBES = 8  # directions of the finite differences
+_H = 1e-3  # their half width
+_RAY = 20  # steps along the gradient
 
 
 def masking_flags(
-    logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray, *, key: Key
-) -> tuple[str, ...]:
-    """The flags raised on these images.
+    logits_fn: LogitsFn,
+    images: np.ndarray,
+    labels: np.ndarray,
+    ball: AbstractBall,
+    *,
+    key: Key,
+    batch_size: int = 64,
+) -> tuple[Flag, ...]:
+    """The flags that a look at the network's outputs and gradients raises (see `FLAGS`).
 
-    - "randomised output", raised if the same image gets other logits under another key. A single
-      gradient or evaluation is then a draw: average over draws (EOT) and judge over many.
-    - "vanishing gradients", raised if for more than a tenth of the images the input gradient of
-      the cross-entropy is below 1e-12 everywhere. Gradient attacks then stand still: rescale the
-      logits, or attack without gradients.
+    Costs about 40 evaluations and 2 gradients of every image. `attack_flags` and `survivor_flags`
+    know the others; a neural ODE's own are `solver_flags`.
     """
-    first_key, second_key, gradient_key = jax.random.split(key, 3)
+    first_key, second_key, key = jax.random.split(key, 3)
+    logits = predict(logits_fn, images, key=first_key, batch_size=batch_size)
+    again = predict(logits_fn, images, key=second_key, batch_size=batch_size)
     flags = []
-    first = predict(logits_fn, images, key=first_key)
-    if not np.array_equal(first, predict(logits_fn, images, key=second_key)):
-        flags.append(RANDOMISED)
-    largest = np.asarray(_gradient_sizes(logits_fn, images, labels, gradient_key))
-    if np.mean(largest < 1e-12) > 0.1:
-        flags.append(VANISHING)
+    if not np.array_equal(logits, again):
+        moved = np.abs(again - logits).max(axis=1)
+        flags.append(Flag("randomised output", f"logits move by up to {moved.max():.2g}"))
+    if logits.min() >= 0 and logits.max() <= 1 and np.allclose(logits.sum(axis=1), 1, atol=1e-4):
+        flags.append(Flag("softmax output", "the outputs are probabilities"))
+    probes = [
+        _probe(logits_fn, images[i : i + batch_size], labels[i : i + batch_size], ball, key)
+        for i in range(0, len(images), batch_size)
+    ]
+    size, wrong, promised, found, turns = (
+        np.concatenate(part) for part in zip(*probes, strict=True)
+    )
+
+    def raise_if(name, bad, what):
+        if bad.mean() > 0.1:
+            flags.append(Flag(name, f"{bad.sum()} of {len(bad)} images{what}"))
+
+    raise_if("vanishing gradients", size < 1e-12, "")
+    explodes = ~np.isfinite(promised) | (promised > 100 * found)
+    raise_if("exploding gradients", explodes & (promised != 0), "")
+    raise_if("gradient unlike finite differences", wrong > 0.25, f", median {np.median(wrong):.2g}")
+    if np.median(turns) >= 4:
+        flags.append(Flag("rough loss landscape", f"{np.median(turns):.0f} turns in {_RAY} steps"))
     return tuple(flags)
 
 
 @eqx.filter_jit
-def _gradient_sizes(logits_fn, images, labels, key):
-    def largest(x, y, key):
-        gradient = jax.grad(lambda x: cross_entropy(logits_fn(x, key=key), y))(x)
-        return jnp.max(jnp.abs(gradient))
+def _probe(logits_fn, images, labels, ball, key):
+    def one(x, y):
+        def margin(x):
+            return margin_loss(logits_fn(x, key=key), y)
 
-    return jax.vmap(largest)(images, labels, jax.random.split(key, len(images)))
+        cross = jax.grad(lambda x: cross_entropy(logits_fn(x, key=key), y))(x)
+        value, gradient = jax.value_and_grad(margin)(x)
+
+        signs = jax.random.rademacher(key, (_PROBES, *x.shape), x.dtype)
+        ends = jax.vmap(lambda v: margin(x + _H * v) - margin(x - _H * v))(signs)
+        differences, slopes = ends / (2 * _H), jnp.sum(signs * gradient, axis=(1, 2, 3))
+        # Rounding of the logits alone moves the differences by this much.
+        noise = 1e-6 * jnp.max(jnp.abs(logits_fn(x, key=key))) / _H
+        scale = jnp.maximum(jnp.max(jnp.abs(differences)), jnp.max(jnp.abs(slopes)))
+        error = jnp.max(jnp.abs(differences - slopes))
+        wrong = jnp.where(error > 5 * noise, error / scale, 0.0)
+
+        ray = jnp.linspace(0, 1, _RAY + 1)[1:]
+        along = ball.eps * ball.steepest(gradient)
+        values = jnp.stack([value, *jax.lax.map(lambda t: margin(ball.clip(x + t * along)), ray)])
+        rises = jnp.sign(jnp.diff(values) * (jnp.abs(jnp.diff(values)) > noise * _H))
+        turns = jnp.sum(rises[1:] * rises[:-1] < 0)
+        found = jnp.max(jnp.abs(values - value))
+        return jnp.max(jnp.abs(cross)), wrong, ball.eps * ball.dual_norm(gradient), found, turns
+
+    return jax.vmap(one)(images, labels)
+
+
+def attack_flags(
+    logits_fn: LogitsFn,
+    images: np.ndarray,
+    labels: np.ndarray,
+    ball: AbstractBall,
+    *,
+    key: Key,
+    batch_size: int = 64,
+    judge: LogitsFn | None = None,
+) -> tuple[Flag, ...]:
+    """The flags that take attacks of their own: unbounded, more steps, more restarts (`FLAGS`).
+
+    Costs up to 40 + 400 + 400 + 100 gradients of every image, less where they fall early.
+    """
+
+    def standing(attack, ball, already_broken=None):
+        return robust_accuracy(
+            attack,
+            logits_fn,
+            images,
+            labels,
+            ball,
+            key=key,
+            batch_size=batch_size,
+            judge=judge,
+            already_broken=already_broken,
+        ).still_correct
+
+    flags, n = [], len(images)
+    short = standing(APGD(40), ball)
+    for name, stronger in (
+        ("more steps help", APGD(400)),
+        ("more restarts help", Restarts(APGD(40), 10)),
+    ):
+        fallen = int((short & ~standing(stronger, ball, ~short)).sum())
+        if fallen >= 2 and fallen > 0.05 * n:
+            flags.append(Flag(name, f"{fallen} of {n} images more"))
+    diameter = ball.covering_radius(LinfBall(1.0), images[0].size)
+    everything = eqx.tree_at(lambda ball: ball.eps, ball, jnp.asarray(diameter))
+    left = int(standing(PGD(100, None), everything).sum())
+    if left > 0.01 * n:
+        flags.append(Flag("unbounded attack fails", f"{left} of {n} images stand"))
+    return tuple(flags)
+
+
+def survivor_flags(
+    white_box: Mapping[str, np.ndarray],
+    black_box: Mapping[str, np.ndarray],
+    transfer: Mapping[str, np.ndarray] | None = None,
+) -> tuple[Flag, ...]:
+    """The flags that the survivors of attacks raise, (n,) bool by attack (see `FLAGS`)."""
+    if not white_box:
+        return ()
+    standing = np.logical_and.reduce(list(white_box.values()))
+    flags = []
+    for name, others in (
+        ("black box beats white box", black_box),
+        ("transfer beats white box", transfer or {}),
+    ):
+        fallen = {other: int((standing & ~left).sum()) for other, left in others.items()}
+        best = max(fallen, key=fallen.__getitem__, default=None)
+        if best is not None and fallen[best] >= 2 and fallen[best] > 0.01 * len(standing):
+            flags.append(Flag(name, f"{best} breaks {fallen[best]} of {len(standing)} more"))
+    return tuple(flags)

@@ -30,6 +30,7 @@ class AttackReport(NamedTuple):
     - `x_adv`: (n, h, w, c), in ball and box; the image itself where it was misclassified already.
     - `queries`: logits evaluations spent on each image.
     - `after`: by attack of a sequence, the accuracy once it has run; for one attack, its own.
+    - `broken_by`: (n,) the place in the sequence of the attack that broke an image, or -1.
     """
 
     accuracy: float
@@ -38,6 +39,7 @@ class AttackReport(NamedTuple):
     queries: np.ndarray
     seconds: float
     after: dict[str, float]
+    broken_by: np.ndarray
 
 
 class StateError(ValueError):
@@ -93,13 +95,14 @@ def robust_accuracy(
         stop = _is_judge(logits_fn, images[:size], logits[:size], clean_key, attack_key, size)
     x_adv = images.copy()
     queries = np.ones(len(images), np.int64)
+    broken_by = np.full(len(images), -1)
 
     sequence = attack.attacks if isinstance(attack, AutoAttack) else {_name(attack): attack}
     state = _State(state_path, _fingerprint(attack, logits_fn, judge, images, labels, ball, key))
     saved, first = state.load(), 0
     if saved is not None:
         first, x_adv, queries = int(saved["stage"]), saved["x_adv"], saved["queries"]
-        still_correct = saved["still_correct"]
+        still_correct, broken_by = saved["still_correct"], saved["broken_by"]
     after = {}
     with progress_bar(enabled=progress, transient=True) as bar:
         for stage, (name, one) in enumerate(sequence.items()):
@@ -130,11 +133,12 @@ def robust_accuracy(
             while work.unfinished:
                 through += work.advance()
                 bar.update(task, completed=through + work.done)
-                state.save(stage, still_correct, x_adv, queries, after, work)
+                state.save(stage, still_correct, x_adv, queries, broken_by, after, work)
             if targets.any():
                 _check_inside(name, images, x_adv, ball)
                 logits = predict(judged_by, x_adv, key=judge_key, batch_size=batch_size)
                 still_correct &= logits.argmax(axis=1) == labels
+                broken_by[targets & ~still_correct] = stage
                 # Who stands goes into the next attack as it was.
                 if stage + 1 < len(sequence):
                     x_adv[still_correct] = images[still_correct]
@@ -149,6 +153,7 @@ def robust_accuracy(
         queries,
         time.perf_counter() - started,
         after,
+        broken_by,
     )
 
 
@@ -202,23 +207,23 @@ class _State:
             )
         return arrays
 
-    def save(self, stage, still_correct, x_adv, queries, after, work: Survivors):
+    def save(self, stage, still_correct, x_adv, queries, broken_by, after, work: Survivors):
         if self.path is None or time.perf_counter() - self.saved < self.pause:
             return
         started = time.perf_counter()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         with open(temporary, "wb") as file:
-            np.savez(
-                file,
-                fingerprint=np.asarray(self.fingerprint),
-                stage=stage,
-                still_correct=still_correct,
-                x_adv=x_adv,
-                queries=queries,
-                after=np.asarray(list(after.values())),
-                **work.save(),
-            )
+            arrays = {
+                "fingerprint": np.asarray(self.fingerprint),
+                "stage": np.asarray(stage),
+                "still_correct": still_correct,
+                "x_adv": x_adv,
+                "queries": queries,
+                "broken_by": broken_by,
+                "after": np.asarray(list(after.values())),
+            }
+            np.savez(file, **arrays | work.save())  # pyright: ignore[reportArgumentType]
         os.replace(temporary, self.path)
         self.saved = time.perf_counter()
         # Saving must stay a small part of the work.

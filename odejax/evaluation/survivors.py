@@ -41,6 +41,7 @@ class Whole(AbstractIterativeAttack):
     n_runs: ClassVar[int] = 1
     n_steps: ClassVar[int] = 1
     random: ClassVar[bool] = True
+    black_box: ClassVar[bool] = False
 
     def start(self, problem: Problem, worst: Worst, run, *, key: Key) -> Any:
         return _WholeState(worst)
@@ -105,12 +106,13 @@ class Survivors:
         slots = self.slots
         state, i, broken = slots.state, jnp.asarray(slots.i), None
         busy, stop = jnp.asarray(slots.index >= 0), jnp.asarray(self.stop)
-        problems = [self.attack, self.logits_fn, *self._problems(), slots.run_key, busy, stop]
+        batch = _Batch(*self._problems(), slots.run_key, busy, stop)
         if self.loop:
-            state, i, broken = _advance(*problems, i, state, jnp.asarray(self.chunk))
+            chunk = jnp.asarray(self.chunk)
+            state, i, broken = _advance(self.attack, self.logits_fn, batch, i, state, chunk)
         else:
             for _ in range(self.chunk):
-                state, i, broken = _advance_once(*problems, i, state)
+                state, i, broken = _advance_once(self.attack, self.logits_fn, batch, i, state)
         i, broken = np.array(i), np.asarray(broken)
         self._set_pace(time.perf_counter() - started, int((i - slots.i).max()))
         run = slots.run.copy()
@@ -235,43 +237,52 @@ def _start(attack, logits_fn, images, labels, ball, worst, fresh, run, index, ke
     return jax.vmap(one)(images, labels, worst, fresh, run, index)
 
 
+class _Batch(NamedTuple):
+    """What stays the same while a batch is worked on."""
+
+    images: Any
+    labels: Any
+    ball: AbstractBall
+    run_key: Any
+    busy: Any
+    stop: Any
+
+    def broken(self, state):
+        return (state.worst.margin < _SURELY_BROKEN) & self.stop
+
+    def going(self, attack, i, state):
+        return self.busy & (i < attack.n_steps) & ~self.broken(state)
+
+
 @eqx.filter_jit
-def _advance(attack, logits_fn, images, labels, ball, run_key, busy, stop, i, state, chunk):
+def _advance(attack, logits_fn, batch: _Batch, i, state, chunk):
     """Up to `chunk` steps of every busy slot that is not through."""
 
     def unfinished(carry):
         k, i, state = carry
-        return (k < chunk) & jnp.any(_going(attack, busy, stop, i, state))
+        return (k < chunk) & jnp.any(batch.going(attack, i, state))
 
     def body(carry):
         k, i, state = carry
-        return k + 1, *_step(attack, logits_fn, images, labels, ball, run_key, busy, stop, i, state)
+        return k + 1, *_step(attack, logits_fn, batch, i, state)
 
     _, i, state = jax.lax.while_loop(unfinished, body, (0, i, state))
-    return state, i, _broken(stop, state)
+    return state, i, batch.broken(state)
 
 
 @eqx.filter_jit
-def _advance_once(attack, logits_fn, images, labels, ball, run_key, busy, stop, i, state):
+def _advance_once(attack, logits_fn, batch: _Batch, i, state):
     """`_advance` by one step, for networks that are slow inside a loop."""
-    i, state = _step(attack, logits_fn, images, labels, ball, run_key, busy, stop, i, state)
-    return state, i, _broken(stop, state)
+    i, state = _step(attack, logits_fn, batch, i, state)
+    return state, i, batch.broken(state)
 
 
-def _broken(stop, state):
-    return (state.worst.margin < _SURELY_BROKEN) & stop
-
-
-def _going(attack, busy, stop, i, state):
-    return busy & (i < attack.n_steps) & ~_broken(stop, state)
-
-
-def _step(attack, logits_fn, images, labels, ball, run_key, busy, stop, i, state):
+def _step(attack, logits_fn, batch: _Batch, i, state):
     def one(x, y, run_key, i, state):
-        return step(attack, Problem(logits_fn, x, y, ball), run_key, i, state)
+        return step(attack, Problem(logits_fn, x, y, batch.ball), run_key, i, state)
 
-    going = _going(attack, busy, stop, i, state)
-    new = jax.vmap(one)(images, labels, run_key, i, state)
+    going = batch.going(attack, i, state)
+    new = jax.vmap(one)(batch.images, batch.labels, batch.run_key, i, state)
     return i + going, _select(going, new, state)
 
 

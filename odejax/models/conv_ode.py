@@ -1,5 +1,7 @@
 """Neural ODEs: a residual field that does not change with depth, solved by Diffrax (*natural*)."""
 
+import dataclasses
+
 import diffrax
 import equinox as eqx
 import jax
@@ -81,21 +83,50 @@ class ConvODENet(eqx.Module):
     def __call__(
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None
     ) -> tuple[Logits, eqx.nn.State]:
+        solution, state = self.solve(x, state)
+        assert solution.ys is not None
+        solved = solution.result == diffrax.RESULTS.successful
+        return self.head(jnp.where(solved, solution.ys[0], jnp.nan), state)
+
+    def solve(self, x: Image, state: eqx.nn.State) -> tuple[diffrax.Solution, eqx.nn.State]:
+        """The solve behind the logits: y(t1), whether it succeeded, and its statistics."""
         check_image(x, self.image_shape)
         y, state = self.stem(x, state)
         with jax.default_matmul_precision("highest"):
             solution = diffrax.diffeqsolve(
-                diffrax.ODETerm(lambda t, y, args: self.field(y, state)[0]),
+                # As arguments, since the continuous adjoint takes nothing that is closed over.
+                diffrax.ODETerm(lambda t, y, args: args[0](y, args[1])[0]),
                 self.solver,
                 0.0,
                 self.t1,
                 self.dt0,
                 y,
+                (self.field, state),
                 stepsize_controller=self.stepsize_controller,
                 adjoint=self.adjoint,
                 max_steps=self.max_steps,
                 throw=False,  # raising needs a host callback, which defeats the compilation cache
             )
-        assert solution.ys is not None
-        solved = solution.result == diffrax.RESULTS.successful
-        return self.head(jnp.where(solved, solution.ys[0], jnp.nan), state)
+        return solution, state
+
+    def with_solver(
+        self,
+        *,
+        solver: diffrax.AbstractSolver | None = None,
+        stepsize_controller: diffrax.AbstractStepSizeController | None = None,
+        dt0: float | None = None,
+        adjoint: diffrax.AbstractAdjoint | None = None,
+    ) -> "ConvODENet":
+        """The same equation and weights, solved or differentiated in another way."""
+        given = {
+            "solver": solver,
+            "stepsize_controller": stepsize_controller,
+            "dt0": dt0,
+            "adjoint": adjoint,
+        }
+        model = object.__new__(type(self))
+        for field in dataclasses.fields(self):
+            value = given.get(field.name)
+            value = getattr(self, field.name) if value is None else value
+            object.__setattr__(model, field.name, value)
+        return model

@@ -1,0 +1,117 @@
+"""What an adaptive solver hides from gradients (Huang et al. 2022): flags for neural ODEs."""
+
+from collections.abc import Mapping
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._predictor import Predictor
+from .._threat_model import AbstractBall
+from .._types import Key, LogitsFn
+from ..attacks import margin_loss
+from .flags import Flag
+
+_DRAWS = 8
+
+
+def solver_variants(predictor: Predictor, *, steps: int = 32) -> dict[str, Predictor]:
+    """The network's equation, solved or differentiated in other ways, by name.
+
+    - "fixed steps": Dopri5 with `steps` equal steps, differentiated through them.
+    - "own steps": the network's solver, differentiated through the steps it takes (checkpointed).
+    - "continuous adjoint": the network's solver, its gradient from solving the adjoint equation
+      backwards, as many published neural ODEs compute it.
+
+    Raises `ValueError` for a network that is not a solve (it has no `with_solver`).
+    """
+    model = predictor.model
+    if not hasattr(model, "with_solver"):
+        raise ValueError(f"{type(model).__name__} has no with_solver: it is not an ODE solve")
+    fixed = {
+        "solver": diffrax.Dopri5(),
+        "stepsize_controller": diffrax.ConstantStepSize(),
+        "dt0": model.t1 / steps,
+        "adjoint": diffrax.RecursiveCheckpointAdjoint(),
+    }
+    variants = {
+        "fixed steps": fixed,
+        "own steps": {"adjoint": diffrax.RecursiveCheckpointAdjoint()},
+        "continuous adjoint": {"adjoint": diffrax.BacksolveAdjoint()},
+    }
+    return {
+        name: eqx.tree_at(lambda p: p.model, predictor, model.with_solver(**changes))
+        for name, changes in variants.items()
+    }
+
+
+def gradient_cosines(
+    logits_fn: LogitsFn,
+    variants: Mapping[str, LogitsFn],
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    key: Key,
+) -> dict[str, np.ndarray]:
+    """The cosine between the margin's input gradient and that through each variant, (n,) each."""
+    own = _gradients(logits_fn, images, labels, key)
+    return {
+        name: np.asarray(_cosine(own, _gradients(variant, images, labels, key)))
+        for name, variant in variants.items()
+    }
+
+
+def solver_flags(
+    predictor: Predictor,
+    images: np.ndarray,
+    labels: np.ndarray,
+    ball: AbstractBall,
+    *,
+    key: Key,
+) -> tuple[Flag, ...]:
+    """The flags of a network that is an ODE solve (see `FLAGS`); none for any other network."""
+    if not hasattr(predictor.model, "with_solver"):
+        return ()
+    flags, n = [], len(images)
+    steps = np.asarray(_solver_steps(predictor, images, ball, key))
+    changes = (steps != steps[:, :1]).any(axis=1)
+    if changes.mean() > 0.1:
+        evidence = f"{changes.sum()} of {n} images; {steps.min()} to {steps.max()} steps"
+        flags.append(Flag("solver steps change with the input", evidence))
+    cosines = gradient_cosines(predictor, solver_variants(predictor), images, labels, key=key)
+    if any((c < 0.9).mean() > 0.1 for c in (cosines["fixed steps"], cosines["own steps"])):
+        medians = ", ".join(f"{name} {np.median(c):.2f}" for name, c in cosines.items())
+        flags.append(Flag("gradient depends on the solver", f"median cosine: {medians}"))
+    return tuple(flags)
+
+
+@eqx.filter_jit
+def _gradients(logits_fn, images, labels, key):
+    def one(x, y):
+        return jax.grad(lambda x: margin_loss(logits_fn(x, key=key), y))(x)
+
+    return jax.vmap(one)(images, labels)
+
+
+def _cosine(a, b):
+    axes = (1, 2, 3)
+    norms = jnp.sqrt(jnp.sum(a**2, axes) * jnp.sum(b**2, axes))
+    return jnp.sum(a * b, axes) / jnp.where(norms > 0, norms, 1.0)
+
+
+@eqx.filter_jit
+def _solver_steps(predictor, images, ball, key):
+    """Steps taken at each image and at random points of its ball, (n, 1 + draws)."""
+
+    def steps(x):
+        state = jax.tree.map(lambda leaf: leaf, predictor.state)
+        solution, _ = predictor.model.solve(x, state)
+        return solution.stats["num_steps"]
+
+    def one(x, key):
+        points = jax.vmap(lambda k: ball.sample(x, key=k))(jax.random.split(key, _DRAWS))
+        return jax.vmap(steps)(jnp.concatenate([x[None], points]))
+
+    return jax.vmap(one)(images, jax.random.split(key, len(images)))

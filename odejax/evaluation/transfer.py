@@ -1,0 +1,78 @@
+"""Transfer (blind) attacks: crafted on one network, judged by another."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from .._predictor import predict
+from .._threat_model import AbstractBall
+from .._types import Key, LogitsFn
+from .robust_accuracy import check_arrays, robust_accuracy
+
+
+class TransferMatrix(NamedTuple):
+    """Accuracy of every target on the images that were made for every oracle.
+
+    `accuracy` (oracles, targets); `still_correct` (oracles, targets, n); `clean` (targets,).
+    Where an oracle is its own target the figure is the white-box one.
+    """
+
+    oracles: tuple[str, ...]
+    targets: tuple[str, ...]
+    accuracy: np.ndarray
+    still_correct: np.ndarray
+    clean: np.ndarray
+
+
+def transfer_matrix(
+    attack: Callable,
+    oracles: Mapping[str, LogitsFn],
+    targets: Mapping[str, LogitsFn],
+    images: np.ndarray,
+    labels: np.ndarray,
+    ball: AbstractBall,
+    *,
+    key: Key,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> TransferMatrix:
+    """Attack every oracle once, and show what it found to every target (*enresnet* Tables 3, 6).
+
+    The attack goes to its end even where the oracle is fooled before, since it is the target that
+    is to be fooled. Images that an oracle gets wrong at once are shown to the targets as they are.
+    For randomised targets pass `MeanLogits`. Raises `ValueError` without oracles or targets.
+    """
+    if not oracles or not targets:
+        raise ValueError(f"got {len(oracles)} oracles and {len(targets)} targets; at least 1 each")
+    images, labels = check_arrays(images, labels)
+
+    def correct(target, x):
+        logits = predict(target, x, key=key, batch_size=batch_size)
+        return logits.argmax(axis=1) == labels
+
+    clean = np.stack([correct(target, images) for target in targets.values()])
+    still_correct = []
+    for i, oracle in enumerate(oracles.values()):
+        report = robust_accuracy(
+            attack,
+            oracle,
+            images,
+            labels,
+            ball,
+            key=jax.random.fold_in(key, i),
+            batch_size=batch_size,
+            stop=False,
+            progress=progress,
+        )
+        row = [correct(target, report.x_adv) for target in targets.values()]
+        still_correct.append(np.stack(row) & clean)
+    still_correct = np.stack(still_correct)
+    return TransferMatrix(
+        tuple(oracles),
+        tuple(targets),
+        still_correct.mean(axis=2),
+        still_correct,
+        clean.mean(axis=1),
+    )

@@ -1,0 +1,222 @@
+"""As strong as the PyTorch libraries: the same weights, images and budgets, side by side.
+
+Robust accuracy on 256 test images of MNIST may be at most one percentage point above what the
+reference implementation of the same attack leaves. Both are judged by the same classifier, and an
+image counts as broken only if it is misclassified inside ball and box.
+"""
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable
+from functools import lru_cache
+
+import jax
+import pytest
+
+import odejax
+from benchmarks import _peers
+from benchmarks._peers import Peers, broken, classifier
+from odejax import L2Ball, LinfBall
+from odejax.attacks import (
+    APGD,
+    DI2FGSM,
+    FAB,
+    FGSM,
+    IFGSM,
+    MIFGSM,
+    PGD,
+    SPSA,
+    AutoAttack,
+    Boundary,
+    CarliniWagner,
+    DeepFool,
+    Square,
+    Targeted,
+    dlr,
+)
+from odejax.evaluation import robust_accuracy
+
+LIBRARIES = ("torch", "torchattacks", "foolbox", "art", "pyautoattack")
+missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+pytestmark = [
+    pytest.mark.data,
+    pytest.mark.skipif(bool(missing), reason=f"needs the extra `peers`: no {', '.join(missing)}"),
+    pytest.mark.filterwarnings("ignore"),  # the other libraries' own
+]
+KEY = jax.random.key(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An attack, and the same one of other libraries: name -> (peers, ball) -> images."""
+
+    net: str
+    ball: odejax.AbstractBall
+    attack: Callable
+    references: dict[str, Callable]
+    images: int = 256
+
+
+def torchattacks(attack, **settings):
+    return {
+        "torchattacks": lambda peers, ball: peers.torchattacks(
+            attack, eps=float(ball.eps), **settings
+        )
+    }
+
+
+def foolbox(attack, **settings):
+    return {"Foolbox": lambda peers, ball: peers.foolbox(attack, float(ball.eps), **settings)}
+
+
+def art(attack, **settings):
+    return {"ART": lambda peers, ball: peers.art(attack, eps=float(ball.eps), **settings)}
+
+
+def autoattack(*names, **settings):
+    return {"AutoAttack": lambda peers, ball: peers.autoattack(ball, *names, **settings)}
+
+
+def boundary(peers, ball):
+    return peers.foolbox(
+        "BoundaryAttack", float(ball.eps), steps=800, spherical_step=0.1, source_step=0.1
+    )
+
+
+linf, l2 = LinfBall, L2Ball
+PGD_L2 = {"steps": 40, "alpha": 0.15}
+CASES = {
+    "FGSM": Case(
+        "mlp",
+        linf(0.05),
+        FGSM(),
+        torchattacks("FGSM")
+        | foolbox("LinfFastGradientAttack")
+        | art("FastGradientMethod", norm="inf"),
+    ),
+    "IFGSM": Case(
+        "mlp",
+        linf(0.05),
+        IFGSM(steps=20, step_size=0.01),
+        torchattacks("BIM", steps=20, alpha=0.01)
+        | foolbox("LinfBasicIterativeAttack", steps=20, abs_stepsize=0.01, random_start=False)
+        | art("BasicIterativeMethod", eps_step=0.01, max_iter=20),
+    ),
+    "PGD, linf": Case(
+        "cnn",
+        linf(0.1),
+        PGD(steps=40, step_size=0.01),
+        torchattacks("PGD", steps=40, alpha=0.01)
+        | foolbox("LinfProjectedGradientDescentAttack", steps=40, abs_stepsize=0.01)
+        | art("ProjectedGradientDescent", eps_step=0.01, max_iter=40, num_random_init=1),
+    ),
+    "PGD, l2": Case(
+        "cnn",
+        l2(1.5),
+        PGD(steps=40, step_size=0.15),
+        torchattacks("PGDL2", steps=40, alpha=0.15)
+        | foolbox("L2ProjectedGradientDescentAttack", steps=40, abs_stepsize=0.15)
+        | art("ProjectedGradientDescent", norm=2, eps_step=0.15, max_iter=40, num_random_init=1),
+    ),
+    "MIFGSM": Case(
+        "cnn",
+        linf(0.1),
+        MIFGSM(steps=10, step_size=0.02, decay=1.0),
+        torchattacks("MIFGSM", steps=10, alpha=0.02, decay=1.0),
+    ),
+    "DI2FGSM": Case(
+        "cnn",
+        linf(0.1),
+        DI2FGSM(steps=10, step_size=0.02, decay=1.0, probability=0.5, smallest=0.9),
+        torchattacks(
+            "DIFGSM", steps=10, alpha=0.02, decay=1.0, resize_rate=0.9, diversity_prob=0.5
+        ),
+    ),
+    "C&W, l2": Case(
+        "cnn",
+        l2(1.2),
+        CarliniWagner(steps=100, search_steps=6, learning_rate=0.05, c=0.1),
+        foolbox(
+            "L2CarliniWagnerAttack",
+            steps=100,
+            binary_search_steps=6,
+            stepsize=0.05,
+            initial_const=0.1,
+            abort_early=False,
+        ),
+    ),
+    "DeepFool, linf": Case("cnn", linf(0.1), DeepFool(), foolbox("LinfDeepFoolAttack")),
+    "DeepFool, l2": Case("cnn", l2(1.5), DeepFool(), foolbox("L2DeepFoolAttack")),
+    "Boundary": Case("cnn", l2(2.5), Boundary(n_queries=1000), {"Foolbox": boundary}),
+    "SPSA": Case(
+        "mlp",
+        linf(0.07),
+        SPSA(n_queries=20 * 65, samples=32, learning_rate=0.01),
+        torchattacks("SPSA", nb_iter=20, nb_sample=32, max_batch_size=32, lr=0.01),
+    ),
+}
+for kind, ball, net in (
+    ("linf", linf(0.25), "robust cnn"),
+    ("l2", l2(1.3), "cnn"),
+):
+    CASES |= {
+        f"APGD-CE, {kind}": Case(net, ball, APGD(), autoattack("apgd-ce")),
+        f"APGD-DLR, {kind}": Case(net, ball, APGD(loss=dlr), autoattack("apgd-dlr")),
+        f"APGD-T, {kind}": Case(
+            net,
+            ball,
+            Targeted(APGD(steps=50, loss=dlr), 3),
+            autoattack("apgd-t", steps=50, classes=3),
+        ),
+        f"FAB, {kind}": Case(net, ball, FAB(steps=30), autoattack("fab", steps=30)),
+        f"FAB-T, {kind}": Case(
+            net, ball, Targeted(FAB(steps=30), 3), autoattack("fab-t", steps=30, classes=3)
+        ),
+        f"Square, {kind}": Case(
+            net, ball, Square(n_queries=1000), autoattack("square", queries=1000)
+        ),
+    }
+CASES |= {
+    "standard, linf": Case("robust cnn", linf(0.25), AutoAttack(), autoattack(), images=64),
+}
+
+
+@lru_cache
+def images(n):
+    data = odejax.data.load("mnist", "test").take(slice(n))
+    return data.pixels, data.labels
+
+
+@lru_cache
+def peers(net, n):
+    return Peers(net, *images(n))
+
+
+@lru_cache
+def ours(name, seed=0):
+    case = CASES[name]
+    key = jax.random.fold_in(KEY, seed)
+    return robust_accuracy(
+        case.attack, classifier(case.net), *images(case.images), case.ball, key=key
+    )
+
+
+def theirs(name, library, seed=0):
+    import torch
+
+    torch.manual_seed(seed)
+    case = CASES[name]
+    x_adv = case.references[library](peers(case.net, case.images), case.ball)
+    lost = broken(classifier(case.net), x_adv, *images(case.images), case.ball)
+    clean = broken(classifier(case.net), images(case.images)[0], *images(case.images), case.ball)
+    return float(1 - (lost | clean).mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [(name, library) for name, case in CASES.items() for library in case.references],
+)
+def test_is_as_strong_as_the_reference(name, library):
+    mine, reference = ours(name).accuracy, theirs(name, library)
+    assert 0.1 <= reference <= 0.9, "says little: choose another eps"
+    assert mine <= reference + 0.01
