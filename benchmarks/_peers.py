@@ -195,7 +195,7 @@ class Peers:
             clip_values=(0, 1),
             device_type="cpu",
         )
-        run = getattr(evasion, attack)(net, batch_size=len(self.x), verbose=False, **settings)
+        run = getattr(evasion, attack)(net, batch_size=len(self.x), **settings)
         return from_torch(run.generate(self.x.numpy(), self.y.numpy()))
 
     def autoattack(

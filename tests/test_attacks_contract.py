@@ -42,7 +42,6 @@ from odejax.attacks import (
     Restarts,
     Square,
     Targeted,
-    dlr,
     logit_margin,
 )
 from odejax.evaluation import robust_accuracy
@@ -173,10 +172,17 @@ def test_all_is_float32(attack, ball_type):
 
 @each_attack
 @each_ball
-def test_the_same_key_gives_the_same_image(attack, ball_type):
-    x, y = jnp.asarray(digits().pixels[0]), jnp.asarray(0)
-    first, second = (run(attack, trained_mlp(), x, y, ball_type(0.2)).x_adv for _ in range(2))
-    np.testing.assert_array_equal(first, second)
+def test_the_same_key_gives_the_same_image_and_another_key_if_it_draws(attack, ball_type):
+    x, y, ball = jnp.asarray(digits().pixels[0]), jnp.asarray(0), ball_type(0.2)
+    keys = [KEY, KEY, *jax.random.split(KEY, 3)]
+    images = [np.asarray(run(attack, trained_mlp(), x, y, ball, key).x_adv) for key in keys]
+    np.testing.assert_array_equal(images[0], images[1])
+    if isinstance(attack, AutoAttack):
+        return
+    if not attack.random:
+        assert all((image == images[0]).all() for image in images)
+    elif not isinstance(attack, FAB) and not isinstance(getattr(attack, "attack", None), FAB):
+        assert any((image != images[0]).any() for image in images)  # FAB draws from its second run
 
 
 @each_attack
@@ -185,24 +191,6 @@ def test_an_eps_of_zero_leaves_the_image_alone(attack, ball_type):
     x = jnp.asarray(digits().pixels[0])
     x_adv = run(attack, trained_mlp(), x, jnp.asarray(0), ball_type(0.0)).x_adv
     np.testing.assert_array_equal(x_adv, x)
-
-
-@each_name
-def test_another_key_gives_another_run_only_to_attacks_that_draw(name):
-    attack = all_attacks[name]
-    if name == "AutoAttack":
-        pytest.skip("a sequence has no runs of its own")
-    images, labels = np.repeat(digits().pixels[:1], 12, axis=0), np.zeros(12, np.int32)
-    seen = []
-
-    def logits_fn(x, *, key):
-        jax.debug.callback(lambda x: seen.append(np.asarray(x).tobytes()), x)
-        return trained_mlp()(x)
-
-    run_batch(attack, logits_fn, images, labels, LinfBall(0.02))
-    jax.effects_barrier()
-    draws = attack.random and name not in ("PGD EOT", "FAB", "FAB-T")
-    assert (len(set(seen)) > attack_queries[name]) == draws
 
 
 # Robust accuracy on a trained net. Where a longer attack contains the shorter one (the same draws
@@ -229,22 +217,21 @@ def test_robust_accuracy_does_not_rise_with_eps(attack, ball_type):
 
 # Longer and longer attacks, each of which begins with the one before.
 growing = {
-    "PGD steps": [PGD(n, 0.02) for n in (1, 2, 5, 20)],
-    "PGD steps from the image": [PGD(n, 0.02, random_start=False) for n in (1, 2, 5, 20)],
-    "IFGSM steps": [IFGSM(n, 0.02) for n in (1, 2, 5, 20)],
-    "MIFGSM steps": [MIFGSM(n, 0.02) for n in (1, 2, 5, 20)],
-    "CarliniWagnerLinf steps": [CarliniWagnerLinf(n, 0.05) for n in (2, 6, 20)],
-    "CarliniWagner rounds": [CarliniWagner(10, n, 0.1) for n in (1, 3, 5)],
-    "FAB steps": [FAB(n) for n in (1, 2, 10)],
-    "DeepFool steps": [DeepFool(n) for n in (1, 2, 10)],
+    "PGD steps": [PGD(n, 0.02) for n in (1, 2, 20)],
+    "PGD steps from the image": [PGD(n, 0.02, random_start=False) for n in (2, 20)],
+    "IFGSM steps": [IFGSM(n, 0.02) for n in (1, 20)],
+    "MIFGSM steps": [MIFGSM(n, 0.02) for n in (1, 20)],
+    "CarliniWagnerLinf steps": [CarliniWagnerLinf(n, 0.05) for n in (2, 20)],
+    "CarliniWagner rounds": [CarliniWagner(10, n, 0.1) for n in (1, 4)],
+    "FAB steps": [FAB(n) for n in (1, 10)],
+    "DeepFool steps": [DeepFool(n) for n in (1, 10)],
     "PGD restarts": [Restarts(PGD(1, 0.03), n) for n in (1, 3, 9)],
-    "APGD restarts": [Restarts(APGD(2), n) for n in (1, 3, 9)],
-    "FAB restarts": [Restarts(FAB(2), n) for n in (1, 3, 9)],
-    "SPSA restarts": [Restarts(SPSA(10, 2), n) for n in (1, 3, 9)],
-    "target classes": [Targeted(APGD(2), n) for n in (1, 2, 9)],
-    "Square queries": [Square(n) for n in (1, 10, 40, 160)],
-    "Boundary queries": [Boundary(n) for n in (30, 100, 300)],
-    "SPSA queries": [SPSA(n, 4, learning_rate=0.05) for n in (10, 40, 160)],
+    "APGD restarts": [Restarts(APGD(2), n) for n in (1, 9)],
+    "FAB restarts": [Restarts(FAB(1), n) for n in (1, 9)],
+    "target classes": [Targeted(APGD(2), n) for n in (1, 9)],
+    "Square queries": [Square(n) for n in (1, 10, 100)],
+    "Boundary queries": [Boundary(n) for n in (30, 200)],
+    "SPSA queries": [SPSA(n, 4, learning_rate=0.05) for n in (10, 100)],
 }
 
 

@@ -1,4 +1,4 @@
-"""Robust accuracy, the bracket, masking flags and result files."""
+"""Robust accuracy, the bracket and result files."""
 
 import json
 
@@ -27,7 +27,6 @@ from odejax.evaluation import (
     bracket,
     confidence_interval,
     load_result,
-    masking_flags,
     provenance,
     robust_accuracy,
     save_result,
@@ -174,14 +173,18 @@ def test_a_report_counts_what_its_own_images_show():
     assert np.abs(report.x_adv - data.pixels).max() <= 0.08 + 1e-6
 
 
-def test_misclassified_images_are_left_alone_at_the_cost_of_one_query():
+def test_only_images_that_stand_are_attacked_and_only_until_they_fall():
     data = digits("test", 60)
     report = robust_accuracy(PGD5, trained_mlp(), data.pixels, data.labels, LinfBall(0.08), key=KEY)
     wrong = predict(trained_mlp(), data.images, key=KEY).argmax(axis=1) != data.labels
     assert wrong.any()
     np.testing.assert_array_equal(report.x_adv[wrong], data.pixels[wrong])
     assert set(report.queries[wrong]) == {1}
-    assert set(report.queries[~wrong]) == {1 + 5 + 1 + 1}
+    assert set(report.queries[report.still_correct]) == {1 + 5 + 1}
+    fallen = ~wrong & ~report.still_correct
+    assert fallen.any()
+    assert set(report.queries[fallen]) <= set(range(2, 1 + 5 + 2))
+    assert min(report.queries[fallen]) < 1 + 5 + 1
 
 
 def test_images_already_broken_are_lost_without_another_attack():
@@ -321,34 +324,6 @@ def test_logits_that_are_not_finite_are_refused_with_their_index():
     images[1] = 1.0
     with pytest.raises(FloatingPointError, match=r"1 of 3 images .* index 1"):
         robust_accuracy(FGSM(), not_finite, images, LABELS, LinfBall(0.1), key=KEY)
-
-
-# Masking flags
-
-
-def flags(predictor):
-    data = digits("test", 40)
-    return masking_flags(predictor, data.pixels, data.labels, key=KEY)
-
-
-def test_noise_raises_the_flag_of_randomised_output():
-    assert "randomised output" in flags(predictor_of("EnResNet"))
-
-
-@pytest.mark.parametrize("name", ["ResNet", "MLP"])
-def test_an_ordinary_network_raises_no_flag(name):
-    assert flags(predictor_of(name)) == ()
-
-
-def test_saturated_logits_raise_the_flag_of_vanishing_gradients():
-    model = trained_mlp().model
-    loud = eqx.tree_at(lambda m: m.layers[-1].weight, model, replace_fn=lambda w: 1000 * w)
-    predictor = eqx.tree_at(lambda p: p.model, trained_mlp(), loud)
-    assert flags(predictor) == ("vanishing gradients",)
-
-
-def test_a_constant_network_raises_the_flag_of_vanishing_gradients():
-    assert flags(LinearLogits(jnp.zeros((10, 64)), jnp.zeros(10))) == ("vanishing gradients",)
 
 
 # Result files

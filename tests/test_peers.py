@@ -100,7 +100,7 @@ CASES = {
         IFGSM(steps=20, step_size=0.01),
         torchattacks("BIM", steps=20, alpha=0.01)
         | foolbox("LinfBasicIterativeAttack", steps=20, abs_stepsize=0.01, random_start=False)
-        | art("BasicIterativeMethod", eps_step=0.01, max_iter=20),
+        | art("BasicIterativeMethod", verbose=False, eps_step=0.01, max_iter=20),
     ),
     "PGD, linf": Case(
         "cnn",
@@ -108,7 +108,7 @@ CASES = {
         PGD(steps=40, step_size=0.01),
         torchattacks("PGD", steps=40, alpha=0.01)
         | foolbox("LinfProjectedGradientDescentAttack", steps=40, abs_stepsize=0.01)
-        | art("ProjectedGradientDescent", eps_step=0.01, max_iter=40, num_random_init=1),
+        | art("ProjectedGradientDescent", verbose=False, eps_step=0.01, max_iter=40, num_random_init=1),
     ),
     "PGD, l2": Case(
         "cnn",
@@ -116,7 +116,7 @@ CASES = {
         PGD(steps=40, step_size=0.15),
         torchattacks("PGDL2", steps=40, alpha=0.15)
         | foolbox("L2ProjectedGradientDescentAttack", steps=40, abs_stepsize=0.15)
-        | art("ProjectedGradientDescent", norm=2, eps_step=0.15, max_iter=40, num_random_init=1),
+        | art("ProjectedGradientDescent", verbose=False, norm=2, eps_step=0.15, max_iter=40, num_random_init=1),
     ),
     "MIFGSM": Case(
         "cnn",

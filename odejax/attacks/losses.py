@@ -4,16 +4,23 @@ Without `target` a loss leaves class y; with one it moves from y to the class `t
 """
 
 import jax
+import jax.numpy as jnp
 
 from .._types import Label, Logits, Scalar
 from .base import logit_margin
 
 
 def cross_entropy(logits: Logits, y: Label, target: Label | None = None) -> Scalar:
-    """-log softmax(z)_y; targeted: log softmax(z)_t."""
-    if target is None:
-        return jax.nn.logsumexp(logits) - logits[y]
-    return logits[target] - jax.nn.logsumexp(logits)
+    """-log softmax(z)_y; targeted: log softmax(z)_t.
+
+    As log(1 + sum_{j != y} exp(z_j - z_y)), whose gradient keeps its digits until the other
+    classes' probabilities underflow at 1e-38; as logsumexp(z) - z_y it is noise below 1e-7, and a
+    confident network would hide behind the rounding.
+    """
+    c = y if target is None else target
+    others = jnp.where(jnp.arange(len(logits)) == c, -jnp.inf, logits - logits[c])
+    loss = jax.nn.softplus(jax.nn.logsumexp(others))
+    return loss if target is None else -loss
 
 
 def margin_loss(logits: Logits, y: Label, target: Label | None = None) -> Scalar:

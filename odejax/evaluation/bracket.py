@@ -11,7 +11,7 @@ from scipy.stats import beta
 
 from .._predictor import MeanLogits, Predictor, batches, predict
 from .._threat_model import AbstractBall
-from .._types import Key
+from .._types import Key, LogitsFn
 from ..attacks import AutoAttack
 from ..data import ArrayDataset
 from .flags import Flag, masking_flags, survivor_flags
@@ -61,7 +61,7 @@ class Bracket(NamedTuple):
 
 
 def bracket(
-    predictor: Predictor,
+    predictor: LogitsFn,
     dataset: ArrayDataset,
     ball: AbstractBall,
     *,
@@ -76,7 +76,8 @@ def bracket(
 ) -> Bracket:
     """Attack and certify every image of `dataset`, and return the interval with its reasons.
 
-    Attacks and certificates are named by their class, or by the keys of a mapping. Each attack
+    `predictor` is a `Predictor`, or, without certificates, any `logits_fn(x, key=key)`. Attacks and
+    certificates are named by their class, or by the keys of a mapping. Each attack
     is run on every image that is classified correctly, so each has a figure of its own.
 
     - `draws`: a randomised predictor is attacked as it is, with fresh noise, and judged by its mean

@@ -64,7 +64,7 @@ def gradient_cosines(
 
 
 def solver_flags(
-    predictor: Predictor,
+    predictor: LogitsFn,
     images: np.ndarray,
     labels: np.ndarray,
     ball: AbstractBall,
@@ -72,7 +72,7 @@ def solver_flags(
     key: Key,
 ) -> tuple[Flag, ...]:
     """The flags of a network that is an ODE solve (see `FLAGS`); none for any other network."""
-    if not hasattr(predictor.model, "with_solver"):
+    if not (isinstance(predictor, Predictor) and hasattr(predictor.model, "with_solver")):
         return ()
     flags, n = [], len(images)
     steps = np.asarray(_solver_steps(predictor, images, ball, key))

@@ -1,0 +1,728 @@
+"""Attacks made from attacks, and sequences of them, alone and in `robust_accuracy`.
+
+Run as a program, this file evaluates until its state has been saved 9 times and is then killed:
+`python test_attacks_compose.py STATE`.
+"""
+
+import functools
+import os
+import subprocess
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import LinearLogits, constant_image, digits, linear_logits, trained_mlp
+
+from odejax import L2Ball, LinfBall, MeanLogits, predict
+from odejax.attacks import (
+    APGD,
+    EOT,
+    FAB,
+    FGSM,
+    IFGSM,
+    PGD,
+    SPSA,
+    AutoAttack,
+    CarliniWagnerLinf,
+    Problem,
+    Restarts,
+    Square,
+    Targeted,
+    Worst,
+    cross_entropy,
+    dlr,
+    logit_margin,
+    margin_loss,
+    start,
+    step,
+)
+from odejax.attacks.iterative import Draws
+from odejax.evaluation import robust_accuracy
+from odejax.evaluation.robust_accuracy import StateError
+
+EVALUATION = sys.modules["odejax.evaluation.robust_accuracy"]
+SURVIVORS = sys.modules["odejax.evaluation.survivors"]
+KEY = jax.random.key(23)
+SMALL = (3, 3, 1)
+each_ball = pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
+
+
+@eqx.filter_jit
+def run(attack, logits_fn, x, y, ball, key=KEY):
+    return attack(logits_fn, x, y, ball, key=key)
+
+
+class NoisyLinear(eqx.Module):
+    """A linear classifier whose weights are drawn anew for every evaluation."""
+
+    linear: LinearLogits
+    noise: float = eqx.field(static=True)
+
+    def __call__(self, x, *, key):
+        noise = self.noise * jax.random.normal(key, self.linear.weight.shape)
+        return self.linear(x) + noise @ jnp.ravel(x)
+
+
+def random_image(shape=SMALL, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).uniform(0.3, 0.7, shape), jnp.float32)
+
+
+# Expectation over transformation
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, margin_loss, dlr])
+@pytest.mark.parametrize("target", [None, 2])
+def test_an_averaged_gradient_is_the_mean_of_those_of_the_draws(loss, target):
+    logits_fn, x, y = NoisyLinear(linear_logits(SMALL, 5), 0.7), random_image(), jnp.asarray(1)
+    target = None if target is None else jnp.asarray(target)
+    problem = Problem(Draws(logits_fn, 6), x, y, LinfBall(0.1), target)
+    value, gradient, logits = problem.value_and_gradient(loss, x, KEY)
+
+    def one(x, key):
+        return loss(logits_fn(x, key=key), y, target)
+
+    keys = jax.random.split(KEY, 6)
+    each = [jax.value_and_grad(one)(x, key) for key in keys]
+    np.testing.assert_allclose(value, np.mean([v for v, _ in each]), rtol=1e-5)
+    np.testing.assert_allclose(
+        gradient, np.mean([g for _, g in each], axis=0), rtol=1e-4, atol=1e-6
+    )
+    mean = np.mean([logits_fn(x, key=key) for key in keys], axis=0)
+    np.testing.assert_allclose(logits, mean, rtol=1e-5)
+    np.testing.assert_allclose(problem.logits(x, KEY), mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [PGD(3, 0.03), APGD(4), FAB(3), CarliniWagnerLinf(4, 0.1), Square(9), SPSA(10, 2)],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_averaging_a_deterministic_network_changes_nothing_but_the_queries(attack):
+    x, y, ball = random_image(), jnp.asarray(0), LinfBall(0.02)
+    logits_fn = linear_logits(SMALL, 4)
+    logits_fn = eqx.tree_at(lambda net: net.bias, logits_fn, jnp.asarray([9.0, 0, 0, 0]))
+    one = run(attack, logits_fn, x, y, ball)
+    averaged = run(EOT(attack, 4), logits_fn, x, y, ball)
+    np.testing.assert_allclose(averaged.x_adv, one.x_adv, atol=1e-6)
+    assert not one.success
+    assert averaged.queries == 4 * (one.queries - 1) + 1
+
+
+COMPOSED = {
+    "EOT of restarts": (EOT(Restarts(PGD(2, 0.1), 3), 4), 4 * 3 * 3),
+    "restarts of EOT": (Restarts(EOT(PGD(2, 0.1), 4), 3), 4 * 3 * 3),
+    "EOT of targets": (EOT(Targeted(PGD(2, 0.1), 3), 4), 4 * 3 * (1 + 3)),
+    "targets of EOT": (Targeted(EOT(PGD(2, 0.1), 4), 3), 3 * (1 + 4 * 3)),
+    "targets of restarts": (Targeted(Restarts(PGD(2, 0.1), 2), 3), 3 * 2 * (1 + 3)),
+    "restarts of a target": (Restarts(Targeted(PGD(2, 0.1), target=2), 3), 3 * 3),
+    "EOT of EOT": (EOT(EOT(PGD(2, 0.1), 2), 3), 2 * 3 * 3),
+}
+
+
+@pytest.mark.parametrize(("attack", "expected"), COMPOSED.values(), ids=COMPOSED)
+def test_queries_of_attacks_made_from_attacks_are_those_really_made(attack, expected):
+    calls = Counter()
+
+    def logits_fn(x, *, key):
+        # Given the key, since a batch of draws differs in nothing else.
+        jax.debug.callback(lambda _: calls.update(["logits"]), jax.random.key_data(key))
+        return linear_logits(SMALL, 4)(x)
+
+    result = run(attack, logits_fn, random_image(), jnp.asarray(0), LinfBall(0.1))
+    jax.effects_barrier()
+    assert int(result.queries) == expected + 1 == calls["logits"]
+
+
+@each_ball
+def test_averaging_finds_what_noise_hides(ball_type):
+    # The mean network is linear: the largest loss of its margin is eps times the dual norm.
+    linear = linear_logits(seed=3)
+    logits_fn, x, y = NoisyLinear(linear, 1.5), constant_image(0.5), jnp.asarray(0)
+    ball = ball_type(0.05)
+    w = linear.weight[0] - linear.weight[1]
+    most = float(ball.eps * ball.dual_norm(w.reshape(x.shape)))
+    keys = jax.random.split(KEY, 32)
+
+    @eqx.filter_jit
+    def found(attack):
+        result = jax.vmap(lambda key: attack(logits_fn, x, y, ball, key=key).x_adv)(keys)
+        return jnp.mean(jnp.tensordot(x - result, w.reshape(x.shape), 3)) / most
+
+    pgd = PGD(5, step_size=None, random_start=False)
+    plain, averaged = float(found(pgd)), float(found(EOT(pgd, 30)))
+    assert averaged <= 1 + 1e-5
+    assert averaged > 0.9
+    assert plain < averaged - 0.15
+
+
+# Restarts
+
+
+def by_hand(attack, logits_fn, x, y, ball, key, runs):
+    """Every run from nothing, each with its own key: what they found, in order."""
+    problem = Problem(logits_fn, x, y, ball)
+    perturb_key, _ = jax.random.split(key)
+    found = []
+    for r in range(runs):
+        state, run_key = start(attack, problem, Worst.none(x), jnp.asarray(r), perturb_key)
+        for i in range(attack.n_steps):
+            state = eqx.filter_jit(step)(attack, problem, run_key, i, state)
+        found.append(state.worst)
+    return found
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [PGD(3, 0.03), APGD(4), EOT(PGD(3, 0.03), 2)],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_restarts_return_the_worst_of_runs_with_keys_of_their_own(attack):
+    logits_fn, x, y = trained_mlp(), jnp.asarray(digits("test").pixels[3]), digits("test").labels[3]
+    y, ball = jnp.asarray(y), LinfBall(0.05)
+    found = by_hand(attack, logits_fn, x, y, ball, KEY, 4)
+    margins = [float(worst.margin) for worst in found]
+    assert len(set(margins)) == 4
+    for n in (1, 2, 4):
+        result = run(Restarts(attack, n), logits_fn, x, y, ball)
+        worst = found[int(np.argmin(margins[:n]))]
+        np.testing.assert_allclose(result.x_adv, worst.x_adv, atol=1e-6)
+        assert result.queries == sum(int(worst.queries) for worst in found[:n]) + 1
+    single = run(attack, logits_fn, x, y, ball)
+    np.testing.assert_array_equal(
+        single.x_adv, run(Restarts(attack, 1), logits_fn, x, y, ball).x_adv
+    )
+
+
+def test_restarts_that_follow_a_success_without_gradients_cost_nothing():
+    logits_fn, x, ball = linear_logits(SMALL, 4), random_image(), LinfBall(0.3)
+    y = jnp.argmax(logits_fn(x))
+    one = run(Square(50), logits_fn, x, y, ball)
+    assert one.success
+    assert run(Restarts(Square(50), 4), logits_fn, x, y, ball).queries == one.queries < 50
+
+
+@pytest.mark.parametrize("attack", [PGD(2, 0.02), APGD(2), FAB(2)], ids=["PGD", "APGD", "FAB"])
+def test_the_restarts_of_an_attack_on_one_class_differ(attack):
+    # Whichever way round they are written, the runs must not all be the same.
+    logits_fn, x, y = trained_mlp(), jnp.asarray(digits("test").pixels[3]), jnp.asarray(3)
+    problem = Problem(logits_fn, x, y, LinfBall(0.1))
+    for composed in (
+        Targeted(Restarts(attack, 3), target=5),
+        Restarts(Targeted(attack, target=5), 3),
+    ):
+        starts = [
+            start(composed, problem, Worst.none(x), jnp.asarray(r), KEY)[0].inner.x_adv
+            for r in range(3)
+        ]
+        assert not np.array_equal(starts[1], starts[2])
+
+
+# Targets
+
+
+@pytest.mark.parametrize("y", [0, 3])
+def test_targets_are_the_wrong_classes_by_their_logits_at_the_image(y):
+    logits_fn, x = linear_logits(SMALL, 6), random_image()
+    problem = Problem(logits_fn, x, jnp.asarray(y), LinfBall(0.1))
+    order = [j for j in np.argsort(-np.asarray(logits_fn(x))) if j != y]
+
+    def targets(attack):
+        return [
+            int(start(attack, problem, Worst.none(x), jnp.asarray(r), KEY)[0].target)
+            for r in range(attack.n_runs)
+        ]
+
+    assert targets(Targeted(PGD(1), 3)) == order[:3]
+    assert targets(Targeted(PGD(1), 8)) == [*order, *3 * order[-1:]]
+    assert targets(Targeted(Restarts(PGD(1), 2), 2)) == [*2 * order[:1], *2 * order[1:2]]
+    assert targets(Targeted(PGD(1), target=4)) == [4]
+    assert targets(Targeted(Restarts(PGD(1), 3), target=4)) == [4, 4, 4]
+    assert targets(Restarts(Targeted(PGD(1), 1), 3)) == 3 * order[:1]
+
+
+@each_ball
+@pytest.mark.parametrize("loss", [margin_loss, cross_entropy])
+@pytest.mark.parametrize("target", [1, 4])
+def test_an_aimed_attack_moves_towards_its_class(ball_type, loss, target):
+    logits_fn, x, y = linear_logits(SMALL, 5, seed=2), random_image(), jnp.asarray(0)
+    ball = ball_type(0.05)
+    result = run(Targeted(FGSM(loss), target=target), logits_fn, x, y, ball)
+    before, after = (np.asarray(logits_fn(image)) for image in (x, result.x_adv))
+    if loss is margin_loss:
+        w = (logits_fn.weight[target] - logits_fn.weight[0]).reshape(SMALL)
+        gain = (after[target] - after[0]) - (before[target] - before[0])
+        np.testing.assert_allclose(gain, ball.eps * ball.dual_norm(w), rtol=1e-4)
+    assert jax.nn.log_softmax(after)[target] > jax.nn.log_softmax(before)[target]
+
+
+@each_ball
+@pytest.mark.parametrize("attack", [FGSM(), IFGSM(4, 0.02)], ids=["FGSM", "IFGSM"])
+def test_aiming_at_every_class_is_as_good_as_aiming_at_the_best_of_them(ball_type, attack):
+    logits_fn, ball, y = linear_logits(SMALL, 4, seed=2), ball_type(0.05), jnp.asarray(0)
+    for seed in range(3):
+        x = random_image(seed=seed)
+        every = run(Targeted(attack, 3), logits_fn, x, y, ball).margin
+        each = [run(Targeted(attack, target=t), logits_fn, x, y, ball).margin for t in (1, 2, 3)]
+        np.testing.assert_allclose(every, np.min(each), atol=1e-5)
+
+
+@pytest.mark.parametrize("target", [-1, 5])
+def test_a_target_that_is_no_class_is_refused(target):
+    with pytest.raises(ValueError, match=f"0 to 4; got {target}"):
+        Targeted(PGD(), target=target)(
+            linear_logits(SMALL, 5), random_image(), 0, LinfBall(0.1), key=KEY
+        )
+
+
+def test_an_image_counts_as_broken_whichever_class_it_became():
+    # Towards the far class 2 lies class 1, whose region begins earlier.
+    logits_fn = LinearLogits(jnp.asarray([[0.0], [10.0], [11.0]]), jnp.asarray([0.0, -5.2, -6.6]))
+    x, y = constant_image(0.5, (1, 1, 1)), jnp.asarray(0)
+    result = run(Targeted(PGD(10, 0.01), target=2), logits_fn, x, y, LinfBall(0.05))
+    assert result.success
+    assert jnp.argmax(logits_fn(result.x_adv)) == 1
+
+
+# AutoAttack
+
+
+def test_the_three_versions_are_the_published_ones():
+    assert eqx.tree_equal(AutoAttack(), AutoAttack.standard())
+    assert AutoAttack.standard().attacks == {
+        "APGD-CE": APGD(100, cross_entropy),
+        "APGD-T": Targeted(APGD(100, dlr), 9),
+        "FAB-T": Targeted(FAB(100), 9),
+        "Square": Square(5000),
+    }
+    assert AutoAttack.rand().attacks == {
+        "APGD-CE": EOT(APGD(100, cross_entropy), 20),
+        "APGD-DLR": EOT(APGD(100, dlr), 20),
+    }
+    assert AutoAttack.plus().attacks == {
+        "APGD-CE": Restarts(APGD(100, cross_entropy), 5),
+        "APGD-DLR": Restarts(APGD(100, dlr), 5),
+        "FAB": Restarts(FAB(100), 5),
+        "Square": Square(5000),
+        "APGD-T": Targeted(APGD(100, dlr), 9),
+        "FAB-T": Targeted(FAB(100), 9),
+    }
+    order = {name: list(getattr(AutoAttack, name)().attacks) for name in ("standard", "plus")}
+    assert order["standard"] == ["APGD-CE", "APGD-T", "FAB-T", "Square"]
+    assert order["plus"] == ["APGD-CE", "APGD-DLR", "FAB", "Square", "APGD-T", "FAB-T"]
+
+
+# In an order that is not the alphabet's, with runs and draws, and with a part that stops.
+SUITE = AutoAttack(
+    {"Square": Square(12), "IFGSM": IFGSM(2, 0.02), "FAB-T": Targeted(FAB(2), 2), "APGD": APGD(2)}
+)
+
+
+@pytest.fixture(scope="module")
+def one_example():
+    x, y = jnp.asarray(digits("test").pixels[0]), jnp.asarray(digits("test").labels[0])
+    return x, y, SUITE(trained_mlp(), x, y, LinfBall(0.04), key=KEY)
+
+
+def test_a_sequence_on_one_example_returns_the_worst_of_its_parts(one_example):
+    x, y, whole = one_example
+    ball, key = LinfBall(0.04), jax.random.split(KEY)[0]
+    key = jax.random.split(key)[1]
+    margins, queries = [], 1
+    for i, attack in enumerate(SUITE.attacks.values()):
+        part_key = jax.random.fold_in(key, i)
+        x_adv, spent = attack.perturb(trained_mlp(), x, y, ball, key=part_key)
+        margins.append(float(logit_margin(trained_mlp()(ball.project(x_adv, x)), y)))
+        queries += int(spent) + 1
+    assert len(set(margins)) > 2
+    np.testing.assert_allclose(whole.margin, min(margins), atol=1e-5)
+    assert whole.queries == queries
+
+
+def test_a_sequence_is_the_same_compiled_or_not(one_example):
+    # The order of the attacks, which their keys depend on, must survive a trip through JAX.
+    x, y, eager = one_example
+    compiled = run(SUITE, trained_mlp(), x, y, LinfBall(0.04))
+    np.testing.assert_allclose(compiled.x_adv, eager.x_adv, atol=1e-5)
+    assert compiled.queries == eager.queries
+    assert list(jax.tree.map(lambda leaf: leaf, SUITE).attacks) == list(SUITE.attacks)
+
+
+# Sequences in `robust_accuracy`
+
+
+def evaluate(attack=SUITE, logits_fn=None, n=24, eps=0.06, key=KEY, **settings):
+    data = digits("test", n)
+    logits_fn = trained_mlp() if logits_fn is None else logits_fn
+    settings = {"batch_size": 8, **settings}
+    return robust_accuracy(
+        attack, logits_fn, data.pixels, data.labels, LinfBall(eps), key=key, **settings
+    )
+
+
+def same(one, other):
+    np.testing.assert_array_equal(one.still_correct, other.still_correct)
+    np.testing.assert_array_equal(one.queries, other.queries)
+    np.testing.assert_array_equal(one.x_adv, other.x_adv)
+    assert one.after == other.after
+    assert one.accuracy == other.accuracy
+
+
+def test_a_sequence_leaves_what_every_part_leaves():
+    # Parts without draws, so that alone they do what they do in the sequence.
+    parts = {
+        "CW": CarliniWagnerLinf(4, 0.1),
+        "IFGSM": IFGSM(2, 0.02),
+        "FAB": FAB(4),
+    }
+    left, after = np.ones(60, bool), {}
+    for name, attack in parts.items():
+        left &= evaluate(attack, n=60).still_correct
+        after[name] = left.mean()
+    report = evaluate(AutoAttack(parts), n=60)
+    np.testing.assert_array_equal(report.still_correct, left)
+    assert report.after == after
+    assert len(set(after.values())) == 3
+    assert report.accuracy == left.mean()
+
+
+def test_a_longer_sequence_breaks_all_that_its_beginning_did():
+    names = list(SUITE.attacks)
+    left = [
+        evaluate(AutoAttack({name: SUITE.attacks[name] for name in names[:n]})) for n in (2, 3, 4)
+    ]
+    for shorter, longer in pairwise(left):
+        assert not (longer.still_correct & ~shorter.still_correct).any()
+        assert list(longer.after.items())[: len(shorter.after)] == list(shorter.after.items())
+        assert (longer.queries >= shorter.queries).all()
+    assert left[-1].accuracy < left[0].accuracy
+    accuracies = list(left[-1].after.values())
+    assert accuracies == sorted(accuracies, reverse=True)
+
+
+def test_a_sequence_does_not_depend_on_the_batch_size():
+    reports = [evaluate(batch_size=size) for size in (1, 7, 64)]
+    for report in reports[1:]:
+        np.testing.assert_array_equal(report.still_correct, reports[0].still_correct)
+        np.testing.assert_array_equal(report.queries, reports[0].queries)
+        np.testing.assert_allclose(report.x_adv, reports[0].x_adv, atol=1e-5)
+        assert report.after == reports[0].after
+    assert 0 < reports[0].accuracy < 1
+
+
+def test_what_becomes_of_an_image_does_not_depend_on_the_others():
+    data = digits("test", 24)
+    kept = np.arange(24) % 3 == 0
+    images, labels = data.pixels.copy(), data.labels.copy()
+    images[~kept] = np.random.default_rng(0).uniform(size=images[~kept].shape)
+    labels[~kept] = np.random.default_rng(1).integers(0, 10, (~kept).sum())
+    one = evaluate()
+    other = robust_accuracy(
+        SUITE, trained_mlp(), images, labels, LinfBall(0.06), key=KEY, batch_size=8
+    )
+    np.testing.assert_array_equal(one.still_correct[kept], other.still_correct[kept])
+    np.testing.assert_array_equal(one.queries[kept], other.queries[kept])
+    np.testing.assert_array_equal(one.x_adv[kept], other.x_adv[kept])
+    assert 0 < one.still_correct[kept].mean() < 1
+
+
+class Traced(eqx.Module):
+    linear: LinearLogits
+    name: str = eqx.field(static=True)
+
+    def __call__(self, x, *, key=None):
+        TRACES[self.name] += 1
+        return self.linear(x)
+
+
+TRACES = Counter()
+
+
+def test_a_shape_is_traced_once_for_each_attack(monkeypatch):
+    monkeypatch.setattr(SURVIVORS, "_slow_in_loops", lambda logits_fn, image: False)
+    rng = np.random.default_rng(0)
+
+    def spent(name, seed, n, eps):
+        images = rng.uniform(size=(n, *SMALL)).astype(np.float32)
+        linear = linear_logits(SMALL, 5, seed=seed)
+        labels = predict(linear, images, key=KEY).argmax(axis=1)
+        before = TRACES[name]
+        robust_accuracy(
+            SUITE, Traced(linear, name), images, labels, LinfBall(eps), key=KEY, batch_size=4
+        )
+        return TRACES[name] - before
+
+    few, many = spent("few", 0, 4, 0.02), spent("many", 0, 30, 0.05)
+    assert few == many > 0
+    assert [spent("many", seed, n, 0.01 * seed) for seed, n in ((1, 30), (2, 13), (3, 5))] == [
+        0
+    ] * 3
+
+
+# A state that a killed evaluation goes on from
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def one_step_at_a_time(monkeypatch):
+    """A save after every step, counted, and an evaluation that is killed after so many."""
+    counted, original = Counter(), EVALUATION._State.save
+    advance = SURVIVORS.Survivors.advance
+
+    def save(self, *arrays):
+        self.pause = 0.0
+        original(self, *arrays)
+        counted["saves"] += 1
+        if counted["saves"] == counted["limit"]:
+            raise Killed
+
+    def counted_advance(self):
+        counted["steps"] += 1
+        return advance(self)
+
+    monkeypatch.setattr(SURVIVORS, "_CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(SURVIVORS.Survivors, "advance", counted_advance)
+    monkeypatch.setattr(EVALUATION._State, "save", save)
+    return counted
+
+
+def killed(counted, limit, **settings):
+    counted.update(saves=-counted["saves"], limit=limit - counted["limit"])
+    with pytest.raises(Killed):
+        evaluate(**settings)
+    counted.update(saves=-counted["saves"], limit=-counted["limit"])
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(one_step_at_a_time, tmp_path):
+    counted, path = one_step_at_a_time, tmp_path / "new" / "state.npz"
+    whole = evaluate(state_path=path)
+    steps = counted["steps"]
+    assert 0 < whole.accuracy < 1
+    assert counted["saves"] == steps > 40
+    for limit in (1, 2, 13, 14, 25, steps // 2, steps - 7, steps - 1, steps):
+        counted["steps"] = 0
+        killed(counted, limit, state_path=path)
+        assert path.exists()
+        same(evaluate(state_path=path), whole)
+        assert counted["steps"] == steps
+        assert list(path.parent.iterdir()) == []
+
+
+def test_an_evaluation_may_be_killed_again_and_again(one_step_at_a_time, tmp_path):
+    counted, path = one_step_at_a_time, tmp_path / "state.npz"
+    whole = evaluate()
+    for _ in range(3):
+        killed(counted, 9, state_path=path)
+    same(evaluate(state_path=path, batch_size=5), whole)
+
+
+def test_without_a_path_nothing_is_written(one_step_at_a_time, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    evaluate()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_process_is_continued_by_another(tmp_path):
+    # As after a crash: another interpreter, with nothing at the same address.
+    path = tmp_path / "state.npz"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.run([sys.executable, __file__, path], env=environment, check=False)
+    assert child.returncode == 9
+    assert path.exists()
+    same(of_another_process(path), of_another_process())
+    assert not path.exists()
+
+
+def of_another_process(state_path=None):
+    images = np.random.default_rng(3).uniform(size=(9, *SMALL)).astype(np.float32)
+    logits_fn = linear_logits(SMALL, 5)
+    labels = np.asarray(jax.vmap(logits_fn)(images)).argmax(axis=1)
+    return robust_accuracy(
+        AutoAttack({"PGD": PGD(5, 0.01), "Square": Square(9)}),
+        logits_fn,
+        images,
+        labels,
+        LinfBall(0.03),
+        key=KEY,
+        batch_size=4,
+        state_path=state_path,
+    )
+
+
+FOREIGN = {
+    "key": dict(key=jax.random.key(1)),
+    "eps": dict(eps=0.07),
+    "images": dict(n=23),
+    "attack": dict(attack=AutoAttack({**SUITE.attacks, "IFGSM": IFGSM(3, 0.02)})),
+    "order": dict(attack=AutoAttack(dict(reversed(SUITE.attacks.items())))),
+    "network": dict(logits_fn=linear_logits(n_classes=10)),
+    "judge": dict(judge=linear_logits(n_classes=10)),
+    "already broken": dict(already_broken=np.arange(24) < 12),
+    "stop": dict(stop=False),
+}
+
+
+@pytest.fixture(scope="module")
+def left_behind(tmp_path_factory):
+    """The bytes of the state of an evaluation that was killed."""
+    path = tmp_path_factory.mktemp("state") / "state.npz"
+    with pytest.MonkeyPatch.context() as patch:
+        original = EVALUATION._State.save
+
+        def save(self, *arrays):
+            self.pause = 0.0
+            original(self, *arrays)
+            raise Killed
+
+        patch.setattr(EVALUATION._State, "save", save)
+        with pytest.raises(Killed):
+            evaluate(state_path=path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("settings", FOREIGN.values(), ids=FOREIGN)
+def test_the_state_of_another_evaluation_is_refused(left_behind, tmp_path, settings):
+    path = tmp_path / "state.npz"
+    path.write_bytes(left_behind)
+    with pytest.raises(StateError, match=r"state\.npz is the state of another evaluation"):
+        evaluate(state_path=path, **settings)
+    assert path.read_bytes() == left_behind
+
+
+def npy(path, content):
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def npz(path, content):
+    with path.open("wb") as file:
+        np.savez(file, x=np.zeros(3))
+
+
+def flipped(path, content):
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
+
+
+CORRUPT = {
+    "empty": lambda path, content: path.write_bytes(b""),
+    "text": lambda path, content: path.write_text("not a state"),
+    "first half": lambda path, content: path.write_bytes(content[: len(content) // 2]),
+    "last half": lambda path, content: path.write_bytes(content[len(content) // 2 :]),
+    "a flipped byte": flipped,
+    "an array": npy,
+    "other arrays": npz,
+    "a folder": lambda path, content: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("corrupt", CORRUPT.values(), ids=CORRUPT)
+def test_a_state_that_cannot_be_read_is_refused_by_name(left_behind, tmp_path, corrupt):
+    path = tmp_path / "state.npz"
+    corrupt(path, left_behind)
+    with pytest.raises(StateError, match=r"state\.npz"):
+        evaluate(state_path=path)
+
+
+# Other attacks and networks
+
+
+def sign_step(logits_fn, x, y, ball, *, key):
+    return FGSM()(logits_fn, x, y, ball, key=key)
+
+
+def test_any_function_of_the_form_is_an_attack():
+    expected = evaluate(FGSM())
+    settings = functools.partial(sign_step)
+    for attack, name in ((sign_step, "sign_step"), (settings, "partial")):
+        report = evaluate(attack)
+        np.testing.assert_array_equal(report.still_correct, expected.still_correct)
+        np.testing.assert_allclose(report.x_adv, expected.x_adv, atol=1e-6)
+        right = predict(trained_mlp(), digits("test", 24).images, key=KEY).argmax(axis=1)
+        right = right == digits("test", 24).labels
+        assert set(report.queries[right]) == {1 + 2}
+        assert report.after == {name: report.accuracy}
+    assert 0 < expected.accuracy < 1
+
+
+class Convolution(eqx.Module):
+    """A network of `lax.conv`, which XLA's CPU backend is slow with inside loops."""
+
+    kernel: jax.Array
+    linear: LinearLogits
+
+    def __call__(self, x, *, key=None):
+        features = jax.lax.conv_general_dilated(
+            x[None], self.kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return self.linear(jnp.tanh(features[0]))
+
+
+def test_a_network_is_attacked_alike_inside_a_loop_and_outside(monkeypatch):
+    kernel_key, key = jax.random.split(KEY)
+    net = Convolution(jax.random.normal(kernel_key, (3, 3, 1, 2)), linear_logits((4, 4, 2), 5))
+    images = np.asarray(jax.random.uniform(key, (12, 4, 4, 1)))
+    labels = predict(net, images, key=KEY).argmax(axis=1)
+    assert SURVIVORS._slow_in_loops(net, images[0])
+    assert not SURVIVORS._slow_in_loops(linear_logits((4, 4, 1)), images[0])
+
+    def both():
+        return robust_accuracy(SUITE, net, images, labels, LinfBall(0.03), key=KEY, batch_size=5)
+
+    outside = both()
+    monkeypatch.setattr(SURVIVORS, "_slow_in_loops", lambda logits_fn, image: False)
+    inside = both()
+    np.testing.assert_array_equal(outside.still_correct, inside.still_correct)
+    np.testing.assert_array_equal(outside.queries, inside.queries)
+    np.testing.assert_allclose(outside.x_adv, inside.x_adv, atol=1e-5)
+    assert 0 < outside.accuracy < 1
+
+
+def test_an_attack_ends_with_its_first_success_unless_that_was_a_draw():
+    images = np.random.default_rng(0).uniform(0.3, 0.7, (10, *SMALL)).astype(np.float32)
+    linear = linear_logits(SMALL, 5)
+    labels = predict(linear, images, key=KEY).argmax(axis=1)
+    attack, most = PGD(6, 0.02), 1 + 7
+
+    def queries(logits_fn, **settings):
+        return robust_accuracy(
+            attack, logits_fn, images, labels, LinfBall(0.1), key=KEY, **settings
+        ).queries
+
+    noisy = NoisyLinear(linear, 0.3)
+    judge = MeanLogits(noisy, jax.random.split(KEY, 64))
+    attacked = predict(judge, images, key=KEY).argmax(axis=1) == labels
+    assert attacked.sum() > 5
+    assert (queries(linear) < most).any()
+    assert (queries(linear, stop=False) == most).all()
+    assert (queries(noisy, judge=judge)[attacked] == most).all()
+    assert (queries(noisy, judge=judge, stop=True)[attacked] < most).any()
+    # Deterministic, but not what it is judged by.
+    other = linear_logits(SMALL, 5, seed=1)
+    attacked = predict(other, images, key=KEY).argmax(axis=1) == labels
+    assert attacked.any()
+    assert (queries(linear, judge=other)[attacked] == most).all()
+
+
+if __name__ == "__main__":
+    saves = Counter()
+    original = EVALUATION._State.save
+
+    def save(self, *arrays):
+        self.pause = 0.0
+        original(self, *arrays)
+        saves["all"] += 1
+        if saves["all"] == 9:
+            os._exit(9)
+
+    SURVIVORS._CHUNK_SECONDS = 0.0
+    EVALUATION._State.save = save
+    of_another_process(Path(sys.argv[1]))

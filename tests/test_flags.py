@@ -1,0 +1,298 @@
+"""Masking flags: each is raised by a network built to raise it, and none by an ordinary one."""
+
+from collections.abc import Callable
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import LinearLogits, digits, predictor_of, trained_mlp
+
+from odejax import L2Ball, LinfBall, Predictor
+from odejax.attacks import APGD, PGD, AutoAttack, Square
+from odejax.evaluation import (
+    FLAGS,
+    Flag,
+    attack_flags,
+    bracket,
+    gradient_cosines,
+    masking_flags,
+    solver_flags,
+    solver_variants,
+    survivor_flags,
+)
+from odejax.models import ConvODENet
+
+KEY = jax.random.key(3)
+BALL = LinfBall(0.1)
+NAMES = set(FLAGS)
+BY_LOOKING = {
+    "randomised output",
+    "softmax output",
+    "vanishing gradients",
+    "exploding gradients",
+    "gradient unlike finite differences",
+    "rough loss landscape",
+}
+BY_ATTACKING = {"unbounded attack fails", "more steps help", "more restarts help"}
+BY_SURVIVORS = {"black box beats white box", "transfer beats white box"}
+BY_SOLVING = {"solver steps change with the input", "gradient depends on the solver"}
+
+
+class Bent(eqx.Module):
+    """A network seen through `bend(network, x, key)`."""
+
+    bend: Callable = eqx.field(static=True)
+    network: Predictor
+
+    def __call__(self, x, *, key):
+        return self.bend(self.network, x, key)
+
+
+def with_gradient_of(value, gradient_from):
+    """`value(x)` whose gradient is that of `gradient_from(x)`."""
+    return gradient_from + jax.lax.stop_gradient(value - gradient_from)
+
+
+def noisy(network, x, key):
+    return network(x) + 0.1 * jax.random.normal(key, (10,))
+
+
+def softmax(network, x, key):
+    return jax.nn.softmax(network(x))
+
+
+def loud(network, x, key):
+    return 1000 * network(x)
+
+
+def rippled(network, x, key):
+    """A ripple too small to matter, whose slope is all that the gradient sees."""
+    return network(x) + 1e-4 * jnp.sin(1e8 * jnp.mean(x)) * jnp.arange(10)
+
+
+def quantised(network, x, key):
+    """Grey levels rounded to tenths, the gradient handed through."""
+    return network(with_gradient_of(jnp.round(10 * x) / 10, x))
+
+
+def waves(network, x, key):
+    phase = 2000 * jnp.mean(x) + 300 * jnp.arange(10) * x[4, 4, 0]
+    return network(x) + 4 * jnp.sin(phase)
+
+
+TRIPS = {
+    "randomised output": noisy,
+    "softmax output": softmax,
+    "vanishing gradients": loud,
+    "exploding gradients": rippled,
+    "gradient unlike finite differences": quantised,
+    "rough loss landscape": waves,
+}
+
+
+def names(flags):
+    return {flag.name for flag in flags}
+
+
+def looked_at(logits_fn, ball=BALL):
+    data = digits("test", 40)
+    return masking_flags(logits_fn, data.pixels, data.labels, ball, key=KEY)
+
+
+def test_every_flag_has_a_network_here_that_raises_it():
+    assert set(TRIPS) == BY_LOOKING
+    assert BY_LOOKING | BY_ATTACKING | BY_SURVIVORS | BY_SOLVING == NAMES
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_every_flag_says_when_why_and_what_to_do(name):
+    assert all(len(text) > 20 for text in FLAGS[name])
+    assert Flag(name, "").meaning is FLAGS[name]
+
+
+@pytest.mark.parametrize("name", TRIPS)
+def test_a_network_built_to_raise_a_flag_raises_it(name):
+    assert name in names(looked_at(Bent(TRIPS[name], trained_mlp())))
+
+
+@pytest.mark.parametrize("ball", [BALL, L2Ball(0.6)], ids=["linf", "l2"])
+@pytest.mark.parametrize("network", ["ResNet", "MLP", "SSPNet SSPRK33", "trained MLP"])
+def test_an_ordinary_network_raises_no_flag(network, ball):
+    logits_fn = trained_mlp() if network == "trained MLP" else predictor_of(network)
+    assert looked_at(logits_fn, ball) == ()
+
+
+def test_noise_inside_a_network_is_found():
+    assert "randomised output" in names(looked_at(predictor_of("EnResNet")))
+
+
+def test_a_constant_network_has_vanishing_gradients_and_no_others():
+    constant = LinearLogits(jnp.zeros((10, 64)), jnp.zeros(10))
+    assert names(looked_at(constant)) == {"vanishing gradients"}
+
+
+# Flags that attacks raise. Two classes, told apart by which half of the image is brighter.
+
+
+def halves(n, seed=0, size=8):
+    """Images with one bright half, and which half it is."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, n).astype(np.int32)
+    bright = (np.arange(size) < size // 2) == (labels == 0)[:, None]
+    rows = np.where(bright, 0.8, 0.2)[:, None, :, None]
+    noise = rng.uniform(-0.05, 0.05, (n, size, size, 1))
+    return (rows + noise).astype(np.float32), labels
+
+
+def brighter_half(x):
+    left, right = x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]
+    return 10 * jnp.stack([jnp.mean(left), jnp.mean(right)])
+
+
+def attacked(logits_fn, ball, n=40):
+    images, labels = halves(n)
+    return attack_flags(logits_fn, images, labels, ball, key=KEY)
+
+
+def test_an_honest_gradient_raises_no_flag_of_attacks():
+    assert attacked(lambda x, *, key: brighter_half(x), LinfBall(0.35)) == ()
+    data = digits("test", 60)
+    assert attack_flags(trained_mlp(), data.pixels, data.labels, BALL, key=KEY) == ()
+
+
+def test_a_reversed_gradient_fails_in_a_ball_that_holds_every_image():
+    def reversed_gradient(x, *, key):
+        logits = brighter_half(x)
+        return with_gradient_of(logits, -logits)
+
+    assert "unbounded attack fails" in names(attacked(reversed_gradient, LinfBall(0.35)))
+
+
+def test_a_gradient_of_one_pixel_at_a_time_makes_more_steps_help():
+    def sparse(x, *, key):
+        seen = jax.random.uniform(key, x.shape) < 0.02
+        logits = brighter_half(x)
+        return with_gradient_of(logits, brighter_half(jnp.where(seen, x, jax.lax.stop_gradient(x))))
+
+    assert "more steps help" in names(attacked(sparse, LinfBall(0.33)))
+
+
+def test_a_valley_on_one_side_only_makes_more_restarts_help():
+    # One pixel: a run starts at either end of the ball and stays on its side of the hill.
+    def two_sided(x, *, key):
+        z = x[0, 0, 0] - 0.5
+        margin = jnp.where(z > 0, 0.2 - z, 0.4 + z)
+        margin = margin + jnp.where(z > 0, -0.18, 0.0)
+        return jnp.stack([margin, jnp.zeros(())])
+
+    images, labels = np.full((40, 1, 1, 1), 0.5, np.float32), np.zeros(40, np.int32)
+    flags = attack_flags(two_sided, images, labels, LinfBall(0.1), key=KEY)
+    assert "more restarts help" in names(flags)
+
+
+# Flags among survivors.
+
+
+def mask(*fallen, n=100):
+    standing = np.ones(n, bool)
+    standing[list(fallen)] = False
+    return standing
+
+
+def test_a_black_box_that_breaks_more_raises_its_flag_and_one_image_is_chance():
+    white = {"PGD": mask(0, 1, 2), "APGD": mask(0, 3)}
+    assert survivor_flags(white, {"Square": mask(0, 1, 2, 3)}) == ()
+    assert survivor_flags(white, {"Square": mask(4)}) == ()
+    (flag,) = survivor_flags(white, {"Square": mask(4, 5, 6), "SPSA": mask(1)})
+    assert flag == ("black box beats white box", "Square breaks 3 of 100 more")
+
+
+def test_a_transfer_that_breaks_more_raises_its_flag():
+    assert survivor_flags({"PGD": mask(0)}, {}, {"oracle": mask(0)}) == ()
+    assert names(survivor_flags({"PGD": mask(0)}, {}, {"oracle": mask(1, 2)})) == {
+        "transfer beats white box"
+    }
+
+
+@pytest.mark.parametrize(
+    "attacks",
+    [
+        {"PGD": PGD(10, None), "Square": Square(n_queries=300)},
+        {"AutoAttack": AutoAttack({"APGD": APGD(10), "Square": Square(n_queries=300)})},
+    ],
+    ids=["side by side", "in sequence"],
+)
+def test_the_bracket_sees_that_square_beats_a_hidden_gradient(attacks):
+    network = trained_mlp()
+
+    def hidden(x, *, key):
+        return network(jax.lax.stop_gradient(x))
+
+    data = digits("test", 80)
+
+    def flags(logits_fn):
+        interval = bracket(
+            logits_fn, data, BALL, attacks=attacks, key=KEY, batch_size=80, flag_images=0
+        )
+        return names(interval.flags)
+
+    assert flags(hidden) == {"black box beats white box"}
+    assert flags(network) == set()
+
+
+# Flags of neural ODEs.
+
+
+def neural_ode(**settings):
+    model, state = eqx.nn.make_with_state(ConvODENet)((8, 8, 1), width=4, key=KEY, **settings)
+    return Predictor(model, state)
+
+
+def solved(predictor):
+    data = digits("test", 20)
+    return solver_flags(predictor, data.pixels, data.labels, LinfBall(0.3), key=KEY)
+
+
+FIXED = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 1 / 8}
+
+
+def test_a_fixed_step_solve_raises_no_flag():
+    assert solved(neural_ode(solver=diffrax.Dopri5(), **FIXED)) == ()
+
+
+def test_a_network_that_is_no_solve_raises_no_flag():
+    assert solved(trained_mlp()) == ()
+
+
+def test_an_adaptive_solver_takes_other_steps_for_other_inputs():
+    controller = diffrax.PIDController(rtol=1e-4, atol=1e-4)
+    flags = solved(neural_ode(stepsize_controller=controller))
+    assert names(flags) == {"solver steps change with the input"}
+
+
+def test_a_continuous_adjoint_of_a_coarse_solve_has_another_gradient():
+    coarse = neural_ode(
+        t1=4.0,
+        solver=diffrax.Euler(),
+        adjoint=diffrax.BacksolveAdjoint(),
+        stepsize_controller=diffrax.ConstantStepSize(),
+        dt0=1.0,
+    )
+    assert "gradient depends on the solver" in names(solved(coarse))
+
+
+def test_a_tight_solve_has_one_gradient_however_it_is_computed():
+    tight = neural_ode(stepsize_controller=diffrax.PIDController(rtol=1e-5, atol=1e-5))
+    data = digits("test", 10)
+    cosines = gradient_cosines(tight, solver_variants(tight), data.pixels, data.labels, key=KEY)
+    assert set(cosines) == {"fixed steps", "own steps", "continuous adjoint"}
+    for cosine in cosines.values():
+        assert np.median(cosine) > 0.999
+
+
+def test_variants_of_a_network_that_is_no_solve_are_refused():
+    with pytest.raises(ValueError, match="MLP has no with_solver"):
+        solver_variants(trained_mlp())
