@@ -159,7 +159,7 @@ def from_torch(images) -> np.ndarray:
 class Peers:
     """A classifier in PyTorch and images, as each library wants them.
 
-    Every method runs one attack and returns the images that the library hands back, (n, h, w, c).
+    Every method runs one attack and returns the images that it found, (n, h, w, c).
     """
 
     def __init__(self, name: str, images: np.ndarray, labels: np.ndarray):
@@ -174,13 +174,12 @@ class Peers:
         return from_torch(getattr(torchattacks, attack)(self.net, **settings)(self.x, self.y))
 
     def foolbox(self, attack: str, eps: float, **settings) -> np.ndarray:
-        """What Foolbox found, brought into the ball by its own clipping."""
         import foolbox
 
         net = foolbox.PyTorchModel(self.net, bounds=(0, 1), device="cpu")
         run = getattr(foolbox.attacks, attack)(**settings)
-        _, clipped, _ = run(net, self.x, self.y, epsilons=eps)
-        return from_torch(clipped)
+        found, _, _ = run(net, self.x, self.y, epsilons=eps)
+        return from_torch(found)
 
     def art(self, attack: str, **settings) -> np.ndarray:
         import torch
@@ -206,12 +205,13 @@ class Peers:
         classes: int = 9,
         restarts: int = 1,
         queries: int = 5000,
-        seed: int = 0,
     ) -> np.ndarray:
         """The authors' attacks `names`, by default their standard suite."""
         import pyautoattack
+        import torch
 
         norm, eps = "Linf" if isinstance(ball, LinfBall) else "L2", float(ball.eps)
+        seed = torch.initial_seed()  # which they set again before every attack
         suite = pyautoattack.AutoAttack(self.net, norm=norm, eps=eps, seed=seed)
         if names:
             suite.attacks_to_run = list(names)

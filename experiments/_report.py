@@ -91,12 +91,14 @@ def figures(results: dict[str, Any], dataset: str, n: int, folder: Path):
 
 def publish(dataset: str, folder: Path, path: Path):
     """Copy a run's result and figures to where the repository keeps them."""
-    here = Path(__file__).parent
-    for name in ("results", "figures"):
-        (here / name).mkdir(exist_ok=True)
-    shutil.copy(path, here / "results" / f"benchmark_{dataset}.json")
+    copy_to_repository(path, f"benchmark_{dataset}.json")
     for figure in ("curves", "images"):
         if (folder / f"{figure}.png").exists():
-            shutil.copy(
-                folder / f"{figure}.png", here / "figures" / f"benchmark_{dataset}_{figure}.png"
-            )
+            copy_to_repository(folder / f"{figure}.png", f"benchmark_{dataset}_{figure}.png")
+
+
+def copy_to_repository(path: Path, name: str):
+    """Copy a result (JSON) or figure (PNG) into `experiments/results` or `experiments/figures`."""
+    kept = Path(__file__).parent / ("results" if path.suffix == ".json" else "figures")
+    kept.mkdir(exist_ok=True)
+    shutil.copy(path, kept / name)

@@ -155,7 +155,7 @@ def test_averaging_finds_what_noise_hides(ball_type):
         return jnp.mean(jnp.tensordot(x - result, w.reshape(x.shape), 3)) / most
 
     pgd = PGD(5, step_size=None, random_start=False)
-    plain, averaged = float(found(pgd)), float(found(EOT(pgd, 30)))
+    plain, averaged = float(found(pgd)), float(found(EOT(pgd, 100)))
     assert averaged <= 1 + 1e-5
     assert averaged > 0.9
     assert plain < averaged - 0.15
@@ -172,14 +172,14 @@ def by_hand(attack, logits_fn, x, y, ball, key, runs):
     for r in range(runs):
         state, run_key = start(attack, problem, Worst.none(x), jnp.asarray(r), perturb_key)
         for i in range(attack.n_steps):
-            state = eqx.filter_jit(step)(attack, problem, run_key, i, state)
+            state = eqx.filter_jit(step)(attack, problem, run_key, jnp.asarray(i), state)
         found.append(state.worst)
     return found
 
 
 @pytest.mark.parametrize(
     "attack",
-    [PGD(3, 0.03), APGD(4), EOT(PGD(3, 0.03), 2)],
+    [PGD(3, 0.03), APGD(1), EOT(PGD(3, 0.03), 2)],
     ids=lambda attack: type(attack).__name__,
 )
 def test_restarts_return_the_worst_of_runs_with_keys_of_their_own(attack):
@@ -674,12 +674,14 @@ def test_a_network_is_attacked_alike_inside_a_loop_and_outside(monkeypatch):
     assert SURVIVORS._slow_in_loops(net, images[0])
     assert not SURVIVORS._slow_in_loops(linear_logits((4, 4, 1)), images[0])
 
-    def both():
-        return robust_accuracy(SUITE, net, images, labels, LinfBall(0.03), key=KEY, batch_size=5)
+    suite = AutoAttack({"Square": Square(12), "FAB-T": Targeted(FAB(2), 2)})
 
-    outside = both()
+    def evaluate():
+        return robust_accuracy(suite, net, images, labels, LinfBall(0.03), key=KEY, batch_size=5)
+
+    outside = evaluate()
     monkeypatch.setattr(SURVIVORS, "_slow_in_loops", lambda logits_fn, image: False)
-    inside = both()
+    inside = evaluate()
     np.testing.assert_array_equal(outside.still_correct, inside.still_correct)
     np.testing.assert_array_equal(outside.queries, inside.queries)
     np.testing.assert_allclose(outside.x_adv, inside.x_adv, atol=1e-5)
@@ -706,10 +708,8 @@ def test_an_attack_ends_with_its_first_success_unless_that_was_a_draw():
     assert (queries(noisy, judge=judge)[attacked] == most).all()
     assert (queries(noisy, judge=judge, stop=True)[attacked] < most).any()
     # Deterministic, but not what it is judged by.
-    other = linear_logits(SMALL, 5, seed=1)
-    attacked = predict(other, images, key=KEY).argmax(axis=1) == labels
-    assert attacked.any()
-    assert (queries(linear, judge=other)[attacked] == most).all()
+    other = jax.tree.map(lambda leaf: 2 * leaf, linear)
+    assert (queries(linear, judge=other) == most).all()
 
 
 if __name__ == "__main__":

@@ -294,5 +294,5 @@ def test_a_tight_solve_has_one_gradient_however_it_is_computed():
 
 
 def test_variants_of_a_network_that_is_no_solve_are_refused():
-    with pytest.raises(ValueError, match="MLP has no with_solver"):
+    with pytest.raises(ValueError, match="MLP has no ode"):
         solver_variants(trained_mlp())

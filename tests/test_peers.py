@@ -108,7 +108,9 @@ CASES = {
         PGD(steps=40, step_size=0.01),
         torchattacks("PGD", steps=40, alpha=0.01)
         | foolbox("LinfProjectedGradientDescentAttack", steps=40, abs_stepsize=0.01)
-        | art("ProjectedGradientDescent", verbose=False, eps_step=0.01, max_iter=40, num_random_init=1),
+        | art(
+            "ProjectedGradientDescent", verbose=False, eps_step=0.01, max_iter=40, num_random_init=1
+        ),
     ),
     "PGD, l2": Case(
         "cnn",
@@ -116,7 +118,14 @@ CASES = {
         PGD(steps=40, step_size=0.15),
         torchattacks("PGDL2", steps=40, alpha=0.15)
         | foolbox("L2ProjectedGradientDescentAttack", steps=40, abs_stepsize=0.15)
-        | art("ProjectedGradientDescent", verbose=False, norm=2, eps_step=0.15, max_iter=40, num_random_init=1),
+        | art(
+            "ProjectedGradientDescent",
+            verbose=False,
+            norm=2,
+            eps_step=0.15,
+            max_iter=40,
+            num_random_init=1,
+        ),
     ),
     "MIFGSM": Case(
         "cnn",

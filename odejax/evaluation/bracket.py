@@ -77,8 +77,8 @@ def bracket(
     """Attack and certify every image of `dataset`, and return the interval with its reasons.
 
     `predictor` is a `Predictor`, or, without certificates, any `logits_fn(x, key=key)`. Attacks and
-    certificates are named by their class, or by the keys of a mapping. Each attack
-    is run on every image that is classified correctly, so each has a figure of its own.
+    certificates are named by their class, or by the keys of a mapping. Each attack is run on every
+    image that is classified correctly, so each has a figure of its own.
 
     - `draws`: a randomised predictor is attacked as it is, with fresh noise, and judged by its mean
       logits over this many draws, fixed by `key` (`MeanLogits`).
@@ -134,7 +134,10 @@ def bracket(
     )
 
     proven, radius, per_certificate = np.zeros(len(labels), bool), np.zeros(len(labels)), {}
+    if certificates and not isinstance(predictor, Predictor):
+        raise ValueError(f"certificates need a Predictor; got {type(predictor).__name__}")
     for name, certificate in certificates.items():
+        assert isinstance(predictor, Predictor)
         started = time.perf_counter()
         radii = certified_radii(certificate, predictor, images, labels, ball, key=key)
         mine = correct & (radii >= eps) & (radii > 0)

@@ -25,15 +25,15 @@ def solver_variants(predictor: Predictor, *, steps: int = 32) -> dict[str, Predi
     - "continuous adjoint": the network's solver, its gradient from solving the adjoint equation
       backwards, as many published neural ODEs compute it.
 
-    Raises `ValueError` for a network that is not a solve (it has no `with_solver`).
+    Raises `ValueError` for a network that is not a solve (its model has no `ode`).
     """
     model = predictor.model
-    if not hasattr(model, "with_solver"):
-        raise ValueError(f"{type(model).__name__} has no with_solver: it is not an ODE solve")
+    if not hasattr(model, "ode"):
+        raise ValueError(f"{type(model).__name__} has no ode: it is not the solve of one")
     fixed = {
         "solver": diffrax.Dopri5(),
         "stepsize_controller": diffrax.ConstantStepSize(),
-        "dt0": model.t1 / steps,
+        "dt0": model.ode.t1 / steps,
         "adjoint": diffrax.RecursiveCheckpointAdjoint(),
     }
     variants = {
@@ -42,7 +42,7 @@ def solver_variants(predictor: Predictor, *, steps: int = 32) -> dict[str, Predi
         "continuous adjoint": {"adjoint": diffrax.BacksolveAdjoint()},
     }
     return {
-        name: eqx.tree_at(lambda p: p.model, predictor, model.with_solver(**changes))
+        name: eqx.tree_at(lambda p: p.model.ode, predictor, model.ode.replace(**changes))
         for name, changes in variants.items()
     }
 
@@ -72,7 +72,7 @@ def solver_flags(
     key: Key,
 ) -> tuple[Flag, ...]:
     """The flags of a network that is an ODE solve (see `FLAGS`); none for any other network."""
-    if not (isinstance(predictor, Predictor) and hasattr(predictor.model, "with_solver")):
+    if not (isinstance(predictor, Predictor) and hasattr(predictor.model, "ode")):
         return ()
     flags, n = [], len(images)
     steps = np.asarray(_solver_steps(predictor, images, ball, key))

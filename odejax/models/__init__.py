@@ -12,6 +12,7 @@ from .blocks import (
 )
 from .conv_ode import ConvODENet as ConvODENet
 from .convolution import conv2d as conv2d
+from .hopfield_ode import HopfieldODENet as HopfieldODENet
 from .lipschitz import GradientFlow as GradientFlow, LipschitzNet as LipschitzNet
 from .mlp import MLP as MLP
 from .nmode import NmODE as NmODE, NmODENet as NmODENet

@@ -1,0 +1,79 @@
+"""How a neural ODE is solved and differentiated."""
+
+import dataclasses
+from collections.abc import Callable
+
+import diffrax
+import equinox as eqx
+import jax
+from jaxtyping import Array, PyTree
+
+
+class ODESolve(eqx.Module):
+    """y(t1) of y' = field(t, y, args), y(0) = y0.
+
+    - `solver`, `stepsize_controller`, `dt0`, `adjoint`: Diffrax's own. The default is Dopri5 with
+      steps adapted to rtol = atol = 1e-3, as the papers have it; for constant steps pass
+      `diffrax.ConstantStepSize()` and `dt0`. Under `vmap` every example has its own steps (and all
+      wait for the slowest).
+    - `adjoint`: by default the gradient is that of the solver's own steps, with checkpoints.
+    - A solve that needs more than `max_steps` does not raise: look at `solution.result`.
+
+    The solve runs at the highest matrix precision: rounding of TF32 size makes an adaptive
+    controller take many times more steps. Raises `ValueError` for a `t1` that is not finite and
+    positive, and for constant steps without `dt0`.
+    """
+
+    solver: diffrax.AbstractSolver
+    stepsize_controller: diffrax.AbstractStepSizeController
+    adjoint: diffrax.AbstractAdjoint
+    t1: float = eqx.field(static=True)
+    dt0: float | None = eqx.field(static=True)
+    max_steps: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        t1: float = 1.0,
+        solver: diffrax.AbstractSolver | None = None,
+        stepsize_controller: diffrax.AbstractStepSizeController | None = None,
+        dt0: float | None = None,
+        adjoint: diffrax.AbstractAdjoint | None = None,
+        max_steps: int = 256,
+    ):
+        if not 0 < t1 < float("inf"):
+            raise ValueError(f"t1 must be finite and positive; got {t1}")
+        if isinstance(stepsize_controller, diffrax.ConstantStepSize) and dt0 is None:
+            raise ValueError("constant steps need dt0")
+        self.solver = diffrax.Dopri5() if solver is None else solver
+        if stepsize_controller is None:
+            stepsize_controller = diffrax.PIDController(rtol=1e-3, atol=1e-3)
+        self.stepsize_controller = stepsize_controller
+        self.adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
+        self.t1, self.dt0, self.max_steps = t1, dt0, max_steps
+
+    def __call__(
+        self, field: Callable[..., PyTree[Array]], y0: PyTree[Array], args: PyTree
+    ) -> diffrax.Solution:
+        """`field` must take what it is differentiated by from `args`: the continuous adjoint sees
+        nothing that is closed over."""
+        with jax.default_matmul_precision("highest"):
+            return diffrax.diffeqsolve(
+                diffrax.ODETerm(field),  # pyright: ignore[reportArgumentType]
+                self.solver,
+                0.0,
+                self.t1,
+                self.dt0,
+                y0,
+                args,
+                stepsize_controller=self.stepsize_controller,
+                adjoint=self.adjoint,
+                max_steps=self.max_steps,
+                throw=False,  # raising needs a host callback, which defeats the compilation cache
+            )
+
+    def replace(self, **changes) -> "ODESolve":
+        """The same with other settings; `TypeError` for a name that is none."""
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if unknown := set(changes) - set(settings):
+            raise TypeError(f"{sorted(unknown)} are no settings; there are {sorted(settings)}")
+        return ODESolve(**settings | changes)

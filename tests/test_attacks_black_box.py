@@ -1,0 +1,375 @@
+"""Attacks without gradients: their schedules, budgets, and what they find."""
+
+from collections import Counter
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import LinearLogits, constant_image, linear_logits
+
+from odejax import L2Ball, LinfBall
+from odejax.attacks import PGD, SPSA, Boundary, Problem, Square, Worst, start, step
+from odejax.attacks.boundary import _proposals
+from odejax.attacks.square import _bump
+
+KEY = jax.random.key(41)
+SHAPE = (4, 4, 1)
+each_ball = pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
+
+
+@eqx.filter_jit
+def run(attack, logits_fn, x, y, ball, key=KEY):
+    return attack(logits_fn, x, y, ball, key=key)
+
+
+@eqx.filter_jit
+def path(attack, logits_fn, x, y, ball, key=KEY):
+    """The state before every step, and after the last, stacked."""
+    problem = Problem(logits_fn, x, y, ball)
+    state, run_key = start(attack, problem, Worst.none(x), jnp.asarray(0), key)
+
+    def body(state, i):
+        return step(attack, problem, run_key, i, state), state
+
+    last, states = jax.lax.scan(body, state, jnp.arange(attack.n_steps))
+    return jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), states, last)
+
+
+def unmoved(x, *, key=None):
+    """A network that no image can fool, and whose margin says nothing."""
+    return jnp.eye(4)[0] + 0 * jnp.sum(x)
+
+
+def linear_problem(distance, seed=0):
+    """Two classes, and their hyperplane at this l2 distance from grey, far inside the box."""
+    logits_fn, x = linear_logits(SHAPE, 2, seed=seed), constant_image(0.5, SHAPE)
+    w = logits_fn.weight[0] - logits_fn.weight[1]
+    bias = distance * jnp.linalg.norm(w) - w @ jnp.ravel(x)
+    return LinearLogits(logits_fn.weight, jnp.stack([bias, 0.0])), x, jnp.asarray(0)
+
+
+# Budgets, and what is never done
+
+
+@pytest.mark.parametrize("attack", [Square, Boundary, SPSA])
+@pytest.mark.parametrize("n", [1, 2, 7, 50])
+def test_a_budget_is_spent_to_the_last_query_and_no_further(attack, n):
+    calls = Counter()
+
+    def logits_fn(x, *, key):
+        jax.debug.callback(lambda: calls.update(["logits"]))
+        return unmoved(x)
+
+    ball = L2Ball(0.5) if n == 7 else LinfBall(0.1)
+    result = run(attack(n_queries=n), logits_fn, constant_image(0.5, SHAPE), jnp.asarray(0), ball)
+    jax.effects_barrier()
+    assert result.queries == calls["logits"] == n + 1  # and one for the judge
+
+
+@jax.custom_jvp
+def not_differentiable(x):
+    return x
+
+
+@not_differentiable.defjvp
+def _(primals, tangents):
+    raise AssertionError("a gradient was taken")
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [Square(60), Boundary(400), SPSA(12 * 21, 10, 0.05, 0.05)],
+    ids=lambda attack: type(attack).__name__,
+)
+@each_ball
+def test_networks_that_have_no_gradient_are_fooled(attack, ball_type):
+    # The answer is a label, or a score in coarse steps: flat almost everywhere.
+    linear, x, y = linear_problem(0.1)
+
+    def labels(x, *, key=None):
+        return jax.nn.one_hot(jnp.argmax(linear(not_differentiable(x))), 2)
+
+    def stairs(x, *, key=None):
+        return jnp.round(5 * linear(not_differentiable(x))) / 5
+
+    logits_fn = labels if isinstance(attack, Boundary) else stairs
+    ball = ball_type(0.2 if ball_type is LinfBall else 0.35)
+    assert run(attack, logits_fn, x, y, ball).success
+    assert not run(
+        PGD(20, random_start=False), lambda x, key: jnp.round(5 * linear(x)) / 5, x, y, ball
+    ).success
+    with pytest.raises(AssertionError, match="a gradient was taken"):
+        run(PGD(1), logits_fn, x, y, ball)
+
+
+# Square
+
+
+SIDES = {  # round(sqrt(p h w)) for p = 0.8, 0.4, ..., 0.8 / 512; in l2 odd and at least 3
+    (LinfBall, (28, 28, 1)): (25, 18, 13, 9, 6, 4, 3, 2, 2, 1),
+    (LinfBall, (32, 32, 3)): (29, 20, 14, 10, 7, 5, 4, 3, 2, 1),
+    (L2Ball, (28, 28, 1)): (25, 19, 13, 9, 7, 5, 3, 3, 3, 3),
+    (L2Ball, (32, 32, 3)): (29, 21, 15, 11, 7, 5, 5, 3, 3, 3),
+}
+
+
+@pytest.mark.parametrize(("ball_type", "shape"), SIDES)
+def test_the_sides_of_the_squares_are_those_of_the_paper(ball_type, shape):
+    assert Square()._sides(shape, ball_type(0.1)) == SIDES[ball_type, shape]
+
+
+# (first proposal, last, side) on 10 x 10 pixels: sqrt(80), sqrt(40), ..., rounded.
+STAGES = {
+    False: [(0, 10, 9), (11, 50, 6), (51, 200, 4), (201, 500, 3), (501, 700, 2)],
+    True: [(0, 0, 9), (1, 3, 6), (4, 14, 4), (15, 35, 3), (36, 70, 2), (71, 140, 2), (141, 280, 1)],
+}
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+def test_squares_shrink_after_the_published_queries(rescale):
+    # On a margin that never moves each proposal changes the first image by one square.
+    shape, eps = (10, 10, 8), 0.1
+    x = constant_image(0.5, shape)
+    states = path(Square(702, rescale=rescale), unmoved, x, jnp.asarray(0), LinfBall(eps))
+    proposals, first = np.asarray(states.x_adv[1:]), np.asarray(states.best[1])
+    assert (np.asarray(states.best[1:]) == first).all()
+    np.testing.assert_allclose(np.abs(proposals - 0.5), eps, atol=1e-6)
+    assert (first == first[:1]).all()  # stripes
+    assert (first != first[:, :1]).any()
+    corners = set()
+    for low, high, side in STAGES[rescale]:
+        for i in range(low, high + 1):
+            changed = (proposals[i] != first).any(axis=2)
+            rows, columns = (np.flatnonzero(changed.any(axis=axis)) for axis in (1, 0))
+            window = np.ix_(
+                np.arange(rows[0], rows[-1] + 1), np.arange(columns[0], columns[-1] + 1)
+            )
+            assert len(rows) == rows[-1] - rows[0] + 1 == side
+            assert len(columns) <= columns[-1] - columns[0] + 1 <= side
+            # One sign for all of the square, in each channel.
+            assert (np.ptp(proposals[i][window], axis=(0, 1)) == 0).all()
+            corners.add((side, rows[0]))
+    assert {row for side, row in corners if side == 2} == set(range(9))
+    assert {row for side, row in corners if side == 9} <= {0, 1}
+
+
+@pytest.mark.parametrize("value", [0.02, 0.5, 0.97])
+def test_linf_squares_change_pixels_by_eps_or_up_to_the_box(value):
+    logits_fn, x = linear_logits(SHAPE, 4), constant_image(value, SHAPE)
+    states = path(Square(60), logits_fn, x, jnp.argmax(logits_fn(x)), LinfBall(0.05))
+    ends = np.float32([max(value - 0.05, 0), min(value + 0.05, 1)])
+    apart = np.abs(np.asarray(states.x_adv)[..., None] - ends).min(axis=-1)
+    assert apart.max() < 1e-6
+    # The first image and nearly every proposal is a new one.
+    assert len({image.tobytes() for image in np.asarray(states.x_adv)}) > 40
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (9, 7, 3), (4, 4, 1)])
+def test_l2_squares_use_the_whole_radius(shape):
+    logits_fn, x = linear_logits(shape, 4), constant_image(0.5, shape)
+    ball = L2Ball(0.4)
+    states = path(Square(80), logits_fn, x, jnp.argmax(logits_fn(x)), ball)
+    norms = np.linalg.norm(np.asarray(states.x_adv - x, np.float64).reshape(81, -1), axis=1)
+    np.testing.assert_allclose(norms, 0.4, rtol=1e-5)
+    # A proposal moves two windows and leaves the rest, which holds for images of many windows.
+    assert len({image.tobytes() for image in np.asarray(states.x_adv)}) > 70
+
+
+@each_ball
+def test_the_best_square_never_gets_worse(ball_type):
+    logits_fn, x = linear_logits((8, 8, 2), 5), jax.random.uniform(KEY, (8, 8, 2))
+    y, eps = jnp.argmax(logits_fn(x)), 0.1 if ball_type is LinfBall else 0.5
+    states = path(Square(150), logits_fn, x, y, ball_type(eps))
+    values, margins = np.asarray(states.best_value[1:]), np.asarray(states.worst.margin[1:])
+    assert (np.diff(values) >= 0).all()
+    assert len(set(values)) > 10
+    np.testing.assert_allclose(margins, -values, atol=1e-5)
+    logits = np.array(jax.vmap(logits_fn)(states.best[1:]), np.float64)
+    own = logits[:, y].copy()
+    logits[:, y] = -np.inf
+    np.testing.assert_allclose(values, logits.max(axis=1) - own, atol=1e-4)
+
+
+def pyramid(height, width):
+    """Rectangles around the middle, growing by one pixel to each side, as in the authors' code."""
+    delta = np.zeros((height, width))
+    row, column = height // 2, width // 2
+    for k in range(max(height // 2 + 1, width // 2 + 1)):
+        delta[
+            max(row - k, 0) : min(row + k + 1, height),
+            max(column - k, 0) : min(column + k + 1, width),
+        ] += 1 / (k + 1) ** 2
+    return delta / np.linalg.norm(delta)
+
+
+@pytest.mark.parametrize("side", [2, 3, 4, 5, 9, 14])
+def test_the_bumps_of_the_l2_attack_are_the_published_ones(side):
+    top = side // 2
+    expected = np.concatenate([pyramid(top, side), -pyramid(side - top, side)])
+    np.testing.assert_allclose(_bump(side), expected / np.linalg.norm(expected), atol=1e-12)
+
+
+# Boundary
+
+
+@pytest.fixture(scope="module", params=[0, 1, 2])
+def walk(request):
+    logits_fn, x, y = linear_problem(0.2, request.param)
+    # A ball that no point is in: the walk goes on.
+    states = path(Boundary(3000), logits_fn, x, y, L2Ball(0.01))
+    return logits_fn, x, y, jax.tree.map(np.asarray, states)
+
+
+def test_every_point_that_is_kept_is_misclassified(walk):
+    logits_fn, x, y, states = walk
+    found = states.walked > -11
+    assert found[-2900:].all()
+    labels = np.asarray(jax.vmap(lambda point: jnp.argmax(logits_fn(point)))(states.point[found]))
+    assert (labels != y).all()
+    assert (states.point[~found] == np.asarray(x)).all()
+
+
+def test_the_walk_never_goes_away_from_the_image(walk):
+    _, x, _, states = walk
+    points = states.point[states.walked >= 0].astype(np.float64)
+    distances = np.linalg.norm((points - np.asarray(x)).reshape(len(points), -1), axis=1)
+    assert (np.diff(distances) <= 1e-6).all()
+    assert distances[-1] < 0.3 * distances[0]
+
+
+def test_the_walk_comes_near_the_smallest_distance(walk):
+    _, x, _, states = walk
+    assert 0.2 <= np.linalg.norm(states.point[-1] - np.asarray(x)) < 0.2 * 1.1
+
+
+def test_bisections_bring_the_noise_to_the_boundary(walk):
+    logits_fn, x, y, states = walk
+    noise = states.point[np.flatnonzero(states.walked == -10)[0]].astype(np.float64)
+    point = states.point[np.flatnonzero(states.walked == 0)[0]].astype(np.float64)
+    x = np.asarray(x, np.float64)
+    part = np.linalg.norm(point - x) / np.linalg.norm(noise - x)
+    np.testing.assert_allclose(point, x + part * (noise - x), atol=1e-6)
+    before = jnp.asarray(x + (part - 2.0**-10) * (noise - x), jnp.float32)
+    assert jnp.argmax(logits_fn(before)) == y
+
+
+def test_the_defaults_are_those_of_the_natural_paper():
+    attack = Boundary()
+    assert (attack.n_queries, attack.spherical_step, attack.source_step) == (1000, 0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("counts", "window", "high", "low", "factor"),
+    [
+        ((16, 30), 30, 0.5, 0.2, 1.5),
+        ((15, 30), 30, 0.5, 0.2, 1.0),
+        ((6, 30), 30, 0.5, 0.2, 1.0),
+        ((5, 30), 30, 0.5, 0.2, 1 / 1.5),
+        ((0, 29), 30, 0.5, 0.2, 1.0),
+        ((29, 29), 30, 0.5, 0.2, 1.0),
+        ((3, 10), 10, 0.25, 0.1, 1.5),
+        ((0, 10), 10, 0.25, 0.1, 1 / 1.5),
+    ],
+)
+def test_steps_adapt_to_the_rate_of_success(counts, window, high, low, factor):
+    found, left = Boundary()._adapt(jnp.asarray(counts), window, high, low)
+    np.testing.assert_allclose(found, factor, rtol=1e-6)
+    assert tuple(left) == ((0, 0) if counts[1] >= window else counts)
+
+
+def far_from_grey(x, *, key=None):
+    """Class 1 outside the ball of radius 1 around grey: no step towards it stays there."""
+    return jnp.stack([1.0, jnp.linalg.norm(x - 0.5)])
+
+
+def everywhere(x, *, key=None):
+    return jnp.stack([0.0, 1.0]) + 0 * jnp.sum(x)
+
+
+@pytest.mark.parametrize("adaptation", [1.0, 1.5])
+def test_steps_grow_where_all_succeed_and_shrink_where_none_does(adaptation):
+    x, y, ball = constant_image(0.5, SHAPE), jnp.asarray(0), L2Ball(1e-6)
+    attack = Boundary(1500, adaptation=adaptation)
+    free, stuck = (path(attack, net, x, y, ball) for net in (everywhere, far_from_grey))
+    if adaptation == 1:
+        for states in (free, stuck):
+            assert (states.spherical_step == np.float32(0.1)).all()
+            assert (states.source_step == np.float32(0.1)).all()
+        return
+    assert (np.diff(free.spherical_step) >= 0).all()
+    assert (np.diff(free.source_step) >= 0).all()
+    # A sideways query in twelve and ten candidates, 30 of them to a window.
+    np.testing.assert_allclose(free.spherical_step[400], 0.1 * 1.5, rtol=1e-5)
+    np.testing.assert_allclose(free.source_step[400], 0.1 * 1.5 ** (1 + 10), rtol=1e-4)
+    assert stuck.source_step[-1] < 0.01
+
+
+@pytest.mark.parametrize("value", [0.5, 0.95])
+def test_proposals_keep_the_radius_and_then_shorten_it(value):
+    shape, spherical, source = (6, 6, 2), 0.2, 0.1
+    x = constant_image(value, shape)
+    point = jnp.clip(x + 0.1 * jax.random.normal(KEY, shape), 0, 1)
+    radius = float(jnp.linalg.norm(point - x))
+    outward = np.asarray(point - x, np.float64)
+    for key in jax.random.split(KEY, 10):
+        sideways, candidate = (
+            np.asarray(image, np.float64)
+            for image in _proposals(x, point, jnp.asarray(spherical), jnp.asarray(source), key)
+        )
+        assert candidate.min() >= 0
+        assert candidate.max() <= 1
+        np.testing.assert_allclose(np.linalg.norm(candidate - value), 0.9 * radius, rtol=1e-4)
+        if value == 0.5:
+            np.testing.assert_allclose(np.linalg.norm(sideways - value), radius, rtol=1e-5)
+            # The angle's tangent is the step.
+            cosine = np.sum((sideways - value) * outward) / radius**2
+            np.testing.assert_allclose(cosine, 1 / np.hypot(1, spherical), rtol=1e-4)
+
+
+def test_the_boundary_attack_has_no_targeted_version():
+    from odejax.attacks import Targeted
+
+    with pytest.raises(ValueError, match="no targeted version"):
+        Targeted(Boundary(5))(
+            linear_logits(SHAPE, 4), constant_image(0.5, SHAPE), 0, L2Ball(1.0), key=KEY
+        )
+
+
+# SPSA
+
+
+def test_on_one_pixel_the_estimated_gradient_is_exact():
+    logits_fn = LinearLogits(jnp.asarray([[2.0], [-1.5]]), jnp.zeros(2))
+    x, attack = constant_image(0.5, (1, 1, 1)), SPSA(21, 10, 0.1, 0.03)
+    states = path(attack, logits_fn, x, jnp.asarray(0), LinfBall(0.2))
+    np.testing.assert_allclose(
+        states.gradient[2:21:2, 0, 0, 0], -3.5 * np.arange(10), rtol=1e-5, atol=1e-6
+    )
+    # Adam's first step has the length of the learning rate.
+    np.testing.assert_allclose(states.x_adv[21] - states.x_adv[20], -0.03, rtol=1e-4)
+    assert (states.x_adv[:21] == states.x_adv[0]).all()
+
+
+def test_the_estimated_gradient_of_a_linear_loss_is_right_in_the_mean():
+    # An estimate is <w, v> v: w, and noise of variance |w|^2 - w_i^2 in place i.
+    logits_fn, x, n = linear_logits((3, 2, 1), 2), constant_image(0.5, (3, 2, 1)), 4000
+    states = path(SPSA(2 * n + 2, n + 1, 0.05), logits_fn, x, jnp.asarray(0), LinfBall(0.2))
+    w = np.float64(logits_fn.weight[1] - logits_fn.weight[0])
+    found = np.ravel(states.gradient[2 * n + 1]) / n
+    deviation = np.sqrt((np.sum(w**2) - w**2) / n)
+    assert (np.abs(found - w) < 4 * deviation).all()
+    assert np.linalg.norm(found - w) > 1e-3 * np.linalg.norm(w)
+
+
+@each_ball
+def test_a_climb_by_estimates_ends_where_gradients_do(ball_type):
+    logits_fn, x, y = linear_problem(0.5)
+    w = logits_fn.weight[0] - logits_fn.weight[1]
+    ball = ball_type(0.05 if ball_type is LinfBall else 0.15)
+    result = run(SPSA(100 * 41, 20, 0.01, 0.01), logits_fn, x, y, ball)
+    most = float(ball.eps * ball.dual_norm(w.reshape(SHAPE)))
+    lost = float(0.5 * jnp.linalg.norm(w)) - float(result.margin)
+    assert not result.success
+    assert 0.95 * most < lost <= most * (1 + 1e-4)
