@@ -143,7 +143,7 @@ def _check(config: Config) -> Setting:
 
 
 def _train(train, setting: Setting, seed: int, console) -> dict[str, odejax.Predictor]:
-    """The network after the first stage, and the last one settled, both with the adaptive solver."""
+    """The network after the first stage, and the last one settled, solved adaptively."""
     key = jax.random.key(seed)
     model, state = eqx.nn.make_with_state(HopfieldODENet)(train.image_shape, key=key)
     adaptive, networks = model.ode, {}

@@ -178,25 +178,28 @@ def by_hand(attack, logits_fn, x, y, ball, key, runs):
 
 
 @pytest.mark.parametrize(
-    "attack",
-    [PGD(3, 0.03), APGD(1), EOT(PGD(3, 0.03), 2)],
-    ids=lambda attack: type(attack).__name__,
+    ("attack", "ball"),
+    [
+        (PGD(3, 0.03), LinfBall(0.05)),
+        (APGD(2), L2Ball(0.4)),
+        (EOT(PGD(2, 0.03), 2), LinfBall(0.05)),
+    ],
+    ids=["PGD", "APGD", "EOT"],
 )
-def test_restarts_return_the_worst_of_runs_with_keys_of_their_own(attack):
-    logits_fn, x, y = trained_mlp(), jnp.asarray(digits("test").pixels[3]), digits("test").labels[3]
-    y, ball = jnp.asarray(y), LinfBall(0.05)
+def test_restarts_return_the_worst_of_runs_with_keys_of_their_own(attack, ball):
+    data, logits_fn = digits("test"), trained_mlp()
+    x, y = jnp.asarray(data.pixels[3]), jnp.asarray(data.labels[3])
     found = by_hand(attack, logits_fn, x, y, ball, KEY, 4)
     margins = [float(worst.margin) for worst in found]
     assert len(set(margins)) == 4
-    for n in (1, 2, 4):
+    for n in (1, 4):
         result = run(Restarts(attack, n), logits_fn, x, y, ball)
         worst = found[int(np.argmin(margins[:n]))]
         np.testing.assert_allclose(result.x_adv, worst.x_adv, atol=1e-6)
         assert result.queries == sum(int(worst.queries) for worst in found[:n]) + 1
-    single = run(attack, logits_fn, x, y, ball)
-    np.testing.assert_array_equal(
-        single.x_adv, run(Restarts(attack, 1), logits_fn, x, y, ball).x_adv
-    )
+        if n == 1:
+            single = run(attack, logits_fn, x, y, ball)
+            np.testing.assert_array_equal(single.x_adv, result.x_adv)
 
 
 def test_restarts_that_follow_a_success_without_gradients_cost_nothing():

@@ -1,0 +1,64 @@
+"""Networks of other libraries: any function from an image to logits can be evaluated."""
+
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+from helpers import digits
+
+from odejax import LinfBall
+from odejax.attacks import APGD, AutoAttack, Square
+from odejax.evaluation import masking_flags, robust_accuracy
+
+KEY = jax.random.key(0)
+BALL = LinfBall(0.1)
+ATTACK = AutoAttack({"APGD": APGD(steps=10), "Square": Square(n_queries=20)})
+
+
+class FlaxNet(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        y = nn.relu(nn.Conv(8, (3, 3), strides=2)(images))
+        return nn.Dense(10)(y.reshape(len(images), -1))
+
+
+def haiku_net(images):
+    y = jax.nn.relu(hk.Conv2D(8, 3, stride=2)(images))
+    return hk.Linear(10)(hk.Flatten()(y))
+
+
+def evaluate(logits_fn):
+    """Attack what the network itself predicts, and judge what was found by the network's own call."""
+    data = digits("test", 40)
+    labels = np.asarray(jax.vmap(lambda x: logits_fn(x, key=KEY))(data.pixels)).argmax(axis=1)
+    report = robust_accuracy(ATTACK, logits_fn, data.pixels, labels, BALL, key=KEY, batch_size=20)
+    flags = masking_flags(logits_fn, data.pixels, labels, BALL, key=KEY)
+    assert flags == ()
+    return report, labels
+
+
+def test_a_flax_network():
+    network = FlaxNet()
+    params = network.init(KEY, jnp.zeros((1, 8, 8, 1)))
+
+    def logits_fn(x, *, key):
+        return network.apply(params, x[None])[0]
+
+    report, labels = evaluate(logits_fn)
+    left = np.asarray(network.apply(params, report.x_adv)).argmax(axis=1) == labels
+    np.testing.assert_array_equal(left, report.still_correct)
+    assert 0 < report.accuracy < 1
+
+
+def test_a_haiku_network():
+    network = hk.without_apply_rng(hk.transform(haiku_net))
+    params = network.init(KEY, jnp.zeros((1, 8, 8, 1)))
+
+    def logits_fn(x, *, key):
+        return network.apply(params, x[None])[0]
+
+    report, labels = evaluate(logits_fn)
+    left = np.asarray(network.apply(params, report.x_adv)).argmax(axis=1) == labels
+    np.testing.assert_array_equal(left, report.still_correct)
+    assert 0 < report.accuracy < 1
