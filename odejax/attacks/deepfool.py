@@ -12,6 +12,9 @@ from .base import check_at_least_one
 from .iterative import AbstractIterativeAttack, Problem, Worst
 
 
+_NUDGE = 1e-4  # as the authors' code has it
+
+
 class DeepFoolState(eqx.Module):
     x_adv: Image  # to be evaluated next
     move: Image  # the sum of the steps so far
@@ -21,7 +24,7 @@ class DeepFoolState(eqx.Module):
 class DeepFool(AbstractIterativeAttack):
     """Steps to the nearest linearised decision boundary until it is crossed.
 
-        r_k = |z_j - z_y| / |grad(z_j - z_y)|_dual * steepest(grad(z_j - z_y))
+        r_k = (|z_j - z_y| / |grad(z_j - z_y)|_dual + 1e-4) * steepest(grad(z_j - z_y))
         x_{k+1} = clip(x + (1 + overshoot) (r_0 + ... + r_k))
 
     for the class j that makes r_k smallest, among the `classes` most likely at x_k. Finds a near
@@ -65,8 +68,10 @@ class DeepFool(AbstractIterativeAttack):
         gap = jnp.abs(logits[others] - logits[problem.y])
         distance = gap / (jax.vmap(ball.dual_norm)(w) + 1e-12)
         j = jnp.argmin(jnp.where(others == problem.y, jnp.inf, distance))
-        # A vanished gradient points nowhere: the step is 0.
-        move = state.move + jnp.where(jnp.any(w[j] != 0), distance[j], 0.0) * ball.steepest(w[j])
+        # A vanished gradient points nowhere: the step is 0. Where the box blocks part of every
+        # step, they close the gap by a fraction each and would never cross without the nudge.
+        size = jnp.where(jnp.any(w[j] != 0), distance[j] + _NUDGE, 0.0)
+        move = state.move + size * ball.steepest(w[j])
         arrived = jnp.argmax(logits) != problem.y
         x_next = ball.clip(problem.x + (1 + self.overshoot) * move)
         return DeepFoolState(
