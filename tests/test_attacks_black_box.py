@@ -54,18 +54,26 @@ def linear_problem(distance, seed=0):
 
 
 @pytest.mark.parametrize("attack", [Square, Boundary, SPSA])
-@pytest.mark.parametrize("n", [1, 2, 7, 50])
-def test_a_budget_is_spent_to_the_last_query_and_no_further(attack, n):
-    calls = Counter()
+@each_ball
+def test_a_budget_is_spent_to_the_last_query_and_no_further(attack, ball_type):
+    calls, budgets = Counter(), (1, 2, 7, 50)
 
-    def logits_fn(x, *, key):
-        jax.debug.callback(lambda: calls.update(["logits"]))
-        return unmoved(x)
+    @jax.jit
+    def queries(x):
+        def spent(n):
+            def logits_fn(x, *, key):
+                jax.debug.callback(lambda: calls.update([n]))
+                return unmoved(x)
 
-    ball = L2Ball(0.5) if n == 7 else LinfBall(0.1)
-    result = run(attack(n_queries=n), logits_fn, constant_image(0.5, SHAPE), jnp.asarray(0), ball)
+            ball = ball_type(0.1)
+            return attack(n_queries=n)(logits_fn, x, jnp.asarray(0), ball, key=KEY).queries
+
+        return [spent(n) for n in budgets]
+
+    found = [int(n) for n in queries(constant_image(0.5, SHAPE))]
     jax.effects_barrier()
-    assert result.queries == calls["logits"] == n + 1  # and one for the judge
+    # One more is the judge's.
+    assert found == [calls[n] for n in budgets] == [n + 1 for n in budgets]
 
 
 @jax.custom_jvp

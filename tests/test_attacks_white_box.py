@@ -109,11 +109,11 @@ def linear_problem(ball_type, classes, seed=0, distance=0.1):
     return Nearest(LinearLogits(logits_fn.weight, bias), x, jnp.asarray(0), distance)
 
 
-# (attack, how far above the smallest distance it must succeed); DLR needs more than two classes.
+# (attack, how far above the smallest distance it must succeed)
 NEAREST = {
     "FAB": (FAB(20), 1.01),
     "FAB-T": (Targeted(FAB(20), 3), 1.01),
-    "DeepFool": (DeepFool(5), 1.021),
+    "DeepFool": (DeepFool(5), 1.02 * 1.002),  # its nudge is a thousandth of the distance
     "APGD": (APGD(40, margin_loss), 1.002),
     "APGD-T": (Targeted(APGD(40, margin_loss), 3), 1.002),
     "APGD-T on DLR": (Targeted(APGD(40, dlr), 3), 1.002),
@@ -129,7 +129,7 @@ NEAREST = {
         for ball_type in (LinfBall, L2Ball)
         for classes in (2, 4)
         if not (name == "CarliniWagner" and ball_type is LinfBall)
-        and not ("DLR" in name and classes == 2)
+        and not ("-T" in name and classes == 2)
     ],
 )
 def test_the_nearest_hyperplane_is_found_at_its_distance(name, ball_type, classes):
@@ -175,7 +175,7 @@ def test_the_boundary_is_crossed_where_the_box_holds_pixels_back(ball_type, atta
         y = jnp.asarray(0)
         slack = 1.02 if isinstance(attack, FAB) else 1.5
         found = run(attack, logits_fn, x, y, ball_type(slack * distance))
-        assert found.margin < -1e-4
+        assert found.margin < -1e-5  # not by rounding: `robust_accuracy` believes it
         assert not run(attack, logits_fn, x, y, ball_type(0.998 * distance)).success
 
 

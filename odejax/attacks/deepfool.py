@@ -11,7 +11,6 @@ from .._types import Image, Key
 from .base import check_at_least_one
 from .iterative import AbstractIterativeAttack, Problem, Worst
 
-
 _NUDGE = 1e-4  # as the authors' code has it
 
 

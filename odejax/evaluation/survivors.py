@@ -22,6 +22,7 @@ from ..attacks import AbstractIterativeAttack, Problem, Worst, start, step
 _CHUNK_SECONDS = 0.25  # between two looks at who has fallen
 # Rounding must not decide whether an attack stops: beyond it, another batch says the same.
 _SURELY_BROKEN = -1e-5
+_COMPILE_SECONDS: list[float] = []  # of first calls in this process
 
 
 class Slots(NamedTuple):
@@ -84,7 +85,7 @@ class Survivors:
         self.x_adv, self.queries = x_adv, queries
         self.queue = np.asarray(targets)
         self.loop = not _slow_in_loops(logits_fn, images[0])
-        self.chunk, self.compiled, self.step_seconds, self.compile_seconds = 1, False, 0.0, 0.0
+        self.chunk, self.compiled, self.step_seconds = 1, False, 0.0
         nobody = np.full(batch_size, -1)
         self.slots = Slots(nobody, np.zeros_like(nobody), np.zeros_like(nobody), None, None)
 
@@ -204,7 +205,8 @@ class Survivors:
 
     def _set_pace(self, seconds: float, steps: int):
         if not self.compiled:
-            self.compiled, self.compile_seconds = True, seconds
+            self.compiled = True
+            _COMPILE_SECONDS.append(seconds)
             return
         self.step_seconds = seconds / max(steps, 1)
         self.chunk = int(np.clip(_CHUNK_SECONDS / self.step_seconds, 1, 4 * self.chunk))
@@ -213,12 +215,12 @@ class Survivors:
         """A smaller batch for the last ones, where that saves more than compiling it costs."""
         busy = np.flatnonzero(self.slots.index >= 0)
         size = len(self.slots.index)
-        smaller = max(1, 2 ** int(np.ceil(np.log2(max(len(busy), 1)))))
-        if len(self.queue) or len(busy) == 0 or smaller > size // 2:
+        smaller = size // 4
+        if len(self.queue) or len(busy) == 0 or len(busy) > smaller:
             return
         attack, slots = self.attack, self.slots
         steps = (attack.n_runs - slots.run[busy]) * attack.n_steps - slots.i[busy]
-        if int(steps.max()) * self.step_seconds * (1 - smaller / size) < 2 * self.compile_seconds:
+        if int(steps.max()) * self.step_seconds < 2 * max(_COMPILE_SECONDS):
             return
         # Busy slots first, free ones to make up the number.
         keep = np.concatenate([busy, np.flatnonzero(slots.index < 0)])[:smaller]
