@@ -12,6 +12,7 @@ from .apgd import APGD
 from .base import AbstractAttack, logit_margin
 from .compose import EOT, Restarts, Targeted
 from .fab import FAB
+from .iterative import Loss
 from .losses import dlr
 from .square import Square
 
@@ -28,19 +29,19 @@ class AutoAttack(AbstractAttack):
     - `plus()`: APGD-CE and APGD-DLR with 5 restarts, FAB with 5, Square, APGD-T, FAB-T.
     - Any other mapping from names to attacks.
 
-    DLR losses need 3 classes, targeted 4; `standard(margin_loss)` is for fewer.
+    The targeted DLR loss needs 4 classes: with fewer, `standard(classes, loss=margin_loss)`.
     """
 
     attacks: dict[str, AbstractAttack]
 
     def __init__(self, attacks: Mapping[str, AbstractAttack] | None = None):
-        self.attacks = dict(_standard() if attacks is None else attacks)
+        self.attacks = dict(_standard(9, dlr) if attacks is None else attacks)
         if not self.attacks:
             raise ValueError("a sequence of attacks needs at least one")
 
     @staticmethod
-    def standard() -> "AutoAttack":
-        return AutoAttack(_standard())
+    def standard(classes: int = 9, *, loss: Loss = dlr) -> "AutoAttack":
+        return AutoAttack(_standard(classes, loss))
 
     @staticmethod
     def rand(draws: int = 20) -> "AutoAttack":
@@ -75,10 +76,10 @@ class AutoAttack(AbstractAttack):
         return worst, queries
 
 
-def _standard() -> dict[str, AbstractAttack]:
+def _standard(classes: int, loss: Loss) -> dict[str, AbstractAttack]:
     return {
         "APGD-CE": APGD(),
-        "APGD-T": Targeted(APGD(loss=dlr), 9),
-        "FAB-T": Targeted(FAB(), 9),
+        "APGD-T": Targeted(APGD(loss=loss), classes),
+        "FAB-T": Targeted(FAB(), classes),
         "Square": Square(),
     }

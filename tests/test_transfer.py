@@ -1,0 +1,70 @@
+"""Images made on one network, shown to another."""
+
+import jax
+import numpy as np
+import pytest
+from helpers import LinearLogits, digits, linear_logits, predictor_of, trained_mlp, trained_nmode
+
+from odejax import LinfBall, MeanLogits, predict
+from odejax.attacks import FGSM, PGD
+from odejax.evaluation import robust_accuracy, transfer_matrix
+
+KEY = jax.random.key(2)
+
+
+def test_the_matrix_holds_every_oracle_against_every_target():
+    data, ball = digits("test", 100), LinfBall(0.1)
+    networks = {"MLP": trained_mlp(), "nmODE": trained_nmode()}
+    matrix = transfer_matrix(
+        PGD(10, None), networks, networks, data.pixels, data.labels, ball, key=KEY
+    )
+    assert matrix.oracles == matrix.targets == ("MLP", "nmODE")
+    assert matrix.still_correct.shape == (2, 2, 100)
+    np.testing.assert_array_equal(matrix.accuracy, matrix.still_correct.mean(axis=2))
+    # White box is the strongest column, and every transfer does something.
+    assert (np.diag(matrix.accuracy) < matrix.accuracy[[0, 1], [1, 0]]).all()
+    assert (matrix.accuracy < matrix.clean).all()
+    for i, network in enumerate(networks.values()):
+        correct = predict(network, data.pixels, key=KEY).argmax(axis=1) == data.labels
+        assert matrix.clean[i] == correct.mean()
+        alone = robust_accuracy(
+            PGD(10, None), network, data.pixels, data.labels, ball,
+            key=jax.random.fold_in(KEY, i), stop=False,
+        )  # fmt: skip
+        np.testing.assert_array_equal(matrix.still_correct[i, i], alone.still_correct)
+
+
+def test_an_oracle_that_is_wrong_from_the_start_shows_the_images_as_they_are():
+    target = linear_logits(scale=0.2)
+    opposite = LinearLogits(-target.weight, -target.bias)
+    images = np.full((4, 8, 8, 1), 0.5, np.float32)
+    labels = np.asarray(jax.vmap(target)(images)).argmax(axis=1).astype(np.int32)
+    matrix = transfer_matrix(
+        FGSM(), {"same": target, "opposite": opposite}, {"target": target}, images, labels,
+        LinfBall(0.3), key=KEY,
+    )  # fmt: skip
+    np.testing.assert_array_equal(matrix.accuracy, [[0.0], [1.0]])
+    np.testing.assert_array_equal(matrix.clean, [1.0])
+
+
+def test_a_randomised_target_is_judged_by_its_mean():
+    noisy = predictor_of("EnResNet")
+    target = MeanLogits(noisy, jax.random.split(KEY, 4))
+    data = digits("test", 20)
+    labels = predict(target, data.pixels, key=KEY).argmax(axis=1).astype(np.int32)
+    matrix = transfer_matrix(
+        PGD(3, None),
+        {"noisy": noisy},
+        {"mean": target},
+        data.pixels,
+        labels,
+        LinfBall(0.0),
+        key=KEY,
+    )
+    np.testing.assert_array_equal(matrix.accuracy, [[1.0]])
+
+
+def test_no_oracle_or_no_target_is_refused():
+    images, labels = np.zeros((2, 8, 8, 1), np.float32), np.zeros(2, np.int32)
+    with pytest.raises(ValueError, match="0 oracles and 1 targets"):
+        transfer_matrix(FGSM(), {}, {"a": linear_logits()}, images, labels, LinfBall(0.1), key=KEY)
