@@ -117,7 +117,8 @@ def main(config: Config):
     path = folder / "result.json"
     minutes = (time.perf_counter() - started) / 60
     save_result(path, KIND, origin | {"minutes": minutes} | result)
-    console.print(_table(result))
+    for table in _tables(result):
+        console.print(table)
     for name, model in result["models"].items():
         for flag, evidence in model["flags"].items():
             console.print(f"{name}: [bold]{flag}[/] ({evidence})")
@@ -251,22 +252,18 @@ def _evaluate(predictor, test, setting: Setting, config: Config) -> dict[str, An
     }
 
 
-def _table(result) -> Table:
-    table = Table(
-        title=f"{result['dataset']}: accuracy in %, the first {result['n']} test images",
-        box=SIMPLE_HEAD,
-    )
-    table.add_column("eps (L-infinity)")
-    for name in result["models"]:
+def _tables(result) -> list[Table]:
+    tables = []
+    for name, model in result["models"].items():
+        title = f"{result['dataset']}, {name}: accuracy in %, the first {result['n']} test images"
+        table = Table(title=title, box=SIMPLE_HEAD)
+        table.add_column("L-infinity eps")
         for eps in ("clean", *(f"{eps:g}" for eps in result["eps"])):
-            table.add_column(f"{name}\n{eps}", justify="right")
-    for attack in next(iter(result["models"].values()))["standing"]:
-        row = [attack]
-        for model in result["models"].values():
-            row += [f"{100 * model['clean']:.1f}"]
-            row += [f"{100 * a:.1f}" for a in model["standing"][attack]]
-        table.add_row(*row)
-    return table
+            table.add_column(eps, justify="right")
+        for attack, standing in model["standing"].items():
+            table.add_row(attack, *(f"{100 * a:.1f}" for a in (model["clean"], *standing)))
+        tables.append(table)
+    return tables
 
 
 def figure(result: dict[str, Any]):
@@ -275,7 +272,7 @@ def figure(result: dict[str, Any]):
     drawn, axes = plt.subplots(
         2,
         len(models),
-        figsize=(5.2 * len(models), 6.6),
+        figsize=(5.2 * len(models), 6.2),
         height_ratios=(3, 2),
         layout="constrained",
         sharey="row",
@@ -291,6 +288,13 @@ def figure(result: dict[str, Any]):
         for attack, standing in model["standing"].items():
             style = styles.get(attack, {"lw": 1, "ls": ":"})
             axis.plot(eps, 100 * np.array([model["clean"], *standing]), label=attack, ms=4, **style)
+        axis.fill_between(
+            eps,
+            100 * np.array([model["clean"], *model["standing"][OWN]]),
+            100 * np.array([model["clean"], *model["standing"]["all together"]]),
+            color="#fddbc7",
+            label="robust, PGD says, and is not",
+        )
         axis.set_title(f"{name}, clean {100 * model['clean_accuracy']:.1f} %", fontsize=11)
         axis.set_xlabel(r"$\epsilon$  ($\ell_\infty$)")
         axis.grid(alpha=0.3, lw=0.5)
@@ -300,8 +304,13 @@ def figure(result: dict[str, Any]):
         text.text(0, 1, "\n".join(lines), va="top", fontsize=8.5, transform=text.transAxes)
         text.axis("off")
     axes[0, 0].set_ylabel("accuracy (%)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    axes[1, 0].legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="lower left",
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+    )
     drawn.suptitle(
         f"{result['dataset']}: the same neural ODE, solved to a short and to a long time",
         fontsize=12,
