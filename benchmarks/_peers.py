@@ -168,10 +168,13 @@ class Peers:
         self.net = in_torch(classifier(name))
         self.x, self.y = to_torch(images), torch.tensor(labels, dtype=torch.int64)
 
-    def torchattacks(self, attack: str, **settings) -> np.ndarray:
+    def torchattacks(self, attack: str, *, batch_size: int = 1000, **settings) -> np.ndarray:
+        import torch
         import torchattacks
 
-        return from_torch(getattr(torchattacks, attack)(self.net, **settings)(self.x, self.y))
+        run = getattr(torchattacks, attack)(self.net, **settings)
+        batches = zip(self.x.split(batch_size), self.y.split(batch_size), strict=True)
+        return from_torch(torch.cat([run(x, y) for x, y in batches]))
 
     def foolbox(self, attack: str, eps: float, **settings) -> np.ndarray:
         import foolbox

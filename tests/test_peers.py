@@ -11,10 +11,10 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import jax
+import numpy as np
 import pytest
 
 import odejax
-from benchmarks import _peers
 from benchmarks._peers import Peers, broken, classifier
 from odejax import L2Ball, LinfBall
 from odejax.attacks import (
@@ -55,6 +55,7 @@ class Case:
     attack: Callable
     references: dict[str, Callable]
     images: int = 256
+    seeds: int = 1  # over which the mean is taken, where chance decides about more than an image
 
 
 def torchattacks(attack, **settings):
@@ -78,17 +79,15 @@ def autoattack(*names, **settings):
 
 
 def boundary(peers, ball):
-    return peers.foolbox(
-        "BoundaryAttack", float(ball.eps), steps=800, spherical_step=0.1, source_step=0.1
-    )
+    """Foolbox's walk: 52 queries for the first image, then 1.1 a step."""
+    steps = {"steps": 430, "spherical_step": 0.1, "source_step": 0.1}
+    return peers.foolbox("BoundaryAttack", float(ball.eps), **steps)
 
 
-linf, l2 = LinfBall, L2Ball
-PGD_L2 = {"steps": 40, "alpha": 0.15}
 CASES = {
     "FGSM": Case(
         "mlp",
-        linf(0.05),
+        LinfBall(0.05),
         FGSM(),
         torchattacks("FGSM")
         | foolbox("LinfFastGradientAttack")
@@ -96,54 +95,68 @@ CASES = {
     ),
     "IFGSM": Case(
         "mlp",
-        linf(0.05),
+        LinfBall(0.05),
         IFGSM(steps=20, step_size=0.01),
         torchattacks("BIM", steps=20, alpha=0.01)
         | foolbox("LinfBasicIterativeAttack", steps=20, abs_stepsize=0.01, random_start=False)
-        | art("BasicIterativeMethod", verbose=False, eps_step=0.01, max_iter=20),
+        | art("BasicIterativeMethod", eps_step=0.01, max_iter=20, verbose=False),
     ),
     "PGD, linf": Case(
         "cnn",
-        linf(0.1),
+        LinfBall(0.1),
         PGD(steps=40, step_size=0.01),
         torchattacks("PGD", steps=40, alpha=0.01)
         | foolbox("LinfProjectedGradientDescentAttack", steps=40, abs_stepsize=0.01)
         | art(
-            "ProjectedGradientDescent", verbose=False, eps_step=0.01, max_iter=40, num_random_init=1
+            "ProjectedGradientDescent",
+            eps_step=0.01,
+            max_iter=40,
+            num_random_init=1,
+            verbose=False,
         ),
+        seeds=3,
     ),
     "PGD, l2": Case(
         "cnn",
-        l2(1.5),
+        L2Ball(1.5),
         PGD(steps=40, step_size=0.15),
         torchattacks("PGDL2", steps=40, alpha=0.15)
         | foolbox("L2ProjectedGradientDescentAttack", steps=40, abs_stepsize=0.15)
         | art(
             "ProjectedGradientDescent",
-            verbose=False,
             norm=2,
             eps_step=0.15,
             max_iter=40,
             num_random_init=1,
+            verbose=False,
         ),
+        seeds=3,
     ),
     "MIFGSM": Case(
         "cnn",
-        linf(0.1),
+        LinfBall(0.1),
         MIFGSM(steps=10, step_size=0.02, decay=1.0),
         torchattacks("MIFGSM", steps=10, alpha=0.02, decay=1.0),
     ),
+    # torchattacks tosses one coin for a whole batch: small ones, for a figure that means something.
     "DI2FGSM": Case(
         "cnn",
-        linf(0.1),
+        LinfBall(0.1),
         DI2FGSM(steps=10, step_size=0.02, decay=1.0, probability=0.5, smallest=0.9),
         torchattacks(
-            "DIFGSM", steps=10, alpha=0.02, decay=1.0, resize_rate=0.9, diversity_prob=0.5
+            "DIFGSM",
+            steps=10,
+            alpha=0.02,
+            decay=1.0,
+            resize_rate=0.9,
+            diversity_prob=0.5,
+            batch_size=8,
         ),
+        seeds=3,
     ),
     "C&W, l2": Case(
-        "cnn",
-        l2(1.2),
+        "mlp",
+        L2Ball(0.9),
         CarliniWagner(steps=100, search_steps=6, learning_rate=0.05, c=0.1),
         foolbox(
             "L2CarliniWagnerAttack",
@@ -154,40 +167,33 @@ CASES = {
             abort_early=False,
         ),
     ),
-    "DeepFool, linf": Case("cnn", linf(0.1), DeepFool(), foolbox("LinfDeepFoolAttack")),
-    "DeepFool, l2": Case("cnn", l2(1.5), DeepFool(), foolbox("L2DeepFoolAttack")),
-    "Boundary": Case("cnn", l2(2.5), Boundary(n_queries=1000), {"Foolbox": boundary}),
+    "DeepFool, linf": Case("mlp", LinfBall(0.05), DeepFool(), foolbox("LinfDeepFoolAttack")),
+    "DeepFool, l2": Case("mlp", L2Ball(0.9), DeepFool(), foolbox("L2DeepFoolAttack")),
+    "Boundary": Case("mlp", L2Ball(2.0), Boundary(n_queries=525), {"Foolbox": boundary}),
     "SPSA": Case(
         "mlp",
-        linf(0.07),
-        SPSA(n_queries=20 * 65, samples=32, learning_rate=0.01),
+        LinfBall(0.07),
+        SPSA(n_queries=20 * 65 + 1, samples=32, learning_rate=0.01),
         torchattacks("SPSA", nb_iter=20, nb_sample=32, max_batch_size=32, lr=0.01),
+        seeds=2,
     ),
 }
-for kind, ball, net in (
-    ("linf", linf(0.25), "robust cnn"),
-    ("l2", l2(1.3), "cnn"),
-):
+for kind, net, ball in (("linf", "robust cnn", LinfBall(0.25)), ("l2", "mlp", L2Ball(0.9))):
+
+    def case(attack, *references, net=net, ball=ball, seeds=1, **settings):
+        return Case(net, ball, attack, autoattack(*references, **settings), seeds=seeds)
+
     CASES |= {
-        f"APGD-CE, {kind}": Case(net, ball, APGD(), autoattack("apgd-ce")),
-        f"APGD-DLR, {kind}": Case(net, ball, APGD(loss=dlr), autoattack("apgd-dlr")),
-        f"APGD-T, {kind}": Case(
-            net,
-            ball,
-            Targeted(APGD(steps=50, loss=dlr), 3),
-            autoattack("apgd-t", steps=50, classes=3),
+        f"APGD-CE, {kind}": case(APGD(), "apgd-ce", seeds=3),
+        f"APGD-DLR, {kind}": case(APGD(loss=dlr), "apgd-dlr", seeds=3),
+        f"APGD-T, {kind}": case(
+            Targeted(APGD(steps=50, loss=dlr), 3), "apgd-t", steps=50, classes=3, seeds=2
         ),
-        f"FAB, {kind}": Case(net, ball, FAB(steps=30), autoattack("fab", steps=30)),
-        f"FAB-T, {kind}": Case(
-            net, ball, Targeted(FAB(steps=30), 3), autoattack("fab-t", steps=30, classes=3)
-        ),
-        f"Square, {kind}": Case(
-            net, ball, Square(n_queries=1000), autoattack("square", queries=1000)
-        ),
+        f"FAB, {kind}": case(FAB(steps=20), "fab", steps=20),
+        f"FAB-T, {kind}": case(Targeted(FAB(steps=30), 3), "fab-t", steps=30, classes=3),
+        f"Square, {kind}": case(Square(n_queries=500), "square", queries=500, seeds=3),
+        f"standard, {kind}": dataclasses.replace(case(AutoAttack()), images=64),
     }
-CASES |= {
-    "standard, linf": Case("robust cnn", linf(0.25), AutoAttack(), autoattack(), images=64),
-}
 
 
 @lru_cache
@@ -226,6 +232,8 @@ def theirs(name, library, seed=0):
     [(name, library) for name, case in CASES.items() for library in case.references],
 )
 def test_is_as_strong_as_the_reference(name, library):
-    mine, reference = ours(name).accuracy, theirs(name, library)
+    seeds = range(CASES[name].seeds)
+    mine = np.mean([ours(name, seed).accuracy for seed in seeds])
+    reference = np.mean([theirs(name, library, seed) for seed in seeds])
     assert 0.1 <= reference <= 0.9, "says little: choose another eps"
     assert mine <= reference + 0.01
