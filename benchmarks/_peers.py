@@ -6,6 +6,7 @@ judged here, by the JAX classifier: an image counts as broken only if it is misc
 ball and box.
 """
 
+# pyright: reportMissingImports=false
 import dataclasses
 import zlib
 from functools import lru_cache
@@ -129,7 +130,7 @@ def in_torch(predictor: Predictor):
     if isinstance(model, ConvNet):
         layers = [layer for c in model.convs for layer in (conv(c), torch.nn.ReLU())]
         channels = model.convs[-1].bias.size
-        side = int((model.linear.in_features / channels) ** 0.5)
+        side = int((model.linear.weight.shape[1] / channels) ** 0.5)
         last = linear(model.linear, (channels, side, side))
         net = torch.nn.Sequential(*layers, torch.nn.Flatten(), last)
     else:

@@ -267,8 +267,8 @@ def _evaluate(family: Family, predictor, test, setting: Setting, seed):
                 batch_size=BATCH_SIZE,
                 draws=family.draws,
                 already_broken=already_broken,
-                # A look at the gradients is about the network, hardly about eps: one is enough.
-                flag_images=64 if i == len(eps_values) // 2 else 0,
+                # A look at the gradients is about the network, hardly about the ball: once.
+                flag_images=64 if name == "linf" and i == len(eps_values) // 2 else 0,
                 progress=True,
             )
             # PGD could find again, in a larger ball, what it found in this one; FGSM could not.

@@ -29,7 +29,7 @@ def haiku_net(images):
 
 
 def evaluate(logits_fn):
-    """Attack what the network itself predicts, and judge what was found by the network's own call."""
+    """Attack what the network itself predicts."""
     data = digits("test", 40)
     labels = np.asarray(jax.vmap(lambda x: logits_fn(x, key=KEY))(data.pixels)).argmax(axis=1)
     report = robust_accuracy(ATTACK, logits_fn, data.pixels, labels, BALL, key=KEY, batch_size=20)

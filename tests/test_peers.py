@@ -167,8 +167,8 @@ CASES = {
             abort_early=False,
         ),
     ),
-    "DeepFool, linf": Case("mlp", LinfBall(0.05), DeepFool(), foolbox("LinfDeepFoolAttack")),
-    "DeepFool, l2": Case("mlp", L2Ball(0.9), DeepFool(), foolbox("L2DeepFoolAttack")),
+    "DeepFool, linf": Case("cnn", LinfBall(0.1), DeepFool(), foolbox("LinfDeepFoolAttack")),
+    "DeepFool, l2": Case("cnn", L2Ball(1.5), DeepFool(), foolbox("L2DeepFoolAttack")),
     "Boundary": Case("mlp", L2Ball(2.0), Boundary(n_queries=525), {"Foolbox": boundary}),
     "SPSA": Case(
         "mlp",
