@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from itertools import pairwise
+from itertools import count, pairwise
 
 import equinox as eqx
 import hypothesis
@@ -54,6 +54,17 @@ each_ball = pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
 either_single_attack = pytest.mark.parametrize(
     "attack", [FGSM(), PGD(steps=100, step_size=0.01)], ids=["FGSM", "PGD"]
 )
+
+
+tests_run = count(1)
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled_programs():
+    # Each takes memory maps, a test hundreds, of which Linux gives a process 65,530.
+    yield
+    if next(tests_run) % 100 == 0:
+        jax.clear_caches()
 
 
 @eqx.filter_jit
@@ -172,17 +183,12 @@ def test_all_is_float32(attack, ball_type):
 
 @each_attack
 @each_ball
-def test_the_same_key_gives_the_same_image_and_another_key_if_it_draws(attack, ball_type):
+def test_the_same_key_gives_the_same_image_and_any_key_without_draws(attack, ball_type):
     x, y, ball = jnp.asarray(digits().pixels[0]), jnp.asarray(0), ball_type(0.2)
-    keys = [KEY, KEY, *jax.random.split(KEY, 3)]
-    images = [np.asarray(run(attack, trained_mlp(), x, y, ball, key).x_adv) for key in keys]
-    np.testing.assert_array_equal(images[0], images[1])
-    if isinstance(attack, AutoAttack):
-        return
-    if not attack.random:
-        assert all((image == images[0]).all() for image in images)
-    elif not isinstance(attack, FAB) and not isinstance(getattr(attack, "attack", None), FAB):
-        assert any((image != images[0]).any() for image in images)  # FAB draws from its second run
+    draws = isinstance(attack, AutoAttack) or attack.random
+    for key in (KEY,) if draws else (KEY, jax.random.key(6), jax.random.key(7)):
+        first, second = (run(attack, trained_mlp(), x, y, ball, key=k).x_adv for k in (KEY, key))
+        np.testing.assert_array_equal(first, second)
 
 
 @each_attack
