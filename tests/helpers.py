@@ -105,7 +105,7 @@ all_attacks = {
 # What `AttackResult.queries` says for each that does not stop at its first success: gradients and
 # evaluations, and the judge's one. For those that do, it is the most that it may say.
 attack_queries = {
-    "FGSM": 1 + 1,
+    "FGSM": 1 + 1 + 1,
     "PGD": 5 + 1 + 1,
     "PGD restarts": 3 * (4 + 1) + 1,
     "PGD from the image": 5 + 1 + 1,

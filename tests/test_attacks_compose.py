@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -301,6 +302,12 @@ def test_the_three_versions_are_the_published_ones():
         "FAB-T": Targeted(FAB(100), 9),
         "Square": Square(5000),
     }
+    assert AutoAttack.standard(2, loss=margin_loss).attacks == {
+        "APGD-CE": APGD(100, cross_entropy),
+        "APGD-T": Targeted(APGD(100, margin_loss), 2),
+        "FAB-T": Targeted(FAB(100), 2),
+        "Square": Square(5000),
+    }
     assert AutoAttack.rand().attacks == {
         "APGD-CE": EOT(APGD(100, cross_entropy), 20),
         "APGD-DLR": EOT(APGD(100, dlr), 20),
@@ -528,6 +535,35 @@ def test_an_evaluation_may_be_killed_again_and_again(one_step_at_a_time, tmp_pat
     same(evaluate(state_path=path, batch_size=5), whole)
 
 
+def test_a_batch_that_shrinks_at_the_end_changes_nothing(one_step_at_a_time, monkeypatch, tmp_path):
+    counted, path, sizes = one_step_at_a_time, tmp_path / "state.npz", []
+    advance = SURVIVORS.Survivors.advance
+    suite = AutoAttack({"Square": Square(12), "APGD-T": Targeted(APGD(2), 2)})
+    settings = dict(attack=suite, n=18, batch_size=8)
+    whole = evaluate(**settings)
+
+    def steps_are_slow(self, seconds, steps):
+        self.compiled, self.step_seconds, self.chunk = True, 1.0, 1
+
+    def noted_advance(self):
+        sizes.append(len(self.slots.index))
+        return advance(self)
+
+    monkeypatch.setattr(SURVIVORS, "_COMPILE_SECONDS", [0.0])
+    monkeypatch.setattr(SURVIVORS.Survivors, "_set_pace", steps_are_slow)
+    monkeypatch.setattr(SURVIVORS.Survivors, "advance", noted_advance)
+    reports = [evaluate(**settings)]
+    smaller = int(np.flatnonzero(np.asarray(sizes) < 8)[0])
+    for limit in (smaller, smaller + 1):
+        killed(counted, limit, state_path=path, **settings)
+        reports.append(evaluate(state_path=path, **settings))
+    for report in reports:
+        np.testing.assert_array_equal(report.still_correct, whole.still_correct)
+        np.testing.assert_array_equal(report.queries, whole.queries)
+        np.testing.assert_allclose(report.x_adv, whole.x_adv, atol=1e-5)
+    assert 0 < whole.accuracy < 1
+
+
 def test_without_a_path_nothing_is_written(one_step_at_a_time, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     evaluate()
@@ -545,9 +581,19 @@ def test_a_killed_process_is_continued_by_another(tmp_path):
     assert not path.exists()
 
 
+class Activated(eqx.Module):
+    """A network with a function among its leaves, as those of Equinox have."""
+
+    linear: LinearLogits
+    activation: Callable
+
+    def __call__(self, x, *, key=None):
+        return self.activation(self.linear(x))
+
+
 def of_another_process(state_path=None):
     images = np.random.default_rng(3).uniform(size=(9, *SMALL)).astype(np.float32)
-    logits_fn = linear_logits(SMALL, 5)
+    logits_fn = Activated(linear_logits(SMALL, 5), jax.nn.relu)
     labels = np.asarray(jax.vmap(logits_fn)(images)).argmax(axis=1)
     return robust_accuracy(
         AutoAttack({"PGD": PGD(5, 0.01), "Square": Square(9)}),

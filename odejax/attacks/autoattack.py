@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
@@ -32,12 +33,20 @@ class AutoAttack(AbstractAttack):
     The targeted DLR loss needs 4 classes: with fewer, `standard(classes, loss=margin_loss)`.
     """
 
-    attacks: dict[str, AbstractAttack]
+    names: tuple[str, ...] = eqx.field(static=True)
+    parts: tuple[AbstractAttack, ...]
 
     def __init__(self, attacks: Mapping[str, AbstractAttack] | None = None):
-        self.attacks = dict(_standard(9, dlr) if attacks is None else attacks)
-        if not self.attacks:
+        attacks = _standard(9, dlr) if attacks is None else attacks
+        if not attacks:
             raise ValueError("a sequence of attacks needs at least one")
+        # Not a dictionary, whose order `jit` would change.
+        self.names, self.parts = tuple(attacks), tuple(attacks.values())
+
+    @property
+    def attacks(self) -> dict[str, AbstractAttack]:
+        """The attacks by name, in order."""
+        return dict(zip(self.names, self.parts, strict=True))
 
     @staticmethod
     def standard(classes: int = 9, *, loss: Loss = dlr) -> "AutoAttack":

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._types import Key, Label
-from .base import check_at_least_one
+from .base import check_at_least_one, check_labels
 from .iterative import AbstractIterativeAttack, Draws, Problem, Worst
 
 
@@ -139,17 +139,22 @@ class Targeted(AbstractIterativeAttack):
         self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key
     ) -> TargetedState:
         rank_key, key = jax.random.split(key)
+        # A run of ours is one of the attack's for each class; `Restarts` around us counts further.
+        inner, classes = self.attack.n_runs, self.n_runs // self.attack.n_runs
+        again, rank = run // self.n_runs, run // inner % classes
         if self.target is None:
             logits = problem.logits(problem.x, rank_key)
             worst = eqx.tree_at(lambda w: w.queries, worst, worst.queries + problem.cost)
             wrong = jnp.where(jnp.arange(len(logits)) == problem.y, -jnp.inf, logits)
             ranking = jnp.argsort(-wrong)
-            target = ranking[jnp.minimum(run // self.attack.n_runs, len(logits) - 2)]
+            target = ranking[jnp.minimum(rank, len(logits) - 2)]
         else:
+            n_classes = jax.eval_shape(problem.logits, problem.x, rank_key).shape[0]
+            check_labels(self.target, n_classes)
             target = jnp.asarray(self.target, problem.y.dtype)
-        inner_run = run % self.attack.n_runs
-        inner = self.attack.start(_aim(problem, target), worst, inner_run, key=key)
-        return TargetedState(inner, target)
+        inner_run = run % inner + again * inner
+        state = self.attack.start(_aim(problem, target), worst, inner_run, key=key)
+        return TargetedState(state, target)
 
     def step(
         self, problem: Problem, state: TargetedState, i: Int[Array, ""], *, key: Key

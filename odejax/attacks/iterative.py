@@ -71,7 +71,11 @@ class Problem(eqx.Module):
     @property
     def cost(self) -> int:
         """Evaluations of the network that one evaluation of `logits_fn` takes."""
-        return self.logits_fn.draws if isinstance(self.logits_fn, Draws) else 1
+        return _cost(self.logits_fn)
+
+
+def _cost(logits_fn: LogitsFn) -> int:
+    return logits_fn.draws * _cost(logits_fn.logits_fn) if isinstance(logits_fn, Draws) else 1
 
 
 class Worst(eqx.Module):

@@ -1,7 +1,9 @@
 """Robust accuracy under an attack or a sequence of attacks."""
 
 import hashlib
+import io
 import os
+import re
 import time
 import zipfile
 from collections.abc import Callable
@@ -98,7 +100,8 @@ def robust_accuracy(
     broken_by = np.full(len(images), -1)
 
     sequence = attack.attacks if isinstance(attack, AutoAttack) else {_name(attack): attack}
-    state = _State(state_path, _fingerprint(attack, logits_fn, judge, images, labels, ball, key))
+    parts = (attack, logits_fn, judge, images, labels, ball, key, still_correct, stop)
+    state = _State(state_path, _fingerprint(*parts))
     saved, first = state.load(), 0
     if saved is not None:
         first, x_adv, queries = int(saved["stage"]), saved["x_adv"], saved["queries"]
@@ -196,10 +199,13 @@ class _State:
         if self.path is None or not self.path.exists():
             return None
         try:
-            with np.load(self.path, allow_pickle=False) as file:
-                arrays = dict(file)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            # Read whole before it is parsed: NumPy leaves a file that is none of its own open.
+            file = np.load(io.BytesIO(self.path.read_bytes()), allow_pickle=False)
+            arrays = dict(file) if isinstance(file, np.lib.npyio.NpzFile) else {}
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
             raise StateError(f"the state {self.path} cannot be read: {error}") from None
+        if "fingerprint" not in arrays:
+            raise StateError(f"the state {self.path} cannot be read: it is no archive of ours")
         if str(arrays.get("fingerprint")) != self.fingerprint:
             raise StateError(
                 f"{self.path} is the state of another evaluation (other attack, network, images, "
@@ -243,11 +249,16 @@ def _fingerprint(*parts) -> Callable[[], str]:
             ):
                 leaf = jax.random.key_data(leaf)
             array = np.asarray(leaf) if eqx.is_array_like(leaf) else None
-            digest.update(repr(leaf).encode() if array is None else array.tobytes())
-        digest.update(repr(jax.tree.structure(parts)).encode())
+            digest.update(_in_any_process(leaf) if array is None else array.tobytes())
+        digest.update(_in_any_process(jax.tree.structure(parts)))
         return digest.hexdigest()
 
     return fingerprint
+
+
+def _in_any_process(thing) -> bytes:
+    """Its representation without the addresses that functions have in theirs."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(thing)).encode()
 
 
 def check_arrays(images, labels) -> tuple[np.ndarray, np.ndarray]:
