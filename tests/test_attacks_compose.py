@@ -698,7 +698,7 @@ def test_any_function_of_the_form_is_an_attack():
         np.testing.assert_allclose(report.x_adv, expected.x_adv, atol=1e-6)
         right = predict(trained_mlp(), digits("test", 24).images, key=KEY).argmax(axis=1)
         right = right == digits("test", 24).labels
-        assert set(report.queries[right]) == {1 + 2}
+        assert set(report.queries[right]) == {1 + 3}
         assert report.after == {name: report.accuracy}
     assert 0 < expected.accuracy < 1
 
