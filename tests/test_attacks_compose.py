@@ -647,6 +647,21 @@ def test_the_state_of_another_evaluation_is_refused(left_behind, tmp_path, setti
     assert path.read_bytes() == left_behind
 
 
+def network_in_a_closure(seed):
+    linear = linear_logits(n_classes=10, seed=seed)
+
+    def logits_fn(x, *, key=None):
+        return linear(x)
+
+    return logits_fn
+
+
+def test_networks_that_differ_in_a_closure_alone_are_told_apart():
+    # Both are functions of one name and one code: their states must not be mistaken.
+    prints = [EVALUATION._fingerprint(network_in_a_closure(seed), KEY)() for seed in (0, 0, 1)]
+    assert prints[0] == prints[1] != prints[2]
+
+
 def npy(path, content):
     with path.open("wb") as file:
         np.save(file, np.zeros(3))

@@ -248,6 +248,9 @@ def _fingerprint(*parts) -> Callable[[], str]:
                 leaf.dtype, jax.dtypes.prng_key
             ):
                 leaf = jax.random.key_data(leaf)
+            if cells := getattr(leaf, "__closure__", None):  # a function: what it closes over
+                inside = [c.cell_contents for c in cells if c.cell_contents is not leaf]
+                digest.update(_fingerprint(*inside)().encode())
             array = np.asarray(leaf) if eqx.is_array_like(leaf) else None
             digest.update(_in_any_process(leaf) if array is None else array.tobytes())
         digest.update(_in_any_process(jax.tree.structure(parts)))
