@@ -149,7 +149,7 @@ def test_queries_are_counted_up_to_the_first_success_of_attacks_that_stop(name):
 
 
 @each_attack
-@each_ball
+@pytest.mark.parametrize("ball_type", [LinfBall])
 def test_a_sweep_over_eps_traces_once(attack, ball_type):
     class Counted(eqx.Module):
         inner: eqx.Module
@@ -183,7 +183,7 @@ def test_all_is_float32(attack, ball_type):
 
 
 @each_attack
-@each_ball
+@pytest.mark.parametrize("ball_type", [LinfBall])
 def test_the_same_key_gives_the_same_image_and_any_key_without_draws(attack, ball_type):
     x, y, ball = jnp.asarray(digits().pixels[0]), jnp.asarray(0), ball_type(0.2)
     draws = isinstance(attack, AutoAttack) or attack.random

@@ -39,7 +39,9 @@ class DeepFool(AbstractIterativeAttack):
     random: ClassVar[bool] = False
 
     def __check_init__(self):
-        check_at_least_one(steps=self.steps, classes=self.classes - 1)
+        check_at_least_one(steps=self.steps)
+        if self.classes < 2:
+            raise ValueError(f"classes must be at least 2; got {self.classes}")
         if not self.overshoot >= 0:
             raise ValueError(f"overshoot must not be negative; got {self.overshoot}")
 
