@@ -77,7 +77,7 @@ def classifier(name: str) -> Predictor:
     training = CLASSIFIERS[name]
     make = eqx.nn.make_with_state(training.model)
     model, state = make(IMAGE_SHAPE, key=KEY, **training.settings)
-    path = cache_dir() / "benchmarks" / f"{zlib.crc32(repr((name, training)).encode()):08x}.eqx"
+    path = cache_dir() / "benchmarks" / f"{zlib.crc32(repr((name, CLASSIFIERS)).encode()):08x}.eqx"
     if path.exists():
         return Predictor(eqx.tree_deserialise_leaves(path, model), state)
     if training.start is not None:

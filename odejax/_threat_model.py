@@ -47,7 +47,7 @@ class AbstractBall(eqx.Module):
         return in_box & (self.norm(x_adv - x) <= self.eps + tol)
 
     @abc.abstractmethod
-    def norm(self, v: Image) -> Scalar:
+    def norm(self, v: Array) -> Scalar:
         """The norm that `eps` bounds."""
 
     @abc.abstractmethod
@@ -64,8 +64,16 @@ class AbstractBall(eqx.Module):
         """The step of norm 1 (0 for a zero gradient) with the largest inner product."""
 
     @abc.abstractmethod
-    def dual_norm(self, gradient: Image) -> Scalar:
+    def dual_norm(self, gradient: Array) -> Scalar:
         """The largest inner product of `gradient` with a step of norm 1: that of `steepest`."""
+
+    @abc.abstractmethod
+    def largest_gain(self, x: Array, w: Array) -> Scalar:
+        """An upper bound on <w, x' - x> over the x' of ball and box, for x in the box.
+
+        Exact for the infinity norm. For the 2-norm the smaller of two: eps times the norm of what
+        of w the box leaves any room for, and the gain in the cube that holds ball and box.
+        """
 
     @abc.abstractmethod
     def reach(self, x: Image, w: Image, gap: Scalar) -> Image:
@@ -100,7 +108,7 @@ class LinfBall(AbstractBall):
     def __init__(self, eps: ArrayLike):
         self.eps = jnp.asarray(eps, jnp.float32)
 
-    def norm(self, v: Image) -> Scalar:
+    def norm(self, v: Array) -> Scalar:
         return jnp.max(jnp.abs(v))
 
     def project(self, x_adv: Image, x: Image) -> Image:
@@ -109,8 +117,11 @@ class LinfBall(AbstractBall):
     def steepest(self, gradient: Image) -> Image:
         return jnp.sign(gradient)
 
-    def dual_norm(self, gradient: Image) -> Scalar:
+    def dual_norm(self, gradient: Array) -> Scalar:
         return jnp.sum(jnp.abs(gradient))
+
+    def largest_gain(self, x: Array, w: Array) -> Scalar:
+        return jnp.sum(jnp.abs(w) * jnp.minimum(self.eps, _room(x, w, self)))
 
     def reach(self, x: Image, w: Image, gap: Scalar) -> Image:
         return _reach(x, w, gap, jnp.sign, self)
@@ -135,7 +146,7 @@ class L2Ball(AbstractBall):
     def __init__(self, eps: ArrayLike):
         self.eps = jnp.asarray(eps, jnp.float32)
 
-    def norm(self, v: Image) -> Scalar:
+    def norm(self, v: Array) -> Scalar:
         return jnp.sqrt(jnp.sum(v**2))
 
     def project(self, x_adv: Image, x: Image) -> Image:
@@ -147,9 +158,14 @@ class L2Ball(AbstractBall):
         gradient = gradient / _positive(jnp.max(jnp.abs(gradient)))
         return gradient / _positive(self.norm(gradient))
 
-    def dual_norm(self, gradient: Image) -> Scalar:
+    def dual_norm(self, gradient: Array) -> Scalar:
         largest = _positive(jnp.max(jnp.abs(gradient)))
         return largest * self.norm(gradient / largest)
+
+    def largest_gain(self, x: Array, w: Array) -> Scalar:
+        room = _room(x, w, self)
+        in_cube = jnp.sum(jnp.abs(w) * jnp.minimum(self.eps, room))
+        return jnp.minimum(self.eps * self.dual_norm(jnp.where(room > 0, w, 0.0)), in_cube)
 
     def reach(self, x: Image, w: Image, gap: Scalar) -> Image:
         return _reach(x, w, gap, lambda w: w, self)
@@ -169,6 +185,11 @@ class L2Ball(AbstractBall):
         return ball.eps
 
 
+def _room(x: Array, w: Array, box: AbstractBall) -> Array:
+    """How far each coordinate can move in the direction of w before it leaves the box."""
+    return jnp.where(w > 0, box.upper - x, x - box.lower)
+
+
 def _reach(x: Image, w: Image, gap: Scalar, along: Callable[[Image], Image], box) -> Image:
     """d = clip(lambda * along(w)) to the box's room, with <w, d> = gap (`AbstractBall.reach`).
 
@@ -178,7 +199,7 @@ def _reach(x: Image, w: Image, gap: Scalar, along: Callable[[Image], Image], box
     scale = jnp.sign(gap) / _positive(jnp.max(jnp.abs(w)))
     w, gap = w * scale, jnp.abs(gap * scale)
     direction = along(w)
-    rate, room = jnp.abs(direction), jnp.where(w > 0, box.upper - x, x - box.lower)
+    rate, room = jnp.abs(direction), _room(x, w, box)
 
     def unfinished(carry):
         _, missing, k = carry

@@ -30,7 +30,13 @@ from odejax.attacks import (
     Targeted,
     dlr,
 )
-from odejax.certificates import FiniteTimeStableMapping, LipschitzMargin, StableMapping
+from odejax.certificates import (
+    FiniteTimeStableMapping,
+    FlowMapSlope,
+    LinearRelaxation,
+    LipschitzMargin,
+    StableMapping,
+)
 from odejax.models import (
     MLP,
     BatchNorm,
@@ -132,6 +138,8 @@ stopping_attacks = ("Square", "Boundary", "SPSA", "AutoAttack")
 all_certificates = {
     "StableMapping": (StableMapping(), _maker(NmODENet, width=32)),
     "FiniteTimeStableMapping": (FiniteTimeStableMapping(), _maker(NmODENet, width=32)),
+    "FlowMapSlope": (FlowMapSlope(), _maker(NmODENet, width=32)),
+    "LinearRelaxation": (LinearRelaxation(), _maker(NmODENet, width=32)),
     "LipschitzMargin": (LipschitzMargin(), _maker(LipschitzNet, width=4, depth=1, features=16)),
 }
 

@@ -377,3 +377,17 @@ def test_a_climb_by_estimates_ends_where_gradients_do(ball_type):
     lost = float(0.5 * jnp.linalg.norm(w)) - float(result.margin)
     assert not result.success
     assert 0.95 * most < lost <= most * (1 + 1e-4)
+
+
+@each_ball
+@pytest.mark.parametrize("eps", [4 / 255, 8 / 255, 0.05, 0.1, 0.2, 0.3])
+def test_an_image_on_the_surface_of_the_ball_counts_as_inside(ball_type, eps):
+    # Projection rounds: hardly any of its images is within eps to the last bit.
+    rng = np.random.default_rng(0)
+    ball, logits_fn = ball_type(eps), linear_logits((28, 28, 1))
+    for _ in range(10):
+        x, far = (jnp.asarray(rng.uniform(size=(28, 28, 1)), jnp.float32) for _ in range(2))
+        x_adv = ball.project(far, x)
+        logits = logits_fn(x_adv)
+        problem = Problem(logits_fn, x, 1 - jnp.argmax(logits), ball)
+        assert Worst.none(x).nearest(problem, x_adv, logits).margin < 0

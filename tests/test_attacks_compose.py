@@ -201,6 +201,26 @@ def test_restarts_return_the_worst_of_runs_with_keys_of_their_own(attack, ball):
             np.testing.assert_array_equal(single.x_adv, result.x_adv)
 
 
+def test_classes_that_follow_a_success_without_gradients_cost_nothing():
+    logits_fn, x, ball = linear_logits(SMALL, 4), random_image(), LinfBall(0.5)
+    y = jnp.argmax(logits_fn(x))
+    one, all_ = (run(Targeted(Square(50), n), logits_fn, x, y, ball) for n in (1, 3))
+    assert one.success
+    assert one.queries == all_.queries < 50
+
+
+def test_classes_that_come_again_start_elsewhere():
+    # Three wrong classes, five runs: the fourth is the first's again, from another start.
+    logits_fn, x, y = linear_logits(SMALL, 4), random_image(), jnp.asarray(0)
+    problem = Problem(logits_fn, x, y, LinfBall(0.1))
+    states = [
+        start(Targeted(FAB(2), 5), problem, Worst.none(x), jnp.asarray(r), KEY)[0] for r in range(5)
+    ]
+    assert [int(s.target) for s in states[3:]] == [int(s.target) for s in states[:2]]
+    for again, first in zip(states[3:], states[:2], strict=True):
+        assert not np.array_equal(again.inner.x_adv, first.inner.x_adv)
+
+
 def test_restarts_that_follow_a_success_without_gradients_cost_nothing():
     logits_fn, x, ball = linear_logits(SMALL, 4), random_image(), LinfBall(0.3)
     y = jnp.argmax(logits_fn(x))
@@ -564,6 +584,13 @@ def test_a_batch_that_shrinks_at_the_end_changes_nothing(one_step_at_a_time, mon
     assert 0 < whole.accuracy < 1
 
 
+def test_an_old_style_key_resumes_too(one_step_at_a_time, tmp_path):
+    path, settings = tmp_path / "state.npz", {"key": jax.random.PRNGKey(0), "n": 12}
+    whole = evaluate(**settings)
+    killed(one_step_at_a_time, 9, state_path=path, **settings)
+    same(evaluate(state_path=path, **settings), whole)
+
+
 def test_without_a_path_nothing_is_written(one_step_at_a_time, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     evaluate()
@@ -645,6 +672,56 @@ def test_the_state_of_another_evaluation_is_refused(left_behind, tmp_path, setti
     with pytest.raises(StateError, match=r"state\.npz is the state of another evaluation"):
         evaluate(state_path=path, **settings)
     assert path.read_bytes() == left_behind
+
+
+class Opaque:
+    """A network that is no PyTree, as a wrapped one may be."""
+
+    def __init__(self, seed):
+        self.net = linear_logits(n_classes=10, seed=seed)
+
+    def __call__(self, x, *, key=None):
+        return self.net(x)
+
+
+def test_networks_that_no_fingerprint_tells_apart_are_told_by_their_logits(
+    one_step_at_a_time, tmp_path
+):
+    path = tmp_path / "state.npz"
+    settings = {"attack": AutoAttack({"PGD": PGD(30, 1e-4)}), "n": 100, "state_path": path}
+    killed(one_step_at_a_time, 3, logits_fn=Opaque(0), **settings)
+    with pytest.raises(StateError, match="another evaluation"):
+        evaluate(logits_fn=Opaque(1), **settings)
+
+
+def test_functions_that_close_over_each_other_have_a_fingerprint():
+    def one(x):
+        return other(x)
+
+    def other(x):
+        return one(x)
+
+    assert EVALUATION._fingerprint(one)() == EVALUATION._fingerprint(one)()
+
+    def unfinished():
+        return late
+
+    assert EVALUATION._fingerprint(unfinished)()
+    late = 0
+
+
+@pytest.mark.parametrize("suite", [AutoAttack(), AutoAttack.plus()], ids=["standard", "plus"])
+def test_what_the_last_attack_refuses_comes_before_the_first_has_run(monkeypatch, suite):
+    monkeypatch.setattr(SURVIVORS.Survivors, "advance", lambda self: pytest.fail("an attack ran"))
+    with pytest.raises(ValueError, match="4 classes"):
+        robust_accuracy(
+            suite,
+            linear_logits(n_classes=3),
+            np.full((2, 8, 8, 1), 0.5, np.float32),
+            np.zeros(2, np.int32),
+            LinfBall(0.1),
+            key=KEY,
+        )
 
 
 def network_in_a_closure(seed):

@@ -425,7 +425,7 @@ ALL_REFUSED += [
     (attack, {name: value}, f"{name} must be finite and positive; got {value}")
     for name, attacks in POSITIVE.items()
     for attack in attacks
-    for value in (0.0, -0.1, float("nan"), float("inf"))
+    for value in (0.0, -0.1, np.float32(-0.2), float("nan"), float("inf"))
 ]
 
 

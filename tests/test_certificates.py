@@ -1,5 +1,7 @@
 """Certificates against attacks, against hand computation, and against models they cannot judge."""
 
+import itertools
+from functools import lru_cache
 from typing import ClassVar
 
 import diffrax
@@ -9,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import (
+    _maker,
     all_certificates,
     digits,
     predictor_of,
+    train,
     trained_lipschitz,
     trained_mlp,
     trained_nmode,
@@ -20,29 +24,54 @@ from helpers import (
 from odejax import L2Ball, LinfBall, Predictor, predict
 from odejax.attacks import PGD, Restarts
 from odejax.certificates import (
-    AbstractCertificate,
+    AbstractLipschitzCertificate,
     FiniteTimeStableMapping,
+    FlowMapSlope,
+    LinearRelaxation,
     LipschitzMargin,
     StableMapping,
 )
+from odejax.certificates.linear_relaxation import _relax
 from odejax.evaluation import bracket, certified_radii
-from odejax.models import NmODE, NmODENet
+from odejax.models import MLP, NmODE, NmODENet
 
 KEY = jax.random.key(9)
 NMODES = [(3.0, 1.0), (3.0, 0.05), (1.5, 2.0)]
-CASES = {
+GLOBAL = {
     **{f"published lam={lam} t1={t1}": (StableMapping(), (lam, t1)) for lam, t1 in NMODES},
     **{f"finite lam={lam} t1={t1}": (FiniteTimeStableMapping(), (lam, t1)) for lam, t1 in NMODES},
     "finite lam=0.5 t1=1": (FiniteTimeStableMapping(), (0.5, 1.0)),
     "Lipschitz": (LipschitzMargin(), None),
 }
+LOCAL = {
+    **{f"slope lam={lam} t1={t1}": (FlowMapSlope(), (lam, t1)) for lam, t1 in NMODES},
+    **{f"relaxation lam={lam} t1={t1}": (LinearRelaxation(), (lam, t1)) for lam, t1 in NMODES},
+    "relaxation stacked": (LinearRelaxation(), "stacked"),
+    "slope stacked": (FlowMapSlope(), "stacked"),
+    "finite stacked": (FiniteTimeStableMapping(), "stacked"),
+    "published stacked": (StableMapping(), "stacked"),
+    "relaxation tanh": (LinearRelaxation(), "tanh"),
+    "relaxation ReLU": (LinearRelaxation(), "ReLU"),
+}
+CASES = GLOBAL | LOCAL
 each_case = pytest.mark.parametrize("case", CASES)
+each_global_case = pytest.mark.parametrize("case", GLOBAL)
 each_ball = pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
 
 
+TRAINED = {
+    None: trained_lipschitz,
+    "ReLU": trained_mlp,
+    "stacked": lru_cache(lambda: train(_maker(NmODENet, width=24, depth=2))),
+    "tanh": lru_cache(
+        lambda: train(_maker(MLP, width=24, depth=1, activation=NmODE(activations=(jnp.tanh,))))
+    ),
+}
+
+
 def certificate_and_predictor(case):
-    certificate, nmode = CASES[case]
-    return certificate, trained_lipschitz() if nmode is None else trained_nmode(*nmode)
+    certificate, network = CASES[case]
+    return certificate, TRAINED[network]() if network in TRAINED else trained_nmode(*network)
 
 
 @eqx.filter_jit
@@ -94,7 +123,7 @@ def radii_by_hand(kind, predictor, images):
             growth = np.full(len(z), 2**0.5 * float(predictor.model.lipschitz_bound()))
         else:
             model = predictor.model
-            w = np.asarray(model.inputs.weight, np.float64)
+            w = np.asarray(model.layers[0].weight, np.float64)
             v = np.asarray(model.outputs.weight, np.float64)
             lam, t1 = model.nmode.lam, model.nmode.t1
             if kind == "published":
@@ -106,7 +135,7 @@ def radii_by_hand(kind, predictor, images):
     return np.array(radii)
 
 
-@each_case
+@each_global_case
 def test_the_radius_is_that_of_a_hand_computation_rounded_down(case):
     certificate, predictor = certificate_and_predictor(case)
     data = digits("test", 20)
@@ -142,6 +171,103 @@ def test_a_radius_in_the_other_norm_is_carried_over_safely(other_ball):
     np.testing.assert_allclose(in_other, factor * in_own, rtol=1e-5)
 
 
+@each_ball
+@pytest.mark.parametrize(("lam", "t1"), NMODES)
+def test_each_certificate_proves_at_least_what_the_one_before_it_does(lam, t1, ball_type):
+    predictor, data = trained_nmode(lam, t1), digits("test", 150)
+    certificates = (StableMapping(), FiniteTimeStableMapping(), FlowMapSlope(), LinearRelaxation())
+    radii = [
+        np.asarray(certify(c, predictor, data.pixels, data.labels, ball_type(0.05)).radius)
+        for c in certificates
+    ]
+    for weaker, stronger in itertools.pairwise(radii):
+        # The last is found by bisection, and its rounding margin is a little larger.
+        assert (stronger >= 0.995 * weaker - 1e-4).all()
+    assert radii[-1].mean() > 1.5 * radii[0].mean()
+
+
+@pytest.mark.parametrize("name", ["slope", "relaxation"])
+@each_ball
+def test_on_an_almost_linear_network_the_local_radius_is_the_true_one(name, ball_type):
+    # So short a time that y is t1 sin^2(gamma); around gamma = pi / 4 that is a line, and with
+    # small weights the network is linear: its radius is the margin over the dual norm.
+    rng = np.random.default_rng(0)
+    model, state = _maker(NmODENet, width=16, nmode=NmODE(3.0, 1e-3))(jax.random.key(0))
+    small = jnp.asarray(1e-4 * rng.normal(size=(16, 64)), jnp.float32)
+    model = eqx.tree_at(
+        lambda m: (m.layers[0].weight, m.layers[0].bias, m.outputs.weight, m.outputs.bias),
+        model,
+        (small, jnp.full(16, np.pi / 4), 1e6 * model.outputs.weight, model.outputs.bias * 0),
+    )
+    x = jnp.full((8, 8, 1), 0.5)
+    # So that the margin is reached well inside the box.
+    model = eqx.tree_at(lambda m: m.outputs.bias, model, -0.995 * Predictor(model, state)(x))
+    predictor = Predictor(model, state)
+    certificate = {"slope": FlowMapSlope(), "relaxation": LinearRelaxation(bisections=16)}[name]
+    radius = float(certificate(predictor, x, 0, ball_type(0.05), key=KEY).radius)
+    logits = np.asarray(predictor(x), np.float64)
+    gradients = np.asarray(jax.jacobian(predictor)(x), np.float64).reshape(10, -1)
+    label = logits.argmax()
+    dual = {LinfBall: 1, L2Ball: 2}[ball_type]
+    true = min(
+        (logits[label] - logits[j]) / np.linalg.norm(gradients[label] - gradients[j], dual)
+        for j in range(10)
+        if j != label
+    )
+    assert radius <= true * 1.001
+    if name == "relaxation":
+        assert radius > 0.9 * true
+
+
+ACTIVATIONS = {
+    "short": lambda: NmODE(3.0, 0.05),
+    "t = 1": lambda: NmODE(3.0, 1.0),
+    "steep": lambda: NmODE(1.5, 5.0),
+    "tanh": lambda: NmODE(3.0, 1.0, activations=(jnp.tanh,)),
+    "ReLU": lambda: jax.nn.relu,
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("nodes", [1, 4, 16])
+def test_both_pairs_of_lines_enclose_the_activation(name, nodes):
+    activation = ACTIVATIONS[name]()
+    rng = np.random.default_rng(0)
+    lower = jnp.asarray(rng.uniform(-8, 8, 300), jnp.float32)
+    upper = lower + jnp.asarray(10 ** rng.uniform(-4, 1, 300), jnp.float32)
+    inside = lower + (upper - lower) * jnp.linspace(0, 1, 2001)[:, None]
+    y = activation(inside)
+    widths = []
+    for slope, low, high in _relax(activation, lower, upper, nodes):
+        assert (y >= slope * inside + low - 1e-6).all()
+        assert (y <= slope * inside + high + 1e-6).all()
+        widths.append(np.asarray(high - low))
+    if nodes == 16:  # and tightly: the chord's error, which is quadratic in a short interval
+        short = np.asarray(upper - lower) < 0.1
+        assert widths[0][short].max() < 0.1 * widths[1][short].max()
+
+
+def test_a_perturbation_that_the_box_forbids_is_not_counted():
+    # Black pixels cannot become darker: a network that only darkness could mislead is certain.
+    model, state = _maker(MLP, width=4, depth=1)(jax.random.key(0))
+    model = eqx.tree_at(
+        lambda m: (m.layers[0].weight, m.layers[0].bias, m.layers[1].weight, m.layers[1].bias),
+        model,
+        (jnp.ones((4, 64)), jnp.zeros(4), jnp.zeros((10, 4)).at[3].set(1.0),
+         jnp.zeros(10).at[3].set(1.0)),
+    )  # fmt: skip
+    predictor, x = Predictor(model, state), jnp.zeros((8, 8, 1))
+    for ball in (LinfBall(0.5), L2Ball(2.0)):
+        assert LinearRelaxation()(predictor, x, 3, ball, key=KEY).certified
+        assert not LinearRelaxation()(predictor, x + 0.5, 4, ball, key=KEY).certified
+
+
+@pytest.mark.parametrize("settings", [{"nodes": 0}, {"bisections": 0}], ids=str)
+def test_a_relaxation_without_nodes_is_refused(settings):
+    with pytest.raises(ValueError, match="at least 1"):
+        LinearRelaxation(**settings)
+
+
 @pytest.mark.parametrize(("lam", "t1"), NMODES)
 def test_the_finite_time_radius_is_never_smaller_than_the_published_one(lam, t1):
     predictor, data = trained_nmode(lam, t1), digits("test", 150)
@@ -169,8 +295,10 @@ def test_a_certificate_judges_a_model_of_its_own(name):
 @pytest.mark.parametrize("name", all_certificates)
 def test_a_model_that_the_proof_says_nothing_about_is_refused(name):
     certificate, _ = all_certificates[name]
-    with pytest.raises(ValueError, match="MLP"):
-        certificate(predictor_of("MLP"), jnp.asarray(digits().pixels[0]), 0, LinfBall(0.1), key=KEY)
+    with pytest.raises(ValueError, match="ResNet"):
+        certificate(
+            predictor_of("ResNet"), jnp.asarray(digits().pixels[0]), 0, LinfBall(0.1), key=KEY
+        )
 
 
 @pytest.mark.parametrize("certificate", [StableMapping(), FiniteTimeStableMapping()], ids=str)
@@ -209,7 +337,7 @@ def test_a_wrong_prediction_is_never_certified(case):
     )
 
 
-class Liar(AbstractCertificate):
+class Liar(AbstractLipschitzCertificate):
     """Claims that margins hardly fall at all."""
 
     norm: ClassVar[type[LinfBall]] = LinfBall

@@ -20,7 +20,16 @@ from helpers import (
 from scipy.stats import binomtest
 
 from odejax import L2Ball, LinfBall, MeanLogits, predict
-from odejax.attacks import FGSM, PGD, AbstractAttack, AttackResult
+from odejax.attacks import (
+    APGD,
+    FGSM,
+    IFGSM,
+    PGD,
+    AbstractAttack,
+    AttackResult,
+    AutoAttack,
+    Square,
+)
 from odejax.certificates import FiniteTimeStableMapping, LipschitzMargin, StableMapping
 from odejax.evaluation import (
     ResultError,
@@ -324,6 +333,84 @@ def test_logits_that_are_not_finite_are_refused_with_their_index():
     images[1] = 1.0
     with pytest.raises(FloatingPointError, match=r"1 of 3 images .* index 1"):
         robust_accuracy(FGSM(), not_finite, images, LABELS, LinfBall(0.1), key=KEY)
+
+
+def rooted(x, *, key=None):
+    """A linear network and 0 times a root, which has no derivative where those pixels are black."""
+    return linear_logits(n_classes=10)(x) + 0.0 * jnp.sqrt(jnp.sum(x[:2, :2] ** 2))
+
+
+@pytest.mark.parametrize(
+    "attack", [FGSM(), IFGSM(10, None), PGD(10, None, random_start=False), APGD(5)], ids=repr
+)
+def test_a_derivative_that_does_not_exist_saves_no_image(attack):
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=(20, *IMAGE_SHAPE)).astype(np.float32)
+    images[:, :2, :2] = 0.0
+    smooth = linear_logits(n_classes=10)
+    labels = predict(smooth, images, key=KEY).argmax(axis=1)
+    left = [
+        robust_accuracy(attack, net, images, labels, LinfBall(0.2), key=KEY).accuracy
+        for net in (smooth, rooted)
+    ]
+    assert left[1] <= left[0] + 0.1 < 0.5
+
+
+def finite_at_the_image_alone(x, *, key=None):
+    return jnp.where(jnp.all(x == 0.5), linear_logits(n_classes=10)(x), jnp.nan)
+
+
+@pytest.mark.parametrize("attack", [PGD5, Square(20), AutoAttack({"FGSM": FGSM()})], ids=repr)
+def test_logits_that_are_not_finite_within_the_ball_are_no_robustness(attack):
+    labels = predict(finite_at_the_image_alone, PIXELS, key=KEY).argmax(axis=1)
+    with pytest.raises(FloatingPointError, match="tried on image 0"):
+        robust_accuracy(
+            attack, finite_at_the_image_alone, PIXELS, labels, LinfBall(0.1), key=KEY, batch_size=1
+        )
+
+
+@pytest.mark.parametrize("eps", [[0.1, 0.2], np.full((8, 1), 0.1)], ids=["two", "a column"])
+def test_robust_accuracy_for_several_eps_is_refused(eps):
+    with pytest.raises(ValueError, match="one eps; got shape"):
+        robust_accuracy(FGSM(), linear_logits(), PIXELS, LABELS, LinfBall(eps), key=KEY)
+
+
+@pytest.mark.parametrize(
+    "broken", [[0, 1, 0], np.array([0, 1, 0]), np.array([True])], ids=["list", "integers", "short"]
+)
+def test_already_broken_that_is_no_mask_is_refused(broken):
+    with pytest.raises(ValueError, match=r"already_broken must be bool of shape \(3,\)"):
+        robust_accuracy(
+            FGSM(),
+            linear_logits(),
+            PIXELS,
+            LABELS,
+            LinfBall(0.1),
+            key=KEY,
+            already_broken=broken,
+        )
+
+
+def test_what_a_later_attack_makes_of_an_image_already_broken_is_shown():
+    data = digits("test", 60)
+    attacks = {"FGSM": FGSM(), "PGD": PGD5}
+    result = bracket(
+        trained_mlp(),
+        data,
+        LinfBall(0.1),
+        attacks=attacks,
+        key=KEY,
+        already_broken={"FGSM": np.ones(60, bool)},
+    )
+    moved = np.abs(result.x_adv - data.pixels).max(axis=(1, 2, 3)) > 0
+    assert moved.any()
+    np.testing.assert_array_equal(
+        moved,
+        (
+            result.survivors["PGD"]
+            != (predict(result.judge, data.pixels, key=KEY).argmax(axis=1) == data.labels)
+        ),
+    )
 
 
 # Result files

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-from odejax.models import NmODE
-from odejax.solvers import periodic_flow_map
+from odejax.models import NmODE, sin_squared
+from odejax.models.nmode import nmode_field
+from odejax.solvers import ChebyshevFlowMap, FourierFlowMap, interval_flow_map, periodic_flow_map
 
 TIMES = [0.05, 1.0, 5.0]
 TIGHT = {"solver": diffrax.Dopri8(), "rtol": 1e-11, "atol": 1e-13}
@@ -72,7 +73,7 @@ def test_values_and_slopes_in_float64_are_within_the_reported_errors(t1):
     with jax.enable_x64(True):
         y, dy = nmode(jnp.asarray(gamma)), slopes(nmode, jnp.asarray(gamma))
         assert y.dtype == dy.dtype == jnp.float64
-    assert max(nmode.flow_map.error, nmode.flow_map.derivative_error) <= 1e-8
+    assert max(nmode.flow_map.error, nmode.flow_map.slope_error) <= 1e-8
     np.testing.assert_allclose(y, exact(gamma, t1), rtol=0, atol=1e-8)
     expected = first_difference(lambda g: exact(g, t1), gamma)
     np.testing.assert_allclose(dy, expected, rtol=0, atol=1.5e-8)  # differences: 5e-9
@@ -144,7 +145,7 @@ def test_another_field_meets_its_tolerance_and_says_so(tol):
     with jax.enable_x64(True):
         y, dy = flow_map(jnp.asarray(gamma)), slopes(flow_map, jnp.asarray(gamma))
     assert 0 < flow_map.error <= tol
-    assert 0 < flow_map.derivative_error <= tol
+    assert 0 < flow_map.slope_error <= tol
     np.testing.assert_allclose(y, exact(gamma, 1.0, field=tanh_field), rtol=0, atol=tol)
     expected = first_difference(lambda g: exact(g, 1.0, field=tanh_field), gamma)
     np.testing.assert_allclose(dy, expected, rtol=0, atol=tol + 1e-8)
@@ -209,7 +210,153 @@ def test_learned_lam_and_t1_have_the_gradients_of_finite_differences():
     np.testing.assert_allclose(ours, (by_lam, by_t1), rtol=1e-7)
 
 
-@pytest.mark.parametrize("kwargs", [{"lam": jnp.asarray(3.0)}, {"t1": jnp.asarray(1.0)}], ids=str)
+# nmODE^k, other activations, starting values: flow maps of every kind against Dopri8
+
+SIN, TANH, SIGMOID = sin_squared, jnp.tanh, jax.nn.sigmoid
+FIELDS = {
+    "sin^2 from 0.3": ((SIN,), 0.3, FourierFlowMap),
+    "sin^2, sin^2": ((SIN, SIN), 0.0, FourierFlowMap),
+    "sin^2, tanh, sigmoid": ((SIN, TANH, SIGMOID), 0.0, FourierFlowMap),
+    "sine": ((jnp.sin,), 0.0, FourierFlowMap),
+    "tanh from -0.5": ((TANH,), -0.5, ChebyshevFlowMap),
+    "sigmoid, sin^2": ((SIGMOID, SIN), 0.0, ChebyshevFlowMap),
+    "tanh, tanh, tanh": ((TANH, TANH, TANH), 0.0, ChebyshevFlowMap),
+}
+
+
+@pytest.mark.parametrize("t1", [0.05, 1.0])
+@pytest.mark.parametrize("name", FIELDS)
+def test_nmode_of_any_depth_is_its_solution(name, t1):
+    activations, y0, kind = FIELDS[name]
+    nmode = NmODE(3.0, t1, y0=y0, activations=activations)
+    assert isinstance(nmode.flow_map, kind)
+    gamma = jnp.asarray(random_gamma(2000))
+    solved = NmODE(3.0, t1, y0=y0, activations=activations, **TIGHT)
+    with jax.enable_x64(True):
+        wide = jnp.asarray(gamma, jnp.float64)
+        truth = np.asarray(solved(wide))
+        np.testing.assert_allclose(nmode(wide), truth, rtol=0, atol=1e-8)
+        np.testing.assert_allclose(
+            slopes(nmode, wide[:50]), slopes(solved, wide[:50]), rtol=0, atol=1e-7
+        )
+    np.testing.assert_allclose(nmode(gamma), truth, rtol=0, atol=1e-6)
+    half = jnp.asarray(gamma, jnp.bfloat16)
+    assert nmode(half).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_derivatives_of_any_depth_are_differences_of_solves(name):
+    activations, y0, _ = FIELDS[name]
+    nmode = NmODE(3.0, 1.0, y0=y0, activations=activations)
+    with jax.enable_x64(True):
+        gamma = jnp.asarray(random_gamma(100, np.float64))
+        h = 1e-3
+
+        def y(shift):
+            return np.asarray(
+                NmODE(3.0, 1.0, y0=y0, activations=activations, **TIGHT)(gamma + shift)
+            )
+
+        first = (8 * (y(h) - y(-h)) - (y(2 * h) - y(-2 * h))) / (12 * h)
+        second = (16 * (y(h) + y(-h)) - (y(2 * h) + y(-2 * h)) - 30 * y(0)) / (12 * h**2)
+        np.testing.assert_allclose(slopes(nmode, gamma), first, rtol=0, atol=1e-7)
+        np.testing.assert_allclose(slopes(jax.grad(nmode), gamma), second, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_bounds_of_a_flow_map_hold_and_are_close(name):
+    activations, y0, _ = FIELDS[name]
+    flow_map = NmODE(2.0, 1.0, y0=y0, activations=activations).flow_map
+    with jax.enable_x64(True):
+        gamma = jnp.linspace(-40.0, 40.0, 40_001)
+        y = np.asarray(flow_map(gamma))
+        first = np.abs(np.asarray(slopes(flow_map, gamma))).max()
+        second = np.abs(np.asarray(slopes(jax.grad(flow_map), gamma))).max()
+    low, high = flow_map.value_range()
+    assert low <= y.min() <= low + 1e-3
+    assert high - 1e-3 <= y.max() <= high
+    for largest, seen in ((flow_map.max_slope(), first), (flow_map.max_curvature(), second)):
+        assert seen <= largest <= 1.01 * seen + 1e-4
+
+
+def test_beyond_its_interval_a_map_is_constant_or_nothing():
+    # tanh saturates on both sides, a softplus on the left alone.
+    both = interval_flow_map(lambda y, g: -y + np.tanh(y + g), 1.0, -20.0, 20.0)
+    left = interval_flow_map(lambda y, g: -y + np.logaddexp(0, y + g), 1.0, -40.0, 5.0)
+    assert (both.saturates, left.saturates) == ((True, True), (True, False))
+    far = jnp.asarray([-1e6, 1e6, jnp.nan])
+    np.testing.assert_allclose(both(far)[:2], [both(jnp.asarray(s)) for s in (-20.0, 20.0)])
+    assert np.isnan(both(far)[2])
+    assert list(np.isnan(left(far))) == [False, True, True]
+    np.testing.assert_array_equal(slopes(both, far[:2]), 0.0)
+    inside = jnp.linspace(-39.0, 4.9, 300)
+    field = lambda y, g: -y + np.logaddexp(0, y + g)  # noqa: E731
+    np.testing.assert_allclose(left(inside), exact(inside, 1.0, field=field), atol=2e-6)
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(1.0, 1.0), (2.0, 1.0), (0.0, float("inf"))])
+def test_an_interval_without_an_inside_is_refused(lower, upper):
+    with pytest.raises(ValueError, match="lower must be below upper"):
+        interval_flow_map(tanh_field, 1.0, lower, upper)
+
+
+def test_a_field_with_a_kink_is_refused():
+    with pytest.raises(ValueError, match="not resolved"):
+        interval_flow_map(lambda y, g: -y + np.abs(g - 0.3), 1.0, -1.0, 1.5, tol=1e-10)
+
+
+@pytest.mark.parametrize("activation", [jax.nn.softplus, lambda x: x, lambda x: jnp.sin(3.3 * x)])
+def test_an_activation_that_no_map_covers_needs_a_solver(activation):
+    with pytest.raises(ValueError, match=r"pass a Diffrax solver|not resolved"):
+        NmODE(3.0, 1.0, activations=(activation,))
+    assert np.isfinite(
+        NmODE(3.0, 1.0, activations=(activation,), solver=diffrax.Tsit5())(jnp.ones(3))
+    ).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"activations": ()}, "activations must be functions"),
+        ({"activations": ("tanh",)}, "activations must be functions"),
+        ({"y0": float("nan")}, "y0 must be finite; got nan"),
+        ({"lam": float("inf")}, "lam must be finite; got inf"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_nmode_is_refused(unchecked, settings, message):
+    with pytest.raises(ValueError, match=message):
+        NmODE(**settings)
+
+
+@pytest.mark.parametrize(("lam", "t1"), [(-5.0, 0.6), (-5.0, 1.0), (-3.0, 0.5)])
+def test_p_nmode_is_compiled_for_short_times(lam, t1):
+    gamma = random_gamma(300, np.float64)
+    with jax.enable_x64(True):
+        y = np.asarray(NmODE(lam, t1)(jnp.asarray(gamma)))
+    truth = exact(gamma, t1, lam)
+    np.testing.assert_allclose(y, truth, rtol=0, atol=1e-9 * np.abs(truth).max())
+
+
+def test_p_nmode_over_a_long_time_needs_a_solver():
+    with pytest.raises(ValueError, match="or solve with Diffrax"):
+        NmODE(-5.0, 5.0)
+
+
+def test_a_network_can_be_built_inside_jit_and_vmap():
+    y = jax.jit(lambda g: NmODE(2.5, 0.7)(g))(jnp.ones(3))
+    np.testing.assert_allclose(y, NmODE(2.5, 0.7)(jnp.ones(3)), atol=1e-7)
+
+
+def test_the_field_is_equation_8():
+    y, g = jnp.asarray(0.3), jnp.asarray(0.7)
+    by_hand = -3 * y + jnp.tanh(y + jnp.sin(y + g) ** 2)
+    np.testing.assert_allclose(nmode_field(y, g, 3.0, (SIN, TANH)), by_hand, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"lam": jnp.asarray(3.0)}, {"t1": jnp.asarray(1.0)}, {"y0": jnp.zeros(3)}], ids=str
+)
 def test_learned_constants_without_a_solver_are_refused(kwargs):
     with pytest.raises(ValueError, match="needs a Diffrax solver"):
         NmODE(**kwargs)

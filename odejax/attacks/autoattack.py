@@ -30,7 +30,7 @@ class AutoAttack(AbstractAttack):
     - `plus()`: APGD-CE and APGD-DLR with 5 restarts, FAB with 5, Square, APGD-T, FAB-T.
     - Any other mapping from names to attacks.
 
-    The targeted DLR loss needs 4 classes: with fewer, `standard(classes, loss=margin_loss)`.
+    The targeted DLR loss needs 4 classes: with fewer, `standard(loss=margin_loss)`, or `plus`.
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
@@ -57,14 +57,14 @@ class AutoAttack(AbstractAttack):
         return AutoAttack({"APGD-CE": EOT(APGD(), draws), "APGD-DLR": EOT(APGD(loss=dlr), draws)})
 
     @staticmethod
-    def plus(classes: int = 9) -> "AutoAttack":
+    def plus(classes: int = 9, *, loss: Loss = dlr) -> "AutoAttack":
         return AutoAttack(
             {
                 "APGD-CE": Restarts(APGD(), 5),
-                "APGD-DLR": Restarts(APGD(loss=dlr), 5),
+                "APGD-DLR": Restarts(APGD(loss=loss), 5),
                 "FAB": Restarts(FAB(), 5),
                 "Square": Square(),
-                "APGD-T": Targeted(APGD(loss=dlr), classes),
+                "APGD-T": Targeted(APGD(loss=loss), classes),
                 "FAB-T": Targeted(FAB(), classes),
             }
         )

@@ -20,7 +20,8 @@ class AttackResult(eqx.Module):
     - `x_adv`: inside ball and box, whether or not the attack succeeded.
     - `success`: the class predicted at `x_adv` (largest logit) is not `y`.
     - `margin`: z_y - max_{j != y} z_j at `x_adv`, not positive on success.
-    - `queries`: evaluations of the logits; one with its gradient counts once.
+    - `queries`: evaluations of the logits, the judge's at `x_adv` among them; one with its gradient
+      counts once.
     """
 
     x_adv: Float[Array, "*batch h w c"]
@@ -103,7 +104,7 @@ def check_labels(labels, n_classes: int):
 def check_positive(**values):
     """Raise `ValueError` unless every (known) number is finite and positive."""
     for name, value in values.items():
-        if isinstance(value, float | int) and not 0 < value < float("inf"):
+        if not (value is None or isinstance(value, Tracer) or 0 < float(value) < float("inf")):
             raise ValueError(f"{name} must be finite and positive; got {value}")
 
 

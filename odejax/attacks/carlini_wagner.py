@@ -51,7 +51,7 @@ class CarliniWagnerLinf(AbstractIterativeAttack):
         _, uphill, logits = problem.value_and_gradient(_hinge(self.kappa), x_adv, key)
         away = jax.grad(lambda x_adv: jnp.max(jnp.abs(x_adv - x)))(x_adv)
         u, adam = _adam(state.u, state.adam, away - self.c * uphill, x_adv, self.learning_rate)
-        inside = ball.norm(x_adv - x) <= ball.eps
+        inside = ball.norm(x_adv - x) <= ball.eps + 1e-6  # as `project` rounds
         return LinfState(u, adam, state.worst.seen(problem, x_adv, logits, inside))
 
 

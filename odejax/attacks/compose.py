@@ -108,8 +108,9 @@ class Targeted(AbstractIterativeAttack):
 
     `classes` runs (of each of the attack's own), each towards the next of the classes ranked by
     their logits at the image, which takes one evaluation a run; with fewer than `classes` wrong
-    classes the last is tried again. With `target` given that class alone is aimed at. Either way
-    an image counts as broken when its class is wrong, whichever it became.
+    classes they come again, from other starts. With `target` given that class alone is aimed at
+    (images of that class themselves are not attacked). Either way an image counts as broken when
+    its class is wrong, whichever it became.
     """
 
     attack: AbstractIterativeAttack
@@ -147,7 +148,8 @@ class Targeted(AbstractIterativeAttack):
             worst = eqx.tree_at(lambda w: w.queries, worst, worst.queries + problem.cost)
             wrong = jnp.where(jnp.arange(len(logits)) == problem.y, -jnp.inf, logits)
             ranking = jnp.argsort(-wrong)
-            target = ranking[jnp.minimum(rank, len(logits) - 2)]
+            target = ranking[rank % (len(logits) - 1)]
+            again = again * classes + rank // (len(logits) - 1)
         else:
             n_classes = jax.eval_shape(problem.logits, problem.x, rank_key).shape[0]
             check_labels(self.target, n_classes)

@@ -61,12 +61,12 @@ class Problem(eqx.Module):
             return loss(logits, self.y, self.target), logits
 
         (value_at, logits), gradient = jax.value_and_grad(value, has_aux=True)(x_adv)
-        return value_at, gradient, logits
+        return value_at, _finite(gradient), logits
 
     def pull_back(self, x_adv: Image, key: Key):
         """The logits, and a function from n cotangents (n, k) to n gradients (n, h, w, c)."""
         logits, pull_back = jax.vjp(lambda x_adv: self.logits(x_adv, key), x_adv)
-        return logits, jax.vmap(lambda cotangent: pull_back(cotangent)[0])
+        return logits, jax.vmap(lambda cotangent: _finite(pull_back(cotangent)[0]))
 
     @property
     def cost(self) -> int:
@@ -74,44 +74,54 @@ class Problem(eqx.Module):
         return _cost(self.logits_fn)
 
 
+def _finite(gradient: Image) -> Image:
+    """A pixel whose derivative does not exist (a square root at zero) must not stop the others."""
+    return jnp.where(jnp.isfinite(gradient), gradient, 0.0)
+
+
 def _cost(logits_fn: LogitsFn) -> int:
     return logits_fn.draws * _cost(logits_fn.logits_fn) if isinstance(logits_fn, Draws) else 1
 
 
 class Worst(eqx.Module):
-    """The worst image seen inside ball and box, its logit margin, and the queries spent so far."""
+    """The worst image seen inside ball and box, its logit margin, and the queries spent so far.
+
+    `finite`: whether all logits seen were; one that is not would count for nothing, silently.
+    """
 
     x_adv: Image
     margin: Scalar
     queries: Int[Array, ""]
+    finite: Flag
 
     @staticmethod
     def none(x: Image) -> "Worst":
         """Before the first evaluation."""
-        return Worst(x, jnp.asarray(jnp.inf, x.dtype), jnp.asarray(0, jnp.int32))
+        margin = jnp.asarray(jnp.inf, x.dtype)
+        return Worst(x, margin, jnp.asarray(0, jnp.int32), jnp.asarray(True))
 
     def seen(
         self, problem: Problem, x_adv: Image, logits: Logits, inside: Flag | bool = True
     ) -> "Worst":
         """After one more evaluation, at `x_adv`, which only counts if it is `inside`."""
         margin = logit_margin(logits, problem.y)
-        worse = (margin < self.margin) & inside
-        return Worst(
-            jnp.where(worse, x_adv, self.x_adv),
-            jnp.where(worse, margin, self.margin),
-            self.queries + problem.cost,
-        )
+        return self._after(problem, x_adv, logits, margin, (margin < self.margin) & inside)
 
     def nearest(self, problem: Problem, x_adv: Image, logits: Logits) -> "Worst":
         """After one more evaluation: the nearest misclassified image rather than the worst."""
         margin, ball = logit_margin(logits, problem.y), problem.ball
         distance = ball.norm(x_adv - problem.x)
         known = jnp.where(self.margin < 0, ball.norm(self.x_adv - problem.x), jnp.inf)
-        nearer = (margin < 0) & (distance <= ball.eps) & (distance < known)
+        # A projection ends up to a rounding error outside the ball.
+        nearer = (margin < 0) & (distance <= ball.eps + 1e-6) & (distance < known)
+        return self._after(problem, x_adv, logits, margin, nearer)
+
+    def _after(self, problem: Problem, x_adv: Image, logits: Logits, margin, better) -> "Worst":
         return Worst(
-            jnp.where(nearer, x_adv, self.x_adv),
-            jnp.where(nearer, margin, self.margin),
+            jnp.where(better, x_adv, self.x_adv),
+            jnp.where(better, margin, self.margin),
             self.queries + problem.cost,
+            self.finite & jnp.all(jnp.isfinite(logits)),
         )
 
 
@@ -156,8 +166,8 @@ class AbstractIterativeAttack(AbstractAttack):
     ) -> tuple[Image, Int[Array, ""]]:
         problem = Problem(logits_fn, x, y, ball)
 
-        def run(worst, r):
-            state, run_key = start(self, problem, worst, r, key)
+        def run(before, r):
+            state, run_key = start(self, problem, before, r, key)
 
             def advance(i, state):
                 return step(self, problem, run_key, i, state)
@@ -172,11 +182,14 @@ class AbstractIterativeAttack(AbstractAttack):
                 _, state = jax.lax.while_loop(
                     unfinished, lambda carry: (carry[0] + 1, advance(*carry)), first
                 )
-            else:
-                state = jax.lax.fori_loop(0, self.n_steps - 1, advance, state)
-                # Outside the loop, where the gradient, which nothing needs, is not computed.
-                state = advance(self.n_steps - 1, state)
-            return state.worst, None
+                # A run after a success is none.
+                worst = jax.tree.map(
+                    lambda a, b: jnp.where(before.margin < 0, a, b), before, state.worst
+                )
+                return worst, None
+            state = jax.lax.fori_loop(0, self.n_steps - 1, advance, state)
+            # Outside the loop, where the gradient, which nothing needs, is not computed.
+            return advance(self.n_steps - 1, state).worst, None
 
         worst, _ = jax.lax.scan(run, Worst.none(x), jnp.arange(self.n_runs))
         return worst.x_adv, worst.queries

@@ -27,11 +27,12 @@ class SPSA(AbstractIterativeAttack):
     """Adam up g = mean_s (loss(x + delta v_s) - loss(x - delta v_s)) / (2 delta) * v_s.
 
     v_s are `samples` random signs; each iteration is one evaluation of the iterate and 2 `samples`
-    around it, and ends in the ball. Exactly `n_queries` evaluations without gradients, fewer only
-    after a success.
+    around it (which may lie `delta` outside the box), and ends in the ball. Exactly `n_queries`
+    evaluations without gradients, fewer only after a success; the default is 100 iterations and a
+    look at the last iterate.
     """
 
-    n_queries: int = eqx.field(static=True, default=25_700)
+    n_queries: int = eqx.field(static=True, default=25_701)
     samples: int = eqx.field(static=True, default=128)
     delta: float = 0.01
     learning_rate: float = 0.01

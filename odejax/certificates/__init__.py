@@ -2,10 +2,13 @@
 
 from .base import (
     AbstractCertificate as AbstractCertificate,
+    AbstractLipschitzCertificate as AbstractLipschitzCertificate,
     CertificateResult as CertificateResult,
 )
+from .linear_relaxation import LinearRelaxation as LinearRelaxation
 from .lipschitz_margin import LipschitzMargin as LipschitzMargin
 from .stable_mapping import (
     FiniteTimeStableMapping as FiniteTimeStableMapping,
+    FlowMapSlope as FlowMapSlope,
     StableMapping as StableMapping,
 )

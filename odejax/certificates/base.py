@@ -21,8 +21,8 @@ class CertificateResult(eqx.Module):
     """What is proven of one example; batched by `vmap`.
 
     - `label`: the predicted class.
-    - `radius`: in the norm of the ball; no perturbation smaller than it changes `label`. The proof
-      is in real numbers; `ROUNDING` is taken off first for those of the machine.
+    - `radius`: in the norm of the ball; no image of [0, 1] nearer than it changes `label`. The
+      proof is in real numbers; `ROUNDING` is taken off first for those of the machine.
     - `certified`: `label` is `y`, and `radius` is at least the ball's eps.
     """
 
@@ -32,20 +32,14 @@ class CertificateResult(eqx.Module):
 
 
 class AbstractCertificate(eqx.Module):
-    """`certificate(predictor, x, y, ball, key=key) -> CertificateResult`; batch with `vmap`.
-
-    A certificate is written as `margin_growth`, in the norm where its proof lives; the call turns
-    the margins into a radius and carries it over to the ball's norm
-    (||v||_inf <= ||v||_2 <= sqrt(n) ||v||_inf).
-    """
-
-    norm: eqx.AbstractClassVar[type[AbstractBall]]
+    """`certificate(predictor, x, y, ball, key=key) -> CertificateResult`; batch with `vmap`."""
 
     @abc.abstractmethod
-    def margin_growth(self, predictor: Predictor, label: Label) -> Float[Array, "..."]:
-        """How fast z_label - z_j can fall at most per unit of `norm`: (k,), or one for all j.
+    def radius(self, predictor: Predictor, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
+        """The certified radius of the predicted class, argmax(logits), in the ball's norm.
 
-        Raises `ValueError` for a model that the certificate says nothing about.
+        `ball.eps` says which radius is asked for, and may be ignored. Raises `ValueError` for a
+        model that the certificate says nothing about.
         """
 
     @final
@@ -55,16 +49,39 @@ class AbstractCertificate(eqx.Module):
         with jax.default_matmul_precision("highest"):  # TF32 would lose more than ROUNDING
             logits = predictor(x, key=key)
             label = jnp.argmax(logits)
-            growth = self.margin_growth(predictor, label) * (1 + ROUNDING)
-            radius = _smallest_radius(logits, label, growth)
-            # The ball of radius 1, seen in the certificate's norm, has this radius.
-            stretch = self.norm(1.0).covering_radius(type(ball)(1.0), x.size)  # pyright: ignore
-            radius = radius / stretch * (1 - 1e-6)
+            radius = self.radius(predictor, x, logits, ball)
         return CertificateResult(label, radius, (label == y) & (radius >= ball.eps))
 
 
-def _smallest_radius(logits: Logits, label: Label, growth: Float[Array, "..."]) -> Scalar:
-    margins = logits[label] - logits - 2 * ROUNDING * jnp.maximum(1.0, jnp.max(jnp.abs(logits)))
+class AbstractLipschitzCertificate(AbstractCertificate):
+    """A certificate whose proof is a Lipschitz constant, for all x, in the one norm `norm`.
+
+    It is carried over to the ball's norm by ||v||_inf <= ||v||_2 <= sqrt(n) ||v||_inf.
+    """
+
+    norm: eqx.AbstractClassVar[type[AbstractBall]]
+
+    @abc.abstractmethod
+    def margin_growth(self, predictor: Predictor, label: Label) -> Float[Array, "..."]:
+        """How fast z_label - z_j can fall at most per unit of `norm`: (k,), or one for all j."""
+
+    @final
+    def radius(self, predictor: Predictor, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
+        growth = self.margin_growth(predictor, jnp.argmax(logits)) * (1 + ROUNDING)
+        # The ball of radius 1, seen in the certificate's norm, has this radius.
+        stretch = self.norm(1.0).covering_radius(type(ball)(1.0), x.size)  # pyright: ignore
+        return smallest_radius(logits, growth) / stretch * (1 - 1e-6)
+
+
+def smallest_radius(logits: Logits, growth: Float[Array, "..."]) -> Scalar:
+    """The radius at which the first margin, falling by `growth`, could reach zero."""
+    label = jnp.argmax(logits)
+    margins = logits[label] - logits - logit_rounding(logits)
     radii = margins / jnp.maximum(growth, jnp.finfo(logits.dtype).tiny)
     radii = jnp.where(jnp.arange(len(logits)) == label, jnp.inf, radii)
     return jnp.maximum(jnp.min(radii), 0.0)
+
+
+def logit_rounding(logits: Logits) -> Scalar:
+    """What a margin may lose to float32: `ROUNDING` of the largest logit, at x and at x'."""
+    return 2 * ROUNDING * jnp.maximum(1.0, jnp.max(jnp.abs(logits)))

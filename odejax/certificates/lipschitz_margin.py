@@ -5,10 +5,10 @@ from typing import ClassVar
 from .._predictor import Predictor
 from .._threat_model import L2Ball
 from .._types import Label, Scalar
-from .base import AbstractCertificate
+from .base import AbstractLipschitzCertificate
 
 
-class LipschitzMargin(AbstractCertificate):
+class LipschitzMargin(AbstractLipschitzCertificate):
     """A net that is L-Lipschitz in l2 keeps its class within (z_y - max_j z_j) / (sqrt(2) L).
 
     z_y - z_j is <e_y - e_j, z>, and ||e_y - e_j||_2 = sqrt(2). For every model that proves its

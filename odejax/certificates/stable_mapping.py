@@ -3,37 +3,43 @@
 gamma = W x + b reaches the logits only through y(t; gamma), which every neuron computes alone and
 whose slope is bounded. So a perturbation of size eps (L-infinity) moves neuron k by at most
 slope * ||w_k||_1 * eps, and z_y - z_j, with the output weights V, by at most
-sum_k |v_yk - v_jk| times that.
+sum_k |v_yk - v_jk| times that. Stacked layers pass their movements on: |W| times those of the
+layer before.
 """
 
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._predictor import Predictor
-from .._threat_model import LinfBall
-from .._types import Label
-from ..models import NmODENet
-from .base import AbstractCertificate
+from .._threat_model import AbstractBall, L2Ball, LinfBall
+from .._types import Image, Label, Logits, Scalar
+from ..models import NmODENet, matrix_norm_bound
+from .base import ROUNDING, AbstractCertificate, AbstractLipschitzCertificate, smallest_radius
 
 
-class StableMapping(AbstractCertificate):
+class StableMapping(AbstractLipschitzCertificate):
     """Eq. (4) as published: ||y - y'||_inf <= tau / (lam - 1) ||x - x'||_inf at every time,
-    tau = max_k ||w_k||_1. Needs lam > 1 (`ValueError`).
+    tau = max_k ||w_k||_1; a factor for each stacked layer. Needs lam > 1 (`ValueError`).
     """
 
     norm: ClassVar[type[LinfBall]] = LinfBall
 
     def margin_growth(self, predictor: Predictor, label: Label) -> Float[Array, " k"]:
         model = _nmode_net(self, predictor)
-        if not model.nmode.lam > 1:
-            raise ValueError(f"the stable mapping needs lam > 1; got {model.nmode.lam}")
-        tau = jnp.max(_row_sums(model))
-        return _class_distances(model, label).sum(axis=1) * tau / (model.nmode.lam - 1)
+        lam = model.nmode.lam
+        if not lam > 1:
+            raise ValueError(f"the stable mapping needs lam > 1; got {lam}")
+        growth = jnp.asarray(1.0)
+        for layer in model.layers:
+            assert layer.weight is not None
+            growth = growth * jnp.max(jnp.sum(jnp.abs(layer.weight), axis=1)) / (lam - 1)
+        return jnp.sum(_class_distances(model, label), axis=1) * growth
 
 
-class FiniteTimeStableMapping(AbstractCertificate):
+class FiniteTimeStableMapping(AbstractLipschitzCertificate):
     """The same proof stopped at t1, and each neuron with its own row of W.
 
     The slope is at most (1 - e^{-(lam - 1) t1}) / (lam - 1), a tenth of Eq. (4)'s at lam = 3 and
@@ -44,7 +50,30 @@ class FiniteTimeStableMapping(AbstractCertificate):
 
     def margin_growth(self, predictor: Predictor, label: Label) -> Float[Array, " k"]:
         model = _nmode_net(self, predictor)
-        return _class_distances(model, label) @ _row_sums(model) * model.nmode.slope_bound()
+        slope = model.nmode.slope_bound()
+        return _class_distances(model, label) @ _movements(model, slope, LinfBall(1.0))
+
+
+class FlowMapSlope(AbstractCertificate):
+    """The same with the flow map's own largest slope, max_gamma |dy/dgamma|, in place of a bound.
+
+    In l2 each neuron moves by at most slope * ||w_k||_2, and all of them together, a vector, by
+    slope * ||W||_2: the smaller of the two growths counts for each pair of classes.
+    """
+
+    def radius(self, predictor: Predictor, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
+        model = _nmode_net(self, predictor)
+        assert model.nmode.flow_map is not None
+        slope = model.nmode.flow_map.max_slope()
+        distances = _class_distances(model, jnp.argmax(logits))
+        unit = type(ball)(1.0)  # pyright: ignore[reportCallIssue]
+        growth = distances @ _movements(model, slope, unit)
+        if isinstance(ball, L2Ball):
+            together = jnp.asarray(1.0)
+            for layer in model.layers:
+                together = together * slope * matrix_norm_bound(layer.weight)
+            growth = jnp.minimum(growth, jnp.linalg.norm(distances, axis=1) * together)
+        return smallest_radius(logits, growth * (1 + ROUNDING))
 
 
 def _nmode_net(certificate, predictor) -> NmODENet:
@@ -53,18 +82,29 @@ def _nmode_net(certificate, predictor) -> NmODENet:
             f"{type(certificate).__name__} certifies an NmODENet; "
             f"got {type(predictor.model).__name__}"
         )
-    if predictor.model.nmode.flow_map is None:
-        raise ValueError(
-            f"{type(certificate).__name__} is a statement about the exact flow, but this NmODENet "
-            f"is solved by {type(predictor.model.nmode.solver).__name__}, whose error is not "
-            f"bounded: build it with NmODE(lam, t1), without a solver"
-        )
+    check_exact(certificate, predictor.model.nmode)
     return predictor.model
 
 
-def _row_sums(model: NmODENet) -> Float[Array, " width"]:
-    return jnp.sum(jnp.abs(model.inputs.weight), axis=1)
+def check_exact(certificate, nmode):
+    """Raise `ValueError` for an nmODE that is solved, whose error is not bounded."""
+    if nmode.flow_map is None:
+        raise ValueError(
+            f"{type(certificate).__name__} is a statement about the exact flow, but this nmODE "
+            f"is solved by {type(nmode.solver).__name__}, whose error is not bounded: build it "
+            f"with NmODE(lam, t1), without a solver"
+        )
+
+
+def _movements(model: NmODENet, slope: float, unit: AbstractBall) -> Float[Array, " width"]:
+    """How far each neuron of the last layer can move when x moves by 1 in the norm of `unit`."""
+    first, *others = (layer.weight for layer in model.layers)
+    movements = slope * jax.vmap(unit.dual_norm)(first)
+    for weight in others:
+        movements = slope * (jnp.abs(weight) @ movements)
+    return movements
 
 
 def _class_distances(model: NmODENet, label: Label) -> Float[Array, "k width"]:
+    assert model.outputs.weight is not None
     return jnp.abs(model.outputs.weight[label] - model.outputs.weight)

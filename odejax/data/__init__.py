@@ -7,3 +7,9 @@ from .augment import (
 )
 from .dataset import ArrayDataset as ArrayDataset
 from .load import DataNotFoundError as DataNotFoundError, cache_dir as cache_dir, load as load
+from .perturbations import (
+    brightness as brightness,
+    gaussian_blur as gaussian_blur,
+    gaussian_noise as gaussian_noise,
+    resize as resize,
+)

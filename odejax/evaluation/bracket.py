@@ -30,7 +30,8 @@ class Bracket(NamedTuple):
     - `standing`, `proven`: (n,) bool, what `attacked` and `certified` are the means of;
       `survivors`: what `per_attack` is.
     - `radius`: (n,) the largest certified radius in the ball's norm, 0 where misclassified.
-    - `x_adv`: (n, h, w, c), for each example an image that broke it, if any did.
+    - `x_adv`: (n, h, w, c), for each example an image that broke it, if any attack made one (not
+      where all that is known is `already_broken`).
     - `judge`: the classifier all of this is about: the predictor, or its mean over fixed draws.
     """
 
@@ -103,6 +104,7 @@ def bracket(
     logits = predict(judge, images, key=judge_key, batch_size=batch_size)
     correct = logits.argmax(axis=1) == labels
     standing, x_adv, survivors, seconds = correct.copy(), images.copy(), {}, {}
+    shown = np.zeros(len(labels), bool)  # whose x_adv holds an image that broke it
     flags: list[Flag] = []
     if flag_images:
         probed = images[:flag_images], labels[:flag_images], ball
@@ -121,8 +123,12 @@ def bracket(
             already_broken=already_broken.get(name),
             progress=progress,
         )
-        fresh = standing & ~report.still_correct
+        broken = correct & ~report.still_correct
+        if name in already_broken:  # there the report holds the image itself
+            broken &= ~np.asarray(already_broken[name])
+        fresh = broken & ~shown
         x_adv[fresh] = report.x_adv[fresh]
+        shown |= broken
         standing &= report.still_correct
         survivors[name], seconds[name] = report.still_correct, report.seconds
         if isinstance(attack, AutoAttack):

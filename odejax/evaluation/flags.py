@@ -165,21 +165,26 @@ def masking_flags(
 
 @eqx.filter_jit
 def _probe(logits_fn, images, labels, ball, key):
-    def one(x, y):
-        def margin(x):
-            return margin_loss(logits_fn(x, key=key), y)
+    def one(x, y, key):
+        draw_key, beside_key, signs_key = jax.random.split(key, 3)
 
-        cross = jax.grad(lambda x: cross_entropy(logits_fn(x, key=key), y))(x)
+        def logits(x):
+            return logits_fn(x, key=draw_key)
+
+        def margin(x):
+            return margin_loss(logits(x), y)
+
+        cross = jax.grad(lambda x: cross_entropy(logits(x), y))(x)
         value, gradient = jax.value_and_grad(margin)(x)
 
         # Beside the image, since on its flat black a ReLU may sit exactly on its kink.
-        beside = x + _BESIDE * jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
-        signs = jax.random.rademacher(key, (_PROBES, *x.shape), x.dtype)
+        beside = x + _BESIDE * jax.random.uniform(beside_key, x.shape, x.dtype, -1.0, 1.0)
+        signs = jax.random.rademacher(signs_key, (_PROBES, *x.shape), x.dtype)
         ends = jax.vmap(lambda v: margin(beside + _H * v) - margin(beside - _H * v))(signs)
         differences = ends / (2 * _H)
         slopes = jnp.sum(signs * jax.grad(margin)(beside), axis=(1, 2, 3))
         # Rounding of the logits alone moves the differences by this much.
-        noise = 1e-6 * jnp.max(jnp.abs(logits_fn(x, key=key))) / _H
+        noise = 1e-6 * jnp.max(jnp.abs(logits(x))) / _H
         scale = jnp.maximum(jnp.max(jnp.abs(differences)), jnp.max(jnp.abs(slopes)))
         error = jnp.max(jnp.abs(differences - slopes))
         wrong = jnp.where(error > 5 * noise, error / scale, 0.0)
@@ -192,7 +197,7 @@ def _probe(logits_fn, images, labels, ball, key):
         found = jnp.max(jnp.abs(values - value))
         return jnp.max(jnp.abs(cross)), wrong, ball.eps * ball.dual_norm(gradient), found, turns
 
-    return jax.vmap(one)(images, labels)
+    return jax.vmap(one)(images, labels, jax.random.split(key, len(images)))
 
 
 def attack_flags(

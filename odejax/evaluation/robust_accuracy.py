@@ -29,8 +29,10 @@ class AttackReport(NamedTuple):
 
     - `accuracy`: the fraction still classified correctly.
     - `still_correct`: (n,) bool. Judged by evaluating `x_adv` anew, never by the attack's own word.
-    - `x_adv`: (n, h, w, c), in ball and box; the image itself where it was misclassified already.
-    - `queries`: logits evaluations spent on each image.
+    - `x_adv`: (n, h, w, c), in ball and box; the image itself where it was misclassified or broken
+      already.
+    - `queries`: logits evaluations spent on each image, its first classification among them, the
+      judge's of `x_adv` not.
     - `after`: by attack of a sequence, the accuracy once it has run; for one attack, its own.
     - `broken_by`: (n,) the place in the sequence of the attack that broke an image, or -1.
     """
@@ -80,17 +82,28 @@ def robust_accuracy(
       that was killed goes on from it; it is deleted at the end.
 
     Raises `ValueError` for images of another form, no images, pixels outside [0, 1], labels out of
-    range; `FloatingPointError` where logits are not finite; `RuntimeError` for an attack that
-    leaves ball or box; `StateError` for a state file of another evaluation.
+    range, several eps; `FloatingPointError` where logits are not finite, at the images or at what
+    an attack evaluates; `RuntimeError` for an attack that leaves ball or box; `StateError` for a
+    state file of another evaluation.
     """
     started = time.perf_counter()
     images, labels = check_arrays(images, labels)
+    if ball.eps.shape != ():
+        raise ValueError(f"robust accuracy is for one eps; got shape {ball.eps.shape}")
+    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)  # as jax.random.PRNGKey makes it
     judged_by = logits_fn if judge is None else judge
     clean_key, attack_key, judge_key = jax.random.split(key, 3)
     logits = predict(judged_by, images, key=clean_key, batch_size=batch_size)
     check_labels(labels, logits.shape[1])
     still_correct = logits.argmax(axis=1) == labels
     if already_broken is not None:
+        already_broken = np.asarray(already_broken)
+        if already_broken.shape != labels.shape or already_broken.dtype != bool:
+            raise ValueError(
+                f"already_broken must be bool of shape {labels.shape}; "
+                f"got {already_broken.dtype} of shape {already_broken.shape}"
+            )
         still_correct &= ~already_broken
     size = min(batch_size, len(images))
     if stop is None:
@@ -101,7 +114,10 @@ def robust_accuracy(
 
     sequence = attack.attacks if isinstance(attack, AutoAttack) else {_name(attack): attack}
     parts = (attack, logits_fn, judge, images, labels, ball, key, still_correct, stop)
-    state = _State(state_path, _fingerprint(*parts))
+    if len(sequence) > 1:  # what the last attack refuses must not come after hours of the first
+        for one in sequence.values():
+            _rehearse(one, logits_fn, images, labels, ball, key)
+    state = _State(state_path, _fingerprint(*parts), logits)
     saved, first = state.load(), 0
     if saved is not None:
         first, x_adv, queries = int(saved["stage"]), saved["x_adv"], saved["queries"]
@@ -187,11 +203,25 @@ def _check_inside(name, images, x_adv, ball):
         )
 
 
-class _State:
-    """The file that a killed evaluation goes on from; nothing without a path."""
+def _rehearse(attack, logits_fn, images, labels, ball, key):
+    """Trace an attack without running it, for the errors it raises."""
 
-    def __init__(self, path: str | os.PathLike | None, fingerprint: Callable[[], str]):
-        self.path = None if path is None else Path(path)
+    def call(x, y):
+        return attack(logits_fn, x, y, ball, key=key)
+
+    eqx.filter_eval_shape(call, images[0], labels[0])
+
+
+class _State:
+    """The file that a killed evaluation goes on from; nothing without a path.
+
+    `logits`, of the clean images, tell apart networks of the same fingerprint.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike | None, fingerprint: Callable[[], str], logits: np.ndarray
+    ):
+        self.path, self.logits = None if path is None else Path(path), logits
         self.fingerprint = None if path is None else fingerprint()
         self.saved, self.pause = time.perf_counter(), _SAVE_SECONDS
 
@@ -206,7 +236,8 @@ class _State:
             raise StateError(f"the state {self.path} cannot be read: {error}") from None
         if "fingerprint" not in arrays:
             raise StateError(f"the state {self.path} cannot be read: it is no archive of ours")
-        if str(arrays.get("fingerprint")) != self.fingerprint:
+        same_network = np.allclose(arrays["logits"], self.logits, rtol=1e-3, atol=1e-4)
+        if str(arrays["fingerprint"]) != self.fingerprint or not same_network:
             raise StateError(
                 f"{self.path} is the state of another evaluation (other attack, network, images, "
                 f"ball or key); delete it, or give another state_path"
@@ -222,6 +253,7 @@ class _State:
         with open(temporary, "wb") as file:
             arrays = {
                 "fingerprint": np.asarray(self.fingerprint),
+                "logits": self.logits,
                 "stage": np.asarray(stage),
                 "still_correct": still_correct,
                 "x_adv": x_adv,
@@ -240,7 +272,7 @@ class _State:
             self.path.unlink(missing_ok=True)
 
 
-def _fingerprint(*parts) -> Callable[[], str]:
+def _fingerprint(*parts, known: tuple = ()) -> Callable[[], str]:
     def fingerprint():
         digest = hashlib.sha256()
         for leaf in jax.tree.leaves(parts):
@@ -249,14 +281,22 @@ def _fingerprint(*parts) -> Callable[[], str]:
             ):
                 leaf = jax.random.key_data(leaf)
             if cells := getattr(leaf, "__closure__", None):  # a function: what it closes over
-                inside = [c.cell_contents for c in cells if c.cell_contents is not leaf]
-                digest.update(_fingerprint(*inside)().encode())
+                above = (*known, leaf)  # functions may close over each other
+                inside = [c for c in map(_content, cells) if not any(c is f for f in above)]
+                digest.update(_fingerprint(*inside, known=above)().encode())
             array = np.asarray(leaf) if eqx.is_array_like(leaf) else None
             digest.update(_in_any_process(leaf) if array is None else array.tobytes())
         digest.update(_in_any_process(jax.tree.structure(parts)))
         return digest.hexdigest()
 
     return fingerprint
+
+
+def _content(cell):
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
 
 
 def _in_any_process(thing) -> bytes:

@@ -49,7 +49,8 @@ class Whole(AbstractIterativeAttack):
 
     def step(self, problem: Problem, state: Any, i, *, key: Key) -> Any:
         result = self.attack(problem.logits_fn, problem.x, problem.y, problem.ball, key=key)
-        return _WholeState(Worst(result.x_adv, result.margin, jnp.asarray(result.queries)))
+        queries, finite = jnp.asarray(result.queries), jnp.isfinite(result.margin)
+        return _WholeState(Worst(result.x_adv, result.margin, queries, finite))
 
 
 class _WholeState(eqx.Module):
@@ -198,6 +199,12 @@ class Survivors:
         worst = self.slots.state.worst
         x_adv = _project(worst.x_adv, *self._problems()) if self.project else worst.x_adv
         index = self.slots.index.copy()
+        bad = index[slots][~np.asarray(worst.finite)[slots]]
+        if len(bad):
+            raise FloatingPointError(
+                f"the logits are not finite at images that the attack tried on image {bad[0]}: the "
+                f"network diverges within the ball, or an ODE solve hits its step limit"
+            )
         self.x_adv[index[slots]] = np.asarray(x_adv)[slots]
         self.queries[index[slots]] += np.asarray(worst.queries)[slots]
         index[slots] = -1

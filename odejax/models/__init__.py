@@ -15,7 +15,11 @@ from .convolution import conv2d as conv2d
 from .hopfield_ode import HopfieldODENet as HopfieldODENet
 from .lipschitz import GradientFlow as GradientFlow, LipschitzNet as LipschitzNet
 from .mlp import MLP as MLP
-from .nmode import NmODE as NmODE, NmODENet as NmODENet
+from .nmode import NmODE as NmODE, NmODENet as NmODENet, sin_squared as sin_squared
 from .norms import BatchNorm as BatchNorm, GroupNorm as GroupNorm
+from .plug_in import (
+    BeforeClassifier as BeforeClassifier,
+    insert_before_classifier as insert_before_classifier,
+)
 from .resnet import EnResNet as EnResNet, ResNet as ResNet, SSPNet as SSPNet
 from .spectral import conv_norm_bound as conv_norm_bound, matrix_norm_bound as matrix_norm_bound

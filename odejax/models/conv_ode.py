@@ -5,7 +5,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._types import Image, Key, Logits
+from .._types import Image, Key, Logits, Scalar
 from .blocks import (
     Head,
     ImageShape,
@@ -66,6 +66,21 @@ class ConvODENet(eqx.Module):
         assert solution.ys is not None
         solved = solution.result == diffrax.RESULTS.successful
         return self.head(jnp.where(solved, solution.ys[0], jnp.nan), state)
+
+    def drift(self, x: Image, state: eqx.nn.State) -> Scalar:
+        """The mean over the entries of y of int_{t1}^{2 t1} |f(y(t))| dt (NaN if not solved)."""
+        solution, state = self.solve(x, state)
+        assert solution.ys is not None
+        y = solution.ys[0]
+
+        def field(t, carry, args):
+            dy, _ = args[0](carry[0], args[1])
+            return dy, jnp.abs(dy)
+
+        after = self.ode(field, (y, jnp.zeros_like(y)), (self.field, state))
+        assert after.ys is not None
+        solved = after.result == diffrax.RESULTS.successful
+        return jnp.where(solved, jnp.mean(after.ys[1]), jnp.nan)
 
     def solve(self, x: Image, state: eqx.nn.State) -> tuple[diffrax.Solution, eqx.nn.State]:
         """The solve behind the logits: y(t1), whether it succeeded, and its statistics."""

@@ -5,6 +5,7 @@ function, analytic and pi-periodic: an activation function.
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import diffrax
@@ -12,25 +13,77 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from .._types import Image, Key, Logits, Scalar
-from ..solvers import FourierFlowMap, periodic_flow_map
+from ..solvers import AbstractFlowMap, interval_flow_map, periodic_flow_map
 from .blocks import ImageShape, check_image, check_image_shape, check_sizes
+
+Activation = Callable[..., Array]
+_PERIODS = (math.pi, 2 * math.pi)
+
+
+def sin_squared(x: ArrayLike) -> Array:
+    """sin^2(x), the activation of nmODE."""
+    return jnp.sin(x) ** 2
+
+
+def nmode_field(
+    y: ArrayLike, gamma: ArrayLike, lam: ArrayLike, activations: tuple[Activation, ...]
+) -> Array:
+    """-lam y + f_k{y + f_{k-1}[y + ... + f_1(y + gamma)]} (*nmode* Eq. 8; Eq. 2 is k = 1)."""
+    inner = gamma
+    for activation in activations:
+        inner = activation(y + inner)
+    return jnp.asarray(inner - jnp.multiply(lam, y))
 
 
 @lru_cache
-def _flow_map(lam: float, t1: float) -> FourierFlowMap:
-    return periodic_flow_map(lambda y, gamma: -lam * y + np.sin(y + gamma) ** 2, t1, period=np.pi)
+def _flow_map(lam, t1, y0, activations) -> AbstractFlowMap:
+    """gamma enters through f_1 alone: with its period, or up to where it saturates."""
+
+    def field(y, gamma):
+        return nmode_field(y, gamma, lam, activations)
+
+    period = _period(activations[0])
+    if period is not None:
+        return periodic_flow_map(field, t1, period=period, y0=y0)
+    for size in (16.0, 32.0, 64.0):
+        flow_map = interval_flow_map(field, t1, -size, size, y0=y0)
+        if all(flow_map.saturates):
+            return flow_map
+    raise ValueError(
+        f"{_name(activations[0])} neither has the period pi or 2 pi nor saturates, so that its "
+        f"nmODE cannot be compiled for every gamma; pass a Diffrax solver"
+    )
+
+
+@lru_cache
+def _period(activation: Activation) -> float | None:
+    x = np.random.default_rng(0).uniform(-10, 10, 64)
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        values = np.asarray(activation(jnp.asarray(x)))
+        for period in _PERIODS:
+            if np.abs(np.asarray(activation(jnp.asarray(x + period))) - values).max() < 1e-12:
+                return period
+    return None
+
+
+def _name(activation) -> str:
+    return getattr(activation, "__name__", repr(activation))
 
 
 class NmODE(eqx.Module):
-    """gamma -> y(t1; gamma), elementwise on any shape.
+    """gamma -> y(t1; gamma) of y' = -lam y + sin^2(y + gamma), elementwise on any shape.
 
     - Without a `solver`: the compiled flow map, exact to rounding, at the cost of an activation
-      function. `lam` and `t1` are then constants.
-    - With a Diffrax `solver`: a solve, adapted to `rtol` and `atol` (the paper's 1e-3); `lam` and
-      `t1` may be arrays and are then learned. NaN where it needs more than `max_steps`.
+      function. `lam`, `t1` and `y0` are then constants.
+    - With a Diffrax `solver`: a solve, adapted to `rtol` and `atol` (the paper's 1e-3); `lam`,
+      `t1` and `y0` may be arrays and are then learned. NaN where it needs more than `max_steps`.
+
+    `activations` (f_1, ..., f_k) makes it nmODE^k, `nmode_field`; without a solver f_1 must have
+    the period pi or 2 pi, or saturate on both sides (`jnp.tanh`, `jax.nn.sigmoid`), which is found
+    out by evaluating it.
 
     The paper has lam > 1, which its certificate needs. A negative `lam` is its P-nmODE, whose
     solution grows like e^(|lam| t1) and needs a `solver` for all but short times.
@@ -38,8 +91,10 @@ class NmODE(eqx.Module):
 
     lam: float | Scalar
     t1: float | Scalar
+    y0: float | Float[Array, "..."]
     solver: diffrax.AbstractSolver | None
-    flow_map: FourierFlowMap | None
+    flow_map: AbstractFlowMap | None
+    activations: tuple[Activation, ...] = eqx.field(static=True)
     rtol: float = eqx.field(static=True)
     atol: float = eqx.field(static=True)
     max_steps: int = eqx.field(static=True)
@@ -49,31 +104,41 @@ class NmODE(eqx.Module):
         lam: float | Scalar = 3.0,
         t1: float | Scalar = 1.0,
         *,
+        y0: float | Float[Array, "..."] = 0.0,
+        activations: tuple[Activation, ...] = (sin_squared,),
         solver: diffrax.AbstractSolver | None = None,
         rtol: float = 1e-3,
         atol: float = 1e-3,
         max_steps: int = 4096,
     ):
-        constants = not (eqx.is_array(lam) or eqx.is_array(t1))
-        if constants and not (np.isfinite(lam) and np.isfinite(t1) and t1 > 0):
-            raise ValueError(f"lam must be finite and t1 finite and positive; got {lam} and {t1}")
-        if solver is None and not constants:
-            raise ValueError("a learned lam or t1 (an array) needs a Diffrax solver")
-        self.lam, self.t1, self.solver = lam, t1, solver
+        learned = [name for name, x in (("lam", lam), ("t1", t1), ("y0", y0)) if eqx.is_array(x)]
+        for name, value in (("lam", lam), ("t1", t1), ("y0", y0)):
+            if name not in learned and not np.isfinite(value):
+                raise ValueError(f"{name} must be finite; got {value}")
+        if "t1" not in learned and not t1 > 0:
+            raise ValueError(f"the integration time t1 must be positive; got {t1}")
+        if not activations or not all(callable(activation) for activation in activations):
+            raise ValueError(f"activations must be functions (f_1, ..., f_k); got {activations}")
+        if solver is None and learned:
+            raise ValueError(f"a learned {' and '.join(learned)} (an array) needs a Diffrax solver")
+        self.lam, self.t1, self.y0, self.solver = lam, t1, y0, solver
+        self.activations = tuple(activations)
         self.rtol, self.atol, self.max_steps = rtol, atol, max_steps
-        self.flow_map = _flow_map(float(lam), float(t1)) if solver is None else None
+        self.flow_map = None
+        if solver is None:
+            self.flow_map = _flow_map(float(lam), float(t1), float(y0), self.activations)
 
     def __call__(self, gamma: Float[Array, "..."]) -> Float[Array, "..."]:
         if self.flow_map is not None:
             return self.flow_map(gamma)
         assert self.solver is not None
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, y, args: -self.lam * y + jnp.sin(y + gamma) ** 2),
+            diffrax.ODETerm(lambda t, y, args: nmode_field(y, gamma, self.lam, self.activations)),
             self.solver,
             0.0,
             self.t1,
             None,
-            jnp.zeros_like(gamma),
+            jnp.broadcast_to(jnp.asarray(self.y0, gamma.dtype), gamma.shape),
             stepsize_controller=diffrax.PIDController(self.rtol, self.atol),
             max_steps=self.max_steps,
             throw=False,
@@ -82,23 +147,30 @@ class NmODE(eqx.Module):
         solved = solution.result == diffrax.RESULTS.successful
         return jnp.where(solved, solution.ys[0], jnp.nan)
 
-    def slope_bound(self) -> Scalar:
+    def slope_bound(self) -> float:
         """(1 - e^{-(lam - 1) t1}) / (lam - 1) >= |dy/dgamma| for every gamma.
 
         From the paper's differential inequality |u|' <= -(lam - 1)|u| + 1 for u = dy/dgamma,
         solved to time t1. The paper's own Eq. (4) lets t1 go to infinity: 1 / (lam - 1). Raises
-        `ValueError` for a learned lam or t1.
+        `ValueError` for a learned lam or t1, and for activations other than sin^2.
         """
         if eqx.is_array(self.lam) or eqx.is_array(self.t1):
             raise ValueError("the slope bound is for constant lam and t1, not for learned ones")
+        if self.activations != (sin_squared,):
+            raise ValueError(
+                f"the slope bound is nmODE's, with sin^2; got {[*map(_name, self.activations)]}"
+            )
         rate, t1 = float(self.lam) - 1, float(self.t1)
-        return jnp.asarray(-math.expm1(-rate * t1) / rate if rate else t1, jnp.float32)
+        return -math.expm1(-rate * t1) / rate if rate else t1
 
 
 class NmODENet(eqx.Module):
-    """pixels -> Linear(width) -> nmODE -> Linear(n_classes): the paper's MNIST net, width 2048."""
+    """pixels -> Linear -> nmODE (`depth` times, `width` wide) -> Linear(n_classes).
 
-    inputs: eqx.nn.Linear
+    The paper's MNIST net has width 2048 and depth 1; more stack nmODE.
+    """
+
+    layers: tuple[eqx.nn.Linear, ...]
     nmode: NmODE
     outputs: eqx.nn.Linear
     image_shape: ImageShape = eqx.field(static=True)
@@ -109,14 +181,18 @@ class NmODENet(eqx.Module):
         n_classes: int = 10,
         *,
         width: int = 2048,
+        depth: int = 1,
         nmode: NmODE | None = None,
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
-        check_sizes(width=width)
+        check_sizes(width=width, depth=depth)
         height, width_in, channels = image_shape
-        inputs_key, outputs_key = jax.random.split(key)
-        self.inputs = eqx.nn.Linear(height * width_in * channels, width, key=inputs_key)
+        sizes = [height * width_in * channels, *[width] * depth]
+        *keys, outputs_key = jax.random.split(key, depth + 1)
+        self.layers = tuple(
+            eqx.nn.Linear(i, o, key=k) for i, o, k in zip(sizes, sizes[1:], keys, strict=False)
+        )
         self.nmode = NmODE() if nmode is None else nmode
         self.outputs = eqx.nn.Linear(width, n_classes, key=outputs_key)
 
@@ -124,4 +200,7 @@ class NmODENet(eqx.Module):
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None
     ) -> tuple[Logits, eqx.nn.State]:
         check_image(x, self.image_shape)
-        return self.outputs(self.nmode(self.inputs(jnp.ravel(x)))), state
+        y = jnp.ravel(x)
+        for layer in self.layers:
+            y = self.nmode(layer(y))
+        return self.outputs(y), state

@@ -1,5 +1,9 @@
 """Integrators: of layers, of stochastic equations, and of scalar fields once and for all."""
 
+from .chebyshev import (
+    ChebyshevFlowMap as ChebyshevFlowMap,
+    interval_flow_map as interval_flow_map,
+)
 from .feynman_kac import (
     AbstractNoise as AbstractNoise,
     ConstantNoise as ConstantNoise,
@@ -7,6 +11,7 @@ from .feynman_kac import (
     RelativeNoise as RelativeNoise,
     feynman_kac as feynman_kac,
 )
-from .flow_map import FourierFlowMap as FourierFlowMap, periodic_flow_map as periodic_flow_map
+from .flow_map import AbstractFlowMap as AbstractFlowMap
+from .fourier import FourierFlowMap as FourierFlowMap, periodic_flow_map as periodic_flow_map
 from .layered import integrate_layers as integrate_layers, stack_layers as stack_layers
 from .ssprk import SSPRK22 as SSPRK22, SSPRK33 as SSPRK33

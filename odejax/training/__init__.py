@@ -1,6 +1,12 @@
 """Training: `fit`, and the objectives handed to it."""
 
 from .checkpoints import CheckpointError as CheckpointError
+from .constraints import (
+    Penalised as Penalised,
+    clip_weights as clip_weights,
+    drift_penalty as drift_penalty,
+    row_sum_penalty as row_sum_penalty,
+)
 from .fit import (
     Fit as Fit,
     TrainingDiverged as TrainingDiverged,
@@ -13,3 +19,4 @@ from .objectives import (
     CrossEntropy as CrossEntropy,
     batch_logits as batch_logits,
 )
+from .trades import TRADES as TRADES

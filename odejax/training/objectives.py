@@ -76,8 +76,7 @@ class Adversarial(eqx.Module):
         key: Key,
     ) -> tuple[Scalar, Aux]:
         attack_key, key = jax.random.split(key)
-        arrays, static = eqx.partition(model, eqx.is_array)
-        predictor = Predictor(eqx.combine(jax.lax.stop_gradient(arrays), static), state)
+        predictor = as_attacked(model, state)
 
         def attacked(x, y, key):
             return self.attack(predictor, x, y, self.ball, key=key).x_adv
@@ -85,3 +84,9 @@ class Adversarial(eqx.Module):
         keys = jax.random.split(attack_key, len(images))
         images = jax.vmap(attacked)(images, labels, keys)
         return self.objective(model, state, jax.lax.stop_gradient(images), labels, key=key)
+
+
+def as_attacked(model, state: eqx.nn.State) -> Predictor:
+    """The model in inference mode, its weights constants."""
+    arrays, static = eqx.partition(model, eqx.is_array)
+    return Predictor(eqx.combine(jax.lax.stop_gradient(arrays), static), state)

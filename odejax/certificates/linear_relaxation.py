@@ -1,0 +1,165 @@
+"""Linear relaxation: local bounds, propagated through the last layer as one margin.
+
+Over the interval that a neuron's gamma runs through in the ball, its activation lies between two
+parallel lines, y(gamma) = a gamma + [low, high]. The lines replace the activation in
+z_label - z_j, taken as one function; what is left is linear in x, and its least value over ball
+and box is known (CROWN, Zhang et al. 2018, with parallel lines).
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._predictor import Predictor
+from .._threat_model import AbstractBall
+from .._types import Flag, Image, Label, Logits, Scalar
+from ..models import MLP, NmODE, NmODENet
+from .base import ROUNDING, AbstractCertificate, logit_rounding
+from .stable_mapping import check_exact
+
+_FLOAT32 = 2e-6  # of a sum of a few thousand terms, as a fraction of the sum of their sizes
+
+# (activation, lower, upper) of a layer to (slope, low, high) of its lines
+Lines = tuple[Float[Array, " width"], Float[Array, " width"], Float[Array, " width"]]
+
+
+class LinearRelaxation(AbstractCertificate):
+    """Certifies fully connected nets of nmODE (`NmODENet`, `MLP`) or of ReLU (`MLP`).
+
+    For a flow map the lines are its chord's, moved to enclose it: `nodes` + 1 points in the
+    interval, and between two of them the curvature's bound, spacing^2 / 8 max |y''|; where a
+    constant is the better enclosure, that. Of both, whichever proves the larger margin is used for
+    each class.
+
+    The radius asked for, `ball.eps`, is tried first, and then the largest one is sought in
+    `bisections` halvings. Intervals of deeper layers come from those of the layer before.
+    """
+
+    nodes: int = eqx.field(static=True, default=16)
+    bisections: int = eqx.field(static=True, default=10)
+
+    def __check_init__(self):
+        if self.nodes < 1 or self.bisections < 1:
+            raise ValueError(
+                f"nodes and bisections must be at least 1; got {self.nodes} and {self.bisections}"
+            )
+
+    def radius(self, predictor: Predictor, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
+        layers, activation = _layers_of(self, predictor.model)
+        label = jnp.argmax(logits)
+
+        def proven(eps) -> Flag:
+            around = type(ball)(eps)  # pyright: ignore[reportCallIssue]
+            margins = self._margins(layers, activation, jnp.ravel(x), label, around)
+            margins = jnp.where(jnp.arange(len(logits)) == label, jnp.inf, margins)
+            return jnp.min(margins) > logit_rounding(logits)
+
+        def halve(_, bounds):
+            low, high = bounds
+            middle = (low + high) / 2
+            found = proven(middle)
+            return jnp.where(found, middle, low), jnp.where(found, high, middle)
+
+        def grow(carry):
+            low, high, _ = carry
+            found = proven(high)
+            return jnp.where(found, high, low), jnp.where(found, 2 * high, high), found
+
+        asked = jnp.asarray(ball.eps)
+        start = jnp.where(asked > 0, asked, 1e-3)
+        # No image is further away than sqrt(n), in either norm.
+        low, high, _ = jax.lax.while_loop(
+            lambda carry: carry[2] & (carry[1] < 2 * x.size**0.5),
+            grow,
+            (jnp.zeros_like(start), start, jnp.asarray(True)),
+        )
+        low, _ = jax.lax.fori_loop(0, self.bisections, halve, (low, high))
+        return low
+
+    def _margins(self, layers, activation, x, label: Label, ball: AbstractBall):
+        """A lower bound on z_label - z_j over ball and box, for every j."""
+        weight, bias = layers[0]
+        gamma = weight @ x + bias
+        gains = jax.vmap(lambda w: jnp.stack([ball.largest_gain(x, -w), ball.largest_gain(x, w)]))
+        fall, rise = gains(weight).T
+        slack = _FLOAT32 * (jnp.abs(weight) @ jnp.abs(x) + fall + rise)
+        intervals = [(gamma - fall - slack, gamma + rise + slack)]
+        chords, constants = [], []
+        for i, (weight, bias) in enumerate(layers[1:]):
+            chord, constant = _relax(activation, *intervals[i], self.nodes)
+            chords.append(chord)
+            constants.append(constant)
+            _, low, high = constant
+            middle, reach = weight @ ((low + high) / 2) + bias, jnp.abs(weight) @ ((high - low) / 2)
+            slack = _FLOAT32 * (jnp.abs(weight) @ (jnp.abs(low) + jnp.abs(high)) + reach)
+            intervals.append((middle - reach - slack, middle + reach + slack))
+        return jnp.maximum(
+            _through(layers, chords, x, label, ball), _through(layers, constants, x, label, ball)
+        )
+
+
+def _through(layers, lines: list[Lines], x, label: Label, ball: AbstractBall):
+    """The least margins when every activation is replaced by its lines."""
+    weight, bias = layers[-1]
+    rows, offset = weight[label] - weight, bias[label] - bias
+    size = jnp.abs(offset)
+    for (weight, bias), (slope, low, high) in zip(layers[-2::-1], lines[::-1], strict=True):
+        offset = offset + jnp.sum(jnp.where(rows > 0, rows * low, rows * high), axis=1)
+        size = size + jnp.abs(rows) @ jnp.maximum(jnp.abs(low), jnp.abs(high))
+        rows = rows * slope
+        offset, size = offset + rows @ bias, size + jnp.abs(rows) @ jnp.abs(bias)
+        size = size + jnp.abs(rows) @ (jnp.abs(weight) @ jnp.ones(weight.shape[1]))
+        rows = rows @ weight
+    losses = jax.vmap(lambda row: ball.largest_gain(x, -row))(rows)
+    return offset + rows @ x - losses * (1 + ROUNDING) - _FLOAT32 * size
+
+
+def _relax(activation: Callable, lower, upper, nodes: int) -> tuple[Lines, Lines]:
+    """Two enclosures of the activation on [lower, upper]: around its chord, and constant."""
+    zero = jnp.zeros_like(lower)
+    if activation is jax.nn.relu:
+        width = jnp.where(upper > lower, upper - lower, 1.0)
+        slope = jnp.where(upper > lower, (jnp.maximum(upper, 0) - jnp.maximum(lower, 0)) / width, 0)
+        # Between the lines: the chord above, and below the parallel through the kink.
+        ends = jnp.maximum(lower, 0) - slope * lower
+        kink = jnp.where((lower < 0) & (upper > 0), 0.0, ends)
+        chord = slope, jnp.minimum(kink, ends), jnp.maximum(kink, ends)
+        return chord, (zero, jnp.maximum(lower, 0), jnp.maximum(upper, 0))
+    flow_map = activation.flow_map
+    spacing = (upper - lower) / nodes
+    gamma = lower + spacing * jnp.arange(nodes + 1)[:, None]
+    y = flow_map(gamma)
+    least, most = flow_map.value_range()
+    rounding = 2 * flow_map.error + _FLOAT32 * max(abs(least), abs(most))
+    between = spacing**2 / 8 * flow_map.max_curvature() + rounding
+    slope = (y[-1] - y[0]) / jnp.maximum(upper - lower, jnp.finfo(y.dtype).tiny)
+    slope = jnp.clip(slope, -flow_map.max_slope(), flow_map.max_slope())
+    rest = y - slope * gamma
+    error = between + _FLOAT32 * jnp.abs(slope) * jnp.maximum(jnp.abs(lower), jnp.abs(upper))
+    constant = (
+        zero,
+        jnp.maximum(jnp.min(y, axis=0) - between, least),
+        jnp.minimum(jnp.max(y, axis=0) + between, most),
+    )
+    return (slope, jnp.min(rest, axis=0) - error, jnp.max(rest, axis=0) + error), constant
+
+
+def _layers_of(certificate, model) -> tuple[list[tuple[Array, Array]], Callable]:
+    """The layers (W, b) of a fully connected net, and its activation."""
+    if isinstance(model, NmODENet):
+        layers, activation = [*model.layers, model.outputs], model.nmode
+    elif isinstance(model, MLP) and (
+        model.activation is jax.nn.relu or isinstance(model.activation, NmODE)
+    ):
+        layers, activation = model.layers, model.activation
+    else:
+        raise ValueError(
+            f"{type(certificate).__name__} certifies an NmODENet, or an MLP of nmODE or "
+            f"jax.nn.relu; got {type(model).__name__}"
+        )
+    if isinstance(activation, NmODE):
+        check_exact(certificate, activation)
+    return [(layer.weight, layer.bias) for layer in layers], activation  # pyright: ignore

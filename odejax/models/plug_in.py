@@ -1,0 +1,48 @@
+"""A layer in front of the classifier of a finished architecture (*nmode* 5.3, Fig. 5)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float
+
+
+class BeforeClassifier(eqx.Module):
+    """linear(layer(features)): what `insert_before_classifier` puts in the place of `linear`."""
+
+    layer: Callable[[Array], Array]
+    linear: eqx.nn.Linear
+
+    def __call__(self, features: Float[Array, " width"]) -> Float[Array, " k"]:
+        return self.linear(self.layer(features))
+
+
+def insert_before_classifier(
+    model: Any, layer: Callable[[Array], Array], where: Callable[[Any], eqx.nn.Linear] | None = None
+) -> Any:
+    """`model` with `layer` (such as `NmODE(3.0, 5.0)`) in front of its last linear layer.
+
+    The features are the layer's gamma, and all weights stay, so a trained network keeps what it
+    has learned. `where(model)` is the classifier; by default the last `eqx.nn.Linear` of the model.
+    Raises `ValueError` where there is none, or `where` names something else.
+    """
+    if where is None:
+        linears = [leaf for leaf in _parts(model) if isinstance(leaf, eqx.nn.Linear)]
+        if not linears:
+            raise ValueError(
+                f"{type(model).__name__} has no eqx.nn.Linear: say where its classifier is"
+            )
+        last = len(linears) - 1
+
+        def where(model):
+            return [leaf for leaf in _parts(model) if isinstance(leaf, eqx.nn.Linear)][last]
+
+    linear = where(model)
+    if not isinstance(linear, eqx.nn.Linear):
+        raise ValueError(f"where must name an eqx.nn.Linear; got {type(linear).__name__}")
+    return eqx.tree_at(where, model, BeforeClassifier(layer, linear))
+
+
+def _parts(model):
+    return jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, eqx.nn.Linear))

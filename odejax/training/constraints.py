@@ -1,0 +1,89 @@
+"""What keeps a network stable while it is trained: penalties and constraints for any objective.
+
+nmODE+ (*nmode* 4.3) is nmODE trained with one of them: `Penalised` by `row_sum_penalty`, an
+optimizer that ends in `clip_weights`, or Optax's own weight decay (`optax.adamw`; the coupled one
+of the paper's PyTorch is `optax.add_decayed_weights` before `optax.adam`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from .._types import Key, Scalar
+from .objectives import Aux, CrossEntropy
+
+Penalty = Callable[[Any, eqx.nn.State, Float[Array, "n h w c"]], Scalar]
+
+
+class Penalised(eqx.Module):
+    """objective + eta * penalty(model, state, images).
+
+    - `row_sum_penalty(where)`: nmODE+ (*nmode* Eqs. 6 and 7).
+    - `drift_penalty`: TisODE (Yan et al. 2019).
+    """
+
+    objective: Callable[..., tuple[Scalar, Aux]] = CrossEntropy()
+    penalty: Penalty = eqx.field(kw_only=True)
+    eta: float = eqx.field(kw_only=True)
+
+    def __check_init__(self):
+        if not 0 <= self.eta < float("inf"):
+            raise ValueError(f"eta must be finite and not negative; got {self.eta}")
+
+    def __call__(
+        self,
+        model,
+        state: eqx.nn.State,
+        images: Float[Array, "n h w c"],
+        labels: Int[Array, " n"],
+        *,
+        key: Key,
+    ) -> tuple[Scalar, Aux]:
+        loss, aux = self.objective(model, state, images, labels, key=key)
+        return loss + self.eta * self.penalty(model, state, images), aux
+
+
+def row_sum_penalty(where: Callable[[Any], Array]) -> Penalty:
+    """max_i sum_j |w_ij| of the matrix W = `where(model)`: L_stable (*nmode* Eq. 7)."""
+
+    def penalty(model, state, images):
+        return jnp.max(jnp.sum(jnp.abs(where(model)), axis=1))
+
+    return penalty
+
+
+def drift_penalty(model, state: eqx.nn.State, images: Float[Array, "n h w c"]) -> Scalar:
+    """The mean of `model.drift(x, state)`: int |f(y(t))| dt over the time after the end.
+
+    A flow that stands still from t1 to 2 t1 has forgotten where it started. TisODE is this, with
+    a field that does not depend on time, such as `ConvODENet`'s. Raises `ValueError` for a model
+    without `drift`.
+    """
+    if not hasattr(model, "drift"):
+        raise ValueError(
+            f"drift_penalty is for models with a drift(x, state), such as ConvODENet; "
+            f"{type(model).__name__} has none"
+        )
+    return jnp.mean(jax.vmap(lambda x: model.drift(x, state))(images))
+
+
+def clip_weights(c: float, where: Callable[[Any], Array]) -> optax.GradientTransformation:
+    """W <- clip(W, -c, c) after every step, W = `where(model)` (*nmode* Eq. 5).
+
+    The last link of any optimizer: `optax.chain(optax.adam(1e-3), clip_weights(0.1, where))`.
+    """
+    if not 0 < c < float("inf"):
+        raise ValueError(f"c must be finite and positive; got {c}")
+
+    def update(updates, state, params=None):
+        if params is None:
+            raise ValueError("clip_weights needs the weights: optimizer.update(..., params)")
+        weight, change = where(params), where(updates)
+        return eqx.tree_at(where, updates, jnp.clip(weight + change, -c, c) - weight), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

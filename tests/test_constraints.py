@@ -1,0 +1,210 @@
+"""TRADES, penalties and weight clipping: against hand computation, and composed with each other."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import _maker, all_models, digits, linear_logits, train, trained_mlp
+from scipy.special import log_softmax, softmax
+
+from odejax import LinfBall, Predictor
+from odejax.attacks import IFGSM, PGD
+from odejax.evaluation import robust_accuracy
+from odejax.models import MLP, ConvODENet, NmODENet
+from odejax.training import (
+    TRADES,
+    Adversarial,
+    CrossEntropy,
+    Penalised,
+    clip_weights,
+    drift_penalty,
+    fit,
+    row_sum_penalty,
+)
+
+KEY = jax.random.key(7)
+IMAGES, LABELS = jnp.asarray(digits().pixels[:16]), jnp.asarray(digits().labels[:16])
+NMODE = _maker(NmODENet, width=16)
+
+
+def first_weight(model):
+    return model.layers[0].weight
+
+
+class Linear(eqx.Module):
+    """A linear network with a state: what TRADES does to it is known."""
+
+    net: eqx.Module
+
+    def __call__(self, x, state, *, key=None):
+        return self.net(x), state
+
+
+def linear():
+    return eqx.nn.make_with_state(lambda: Linear(linear_logits(n_classes=10, scale=0.1)))()
+
+
+def kl(p_logits, q_logits):
+    p = softmax(p_logits, axis=-1)
+    return (p * (log_softmax(p_logits, axis=-1) - log_softmax(q_logits, axis=-1))).sum(-1)
+
+
+def test_trades_is_cross_entropy_and_beta_times_the_divergence():
+    model, state = linear()
+    clean = np.asarray(jax.vmap(model.net)(IMAGES), np.float64)
+    nothing = TRADES(LinfBall(0.0), beta=6.0)
+    loss, (_, correct) = nothing(model, state, IMAGES, LABELS, key=KEY)
+    natural = -log_softmax(clean, axis=1)[np.arange(16), LABELS].mean()
+    np.testing.assert_allclose(loss, natural, rtol=1e-5)
+    assert correct == (clean.argmax(1) == LABELS).sum()
+    # Zero beta is cross-entropy alone, however large the ball.
+    loss, _ = TRADES(LinfBall(0.3), beta=0.0)(model, state, IMAGES, LABELS, key=KEY)
+    np.testing.assert_allclose(loss, natural, rtol=1e-5)
+
+
+def test_trades_climbs_the_divergence():
+    # More of it than random images of the same ball have, and it grows with the ball.
+    model, state = linear()
+    clean = np.asarray(jax.vmap(model.net)(IMAGES), np.float64)
+    found = []
+    for eps in (0.02, 0.05, 0.1):
+        ball = LinfBall(eps)
+        losses = [
+            float(TRADES(ball, beta=beta)(model, state, IMAGES, LABELS, key=KEY)[0])
+            for beta in (0.0, 1.0)
+        ]
+        found.append(losses[1] - losses[0])
+        keys = jax.random.split(KEY, 16)
+        random = jax.vmap(lambda x, key, ball=ball: ball.sample(x, key=key))(IMAGES, keys)
+        assert found[-1] > 2 * kl(clean, np.asarray(jax.vmap(model.net)(random))).mean()
+    assert found[0] < found[1] < found[2]
+
+
+def test_training_with_trades_makes_a_network_more_robust():
+    data, ball = digits("test", 200), LinfBall(0.1)
+    make = _maker(MLP, width=32)
+    trades = train(make, objective=TRADES(ball, attack=PGD(4, None)), epochs=10)
+    adversarial = train(make, objective=Adversarial(PGD(4, None), ball), epochs=10)
+
+    def left(predictor):
+        attack = PGD(20, None)
+        return robust_accuracy(attack, predictor, data.pixels, data.labels, ball, key=KEY).accuracy
+
+    natural, hardened, madry = left(trained_mlp()), left(trades), left(adversarial)
+    assert hardened > natural + 0.2
+    assert abs(hardened - madry) < 0.2
+
+
+@pytest.mark.parametrize("beta", [-1.0, float("nan"), float("inf")])
+def test_a_beta_that_is_no_weight_is_refused(beta):
+    with pytest.raises(ValueError, match="beta must be finite and not negative"):
+        TRADES(LinfBall(0.1), beta=beta)
+
+
+# nmODE+
+
+
+def test_the_row_sum_penalty_is_equation_7_and_its_gradient_that_of_the_largest_row():
+    model, state = NMODE(KEY)
+    weight = np.asarray(first_weight(model))
+    penalty = row_sum_penalty(first_weight)
+    np.testing.assert_allclose(
+        penalty(model, state, IMAGES), np.abs(weight).sum(axis=1).max(), rtol=1e-6
+    )
+    gradient = first_weight(eqx.filter_grad(lambda m: penalty(m, state, IMAGES))(model))
+    largest = np.abs(weight).sum(axis=1).argmax()
+    np.testing.assert_array_equal(gradient[largest], np.sign(weight[largest]))
+    np.testing.assert_array_equal(np.delete(gradient, largest, axis=0), 0)
+
+
+@pytest.mark.parametrize("objective", [CrossEntropy(), TRADES(LinfBall(0.1)),
+    Adversarial(IFGSM(2, 0.05), LinfBall(0.1))], ids=lambda o: type(o).__name__)  # fmt: skip
+def test_a_penalty_adds_to_any_objective(objective):
+    model, state = NMODE(KEY)
+    penalty = row_sum_penalty(first_weight)
+    plain, _ = objective(model, state, IMAGES, LABELS, key=KEY)
+    penalised = Penalised(objective, penalty=penalty, eta=0.5)
+    loss, _ = penalised(model, state, IMAGES, LABELS, key=KEY)
+    np.testing.assert_allclose(loss - plain, 0.5 * penalty(model, state, IMAGES), rtol=1e-4)
+
+
+def test_clipped_weights_stay_in_their_interval_and_the_others_do_not():
+    optimizer = optax.chain(optax.adam(1e-2), clip_weights(0.05, first_weight))
+    model, state = NMODE(KEY)
+    assert np.abs(first_weight(model)).max() > 0.05
+    result = fit(
+        model,
+        state,
+        digits(),
+        CrossEntropy(),
+        optimizer,
+        epochs=3,
+        batch_size=64,
+        key=KEY,
+        progress=False,
+    )
+    assert np.abs(first_weight(result.model)).max() <= 0.05 * (1 + 1e-6)
+    assert np.abs(result.model.outputs.weight).max() > 0.05
+    assert result.history[-1]["train_accuracy"] > 0.7
+
+
+def test_the_penalty_makes_the_largest_row_smaller_in_training():
+    penalised = Penalised(penalty=row_sum_penalty(first_weight), eta=0.05)
+    tau = [
+        float(row_sum_penalty(first_weight)(train(NMODE, objective=o, epochs=8).model, None, None))
+        for o in (CrossEntropy(), penalised)
+    ]
+    assert tau[1] < 0.7 * tau[0]
+
+
+@pytest.mark.parametrize("c", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_clip_without_an_interval_is_refused(c):
+    with pytest.raises(ValueError, match="c must be finite and positive"):
+        clip_weights(c, first_weight)
+
+
+def test_clipping_without_the_weights_is_refused():
+    with pytest.raises(ValueError, match="needs the weights"):
+        clip_weights(0.1, first_weight).update({}, optax.EmptyState())
+
+
+@pytest.mark.parametrize("eta", [-0.1, float("nan")])
+def test_an_eta_that_is_no_weight_is_refused(eta):
+    with pytest.raises(ValueError, match="eta must be finite and not negative"):
+        Penalised(penalty=drift_penalty, eta=eta)
+
+
+# TisODE
+
+
+def test_the_drift_is_the_integral_of_the_speed_after_the_end():
+    # By a sum over snapshots of finer and longer solves of the same field.
+    model, state = _maker(ConvODENet, width=4, t1=0.5)(KEY)
+    ys = []
+    n = 8
+    for t1 in np.linspace(0.5, 1.0, n + 1):
+        longer = eqx.tree_at(lambda m: m.ode, model, model.ode.replace(t1=float(t1)))
+        ys.append(longer.solve(IMAGES[0], state)[0].ys[0])
+    speed = jnp.stack([jnp.abs(model.field(y, state)[0]) for y in ys])
+    expected = np.trapezoid(np.asarray(speed), dx=0.5 / n, axis=0).mean()
+    np.testing.assert_allclose(model.drift(IMAGES[0], state), expected, rtol=2e-2)
+
+
+def test_a_penalised_flow_comes_to_rest():
+    make = _maker(ConvODENet, width=4)
+
+    def drift(predictor):
+        return float(drift_penalty(predictor.model, predictor.state, IMAGES))
+
+    free = train(make, epochs=1)
+    steady = train(make, objective=Penalised(penalty=drift_penalty, eta=1.0), epochs=1)
+    assert drift(steady) < 0.7 * drift(free)
+
+
+def test_a_model_without_a_flow_has_no_drift():
+    model, state = all_models["MLP"](KEY)
+    with pytest.raises(ValueError, match="MLP has none"):
+        drift_penalty(model, state, IMAGES)
+    assert Predictor(model, state)(IMAGES[0]).shape == (10,)

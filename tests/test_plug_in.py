@@ -1,0 +1,64 @@
+"""A layer in front of the classifier of every architecture."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import _maker, all_models, digits
+
+from odejax import Predictor
+from odejax.models import MLP, BeforeClassifier, Conv, NmODE, NmODENet, insert_before_classifier
+
+KEY = jax.random.key(5)
+NMODE = NmODE(3.0, 5.0)
+X = jnp.asarray(digits().pixels[0])
+
+
+@pytest.mark.parametrize("name", [name for name in all_models if name != "LipschitzNet"])
+def test_every_architecture_takes_it_and_keeps_its_weights(name):
+    model, state = all_models[name](KEY)
+    plugged = insert_before_classifier(model, NMODE)
+    before, after = (jax.tree.leaves(eqx.filter(m, eqx.is_array)) for m in (model, plugged))
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)
+    # The identity changes nothing, nmODE does, and it is differentiable.
+    same = insert_before_classifier(model, lambda y: y)
+    logits = [Predictor(m, state)(X, key=KEY) for m in (model, same, plugged)]
+    np.testing.assert_array_equal(logits[0], logits[1])
+    assert not np.allclose(logits[0], logits[2])
+    gradient = jax.grad(lambda x: jnp.sum(Predictor(plugged, state)(x, key=KEY) ** 2))(X)
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 0
+
+
+def test_in_front_of_a_linear_classifier_of_features_it_is_the_papers_net():
+    # 784 - 2048 - nmODE - 10: two linear layers with nmODE between them.
+    nmode_net, state = _maker(NmODENet, width=16, nmode=NMODE)(KEY)
+    two_linear, _ = _maker(MLP, width=16, depth=1, activation=lambda y: y)(KEY)
+    plugged = insert_before_classifier(two_linear, NMODE)
+    np.testing.assert_allclose(
+        Predictor(plugged, state)(X), Predictor(nmode_net, state)(X), atol=1e-6
+    )
+
+
+def test_stacked_nmode_is_an_mlp_with_nmode_as_its_activation():
+    stacked, state = _maker(NmODENet, width=16, depth=3, nmode=NMODE)(KEY)
+    mlp, _ = _maker(MLP, width=16, depth=3, activation=NMODE)(KEY)
+    np.testing.assert_allclose(Predictor(stacked, state)(X), Predictor(mlp, state)(X), atol=1e-6)
+
+
+def test_a_place_of_the_users_own():
+    model, state = all_models["MLP"](KEY)
+    first = insert_before_classifier(model, lambda y: 0 * y, lambda m: m.layers[0])
+    assert isinstance(first.layers[0], BeforeClassifier)
+    logits = Predictor(first, state)(X)
+    np.testing.assert_array_equal(logits, Predictor(first, state)(0.5 * X))
+
+
+def test_a_model_without_a_classifier_is_refused():
+    with pytest.raises(ValueError, match=r"Conv has no eqx\.nn\.Linear"):
+        insert_before_classifier(Conv(1, 1, 3, key=KEY), NMODE)
+    model, _ = all_models["ResNet"](KEY)
+    with pytest.raises(ValueError, match="Stem"):
+        insert_before_classifier(model, NMODE, lambda m: m.stem)
