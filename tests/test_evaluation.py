@@ -369,14 +369,16 @@ def test_logits_that_are_not_finite_within_the_ball_are_no_robustness(attack):
         )
 
 
-@pytest.mark.parametrize("eps", [[0.1, 0.2], np.full((8, 1), 0.1)], ids=["two", "a column"])
+@pytest.mark.parametrize(
+    "eps", [np.array([0.1, 0.2]), np.full((8, 1), 0.1)], ids=["two", "a column"]
+)
 def test_robust_accuracy_for_several_eps_is_refused(eps):
     with pytest.raises(ValueError, match="one eps; got shape"):
         robust_accuracy(FGSM(), linear_logits(), PIXELS, LABELS, LinfBall(eps), key=KEY)
 
 
 @pytest.mark.parametrize(
-    "broken", [[0, 1, 0], np.array([0, 1, 0]), np.array([True])], ids=["list", "integers", "short"]
+    "broken", [np.array([0, 1, 0]), np.array([True])], ids=["integers", "short"]
 )
 def test_already_broken_that_is_no_mask_is_refused(broken):
     with pytest.raises(ValueError, match=r"already_broken must be bool of shape \(3,\)"):
