@@ -154,7 +154,7 @@ def to_torch(images):
 
 
 def from_torch(images) -> np.ndarray:
-    return np.asarray(images).transpose(0, 2, 3, 1)
+    return np.asarray(images.detach()).transpose(0, 2, 3, 1)
 
 
 class Peers:
