@@ -154,7 +154,7 @@ def to_torch(images):
 
 
 def from_torch(images) -> np.ndarray:
-    return np.asarray(images.detach()).transpose(0, 2, 3, 1)
+    return np.asarray(images).transpose(0, 2, 3, 1)
 
 
 class Peers:
@@ -175,7 +175,7 @@ class Peers:
 
         run = getattr(torchattacks, attack)(self.net, **settings)
         batches = zip(self.x.split(batch_size), self.y.split(batch_size), strict=True)
-        return from_torch(torch.cat([run(x, y) for x, y in batches]))
+        return from_torch(torch.cat([run(x, y).detach() for x, y in batches]))
 
     def foolbox(self, attack: str, eps: float, **settings) -> np.ndarray:
         import foolbox

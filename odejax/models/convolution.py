@@ -73,7 +73,7 @@ def _plain(x, kernel, *, stride, padding, precision):
 
 
 def _plain_on_cpu(x, kernel, *, stride, padding, precision):
-    """A sum over taps for images of one channel, where XLA's own kernels are slow; else `_plain`."""
+    """A sum over taps for images of one channel, where XLA's own kernels are slow."""
     if kernel.shape[2] > 1:
         return _plain(x, kernel, stride=stride, padding=padding, precision=precision)
     kh, kw = kernel.shape[:2]
