@@ -193,27 +193,27 @@ def _room(x: Array, w: Array, box: AbstractBall) -> Array:
 def _reach(x: Image, w: Image, gap: Scalar, along: Callable[[Image], Image], box) -> Image:
     """d = clip(lambda * along(w)) to the box's room, with <w, d> = gap (`AbstractBall.reach`).
 
-    <w, d> grows with lambda, piecewise linearly and ever slower. Newton's method from below then
-    rises to the solution without passing it, and is exact once it is on the right piece.
+    <w, d> grows with lambda, piecewise linearly and ever slower: lambda times the sum over what is
+    free, plus what the others, at the end of their room, have given. Solving for lambda with those
+    that are free at the last one (Newton's method) rises to the solution without passing it, and
+    is exact once nobody stops any more.
     """
     scale = jnp.sign(gap) / _positive(jnp.max(jnp.abs(w)))
     w, gap = w * scale, jnp.abs(gap * scale)
-    direction = along(w)
-    rate, room = jnp.abs(direction), _room(x, w, box)
-
-    def unfinished(carry):
-        _, missing, k = carry
-        return (missing > 1e-6 * gap) & (k < 50)
+    rate, room = jnp.abs(along(w)), _room(x, w, box)
+    free_gain, stopped_gain = jnp.abs(w) * rate, jnp.abs(w) * room
 
     def newton(carry):
-        size, missing, k = carry
+        size, _, k = carry
         free = size * rate < room
-        size = size + missing / _positive(jnp.sum(jnp.where(free, jnp.abs(w) * rate, 0.0)))
-        missing = gap - jnp.sum(jnp.abs(w) * jnp.minimum(size * rate, room))
+        slope = jnp.sum(jnp.where(free, free_gain, 0.0))
+        given = jnp.sum(jnp.where(free, 0.0, stopped_gain))
         # Where the whole room is used up nothing more is gained.
-        return size, jnp.where(jnp.any(free & (rate > 0)), missing, 0.0), k + 1
+        new = jnp.where(slope > 0, (gap - given) / _positive(slope), size)
+        return new, new > size * (1 + 1e-6), k + 1
 
-    size, _, _ = jax.lax.while_loop(unfinished, newton, (jnp.zeros_like(gap), gap, 0))
+    start = (jnp.zeros_like(gap), gap > 0, 0)
+    size, _, _ = jax.lax.while_loop(lambda carry: carry[1] & (carry[2] < 50), newton, start)
     return jnp.sign(w) * jnp.minimum(size * rate, room)
 
 
