@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """What the flow map costs, and what a solver costs instead: the 784-2048-activation-10 network.
 
     python -m benchmarks.nmode

@@ -56,10 +56,10 @@ ATTACKS = {
 }
 BALLS = {"linf": odejax.LinfBall, "l2": odejax.L2Ball}
 CERTIFICATES = {
-    "Eq. (4)": StableMapping(),
-    "finite time": FiniteTimeStableMapping(),
-    "flow map's slope": FlowMapSlope(),
-    "linear relaxation": LinearRelaxation(),
+    "Eq. 4": StableMapping(),
+    "finite t": FiniteTimeStableMapping(),
+    "slope": FlowMapSlope(),
+    "relaxed": LinearRelaxation(),
 }
 
 
@@ -97,7 +97,7 @@ def _nmode(t1: float):
 def _networks() -> dict[str, Network]:
     penalised = Penalised(penalty=row_sum_penalty(first_weight), eta=0.01)
     return {
-        "ReLU": Network(partial(MLP, depth=1), certificates=("linear relaxation",)),
+        "ReLU": Network(partial(MLP, depth=1), certificates=("relaxed",)),
         "nmODE t=0.05": Network(_nmode(0.05)),
         "nmODE t=1": Network(_nmode(1.0)),
         "nmODE+ t=0.05, wd=1e-5": Network(_nmode(0.05), partial(weight_decay, 1e-5)),

@@ -222,3 +222,13 @@ def linear_logits(image_shape=IMAGE_SHAPE, n_classes=2, seed=0, scale=1.0):
 
 def constant_image(value, image_shape=IMAGE_SHAPE):
     return jnp.full(image_shape, value, jnp.float32)
+
+
+class NoisyLogits(eqx.Module):
+    """A classifier whose logits carry normal noise, fresh for every key."""
+
+    logits_fn: eqx.Module
+    size: float = 1.0
+
+    def __call__(self, x, *, key):
+        return self.logits_fn(x) + self.size * jax.random.normal(key, (10,))

@@ -2,17 +2,15 @@
 
 import json
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import (
     IMAGE_SHAPE,
-    LinearLogits,
+    NoisyLogits,
     digits,
     linear_logits,
-    predictor_of,
     trained_lipschitz,
     trained_mlp,
     trained_nmode,
@@ -141,15 +139,6 @@ def test_the_confidence_interval_is_scipys_exact_one(n, fraction, level):
     np.testing.assert_allclose(found, (expected.low, expected.high), rtol=0, atol=1e-11)
 
 
-class NoisyLogits(eqx.Module):
-    """A linear classifier under noise that every image draws for itself."""
-
-    linear: LinearLogits
-
-    def __call__(self, x, *, key):
-        return self.linear(x) + jax.random.normal(key, (10,))
-
-
 @pytest.mark.parametrize("noisy", [False, True])
 def test_robust_accuracy_does_not_depend_on_the_batch_size(noisy):
     # The promise: image i draws from its own key, so batches change rounding alone.
@@ -228,7 +217,7 @@ def test_each_attack_carries_only_what_it_broke_itself():
 def test_no_image_of_a_random_network_is_lost_to_a_lucky_draw():
     # Judged by fixed draws, a network attacked within nothing loses nothing.
     data = digits("test", 120)
-    predictor = predictor_of("EnResNet")
+    predictor = NoisyLogits(trained_mlp())
     out = bracket(predictor, data, LinfBall(1e-9), attacks=[FGSM(), PGD5], key=KEY, draws=4)
     assert out.attacked == out.clean
     assert all(accuracy == out.clean for accuracy in out.per_attack.values())
@@ -237,7 +226,7 @@ def test_no_image_of_a_random_network_is_lost_to_a_lucky_draw():
 
 
 def test_mean_logits_are_the_mean_over_the_given_draws():
-    predictor, x = predictor_of("EnResNet"), jnp.asarray(digits("test", 1).pixels[0])
+    predictor, x = NoisyLogits(trained_mlp()), jnp.asarray(digits("test", 1).pixels[0])
     keys = jax.random.split(KEY, 3)
     expected = np.mean([predictor(x, key=k) for k in keys], axis=0)
     np.testing.assert_allclose(MeanLogits(predictor, keys)(x), expected, atol=1e-5)

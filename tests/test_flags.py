@@ -23,7 +23,7 @@ from odejax.evaluation import (
     solver_variants,
     survivor_flags,
 )
-from odejax.models import ConvODENet
+from odejax.models import HopfieldODENet
 
 KEY = jax.random.key(3)
 BALL = LinfBall(0.1)
@@ -119,14 +119,10 @@ def test_a_network_built_to_raise_a_flag_raises_it(name):
 
 
 @pytest.mark.parametrize("ball", [BALL, L2Ball(0.6)], ids=["linf", "l2"])
-@pytest.mark.parametrize("network", ["ResNet", "MLP", "SSPNet SSPRK33", "trained MLP"])
+@pytest.mark.parametrize("network", ["ResNet", "trained MLP"])
 def test_an_ordinary_network_raises_no_flag(network, ball):
     logits_fn = trained_mlp() if network == "trained MLP" else predictor_of(network)
     assert looked_at(logits_fn, ball) == ()
-
-
-def test_noise_inside_a_network_is_found():
-    assert "randomised output" in names(looked_at(predictor_of("EnResNet")))
 
 
 def test_a_constant_network_has_vanishing_gradients_and_no_others():
@@ -247,7 +243,7 @@ def test_the_bracket_sees_that_square_beats_a_hidden_gradient(attacks):
 
 
 def neural_ode(**settings):
-    model, state = eqx.nn.make_with_state(ConvODENet)((8, 8, 1), width=4, key=KEY, **settings)
+    model, state = eqx.nn.make_with_state(HopfieldODENet)((8, 8, 1), width=16, key=KEY, **settings)
     return Predictor(model, state)
 
 
@@ -269,7 +265,7 @@ def test_a_network_that_is_no_solve_raises_no_flag():
 
 def test_an_adaptive_solver_takes_other_steps_for_other_inputs():
     controller = diffrax.PIDController(rtol=1e-4, atol=1e-4)
-    flags = solved(neural_ode(stepsize_controller=controller))
+    flags = solved(neural_ode(t1=4.0, stepsize_controller=controller))
     assert names(flags) == {"solver steps change with the input"}
 
 

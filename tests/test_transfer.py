@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from helpers import LinearLogits, digits, linear_logits, predictor_of, trained_mlp, trained_nmode
+from helpers import LinearLogits, NoisyLogits, digits, linear_logits, trained_mlp, trained_nmode
 
 from odejax import LinfBall, MeanLogits, predict
 from odejax.attacks import FGSM, PGD
@@ -48,7 +48,7 @@ def test_an_oracle_that_is_wrong_from_the_start_shows_the_images_as_they_are():
 
 
 def test_a_randomised_target_is_judged_by_its_mean():
-    noisy = predictor_of("EnResNet")
+    noisy = NoisyLogits(trained_mlp())
     target = MeanLogits(noisy, jax.random.split(KEY, 4))
     data = digits("test", 20)
     labels = predict(target, data.pixels, key=KEY).argmax(axis=1).astype(np.int32)

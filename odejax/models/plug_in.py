@@ -27,22 +27,18 @@ def insert_before_classifier(
     has learned. `where(model)` is the classifier; by default the last `eqx.nn.Linear` of the model.
     Raises `ValueError` where there is none, or `where` names something else.
     """
-    if where is None:
-        linears = [leaf for leaf in _parts(model) if isinstance(leaf, eqx.nn.Linear)]
-        if not linears:
-            raise ValueError(
-                f"{type(model).__name__} has no eqx.nn.Linear: say where its classifier is"
-            )
-        last = len(linears) - 1
-
-        def where(model):
-            return [leaf for leaf in _parts(model) if isinstance(leaf, eqx.nn.Linear)][last]
-
-    linear = where(model)
+    chosen = _last_linear if where is None else where
+    linear = chosen(model)
     if not isinstance(linear, eqx.nn.Linear):
         raise ValueError(f"where must name an eqx.nn.Linear; got {type(linear).__name__}")
-    return eqx.tree_at(where, model, BeforeClassifier(layer, linear))
+    return eqx.tree_at(chosen, model, BeforeClassifier(layer, linear))
 
 
-def _parts(model):
-    return jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, eqx.nn.Linear))
+def _last_linear(model) -> eqx.nn.Linear:
+    parts = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, eqx.nn.Linear))
+    linears = [part for part in parts if isinstance(part, eqx.nn.Linear)]
+    if not linears:
+        raise ValueError(
+            f"{type(model).__name__} has no eqx.nn.Linear: say where its classifier is"
+        )
+    return linears[-1]

@@ -129,7 +129,15 @@ def interval_flow_map(
     far = (upper - lower) * np.asarray(_FAR)[:, None] * np.array([-1.0, 1.0])
     beyond = solve(field, t1, (ends + far).ravel(), y0).reshape(far.shape)
     below, above = (np.abs(beyond - at_ends).max(axis=0) <= goal).tolist()
-    return ChebyshevFlowMap(pieces, first, width, (below, above), *errors)
+    return ChebyshevFlowMap(
+        pieces=pieces,
+        first=first,
+        width=width,
+        saturates=(below, above),
+        error=errors[0],
+        slope_error=errors[1],
+        curvature_error=errors[2],
+    )
 
 
 def _fit(field, t1, y0, first, last, width, degree) -> _Pieces:

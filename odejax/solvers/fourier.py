@@ -107,7 +107,13 @@ def periodic_flow_map(
             f"the compiled flow map is off by {errors[0]:.1e} (slope {errors[1]:.1e}) at fresh "
             f"points, more than tol={tol}: is the field smooth, and periodic with {period}?"
         )
-    return FourierFlowMap(tuple(cut.tolist()), float(period), *errors)
+    return FourierFlowMap(
+        coefficients=tuple(cut.tolist()),
+        period=float(period),
+        error=errors[0],
+        slope_error=errors[1],
+        curvature_error=errors[2],
+    )
 
 
 def _fourier(values):
@@ -173,10 +179,10 @@ def _powers(coefficients):
 
     cos(k theta) = T_k(cos theta), sin(k theta) = sin theta T_k'(cos theta) / k.
     """
-    c = np.asarray(coefficients)
+    c = np.asarray(coefficients, np.complex128)
     k = np.maximum(1, np.arange(len(c)))
-    p = chebyshev.cheb2poly(c.real)
-    q = chebyshev.cheb2poly(chebyshev.chebder(np.append(-(c.imag / k), 0.0)))
+    p = chebyshev.cheb2poly(np.real(c))
+    q = chebyshev.cheb2poly(chebyshev.chebder(np.append(-np.imag(c) / k, 0.0)))
     gain = (np.abs(p).sum() + np.abs(q).sum()) / max(np.abs(c).sum(), np.finfo(float).tiny)
     return (tuple(p.tolist()), tuple(q.tolist())) if gain < 4 else None
 
