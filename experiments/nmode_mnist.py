@@ -308,14 +308,14 @@ def tables(result: dict[str, Any]) -> list[Table]:
         table.add_column("eps", justify="right")
         for column in (*attacks, *CERTIFICATES):
             table.add_column(column, justify="right")
-        paper = _TABLE_2 if number == 2 else _TABLE_3
         for name, records in runs.items():
+            paper = (_TABLE_2 if number == 2 else _TABLE_3) if name.startswith("nmODE ") else {}
             for i, first in enumerate(records[0]["balls"][ball]):
                 measured = [record["balls"][ball][i] for record in records]
                 cells = []
                 for attack in attacks:
-                    printed = paper.get((attack, first["eps"])) if name[:5] == "nmODE" else None
-                    cells.append(_cell([m["per_attack"][attack] for m in measured], printed))
+                    left = [m["per_attack"][attack] for m in measured]
+                    cells.append(_cell(left, paper.get((attack, first["eps"]))))
                 for certificate in CERTIFICATES:
                     proven = [m["per_certificate"].get(certificate) for m in measured]
                     cells.append("" if None in proven else _cell(proven))

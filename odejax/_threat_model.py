@@ -210,6 +210,7 @@ def _reach(x: Image, w: Image, gap: Scalar, along: Callable[[Image], Image], box
         given = jnp.sum(jnp.where(free, 0.0, stopped_gain))
         # Where the whole room is used up nothing more is gained.
         new = jnp.where(slope > 0, (gap - given) / _positive(slope), size)
+        new = jnp.minimum(new, jnp.finfo(new.dtype).max)  # infinity times a rate of 0 is NaN
         return new, new > size * (1 + 1e-6), k + 1
 
     start = (jnp.zeros_like(gap), gap > 0, 0)

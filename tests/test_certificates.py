@@ -33,7 +33,7 @@ from odejax.certificates import (
 )
 from odejax.certificates.linear_relaxation import _relax
 from odejax.evaluation import bracket, certified_radii
-from odejax.models import MLP, NmODE, NmODENet
+from odejax.models import MLP, NmODE, NmODENet, sin_squared
 
 KEY = jax.random.key(9)
 NMODES = [(3.0, 1.0), (3.0, 0.05), (1.5, 2.0)]
@@ -260,6 +260,81 @@ def test_a_perturbation_that_the_box_forbids_is_not_counted():
     for ball in (LinfBall(0.5), L2Ball(2.0)):
         assert LinearRelaxation()(predictor, x, 3, ball, key=KEY).certified
         assert not LinearRelaxation()(predictor, x + 0.5, 4, ball, key=KEY).certified
+
+
+def one_pixel(layers, activation):
+    """A fully connected net on images of one pixel, with these weights and biases."""
+    model, state = eqx.nn.make_with_state(MLP)(
+        (1, 1, 1), 2, width=len(layers[0][1]), depth=len(layers) - 1, activation=activation, key=KEY
+    )
+    linears = [
+        eqx.tree_at(
+            lambda m: (m.weight, m.bias),
+            eqx.nn.Linear(np.shape(w)[1], np.shape(w)[0], key=KEY),
+            (jnp.asarray(w, jnp.float32), jnp.asarray(b, jnp.float32)),
+        )
+        for w, b in layers
+    ]
+    return Predictor(eqx.tree_at(lambda m: m.layers, model, linears), state)
+
+
+@eqx.filter_jit
+def first_flip(predictor, x):
+    """The distance at which the prediction first changes, on a fine grid of the box."""
+    grid = jnp.linspace(0, 1, 20_001)
+    logits = jax.vmap(lambda p: predictor(p.reshape(1, 1, 1)))(grid)
+    label = jnp.argmax(predictor(x))
+    distance = jnp.where(jnp.argmax(logits, axis=1) != label, jnp.abs(grid - x[0, 0, 0]), jnp.inf)
+    return jnp.min(distance)
+
+
+@eqx.filter_jit
+def relaxed_radius(predictor, x):
+    return LinearRelaxation()(predictor, x, 0, LinfBall(1e-3), key=KEY).radius
+
+
+@pytest.mark.parametrize("bias", [1e4, 1e5])
+@pytest.mark.parametrize("margin", [2.5e-4, 1e-3, 1e-2])
+def test_rounding_of_a_large_preactivation_is_counted(bias, margin):
+    # At 1e5 neighbouring float32 numbers are 0.008 apart: the network is a staircase.
+    x, nmode = jnp.full((1, 1, 1), 0.5038), NmODE(3.0, 1.0)
+    for shift in np.linspace(0, 3, 7):
+        layers = [([[1.0]], [bias + shift]), ([[1.0], [0.0]], [0.0, 0.0])]
+        value = float(one_pixel(layers, nmode)(x)[0])
+        layers[1] = ([[1.0], [0.0]], [0.0, value - margin])
+        predictor = one_pixel(layers, nmode)
+        assert relaxed_radius(predictor, x) <= first_flip(predictor, x) + 1e-6
+
+
+def test_cancellation_between_large_hidden_activations_is_counted():
+    rng, x = np.random.default_rng(0), jnp.full((1, 1, 1), 0.5)
+    for _ in range(30):
+        a1, a2, v1 = rng.uniform(0.5, 1.5, 3).astype(np.float32)
+        v2 = np.float32(v1 * a1 / a2)
+        layers = [
+            ([[1e6], [0.0]], [0.0, 0.0]),
+            ([[a1, 0.0], [a2, 0.0]], [0.0, 0.0]),
+            ([[v1, -v2], [0.0, 0.0]], [5e-3, 0.0]),
+        ]
+        predictor = one_pixel(layers, jax.nn.relu)
+        assert relaxed_radius(predictor, x) <= first_flip(predictor, x) + 1e-6
+
+
+@pytest.mark.parametrize("certificate", [StableMapping(), FiniteTimeStableMapping()], ids=str)
+def test_the_theorem_is_not_applied_to_other_activations(certificate):
+    nmode = NmODE(3.0, 5.0, activations=(sin_squared, sin_squared))
+    model, state = _maker(NmODENet, width=4, nmode=nmode)(KEY)
+    with pytest.raises(ValueError, match=r"nmODE's, with sin\^2"):
+        certificate(Predictor(model, state), jnp.zeros((8, 8, 1)), 0, LinfBall(0.1), key=KEY)
+
+
+@pytest.mark.parametrize("name", all_certificates)
+def test_half_precision_is_refused(name):
+    certificate, make = all_certificates[name]
+    model, state = make(KEY)
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16) if eqx.is_inexact_array(a) else a, model)
+    with pytest.raises(ValueError, match="float64; got bfloat16"):
+        certificate(Predictor(half, state), jnp.zeros((8, 8, 1)), 0, LinfBall(0.1), key=KEY)
 
 
 @pytest.mark.parametrize("settings", [{"nodes": 0}, {"bisections": 0}], ids=str)

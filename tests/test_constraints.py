@@ -103,6 +103,11 @@ def test_a_beta_that_is_no_weight_is_refused(beta):
         TRADES(LinfBall(0.1), beta=beta)
 
 
+def test_an_attack_that_starts_where_the_divergence_is_flat_is_refused():
+    with pytest.raises(ValueError, match="needs a random start"):
+        TRADES(LinfBall(0.1), attack=PGD(5, None, random_start=False))
+
+
 # nmODE+
 
 
@@ -190,6 +195,11 @@ def test_the_drift_is_the_integral_of_the_speed_after_the_end():
     speed = jnp.stack([jnp.abs(model.field(y, state)[0]) for y in ys])
     expected = np.trapezoid(np.asarray(speed), dx=0.5 / n, axis=0).mean()
     np.testing.assert_allclose(model.drift(IMAGES[0], state), expected, rtol=2e-2)
+
+
+def test_a_flow_that_is_not_solved_has_no_drift():
+    model, state = _maker(ConvODENet, width=4, max_steps=3, t1=20.0)(KEY)
+    assert np.isnan(model.drift(IMAGES[0], state))
 
 
 def test_a_penalised_flow_comes_to_rest():

@@ -1,6 +1,7 @@
 """The compiled flow map is the ODE's solution, in values and derivatives; Table 1 of *nmode*."""
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -300,12 +301,47 @@ def test_an_interval_without_an_inside_is_refused(lower, upper):
         interval_flow_map(tanh_field, 1.0, lower, upper)
 
 
+@pytest.mark.parametrize("size", [1e6, 1e8, 1e15, 1e30])
+def test_however_large_gamma_is_y_stays_in_its_range(size):
+    flow_map = NmODE(3.0, 1.0).flow_map
+    gamma = size * jnp.asarray(np.random.default_rng(0).uniform(0.5, 1, 500), jnp.float32)
+    low, high = flow_map.value_range()
+    assert ((flow_map(gamma) >= low - 1e-6) & (flow_map(gamma) <= high + 1e-6)).all()
+    assert (jnp.abs(slopes(flow_map, gamma)) <= flow_map.max_slope() + 1e-5).all()
+
+
+def test_a_layer_changed_afterwards_has_the_map_of_its_new_constants():
+    changed = eqx.tree_at(lambda n: n.t1, NmODE(3.0, 0.05), 1.0)
+    gamma = jnp.linspace(-3.0, 3.0, 50)
+    np.testing.assert_array_equal(changed(gamma), NmODE(3.0, 1.0)(gamma))
+    assert changed.slope_bound() == NmODE(3.0, 1.0).slope_bound()
+
+
+@pytest.mark.parametrize("period", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_period_that_is_none_is_refused(period):
+    with pytest.raises(ValueError, match="period must be finite and positive"):
+        periodic_flow_map(tanh_field, 1.0, period=period)
+
+
+@pytest.mark.parametrize("period", [1e-3, 0.1, 1.0, 100.0])
+def test_any_period_is_reduced_exactly(period):
+    flow_map = periodic_flow_map(
+        lambda y, g: -y + np.sin(2 * np.pi / period * g) ** 2, 1.0, period=period, tol=1e-6
+    )
+    turns = np.random.default_rng(0).uniform(-100, 100, 300)
+    gamma = (period * turns).astype(np.float32)
+    truth = (1 - np.exp(-1)) * np.sin(2 * np.pi / period * gamma.astype(float)) ** 2
+    np.testing.assert_allclose(flow_map(jnp.asarray(gamma)), truth, atol=1e-6)
+
+
 def test_a_field_with_a_kink_is_refused():
     with pytest.raises(ValueError, match="not resolved"):
         interval_flow_map(lambda y, g: -y + np.abs(g - 0.3), 1.0, -1.0, 1.5, tol=1e-10)
 
 
-@pytest.mark.parametrize("activation", [jax.nn.softplus, lambda x: x, lambda x: jnp.sin(3.3 * x)])
+@pytest.mark.parametrize(
+    "activation", [jax.nn.softplus, lambda x: x, lambda x: jnp.sin(jnp.pi * x / 4)]
+)
 def test_an_activation_that_no_map_covers_needs_a_solver(activation):
     with pytest.raises(ValueError, match=r"pass a Diffrax solver|not resolved"):
         NmODE(3.0, 1.0, activations=(activation,))
@@ -319,6 +355,7 @@ def test_an_activation_that_no_map_covers_needs_a_solver(activation):
     [
         ({"activations": ()}, "activations must be functions"),
         ({"activations": ("tanh",)}, "activations must be functions"),
+        ({"activations": (eqx.nn.PReLU(),)}, "activations with weights need a Diffrax solver"),
         ({"y0": float("nan")}, "y0 must be finite; got nan"),
         ({"lam": float("inf")}, "lam must be finite; got inf"),
     ],

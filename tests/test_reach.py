@@ -183,3 +183,10 @@ def test_random_directions_are_uniform_on_the_surface_of_the_cube():
     assert abs(np.mean(v[np.arange(len(v)), face] > 0) - 0.5) < 0.03
     others = v[np.arange(6) != face[:, None]]
     assert kstest((others[::5] + 1) / 2, "uniform").pvalue > 0.01
+
+
+def test_a_pixel_of_no_weight_stays_where_it_is_however_far_the_others_go():
+    x, w = jnp.full((3, 1, 1), 0.5), jnp.asarray([1.0, 2e-19, 0.0]).reshape(3, 1, 1)
+    for ball in (LinfBall(0.1), L2Ball(0.1)):
+        d = np.ravel(ball.reach(x, w, jnp.asarray(1000.0)))
+        np.testing.assert_allclose(d, [0.5, 0.5, 0.0])

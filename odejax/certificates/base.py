@@ -12,8 +12,9 @@ from .._predictor import Predictor
 from .._threat_model import AbstractBall
 from .._types import Flag, Image, Key, Label, Logits, Scalar
 
-# A stated margin for what float32 may lose on the way to the logits (at x and at x', as a fraction
-# of the largest logit) and in the norms of weights: taken off every margin, added to every norm.
+# A stated margin for what float32 may lose on the way to the logits (twice, for x and for x', as a
+# fraction of the largest logit at x) and in the norms of weights: taken off every margin, added to
+# every norm.
 ROUNDING = 1e-4
 
 
@@ -46,6 +47,9 @@ class AbstractCertificate(eqx.Module):
     def __call__(
         self, predictor: Predictor, x: Image, y: Label | int, ball: AbstractBall, *, key: Key
     ) -> CertificateResult:
+        for leaf in jax.tree.leaves(eqx.filter((predictor, x), eqx.is_inexact_array)):
+            if jnp.finfo(leaf.dtype).bits < 32:
+                raise ValueError(f"certificates are for float32 and float64; got {leaf.dtype}")
         with jax.default_matmul_precision("highest"):  # TF32 would lose more than ROUNDING
             logits = predictor(x, key=key)
             label = jnp.argmax(logits)

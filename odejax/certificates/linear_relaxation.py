@@ -18,7 +18,7 @@ from .._threat_model import AbstractBall
 from .._types import Flag, Image, Label, Logits, Scalar
 from ..models import MLP, NmODE, NmODENet
 from .base import ROUNDING, AbstractCertificate, logit_rounding
-from .stable_mapping import check_exact
+from .stable_mapping import check_exact, check_linear
 
 _FLOAT32 = 2e-6  # of a sum of a few thousand terms, as a fraction of the sum of their sizes
 
@@ -85,7 +85,7 @@ class LinearRelaxation(AbstractCertificate):
         gamma = weight @ x + bias
         gains = jax.vmap(lambda w: jnp.stack([ball.largest_gain(x, -w), ball.largest_gain(x, w)]))
         fall, rise = gains(weight).T
-        slack = _FLOAT32 * (jnp.abs(weight) @ jnp.abs(x) + fall + rise)
+        slack = _FLOAT32 * (jnp.abs(weight) @ jnp.abs(x) + jnp.abs(bias) + fall + rise)
         intervals = [(gamma - fall - slack, gamma + rise + slack)]
         chords, constants = [], []
         for i, (weight, bias) in enumerate(layers[1:]):
@@ -94,24 +94,34 @@ class LinearRelaxation(AbstractCertificate):
             constants.append(constant)
             _, low, high = constant
             middle, reach = weight @ ((low + high) / 2) + bias, jnp.abs(weight) @ ((high - low) / 2)
-            slack = _FLOAT32 * (jnp.abs(weight) @ (jnp.abs(low) + jnp.abs(high)) + reach)
+            sizes = jnp.abs(weight) @ (jnp.abs(low) + jnp.abs(high))
+            slack = _FLOAT32 * (sizes + jnp.abs(bias) + reach)
             intervals.append((middle - reach - slack, middle + reach + slack))
+        # The largest input of each layer; pixels are at most 1.
+        inputs = [jnp.ones_like(x)]
+        inputs += [jnp.maximum(jnp.abs(low), jnp.abs(high)) for _, low, high in constants]
         return jnp.maximum(
-            _through(layers, chords, x, label, ball), _through(layers, constants, x, label, ball)
+            _through(layers, chords, inputs, x, label, ball),
+            _through(layers, constants, inputs, x, label, ball),
         )
 
 
-def _through(layers, lines: list[Lines], x, label: Label, ball: AbstractBall):
-    """The least margins when every activation is replaced by its lines."""
+def _through(layers, lines: list[Lines], inputs: list[Array], x, label, ball: AbstractBall):
+    """The least margins when every activation is replaced by its lines.
+
+    `inputs` bound what goes into each layer, for the rounding of the sums over it.
+    """
     weight, bias = layers[-1]
     rows, offset = weight[label] - weight, bias[label] - bias
     size = jnp.abs(offset)
-    for (weight, bias), (slope, low, high) in zip(layers[-2::-1], lines[::-1], strict=True):
+    size = size + jnp.abs(rows) @ inputs[-1]
+    below = zip(layers[-2::-1], lines[::-1], inputs[-2::-1], strict=True)
+    for (weight, bias), (slope, low, high), largest in below:
         offset = offset + jnp.sum(jnp.where(rows > 0, rows * low, rows * high), axis=1)
         size = size + jnp.abs(rows) @ jnp.maximum(jnp.abs(low), jnp.abs(high))
         rows = rows * slope
         offset, size = offset + rows @ bias, size + jnp.abs(rows) @ jnp.abs(bias)
-        size = size + jnp.abs(rows) @ (jnp.abs(weight) @ jnp.ones(weight.shape[1]))
+        size = size + jnp.abs(rows) @ (jnp.abs(weight) @ largest)
         rows = rows @ weight
     losses = jax.vmap(lambda row: ball.largest_gain(x, -row))(rows)
     return offset + rows @ x - losses * (1 + ROUNDING) - _FLOAT32 * size
@@ -133,18 +143,21 @@ def _relax(activation: Callable, lower, upper, nodes: int) -> tuple[Lines, Lines
     gamma = lower + spacing * jnp.arange(nodes + 1)[:, None]
     y = flow_map(gamma)
     least, most = flow_map.value_range()
-    rounding = 2 * flow_map.error + _FLOAT32 * max(abs(least), abs(most))
+    # gamma itself is rounded, which moves y by up to the largest slope times that.
+    largest = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
+    rounding = 2 * flow_map.error + _FLOAT32 * (
+        max(abs(least), abs(most)) + flow_map.max_slope() * largest
+    )
     between = spacing**2 / 8 * flow_map.max_curvature() + rounding
     slope = (y[-1] - y[0]) / jnp.maximum(upper - lower, jnp.finfo(y.dtype).tiny)
     slope = jnp.clip(slope, -flow_map.max_slope(), flow_map.max_slope())
     rest = y - slope * gamma
-    error = between + _FLOAT32 * jnp.abs(slope) * jnp.maximum(jnp.abs(lower), jnp.abs(upper))
     constant = (
         zero,
         jnp.maximum(jnp.min(y, axis=0) - between, least),
         jnp.minimum(jnp.max(y, axis=0) + between, most),
     )
-    return (slope, jnp.min(rest, axis=0) - error, jnp.max(rest, axis=0) + error), constant
+    return (slope, jnp.min(rest, axis=0) - between, jnp.max(rest, axis=0) + between), constant
 
 
 def _layers_of(certificate, model) -> tuple[list[tuple[Array, Array]], Callable]:
@@ -162,4 +175,5 @@ def _layers_of(certificate, model) -> tuple[list[tuple[Array, Array]], Callable]
         )
     if isinstance(activation, NmODE):
         check_exact(certificate, activation)
+    check_linear(certificate, layers)
     return [(layer.weight, layer.bias) for layer in layers], activation  # pyright: ignore

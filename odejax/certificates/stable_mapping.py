@@ -9,6 +9,7 @@ layer before.
 
 from typing import ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -29,6 +30,7 @@ class StableMapping(AbstractLipschitzCertificate):
 
     def margin_growth(self, predictor: Predictor, label: Label) -> Float[Array, " k"]:
         model = _nmode_net(self, predictor)
+        model.nmode.check_theorem()
         lam = model.nmode.lam
         if not lam > 1:
             raise ValueError(f"the stable mapping needs lam > 1; got {lam}")
@@ -83,7 +85,17 @@ def _nmode_net(certificate, predictor) -> NmODENet:
             f"got {type(predictor.model).__name__}"
         )
     check_exact(certificate, predictor.model.nmode)
+    check_linear(certificate, [*predictor.model.layers, predictor.model.outputs])
     return predictor.model
+
+
+def check_linear(certificate, layers):
+    """Raise `ValueError` unless every layer is an `eqx.nn.Linear`."""
+    for layer in layers:
+        if not isinstance(layer, eqx.nn.Linear):
+            raise ValueError(
+                f"{type(certificate).__name__} certifies linear layers; got {type(layer).__name__}"
+            )
 
 
 def check_exact(certificate, nmode):

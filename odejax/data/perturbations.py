@@ -22,10 +22,10 @@ def brightness(x: Image, strength: float | int | Scalar) -> Image:
 
 
 def gaussian_blur(x: Image, size: float | int | Scalar) -> Image:
-    """A Gaussian kernel of `size` x `size` pixels, edges repeated.
+    """A Gaussian kernel of `size` x `size` pixels (`size` odd), edges repeated.
 
-    The standard deviation is 0.3 ((size - 1) / 2 - 1) + 0.8, which is OpenCV's, where only a size
-    is given; for a size of 1 or less the image is unchanged. Sizes beyond 31 are cut to 31.
+    The standard deviation is 0.3 ((size - 1) / 2 - 1) + 0.8, OpenCV's formula where only a size is
+    given; for a size of 1 or less the image is unchanged. Sizes beyond 31 are cut to 31.
     """
     half = jnp.clip((size - 1) / 2, 0.0, 15.0)
     sigma = 0.3 * (half - 1) + 0.8

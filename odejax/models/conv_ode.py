@@ -79,7 +79,8 @@ class ConvODENet(eqx.Module):
 
         after = self.ode(field, (y, jnp.zeros_like(y)), (self.field, state))
         assert after.ys is not None
-        solved = after.result == diffrax.RESULTS.successful
+        successful = diffrax.RESULTS.successful
+        solved = (solution.result == successful) & (after.result == successful)
         return jnp.where(solved, jnp.mean(after.ys[1]), jnp.nan)
 
     def solve(self, x: Image, state: eqx.nn.State) -> tuple[diffrax.Solution, eqx.nn.State]:

@@ -93,7 +93,6 @@ class NmODE(eqx.Module):
     t1: float | Scalar
     y0: float | Float[Array, "..."]
     solver: diffrax.AbstractSolver | None
-    flow_map: AbstractFlowMap | None
     activations: tuple[Activation, ...] = eqx.field(static=True)
     rtol: float = eqx.field(static=True)
     atol: float = eqx.field(static=True)
@@ -119,18 +118,26 @@ class NmODE(eqx.Module):
             raise ValueError(f"the integration time t1 must be positive; got {t1}")
         if not activations or not all(callable(activation) for activation in activations):
             raise ValueError(f"activations must be functions (f_1, ..., f_k); got {activations}")
+        if solver is None and any(eqx.is_array(leaf) for leaf in jax.tree.leaves(activations)):
+            raise ValueError(f"activations with weights need a Diffrax solver; got {activations}")
         if solver is None and learned:
             raise ValueError(f"a learned {' and '.join(learned)} (an array) needs a Diffrax solver")
         self.lam, self.t1, self.y0, self.solver = lam, t1, y0, solver
         self.activations = tuple(activations)
         self.rtol, self.atol, self.max_steps = rtol, atol, max_steps
-        self.flow_map = None
-        if solver is None:
-            self.flow_map = _flow_map(float(lam), float(t1), float(y0), self.activations)
+        _ = self.flow_map  # what cannot be compiled is refused here
+
+    @property
+    def flow_map(self) -> AbstractFlowMap | None:
+        """The compiled map gamma -> y(t1; gamma); None with a solver."""
+        if self.solver is not None:
+            return None
+        return _flow_map(float(self.lam), float(self.t1), float(self.y0), self.activations)  # pyright: ignore
 
     def __call__(self, gamma: Float[Array, "..."]) -> Float[Array, "..."]:
-        if self.flow_map is not None:
-            return self.flow_map(gamma)
+        flow_map = self.flow_map
+        if flow_map is not None:
+            return flow_map(gamma)
         assert self.solver is not None
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, args: nmode_field(y, gamma, self.lam, self.activations)),
@@ -147,19 +154,23 @@ class NmODE(eqx.Module):
         solved = solution.result == diffrax.RESULTS.successful
         return jnp.where(solved, solution.ys[0], jnp.nan)
 
-    def slope_bound(self) -> float:
-        """(1 - e^{-(lam - 1) t1}) / (lam - 1) >= |dy/dgamma| for every gamma.
-
-        From the paper's differential inequality |u|' <= -(lam - 1)|u| + 1 for u = dy/dgamma,
-        solved to time t1. The paper's own Eq. (4) lets t1 go to infinity: 1 / (lam - 1). Raises
-        `ValueError` for a learned lam or t1, and for activations other than sin^2.
-        """
+    def check_theorem(self):
+        """Raise `ValueError` unless this is the layer of Theorem 1: constant lam and t1, sin^2."""
         if eqx.is_array(self.lam) or eqx.is_array(self.t1):
             raise ValueError("the slope bound is for constant lam and t1, not for learned ones")
         if self.activations != (sin_squared,):
             raise ValueError(
                 f"the slope bound is nmODE's, with sin^2; got {[*map(_name, self.activations)]}"
             )
+
+    def slope_bound(self) -> float:
+        """(1 - e^{-(lam - 1) t1}) / (lam - 1) >= |dy/dgamma| for every gamma.
+
+        From the paper's differential inequality |u|' <= -(lam - 1)|u| + 1 for u = dy/dgamma,
+        solved to time t1. The paper's own Eq. (4) lets t1 go to infinity: 1 / (lam - 1). Raises
+        `ValueError` where the theorem says nothing (`check_theorem`).
+        """
+        self.check_theorem()
         rate, t1 = float(self.lam) - 1, float(self.t1)
         return -math.expm1(-rate * t1) / rate if rate else t1
 
@@ -193,6 +204,8 @@ class NmODENet(eqx.Module):
         self.layers = tuple(
             eqx.nn.Linear(i, o, key=k) for i, o, k in zip(sizes, sizes[1:], keys, strict=False)
         )
+        if not (nmode is None or isinstance(nmode, NmODE)):
+            raise ValueError(f"nmode must be an NmODE; got {type(nmode).__name__}")
         self.nmode = NmODE() if nmode is None else nmode
         self.outputs = eqx.nn.Linear(width, n_classes, key=outputs_key)
 

@@ -15,7 +15,8 @@ from .flow_map import AbstractFlowMap, ScalarField, check_flow, solve
 
 _DEGREE = 5  # of every piece: six loads an element, and a table that stays in the cache
 _MAX_PIECES = 4096
-_FAR = (2.0, 4.0, 64.0)  # where, in widths of the interval beyond it, a saturated field is checked
+# Where a saturated field is checked, in widths of the interval beyond it: at no regular spacing.
+_FAR = np.geomspace(0.01, 64, 64) * (1 + 0.1 * np.sin(np.arange(64)))
 
 
 class _Pieces:
@@ -101,8 +102,9 @@ def interval_flow_map(
 
     The interval is widened to whole pieces, and the pieces halved until value and slope are right
     to `tol` (relative to the largest |y| where that is above 1) at points that were not used to
-    fit, against interpolants of twice the degree. Where the field saturates (y at 2, 4 and 64
-    intervals' widths beyond an end is y at that end to `tol`) the map continues as a constant.
+    fit, against interpolants of twice the degree. Where the field saturates (y at 64 places, up to
+    64 widths of the interval beyond an end, is y at that end to `tol`) the map continues as a
+    constant.
 
     Raises `ValueError` when 4,096 pieces do not reach `tol`.
     """
@@ -126,7 +128,7 @@ def interval_flow_map(
         width /= 2
     ends = np.array([first * width, last * width])
     at_ends = solve(field, t1, ends, y0)
-    far = (upper - lower) * np.asarray(_FAR)[:, None] * np.array([-1.0, 1.0])
+    far = (upper - lower) * _FAR[:, None] * np.array([-1.0, 1.0])
     beyond = solve(field, t1, (ends + far).ravel(), y0).reshape(far.shape)
     below, above = (np.abs(beyond - at_ends).max(axis=0) <= goal).tolist()
     return ChebyshevFlowMap(

@@ -72,6 +72,8 @@ def periodic_flow_map(
     Raises `ValueError` when 8,192 samples do not reach `tol`, or the check fails.
     """
     check_flow(t1, tol)
+    if not 0 < period < np.inf:
+        raise ValueError(f"period must be finite and positive; got {period}")
     samples = 32
     while True:
         values = solve(field, t1, period * np.arange(samples) / samples, y0)
@@ -145,12 +147,16 @@ def _unit_circle(gamma, period):
     """cos and sin of 2 pi gamma / period.
 
     XLA's own sine spends most of its time on arguments of any size. Here the range is reduced
-    once (Cody-Waite: `high` has few bits, so turns * high is exact), and half the angle goes
-    through polynomials, which the compiler fuses and vectorises with the series.
+    once (Cody-Waite: `high` has 8 bits, so turns * high is exact up to 2^16 turns), and half the
+    angle goes through polynomials, which the compiler fuses and vectorises with the series. Beyond
+    2^16 turns neighbouring float32 numbers are a hundredth of a period apart and more: the angle is
+    then right to that, and kept where the polynomials hold.
     """
-    high = round(period * 64) / 64
+    mantissa, exponent = math.frexp(period)
+    high = math.ldexp(round(mantissa * 256) / 256, exponent)
     turns = jnp.round(gamma / period)
     half = ((gamma - turns * high) - turns * (period - high)) * (math.pi / period)
+    half = jnp.clip(half, -math.pi / 2, math.pi / 2)
     if gamma.dtype == jnp.float64:
         return jnp.cos(2 * half), jnp.sin(2 * half)
     square = half**2

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from .._threat_model import AbstractBall
 from .._types import Key, Scalar
-from ..attacks import IFGSM, PGD, cross_entropy
+from ..attacks import PGD, cross_entropy
 from .objectives import Aux, as_attacked, batch_logits
 
 
@@ -25,11 +25,13 @@ class TRADES(eqx.Module):
 
     ball: AbstractBall
     beta: float = 6.0
-    attack: PGD | IFGSM = PGD(steps=10, step_size=None)
+    attack: PGD = PGD(steps=10, step_size=None)
 
     def __check_init__(self):
         if not 0 <= self.beta < float("inf"):
             raise ValueError(f"beta must be finite and not negative; got {self.beta}")
+        if not self.attack.random_start:
+            raise ValueError("attack needs a random start: at x itself the divergence has no slope")
 
     def __call__(
         self,
