@@ -230,7 +230,7 @@ def test_a_step_size_that_is_negative_or_not_finite_is_refused(step_size):
 def test_an_integration_time_that_is_not_positive_and_finite_is_refused(t1):
     with pytest.raises(ValueError, match=f"t1 .* got {t1}"):
         _make(ConvODENet, IMAGE_SHAPE, width=4, t1=t1)
-    with pytest.raises(ValueError, match=f"t1 .* got 3.0 and {t1}"):
+    with pytest.raises(ValueError, match=f"t1 .* got {t1}"):
         NmODE(3.0, t1)
 
 

@@ -67,17 +67,7 @@ class ChebyshevFlowMap(AbstractFlowMap):
     def __call__(self, gamma: Float[Array, "..."]) -> Float[Array, "..."]:
         return _piecewise(self.pieces, self.first, self.width, self.saturates, 0, gamma)
 
-    def value_range(self) -> tuple[float, float]:
-        low, high = self._extremes(0)
-        return low - self.error, high + self.error
-
-    def max_slope(self) -> float:
-        return max(map(abs, self._extremes(1))) + self.slope_error
-
-    def max_curvature(self) -> float:
-        return max(map(abs, self._extremes(2))) + self.curvature_error
-
-    def _extremes(self, order: int) -> tuple[float, float]:
+    def extremes(self, order: int) -> tuple[float, float]:
         """Bounds on a derivative over the interval: its extremes on a grid, and what it can gain
         between two grid points, spacing^2 / 8 times a bound on its second derivative.
         """

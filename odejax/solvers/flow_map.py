@@ -8,6 +8,7 @@ series), `interval_flow_map` on an interval (piecewise Chebyshev polynomials).
 
 import abc
 from collections.abc import Callable
+from typing import final
 
 import equinox as eqx
 import jax
@@ -34,16 +35,24 @@ class AbstractFlowMap(eqx.Module):
     def __call__(self, gamma: Float[Array, "..."]) -> Float[Array, "..."]: ...
 
     @abc.abstractmethod
+    def extremes(self, order: int) -> tuple[float, float]:
+        """Bounds below and above the compiled map's derivative of this order, for every gamma."""
+
+    @final
     def value_range(self) -> tuple[float, float]:
         """Bounds below and above y(t1; gamma) for every gamma."""
+        low, high = self.extremes(0)
+        return low - self.error, high + self.error
 
-    @abc.abstractmethod
+    @final
     def max_slope(self) -> float:
         """An upper bound on |dy/dgamma| for every gamma: the map's Lipschitz constant."""
+        return max(map(abs, self.extremes(1))) + self.slope_error
 
-    @abc.abstractmethod
+    @final
     def max_curvature(self) -> float:
         """An upper bound on |d2y/dgamma2| for every gamma."""
+        return max(map(abs, self.extremes(2))) + self.curvature_error
 
 
 def check_flow(t1: float, tol: float):

@@ -37,17 +37,7 @@ class FourierFlowMap(AbstractFlowMap):
     def __call__(self, gamma: Float[Array, "..."]) -> Float[Array, "..."]:
         return _series(self.coefficients, self.period, gamma)
 
-    def value_range(self) -> tuple[float, float]:
-        low, high = self._extremes(0)
-        return low - self.error, high + self.error
-
-    def max_slope(self) -> float:
-        return max(map(abs, self._extremes(1))) + self.slope_error
-
-    def max_curvature(self) -> float:
-        return max(map(abs, self._extremes(2))) + self.curvature_error
-
-    def _extremes(self, order: int) -> tuple[float, float]:
+    def extremes(self, order: int) -> tuple[float, float]:
         """Bounds on the series' derivative: its extremes on a grid, and what it can gain between
         two grid points, spacing^2 / 8 times the bound sum_k |c_k| (2 pi k / period)^(order + 2).
         """
