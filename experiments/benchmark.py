@@ -5,7 +5,7 @@
 
 For each family: clean accuracy, accuracy under FGSM and PGD-40 (L-infinity and l2, several eps),
 certified accuracy where the family has a certificate, and masking flags; a table, `result.json`
-and two figures in the run folder. Digits end in under 4 minutes on 2 CPU cores, MNIST in under 30.
+and two figures in the run folder. Digits end in 6 minutes on 2 CPU cores, MNIST in under 30.
 """
 
 import dataclasses
