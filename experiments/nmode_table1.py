@@ -65,7 +65,7 @@ def main(config: Config):
         shown.add_column(column, justify="right")
     for (family, t), printed in PAPER.items():
         ours = printed_row(rows["Dopri5, 1e-7"][family, t])
-        cells = [f"{o} ({as_printed(p)})" for o, p in zip(ours, printed, strict=True)]
+        cells = [f"{o}\n({as_printed(p)})" for o, p in zip(ours, printed, strict=True)]
         shown.add_row(family, f"{t:g}", *cells)
     console = Console()
     console.print(shown)
