@@ -58,7 +58,8 @@ class Config:
 
 def main(config: Config):
     rows = {name: table(settings) for name, settings in SOLVERS.items()}
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, title="nmode Table 1 (in brackets: the paper)")
+    title = "nmode Table 1 (in brackets: the paper)"
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=title)
     shown.add_column("")
     shown.add_column("t")
     for column in COLUMNS:
