@@ -1,17 +1,19 @@
-"""What all experiment scripts share: the command line, its errors, and the compilation cache."""
+"""What all experiment scripts share: the command line, its errors, data, and the run folder."""
 
 import contextlib
 import io
 import re
+import shutil
 import sys
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import tyro
 
-from odejax.data import cache_dir
-from odejax.evaluation import ResultError
+from odejax.data import ArrayDataset, cache_dir, load
+from odejax.evaluation import ResultError, load_result, save_result
 from odejax.training import CheckpointError
 
 Config = TypeVar("Config")
@@ -41,6 +43,63 @@ def run(main: Callable[[Config], None], config: type[Config]) -> None:
         sys.exit(
             _fail("interrupted; finished epochs and models are kept, go on with --resume", 130)
         )
+
+
+def check_choice(what: str, value: str, accepted: Collection[str]) -> None:
+    """`UsageError` for a name that is not among the accepted ones."""
+    if value not in accepted:
+        raise UsageError(f"unknown {what} {value!r}; accepted: {', '.join(accepted)}")
+
+
+def check_choices(what: str, values: Collection[str], accepted: Collection[str]) -> None:
+    """`UsageError` for an empty list of names, or one that is not among the accepted ones."""
+    if not values:
+        raise UsageError(f"no {what}s; accepted: {', '.join(accepted)}")
+    for value in values:
+        check_choice(what, value, accepted)
+
+
+def check_counts(config: Any, *names: str) -> None:
+    """`UsageError` for a field of `config` that is neither None nor at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{name.replace('_', '-')} must be at least 1; got {value}")
+
+
+def load_data(config: Any, test_images: int) -> tuple[ArrayDataset, ArrayDataset]:
+    """The training and the test set of `config.dataset`; `UsageError` where the latter is short."""
+    train, test = (
+        load(config.dataset, split, data_dir=config.data_dir) for split in ("train", "test")
+    )
+    if test_images > len(test):
+        raise UsageError(f"{test.name} has {len(test)} test images; got {test_images}")
+    return train, test
+
+
+def open_result(
+    path: Path, kind: str, settings: dict[str, Any], resume: bool, records: str = "runs"
+) -> dict[str, Any]:
+    """{"settings": settings, records: {...}} of the run in the folder, or of a new one.
+
+    Without `resume` the folder's old checkpoints are removed. Raises `UsageError` where the run to
+    be resumed was started with other settings.
+    """
+    result = {"settings": settings, records: {}}
+    if resume and path.exists():
+        result |= load_result(path, kind)
+        for name, wanted in settings.items():
+            found = result["settings"].get(name)
+            if found != wanted:
+                raise UsageError(
+                    f"--resume: {path} was started with {name} {found}, not {wanted}; "
+                    f"give the same arguments, or another --out"
+                )
+        return result
+    if not resume:
+        shutil.rmtree(path.parent / "checkpoints", ignore_errors=True)
+    save_result(path, kind, result)  # before anything else, so that --resume can tell which run
+    return result
 
 
 def enable_compilation_cache():

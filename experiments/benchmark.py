@@ -9,7 +9,6 @@ and two figures in the run folder. Digits end in 6 minutes on 2 CPU cores, MNIST
 """
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,16 +25,18 @@ import odejax
 from odejax import models
 from odejax.attacks import FGSM, PGD
 from odejax.certificates import FiniteTimeStableMapping, LipschitzMargin, StableMapping
-from odejax.evaluation import (
-    bracket,
-    encode_array,
-    load_result,
-    provenance,
-    save_result,
-)
+from odejax.evaluation import bracket, encode_array, provenance, save_result
 from odejax.training import CrossEntropy, fit, steps_per_epoch
 
-from ._cli import UsageError, run
+from ._cli import (
+    UsageError,
+    check_choice,
+    check_choices,
+    check_counts,
+    load_data,
+    open_result,
+    run,
+)
 from ._report import figures, notes, publish, tables
 
 KIND = "benchmark"
@@ -133,24 +134,14 @@ def main(config: Config):
     setting = _check(config)
     origin = provenance(config.seed)  # of the code that runs, whatever is committed meanwhile
     console = Console()
-    train = odejax.data.load(config.dataset, "train", data_dir=config.data_dir)
-    test = odejax.data.load(config.dataset, "test", data_dir=config.data_dir)
-    if setting.test_images > len(test):
-        raise UsageError(f"{test.name} has {len(test)} test images; got {setting.test_images}")
+    train, test = load_data(config, setting.test_images)
     train, validation = train.holdout(setting.validation)
 
     folder = config.out or Path("runs/benchmark") / config.dataset
     path = folder / "result.json"
     settings = {"dataset": config.dataset, "epochs": config.epochs, "seed": config.seed}
     settings |= {"linf": list(setting.eps), "l2": list(setting.eps_l2), "n": setting.test_images}
-    result = {"settings": settings, "models": {}}
-    if config.resume and path.exists():
-        result |= load_result(path, KIND)
-        _check_same_run(result["settings"], settings, path)
-    else:  # before anything else, so that --resume can tell which run this is
-        save_result(path, KIND, result)
-    if not config.resume:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    result = open_result(path, KIND, settings, config.resume, records="models")
 
     for name in config.models:
         if name in result["models"]:
@@ -183,19 +174,12 @@ def main(config: Config):
 
 
 def _check(config: Config) -> Setting:
-    if config.dataset not in DATASETS:
-        raise UsageError(f"unknown dataset {config.dataset!r}; accepted: {', '.join(DATASETS)}")
-    for name in config.models:
-        if name not in FAMILIES:
-            raise UsageError(f"unknown model {name!r}; accepted: {', '.join(FAMILIES)}")
-    if not config.models:
-        raise UsageError(f"no models; accepted: {', '.join(FAMILIES)}")
+    check_choice("dataset", config.dataset, DATASETS)
+    check_choices("model", config.models, FAMILIES)
     for name, values in (("eps", config.eps), ("eps-l2", config.eps_l2)):
         if any(not 0 < value < float("inf") for value in values):
             raise UsageError(f"{name} must be finite and positive numbers; got {values}")
-    for name, value in (("epochs", config.epochs), ("test-images", config.test_images)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be at least 1; got {value}")
+    check_counts(config, "epochs", "test_images")
     if not 0 <= config.seed < 2**31 - 1:
         raise UsageError(f"seed must be between 0 and 2147483646; got {config.seed}")
     if config.out is not None and config.out.exists() and not config.out.is_dir():
@@ -209,15 +193,6 @@ def _check(config: Config) -> Setting:
         eps_l2=tuple(sorted(config.eps_l2)) or setting.eps_l2,
         test_images=config.test_images or setting.test_images,
     )
-
-
-def _check_same_run(found, wanted, path):
-    for name in wanted:
-        if found.get(name) != wanted[name]:
-            raise UsageError(
-                f"--resume: {path} was started with {name} {found.get(name)}, not {wanted[name]}; "
-                f"give the same arguments, or another --out"
-            )
 
 
 def _train(family, epochs, train, validation, setting, seed, folder):

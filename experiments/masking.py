@@ -46,7 +46,7 @@ from odejax.evaluation import (
 from odejax.models import HopfieldODENet
 from odejax.training import CrossEntropy, fit, steps_per_epoch
 
-from ._cli import UsageError, run
+from ._cli import check_choice, check_counts, load_data, run
 from ._report import copy_to_repository
 
 KIND = "masking"
@@ -99,10 +99,7 @@ def main(config: Config):
     setting = _check(config)
     origin = provenance(config.seed)
     console = Console()
-    train = odejax.data.load(config.dataset, "train", data_dir=config.data_dir)
-    test = odejax.data.load(config.dataset, "test", data_dir=config.data_dir)
-    if setting.images > len(test):
-        raise UsageError(f"{test.name} has {len(test)} test images; got {setting.images}")
+    train, test = load_data(config, setting.images)
 
     networks = _train(train, setting, config.seed, console)
     result = {"dataset": config.dataset, "n": setting.images, "budget": config.budget}
@@ -131,12 +128,8 @@ def main(config: Config):
 
 
 def _check(config: Config) -> Setting:
-    if config.dataset not in SETTINGS:
-        raise UsageError(f"unknown dataset {config.dataset!r}; accepted: {', '.join(SETTINGS)}")
-    for name in ("epochs", "test_images", "budget"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UsageError(f"{name.replace('_', '-')} must be at least 1; got {value}")
+    check_choice("dataset", config.dataset, SETTINGS)
+    check_counts(config, "epochs", "test_images", "budget")
     setting = SETTINGS[config.dataset]
     return dataclasses.replace(
         setting,

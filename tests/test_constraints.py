@@ -12,7 +12,7 @@ from scipy.special import log_softmax, softmax
 from odejax import LinfBall, Predictor
 from odejax.attacks import IFGSM, PGD
 from odejax.evaluation import robust_accuracy
-from odejax.models import MLP, ConvODENet, NmODENet
+from odejax.models import MLP, DenseODENet, NmODENet
 from odejax.training import (
     TRADES,
     Adversarial,
@@ -186,24 +186,24 @@ def test_an_eta_that_is_no_weight_is_refused(eta):
 
 def test_the_drift_is_the_integral_of_the_speed_after_the_end():
     # By a sum over snapshots of finer and longer solves of the same field.
-    model, state = _maker(ConvODENet, width=4, t1=0.5)(KEY)
+    model, state = _maker(DenseODENet, width=8, t1=0.5)(KEY)
     ys = []
     n = 8
     for t1 in np.linspace(0.5, 1.0, n + 1):
         longer = eqx.tree_at(lambda m: m.ode, model, model.ode.replace(t1=float(t1)))
         ys.append(longer.solve(IMAGES[0], state)[0].ys[0])
-    speed = jnp.stack([jnp.abs(model.field(y, state)[0]) for y in ys])
+    speed = jnp.stack([jnp.abs(model.field(y, model.parameters(state))) for y in ys])
     expected = np.trapezoid(np.asarray(speed), dx=0.5 / n, axis=0).mean()
     np.testing.assert_allclose(model.drift(IMAGES[0], state), expected, rtol=2e-2)
 
 
 def test_a_flow_that_is_not_solved_has_no_drift():
-    model, state = _maker(ConvODENet, width=4, max_steps=3, t1=20.0)(KEY)
+    model, state = _maker(DenseODENet, width=8, max_steps=3, t1=100.0)(KEY)
     assert np.isnan(model.drift(IMAGES[0], state))
 
 
 def test_a_penalised_flow_comes_to_rest():
-    make = _maker(ConvODENet, width=4)
+    make = _maker(DenseODENet, width=8)
 
     def drift(predictor):
         return float(drift_penalty(predictor.model, predictor.state, IMAGES))

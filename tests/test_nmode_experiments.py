@@ -1,16 +1,26 @@
-"""The scripts of *nmode*: Table 1 digit for digit, and the MNIST tables on a few digits."""
+"""The scripts of *nmode*: Table 1 digit for digit, the other tables and figures on few digits."""
 
 import json
 
 import equinox as eqx
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import nmode_mnist, nmode_table1
+from experiments import (
+    nmode_ablation,
+    nmode_cifar,
+    nmode_figures,
+    nmode_mnist,
+    nmode_perturbations,
+    nmode_table1,
+)
 from experiments._cli import UsageError
+from odejax import data
 from odejax.attacks import PGD
+from odejax.models import MLP, NmODE, PreActResNet
 
 
 def test_table_1_is_the_papers_to_every_digit_but_its_misprint(tmp_path):
@@ -43,12 +53,12 @@ def test_the_tables_resume_and_hold_the_interval(quick, tmp_path):
     nmode_mnist.main(config)
     result = json.loads((tmp_path / "result.json").read_text())
     assert set(result["runs"]) == {f"{name}/{seed}" for name in networks for seed in (0,)}
+    expected = {"ReLU/0": 1, "nmODE+ t=0.05, clip/0": 4}
     for name, record in result["runs"].items():
         for intervals in record["balls"].values():
             for interval in intervals:
                 assert 0 <= interval["certified"] <= interval["attacked"] <= interval["clean"]
-                expected = 1 if name.startswith("ReLU") else 4
-                assert len(interval["per_certificate"]) == expected
+                assert len(interval["per_certificate"]) == expected[name]
         if "clip" in name:
             assert record["tau"] <= 0.05 * 64 * (1 + 1e-5)
     console = Console(width=200, record=True)
@@ -61,9 +71,33 @@ def test_the_tables_resume_and_hold_the_interval(quick, tmp_path):
     assert clip.split()[-4:] == [f"{100 * fraction:.1f}" for fraction in proven.values()]
 
     before = (tmp_path / "result.json").stat().st_mtime_ns
+    assert (tmp_path / "intervals.png").stat().st_size > 10_000
+
     config.resume = True
     nmode_mnist.main(config)  # nothing is left to do
     assert (tmp_path / "result.json").stat().st_mtime_ns == before
+
+
+def test_the_papers_numbers_stand_beside_its_own_data_alone():
+    interval = {"eps": 0.05, "clean": 0.98, "attacked": 0.3, "certified": 0.0}
+    interval |= {"per_attack": dict.fromkeys(nmode_mnist.ATTACKS["linf"], 0.3)}
+    interval |= {"per_certificate": {}}
+    record = {"balls": {"linf": [interval], "l2": [interval]}, "clean_accuracy": 0.98}
+    record |= {"epochs": 20}
+    for dataset, seen in (("mnist", True), ("digits", False)):
+        settings = {"dataset": dataset, "n": 10}
+        result = {"settings": settings, "runs": {"NODE/0": record, "nmODE t=0.05/0": record}}
+        console = Console(width=200, record=True)
+        for table in nmode_mnist.tables(result):
+            console.print(table)
+        shown = console.export_text()
+        # NODE under PGD and nmODE in Tables 2 and 5.
+        assert all((f"30.0 ({value})" in shown) == seen for value in (47.4, 90.2, 96.7))
+        drawn = nmode_mnist.figure(result)
+        labels = {line.get_label() for line in drawn.axes[1].lines}
+        assert ("paper, PGD (Table 5)" in labels) == seen
+        assert "certified" not in labels  # there was no certificate to draw
+        plt.close("all")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +119,8 @@ def test_wrong_arguments_are_named(settings, message, tmp_path):
 def test_every_network_is_made_and_optimised_as_it_says():
     # One update by a gradient of zero: weight decay and clipping alone act.
     for name, network in nmode_mnist.NETWORKS.items():
+        if not network.certificates:  # the neural ODEs: no first weight, nothing done to it
+            continue
         model, _ = eqx.nn.make_with_state(network.make)((8, 8, 1), key=jax.random.key(0), width=16)
         params = eqx.filter(model, eqx.is_inexact_array)
         optimizer = network.optimizer()
@@ -100,3 +136,134 @@ def test_every_network_is_made_and_optimised_as_it_says():
             np.testing.assert_allclose(weight, np.minimum(before, 0.05), atol=1e-7)
         else:
             np.testing.assert_array_equal(weight, before)
+
+
+def test_the_attractor_and_the_example_keep_to_the_theorem(tmp_path):
+    nmode_figures.main(nmode_figures.Config(out=tmp_path))
+    result = json.loads((tmp_path / "result.json").read_text())
+    attractor, example = result["attractor"], result["example"]
+    assert np.all(np.array(attractor["spread"]) <= attractor["bound"])
+    apart = {family: np.array(ys) for family, ys in example["apart"].items()}
+    assert apart["nmODE"].max() < example["epsilon"] < apart["P-nmODE"].max()
+    at = int(np.argmin(np.abs(np.array(example["times"]) - 0.6)))
+    for family in apart:  # Table 1's columns
+        row = np.array(nmode_table1.PAPER[family, 0.6])
+        np.testing.assert_allclose(apart[family][at], np.abs(row[[0, 3]] - row[[1, 4]]), atol=1e-4)
+    # The largest slope is below Eq. (4)'s, and both fall as lambda grows.
+    eq4, slope = np.array(result["epsilon"]["eq4"]), np.array(result["epsilon"]["slope"])
+    assert np.all(slope < eq4)
+    assert np.all(np.diff(slope) < 0)
+    assert {f"fig{i}.png" for i in (2, 3, 4)} < {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_ablation_resumes_and_draws(monkeypatch, tmp_path):
+    attacks = {name: PGD(3, None) for name in nmode_ablation.ATTACKS}
+    monkeypatch.setattr(nmode_ablation, "ATTACKS", attacks)
+    config = nmode_ablation.Config("digits", sweeps=("scale",), epochs=2, test_images=30)
+    config.out = tmp_path
+    nmode_ablation.main(config)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert len(result["runs"]) == 4
+    for record in result["runs"].values():
+        interval = record["interval"]
+        assert 0 <= interval["certified"] <= interval["attacked"] <= interval["clean"]
+    assert (tmp_path / "ablation.png").stat().st_size > 10_000
+
+    def refuse(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(nmode_ablation, "train_network", refuse)
+    config.resume = True
+    nmode_ablation.main(config)
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+
+
+def test_rescaling_is_to_multiply_the_activation(tmp_path):
+    train = data.load("digits", "train").take(slice(512))
+    factor, nmode = 7.0, NmODE(3.0, 0.05)
+
+    def activation(gamma):
+        return factor * nmode(gamma)
+
+    def make(*args, **settings):
+        return MLP(*args, depth=1, activation=activation, **settings)
+
+    networks = {
+        "direct": nmode_mnist.Network(make),
+        "rescaled": nmode_ablation.Point(32, 5, 0.05, factor=factor).network(),
+        "plain": nmode_ablation.Point(32, 5, 0.05).network(),
+    }
+    logits = {}
+    for name, network in networks.items():
+        predictor, _ = nmode_mnist.train_network(network, train, 5, 32, 0, tmp_path / name)
+        logits[name] = np.asarray(jax.vmap(predictor)(train.pixels))
+    np.testing.assert_allclose(logits["rescaled"], logits["direct"], rtol=1e-3, atol=2e-3)
+    assert np.abs(logits["plain"] - logits["direct"]).max() > 0.03
+
+
+def test_every_dimension_and_time_is_what_its_name_says():
+    setting = nmode_ablation.SETTINGS["digits"]
+    lines = nmode_ablation.sweeps(setting)
+    assert set(lines) == set(nmode_ablation.Config.sweeps)
+    for value, point in lines["dimension"].items():
+        assert (point.width, point.epochs) == (int(value), 2 * setting.epochs)
+    for line, name in (("time", "t1"), ("lambda", "lam")):
+        for value, point in lines[line].items():
+            model = point.network().make((8, 8, 1), 10, width=4, key=jax.random.key(0))
+            assert getattr(model.nmode, name) == float(value)
+
+
+def test_perturbed_digits(monkeypatch, tmp_path):
+    contenders = {name: nmode_perturbations.CONTENDERS[name] for name in ("ReLU", "nmODE t=1")}
+    monkeypatch.setattr(nmode_perturbations, "CONTENDERS", contenders)
+    config = nmode_perturbations.Config("digits", epochs=5, test_images=100, out=tmp_path)
+    nmode_perturbations.main(config)
+    result = json.loads((tmp_path / "result.json").read_text())
+    for record in result["runs"].values():
+        unperturbed = {accuracies[0] for accuracies in record["accuracy"].values()}
+        assert len(unperturbed) == 1
+        assert unperturbed.pop() > 0.5
+        for kind in ("Gaussian noise", "resize"):
+            assert record["accuracy"][kind][-1] < record["accuracy"][kind][0]
+    assert (tmp_path / "perturbations.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("script", [nmode_ablation, nmode_perturbations], ids=lambda s: s.KIND)
+def test_scripts_name_wrong_arguments(script, tmp_path):
+    for settings, message in (
+        ({"dataset": "cifar10"}, "unknown dataset 'cifar10'; accepted: mnist"),
+        ({"epochs": 0}, "epochs must be at least 1; got 0"),
+        ({"dataset": "digits", "test_images": 501}, "has 500 test images; got 501"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            script.main(script.Config(out=tmp_path, **settings))
+    with pytest.raises(UsageError, match="unknown sweep 'depth'; accepted: time"):
+        nmode_ablation.main(nmode_ablation.Config("digits", sweeps=("depth",), out=tmp_path))
+    with pytest.raises(UsageError, match="no sweeps; accepted: time"):
+        nmode_ablation.main(nmode_ablation.Config("digits", sweeps=(), out=tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cifar_script_goes_on_from_a_pretrained_network(monkeypatch, tmp_path):
+    def digits(config, n):
+        return data.load("digits", "train"), data.load("digits", "test")
+
+    monkeypatch.setattr(nmode_cifar, "load_data", digits)
+    monkeypatch.setattr(nmode_cifar, "ATTACKS", {n: PGD(2, None) for n in nmode_cifar.ATTACKS})
+    monkeypatch.setitem(nmode_cifar.EPS, "linf", (1 / 255,))
+    nmode_cifar.main(nmode_cifar.Config("smoke", networks=("ResNet + nmODE",), out=tmp_path))
+    record = json.loads((tmp_path / "result.json").read_text())["runs"]["ResNet + nmODE"]
+    for intervals in record["balls"].values():
+        assert 0 <= intervals[0]["attacked"] <= intervals[0]["clean"]
+    assert (tmp_path / "cifar.png").stat().st_size > 10_000
+
+    # Read from the checkpoints: batch statistics go on too, nothing is left in inference mode.
+    train = data.load("digits", "train").take(slice(256))
+    preset, folder = nmode_cifar.PRESETS["smoke"], tmp_path / "checkpoints"
+    model, state = eqx.nn.make_with_state(PreActResNet)((8, 8, 1), depth=8, key=jax.random.key(0))
+    first = nmode_cifar._fit(
+        model, state, nmode_cifar.PRETRAINED, train, 1, jax.random.key(0), folder / "pretrained"
+    )
+    second, _ = nmode_cifar.train_network("ResNet + nmODE", train, preset, 0, folder)
+    for one, other in zip(jax.tree.leaves(first.state), jax.tree.leaves(second.state), strict=True):
+        assert not np.array_equal(one, other)

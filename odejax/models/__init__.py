@@ -12,14 +12,16 @@ from .blocks import (
 )
 from .conv_ode import ConvODENet as ConvODENet
 from .convolution import conv2d as conv2d
-from .hopfield_ode import HopfieldODENet as HopfieldODENet
+from .dense_ode import DenseODENet as DenseODENet, HopfieldODENet as HopfieldODENet
 from .lipschitz import GradientFlow as GradientFlow, LipschitzNet as LipschitzNet
 from .mlp import MLP as MLP
 from .nmode import NmODE as NmODE, NmODENet as NmODENet, sin_squared as sin_squared
 from .norms import BatchNorm as BatchNorm, GroupNorm as GroupNorm
+from .ode_net import AbstractODENet as AbstractODENet
 from .plug_in import (
     BeforeClassifier as BeforeClassifier,
     insert_before_classifier as insert_before_classifier,
 )
+from .preact_resnet import PreActResNet as PreActResNet
 from .resnet import EnResNet as EnResNet, ResNet as ResNet, SSPNet as SSPNet
 from .spectral import conv_norm_bound as conv_norm_bound, matrix_norm_bound as matrix_norm_bound

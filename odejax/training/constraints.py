@@ -61,12 +61,12 @@ def drift_penalty(model, state: eqx.nn.State, images: Float[Array, "n h w c"]) -
     """The mean of `model.drift(x, state)`: int |f(y(t))| dt over the time after the end.
 
     A flow that stands still from t1 to 2 t1 has forgotten where it started. TisODE is this, with
-    a field that does not depend on time, such as `ConvODENet`'s. Raises `ValueError` for a model
+    a field that does not depend on time, such as `DenseODENet`'s. Raises `ValueError` for a model
     without `drift`.
     """
     if not hasattr(model, "drift"):
         raise ValueError(
-            f"drift_penalty is for models with a drift(x, state), such as ConvODENet; "
+            f"drift_penalty is for models with a drift(x, state), such as DenseODENet; "
             f"{type(model).__name__} has none"
         )
     return jnp.mean(jax.vmap(lambda x: model.drift(x, state))(images))

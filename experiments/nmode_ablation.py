@@ -1,0 +1,310 @@
+"""*nmode* Figs. 9 and 10, and what they leave open: which part of the robustness is what?
+
+    python -m experiments.nmode_ablation --data-dir DIR           # MNIST
+    python -m experiments.nmode_ablation --dataset digits         # small, minutes
+
+The 784-2048-nmODE-10 net, trained briefly on clean images as in the paper (Adam 1e-3, batch 256),
+attacked and certified at L-infinity 0.05, along five lines:
+
+- *time* (Fig. 9): the integration time t.
+- *dimension* (Fig. 10): how many neurons.
+- *lambda*: the decay.
+- *scale*: t without its scale. The longer t, the larger y(t; gamma) and its slope, and a larger
+  activation only needs smaller weights behind it. But Adam's steps are as large for any scale, so
+  it changes what is learned. Here t = 0.05 gets the slope of t = 1, and t = 1 that of t = 0.05: the
+  activation is multiplied by a factor, which is (up to Adam's epsilon) to multiply the last layer's
+  initial weights and its learning rate.
+- *decay*: decoupled weight decay, of all weights, at t = 0.05.
+
+The lines cross; a point on several is measured once, and a finished one not again: --resume.
+"""
+
+import dataclasses
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+import odejax
+from odejax.attacks import APGD, PGD
+from odejax.certificates import LinearRelaxation
+from odejax.evaluation import bracket, provenance, save_result
+from odejax.models import NmODE, NmODENet
+
+from ._cli import check_choice, check_choices, check_counts, load_data, open_result, run
+from ._report import copy_to_repository
+from .nmode_mnist import LEARNING_RATE, Network, row_sums, train_network
+
+KIND = "nmode_ablation"
+EPS = 0.05
+ATTACKS = {"PGD-40": PGD(40, 0.01), "AutoPGD": APGD()}
+LAM, SHORT, LONG = 3.0, 0.05, 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One network: its activation is factor * y(t1; gamma)."""
+
+    width: int
+    epochs: int
+    t1: float = LONG
+    lam: float = LAM
+    factor: float = 1.0
+    decay: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return (
+            f"t={self.t1:g} lambda={self.lam:g} factor={self.factor:.4g} decay={self.decay:g} "
+            f"width={self.width} epochs={self.epochs}"
+        )
+
+    def network(self) -> Network:
+        def make(*args, **settings):
+            model = NmODENet(*args, nmode=NmODE(self.lam, self.t1), **settings)
+            return rescale(model, None)
+
+        def rescale(tree, _):
+            weight = self.factor * tree.outputs.weight
+            return eqx.tree_at(lambda m: m.outputs.weight, tree, weight)
+
+        def optimizer():
+            return optax.chain(
+                optax.scale_by_adam(),
+                optax.stateless(rescale),
+                optax.add_decayed_weights(self.decay),
+                optax.scale(-LEARNING_RATE),
+            )
+
+        return Network(make, optimizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What depends on the data set."""
+
+    epochs: int  # Fig. 9's; Fig. 10 has twice as many
+    test_images: int
+    width: int
+
+
+SETTINGS = {
+    "mnist": Setting(10, 1000, 2048),
+    "fashion_mnist": Setting(10, 1000, 2048),
+    "digits": Setting(60, 250, 256),
+}
+
+
+def sweeps(setting: Setting) -> dict[str, dict[str, Point]]:
+    """The networks, by line and by value."""
+    point = partial(Point, setting.width, setting.epochs)
+    widths = [setting.width // 64, setting.width // 16, setting.width // 4]
+    widths += [setting.width, 2 * setting.width]
+    gain = slope(LONG) / slope(SHORT)
+    return {
+        "time": {f"{t:g}": point(t) for t in (SHORT, 0.1, 0.25, 0.5, LONG, 2.0, 5.0)},
+        "dimension": {f"{width}": Point(width, 2 * setting.epochs) for width in widths},
+        "lambda": {f"{lam:g}": point(lam=lam) for lam in (1.5, 2.0, LAM, 5.0, 10.0)},
+        "scale": {
+            f"t={SHORT:g}": point(SHORT),
+            f"t={SHORT:g}, x{gain:.1f}": point(SHORT, factor=gain),
+            f"t={LONG:g}, /{gain:.1f}": point(LONG, factor=1 / gain),
+            f"t={LONG:g}": point(LONG),
+        },
+        "decay": {f"{decay:g}": point(SHORT, decay=decay) for decay in (0.0, 0.1, 0.3, 1.0)},
+    }
+
+
+def slope(t1: float) -> float:
+    flow_map = NmODE(LAM, t1).flow_map
+    assert flow_map is not None
+    return flow_map.max_slope()
+
+
+@dataclasses.dataclass
+class Config:
+    """Train nmODE along five lines, attack and certify every point, draw Figs. 9 and 10."""
+
+    dataset: str = "mnist"
+    """mnist, fashion_mnist or digits (embedded)."""
+    data_dir: Path | None = None
+    """Folder of prepared TFDS data; by default $ODEJAX_DATA_DIR, else TFDS's own."""
+    sweeps: tuple[str, ...] = ("time", "dimension", "lambda", "scale", "decay")
+    """Which lines, by name."""
+    seed: int = 0
+    """Seed of initial weights, batches, and attacks."""
+    epochs: int | None = None
+    """Epochs; by default 10, the paper's for Fig. 9 (digits: 60). Twice as many for Fig. 10."""
+    test_images: int | None = None
+    """How many test images to attack (the first ones); by default 1,000 (digits: 250)."""
+    out: Path | None = None
+    """Run folder; by default runs/nmode_ablation/DATASET."""
+    resume: bool = False
+    """Go on with the run in the folder instead of starting anew."""
+    publish: bool = False
+    """Also copy the result and figure into experiments/results and experiments/figures."""
+
+
+def main(config: Config):
+    setting = _check(config)
+    console = Console()
+    train, test = load_data(config, setting.test_images)
+    folder = config.out or Path("runs/nmode_ablation") / config.dataset
+    path = folder / "result.json"
+    settings = {"dataset": config.dataset, "seed": config.seed, "eps": EPS}
+    settings |= {"n": setting.test_images, "epochs": setting.epochs}
+    result = {"lines": {}} | open_result(path, KIND, settings, config.resume)
+    lines = sweeps(setting)
+    for line in config.sweeps:
+        result["lines"][line] = {value: point.name for value, point in lines[line].items()}
+        save_result(path, KIND, result)
+        for value, point in lines[line].items():
+            if point.name in result["runs"]:
+                continue
+            console.print(f"[bold]{line}[/] {value}: {point.name}")
+            checkpoints = folder / "checkpoints" / point.name.replace(" ", "_")
+            origin = provenance(config.seed)
+            trained, record = train_network(
+                point.network(), train, point.epochs, point.width, config.seed, checkpoints
+            )
+            record |= {
+                "W1": row_sums(trained.model.layers[0].weight),
+                "W2": row_sums(trained.model.outputs.weight),
+            }
+            record |= _evaluate(trained, test, setting, config.seed)
+            result["runs"][point.name] = origin | record
+            save_result(path, KIND, result)
+    for table in tables(result):
+        console.print(table)
+    figure(result).savefig(folder / "ablation.png", dpi=150)
+    plt.close("all")
+    if config.publish:
+        copy_to_repository(path, f"nmode_ablation_{config.dataset}.json")
+        copy_to_repository(folder / "ablation.png", f"nmode_ablation_{config.dataset}.png")
+    console.print(f"{path} and ablation.png written")
+
+
+def _check(config: Config) -> Setting:
+    check_choice("dataset", config.dataset, SETTINGS)
+    check_choices("sweep", config.sweeps, Config.sweeps)
+    check_counts(config, "epochs", "test_images")
+    setting = SETTINGS[config.dataset]
+    return dataclasses.replace(
+        setting,
+        epochs=config.epochs or setting.epochs,
+        test_images=config.test_images or setting.test_images,
+    )
+
+
+def _evaluate(predictor, test, setting: Setting, seed: int) -> dict[str, Any]:
+    started = time.perf_counter()
+    key = jax.random.key(seed + 1)
+    measured = bracket(
+        predictor,
+        test.take(slice(setting.test_images)),
+        odejax.LinfBall(EPS),
+        attacks=ATTACKS,
+        certificates={"relaxed": LinearRelaxation()},
+        key=key,
+        progress=True,
+    )
+    predictions = odejax.predict(predictor, test.images, key=key).argmax(axis=1)
+    return {
+        "clean_accuracy": float(np.mean(predictions == test.labels)),
+        "interval": measured.summary(),
+        "median_radius": float(np.median(measured.radius)),
+        "evaluation_seconds": time.perf_counter() - started,
+    }
+
+
+def _lines(result: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The records by line and by value."""
+    return {
+        line: {value: result["runs"][name] for value, name in points.items()}
+        for line, points in result["lines"].items()
+    }
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    out = []
+    for line, records in _lines(result).items():
+        title = "nmode, {dataset}: {line}; accuracy in % at eps {eps:g}, {n} test images"
+        table = Table(title=title.format(line=line, **result["settings"]), box=SIMPLE_HEAD)
+        table.add_column(line)
+        columns = ("clean (all)", *ATTACKS, "certified", "median radius", "rows W1", "W2", "flags")
+        for column in columns:
+            table.add_column(column, justify="right")
+        for value, record in records.items():
+            interval = record["interval"]
+            table.add_row(
+                value,
+                f"{100 * record['clean_accuracy']:.1f}",
+                *(f"{100 * interval['per_attack'][attack]:.1f}" for attack in ATTACKS),
+                f"{100 * interval['certified']:.1f}",
+                f"{record['median_radius']:.4f}",
+                *(f"{record[weight]['mean_row_sum']:.1f}" for weight in ("W1", "W2")),
+                str(len(interval["flags"]) or ""),
+            )
+        out.append(table)
+    return out
+
+
+_LABELS = {
+    "time": "integration time $t$ (Fig. 9)",
+    "dimension": "neurons, $t$ = 1 (Fig. 10)",
+    "lambda": r"$\lambda$, $t$ = 1",
+    "scale": "$t$, and the scale of $t$",
+    "decay": "weight decay, $t$ = 0.05",
+}
+
+
+def figure(result: dict[str, Any]):
+    """A panel for each line: clean, attacked and certified accuracy."""
+    lines = _lines(result)
+    drawn, axes = plt.subplots(
+        1,
+        len(lines),
+        figsize=(3.0 * len(lines) + 0.6, 3.6),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, (line, records) in zip(axes[0], lines.items(), strict=True):
+        places = np.arange(len(records))
+        intervals = [record["interval"] for record in records.values()]
+        attacked = 100 * np.array([interval["attacked"] for interval in intervals])
+        certified = 100 * np.array([interval["certified"] for interval in intervals])
+        clean = 100 * np.array([interval["clean"] for interval in intervals])
+        pgd = 100 * np.array([interval["per_attack"]["PGD-40"] for interval in intervals])
+        axis.fill_between(places, certified, attacked, color="0.9", label="the truth lies in here")
+        axis.plot(places, clean, "--", color="0.5", label="clean")
+        axis.plot(places, pgd, ":s", ms=4, color="#ef8a62", label="PGD-40 alone")
+        axis.plot(places, attacked, "-o", ms=4, color="#b2182b", label="PGD-40 and AutoPGD")
+        axis.plot(places, certified, "-o", ms=4, color="#2166ac", label="certified")
+        axis.set_xticks(places, list(records), fontsize=8, rotation=20 if line == "scale" else 0)
+        axis.set_xlabel(_LABELS[line])
+        axis.set_ylim(-2, 102)
+        axis.grid(alpha=0.3, lw=0.5)
+    axes[0, 0].set_ylabel("accuracy (%)")
+    handles = axes[0, 0].get_legend_handles_labels()
+    drawn.legend(*handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    settings = result["settings"]
+    drawn.suptitle(
+        f"nmODE on {settings['dataset']}, L-infinity {settings['eps']:g}, the first "
+        f"{settings['n']} test images, {settings['epochs']} epochs (dimension: twice as many)",
+        fontsize=11,
+    )
+    return drawn
+
+
+if __name__ == "__main__":
+    run(main, Config)
