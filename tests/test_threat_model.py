@@ -181,3 +181,27 @@ def test_a_point_outside_ball_or_box_is_told_apart(ball_type):
     assert ball.contains(x + 0.04, x)
     assert not ball.contains(x - 0.11, x)
     assert not ball.contains(x + 0.06, x)  # in the ball, and brighter than white
+
+
+@pytest.mark.parametrize("ball", [LinfBall(0.2), L2Ball(0.4)], ids=lambda ball: ball.name)
+@pytest.mark.parametrize("at_walls", [True, False])
+def test_the_largest_gain_bounds_the_best_point_of_ball_and_box(ball, at_walls):
+    rng, eps = np.random.default_rng(0), float(ball.eps)
+    x = np.clip(rng.uniform(-0.5, 1.5, 20), 0, 1) if at_walls else np.full(20, 0.5)
+    rows = rng.normal(size=(50, 20)) * 10.0 ** rng.uniform(-25, 5, (50, 1))
+    gains = np.asarray(ball.largest_gain(jnp.asarray(x), jnp.asarray(rows)))
+    for w, gain in zip(rows, gains, strict=True):
+        room = np.where(w > 0, 1 - x, x)
+        best = np.minimum(eps, room)
+        if ball.name == "l2":  # along w, each coordinate until its room ends: by bisection
+            low, high = 0.0, 1e3 / np.abs(w).max()
+            for _ in range(100):
+                size = (low + high) / 2
+                best = np.minimum(size * np.abs(w), room)
+                low, high = (size, high) if np.linalg.norm(best) <= eps else (low, size)
+        true = np.abs(w) @ best
+        assert true * (1 - 1e-5) <= gain
+        exact = ball.name == "linf" or not at_walls
+        assert gain <= true * (1 + 1e-5 if exact else 1.5)
+    one = ball.largest_gain(jnp.asarray(x), jnp.asarray(rows[3]))
+    np.testing.assert_allclose(one, gains[3], rtol=1e-5)
