@@ -249,7 +249,9 @@ def test_the_cifar_script_goes_on_from_a_pretrained_network(monkeypatch, tmp_pat
         return data.load("digits", "train"), data.load("digits", "test")
 
     monkeypatch.setattr(nmode_cifar, "load_data", digits)
-    monkeypatch.setattr(nmode_cifar, "ATTACKS", {n: PGD(2, None) for n in nmode_cifar.ATTACKS})
+    for attacks in (nmode_cifar.PAPERS_ATTACK, nmode_cifar.STRONGEST):
+        for name in attacks:
+            monkeypatch.setitem(attacks, name, PGD(2, None))
     monkeypatch.setitem(nmode_cifar.EPS, "linf", (1 / 255,))
     nmode_cifar.main(nmode_cifar.Config("smoke", networks=("ResNet + nmODE",), out=tmp_path))
     record = json.loads((tmp_path / "result.json").read_text())["runs"]["ResNet + nmODE"]

@@ -61,9 +61,9 @@ def _gram_bound(matrices, iterations):
     """The largest Gram bound in a batch of real or complex matrices."""
     if matrices.shape[1] < matrices.shape[2]:  # of A^* A and A A^*, the smaller
         matrices = jnp.conj(jnp.swapaxes(matrices, 1, 2))
-    largest = jnp.max(
-        jnp.abs(matrices), axis=(1, 2)
-    )  # first, so that no square under- or overflows
+    # First, so that no square under- or overflows. The bound does not depend on it, so neither does
+    # its gradient; and the one of max is NaN where two fusions of XLA round |z| differently.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(matrices), axis=(1, 2)))
     zero = largest == 0
     largest = jnp.where(zero, 1.0, largest)
     matrices = matrices / largest[:, None, None]
