@@ -1,6 +1,7 @@
 """What all experiment scripts share: the command line, its errors, data, and the run folder."""
 
 import contextlib
+import dataclasses
 import io
 import re
 import shutil
@@ -17,6 +18,7 @@ from odejax.evaluation import ResultError, load_result, save_result
 from odejax.training import CheckpointError
 
 Config = TypeVar("Config")
+Setting = TypeVar("Setting")
 
 
 class UsageError(ValueError):
@@ -43,6 +45,27 @@ def run(main: Callable[[Config], None], config: type[Config]) -> None:
         sys.exit(
             _fail("interrupted; finished epochs and models are kept, go on with --resume", 130)
         )
+
+
+@dataclasses.dataclass
+class RunConfig:
+    """What every script that can be resumed takes."""
+
+    data_dir: Path | None = None
+    """Folder of prepared TFDS data; by default $ODEJAX_DATA_DIR, else TFDS's own."""
+    out: Path | None = None
+    """Run folder; by default runs/SCRIPT/DATASET."""
+    resume: bool = False
+    """Go on with the run in the folder instead of starting anew."""
+    publish: bool = False
+    """Also copy the result and figure into experiments/results and experiments/figures."""
+
+    def settle(self, setting: Setting) -> Setting:
+        """`setting` with the epochs and test images that were asked for in the place of its own."""
+        asked = {name: getattr(self, name) for name in ("epochs", "test_images")}
+        check_counts(self, *asked)
+        changes = {name: n for name, n in asked.items() if n}
+        return dataclasses.replace(setting, **changes)  # pyright: ignore[reportArgumentType]
 
 
 def check_choice(what: str, value: str, accepted: Collection[str]) -> None:

@@ -40,7 +40,7 @@ from odejax.certificates import LinearRelaxation
 from odejax.evaluation import bracket, provenance, save_result
 from odejax.models import NmODE, NmODENet
 
-from ._cli import check_choice, check_choices, check_counts, load_data, open_result, run
+from ._cli import RunConfig, check_choice, check_choices, load_data, open_result, run
 from ._report import copy_to_repository
 from .nmode_mnist import LEARNING_RATE, Network, row_sums, train_network
 
@@ -131,13 +131,11 @@ def slope(t1: float) -> float:
 
 
 @dataclasses.dataclass
-class Config:
+class Config(RunConfig):
     """Train nmODE along five lines, attack and certify every point, draw Figs. 9 and 10."""
 
     dataset: str = "mnist"
     """mnist, fashion_mnist or digits (embedded)."""
-    data_dir: Path | None = None
-    """Folder of prepared TFDS data; by default $ODEJAX_DATA_DIR, else TFDS's own."""
     sweeps: tuple[str, ...] = ("time", "dimension", "lambda", "scale", "decay")
     """Which lines, by name."""
     seed: int = 0
@@ -146,12 +144,6 @@ class Config:
     """Epochs; by default 10, the paper's for Fig. 9 (digits: 60). Twice as many for Fig. 10."""
     test_images: int | None = None
     """How many test images to attack (the first ones); by default 1,000 (digits: 250)."""
-    out: Path | None = None
-    """Run folder; by default runs/nmode_ablation/DATASET."""
-    resume: bool = False
-    """Go on with the run in the folder instead of starting anew."""
-    publish: bool = False
-    """Also copy the result and figure into experiments/results and experiments/figures."""
 
 
 def main(config: Config):
@@ -199,13 +191,7 @@ def main(config: Config):
 def _check(config: Config) -> Setting:
     check_choice("dataset", config.dataset, SETTINGS)
     check_choices("sweep", config.sweeps, Config.sweeps)
-    check_counts(config, "epochs", "test_images")
-    setting = SETTINGS[config.dataset]
-    return dataclasses.replace(
-        setting,
-        epochs=config.epochs or setting.epochs,
-        test_images=config.test_images or setting.test_images,
-    )
+    return config.settle(SETTINGS[config.dataset])
 
 
 def _evaluate(predictor, test, setting: Setting, seed: int) -> dict[str, Any]:

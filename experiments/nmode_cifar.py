@@ -40,7 +40,7 @@ from odejax.models import NmODE, PreActResNet, insert_before_classifier
 from odejax.plots.curves import AXIS_LABELS
 from odejax.training import TRADES, CrossEntropy, Fit, fit, steps_per_epoch
 
-from ._cli import check_choice, check_choices, check_counts, load_data, open_result, run
+from ._cli import RunConfig, check_choice, check_choices, load_data, open_result, run
 from ._report import copy_to_repository
 
 KIND = "nmode_cifar"
@@ -103,15 +103,13 @@ PRESETS = {
 
 
 @dataclasses.dataclass
-class Config:
+class Config(RunConfig):
     """Train ResNets with and without nmODE on CIFAR-10, attack them, print Tables 3 and 4."""
 
     preset: str = "cpu"
     """paper (ResNet-18, for a GPU), cpu (a ResNet-8, fewer images and epochs) or smoke."""
     dataset: str = "cifar10"
     """cifar10 or cifar100."""
-    data_dir: Path | None = None
-    """Folder of prepared TFDS data; by default $ODEJAX_DATA_DIR, else TFDS's own."""
     networks: tuple[str, ...] = tuple(NETWORKS)
     """Which networks, by name."""
     seed: int = 0
@@ -120,12 +118,6 @@ class Config:
     """Epochs of every network, and before that of the pretrained one; by default the preset's."""
     test_images: int | None = None
     """How many test images to attack (the first ones); by default the preset's."""
-    out: Path | None = None
-    """Run folder; by default runs/nmode_cifar/DATASET_PRESET."""
-    resume: bool = False
-    """Go on with the run in the folder instead of starting anew."""
-    publish: bool = False
-    """Also copy the result and figure into experiments/results and experiments/figures."""
 
 
 def main(config: Config):
@@ -160,14 +152,8 @@ def _check(config: Config) -> Preset:
     check_choice("preset", config.preset, PRESETS)
     check_choice("dataset", config.dataset, ("cifar10", "cifar100"))
     check_choices("network", config.networks, NETWORKS)
-    check_counts(config, "epochs", "test_images")
-    preset = PRESETS[config.preset]
-    return dataclasses.replace(
-        preset,
-        epochs=config.epochs or preset.epochs,
-        epochs_pretrained=config.epochs or preset.epochs_pretrained,
-        test_images=config.test_images or preset.test_images,
-    )
+    preset = config.settle(PRESETS[config.preset])
+    return dataclasses.replace(preset, epochs_pretrained=config.epochs or preset.epochs_pretrained)
 
 
 def train_network(name: str, train, preset: Preset, seed: int, folder: Path):

@@ -55,7 +55,7 @@ from odejax.training import (
     row_sum_penalty,
 )
 
-from ._cli import check_choice, check_choices, check_counts, load_data, open_result, run
+from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, open_result, run
 from ._report import copy_to_repository
 
 KIND = "nmode_mnist"
@@ -200,13 +200,11 @@ SETTINGS = {
 
 
 @dataclasses.dataclass
-class Config:
+class Config(RunConfig):
     """Train the networks of *nmode* on MNIST, attack and certify them, print Tables 2, 3 and 5."""
 
     dataset: str = "mnist"
     """mnist, fashion_mnist or digits (embedded)."""
-    data_dir: Path | None = None
-    """Folder of prepared TFDS data; by default $ODEJAX_DATA_DIR, else TFDS's own."""
     networks: tuple[str, ...] = tuple(NETWORKS)
     """Which networks, by name."""
     seeds: int = 3
@@ -215,12 +213,6 @@ class Config:
     """Epochs; by default 100, the paper's (digits: 60), of the neural ODEs 20."""
     test_images: int | None = None
     """How many test images to attack (the first ones); by default 1,000 (digits: 250)."""
-    out: Path | None = None
-    """Run folder; by default runs/nmode_mnist/DATASET."""
-    resume: bool = False
-    """Go on with the run in the folder instead of starting anew."""
-    publish: bool = False
-    """Also copy the result into experiments/results."""
 
 
 def main(config: Config):
@@ -265,9 +257,8 @@ def main(config: Config):
 def _check(config: Config) -> Setting:
     check_choice("dataset", config.dataset, SETTINGS)
     check_choices("network", config.networks, NETWORKS)
-    check_counts(config, "seeds", "epochs", "test_images")
-    setting = SETTINGS[config.dataset]
-    return dataclasses.replace(setting, test_images=config.test_images or setting.test_images)
+    check_counts(config, "seeds")
+    return config.settle(SETTINGS[config.dataset])
 
 
 def train_network(network: Network, train, epochs: int, width: int, seed: int, folder: Path):

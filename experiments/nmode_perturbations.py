@@ -30,7 +30,7 @@ from odejax.data import brightness, gaussian_blur, gaussian_noise, resize
 from odejax.evaluation import decode_array, encode_array, provenance, save_result
 from odejax.models import ResNet
 
-from ._cli import check_choice, check_counts, load_data, open_result, run
+from ._cli import RunConfig, check_choice, load_data, open_result, run
 from ._report import copy_to_repository
 from .nmode_mnist import NETWORKS, Network, train_network
 
@@ -85,29 +85,22 @@ SETTINGS = {
 
 
 @dataclasses.dataclass
-class Config:
+class Config(RunConfig):
     """Train four networks alike, perturb the test images, draw Figs. 6 and 7."""
 
     dataset: str = "mnist"
     """mnist, fashion_mnist or digits (embedded)."""
-    data_dir: Path | None = None
-    """Folder of prepared TFDS data; by default $ODEJAX_DATA_DIR, else TFDS's own."""
     seed: int = 0
     """Seed of initial weights, batches, and noise."""
     epochs: int | None = None
     """Epochs; by default 10 (digits: 60)."""
     test_images: int | None = None
     """How many test images (the first ones); by default 2,000 (digits: 500)."""
-    out: Path | None = None
-    """Run folder; by default runs/nmode_perturbations/DATASET."""
-    resume: bool = False
-    """Go on with the run in the folder instead of starting anew."""
-    publish: bool = False
-    """Also copy the result and figure into experiments/results and experiments/figures."""
 
 
 def main(config: Config):
-    setting = _check(config)
+    check_choice("dataset", config.dataset, SETTINGS)
+    setting = config.settle(SETTINGS[config.dataset])
     console = Console()
     train, test = load_data(config, setting.test_images)
     test = test.take(slice(setting.test_images))
@@ -155,17 +148,6 @@ def main(config: Config):
             folder / "perturbations.png", f"nmode_perturbations_{config.dataset}.png"
         )
     console.print(f"{path} and perturbations.png written")
-
-
-def _check(config: Config) -> Setting:
-    check_choice("dataset", config.dataset, SETTINGS)
-    check_counts(config, "epochs", "test_images")
-    setting = SETTINGS[config.dataset]
-    return dataclasses.replace(
-        setting,
-        epochs=config.epochs or setting.epochs,
-        test_images=config.test_images or setting.test_images,
-    )
 
 
 def perturb(name: str, images: np.ndarray, strength: float, key) -> np.ndarray:

@@ -159,7 +159,7 @@ def test_the_attractor_and_the_example_keep_to_the_theorem(tmp_path):
 def test_the_ablation_resumes_and_draws(monkeypatch, tmp_path):
     attacks = {name: PGD(3, None) for name in nmode_ablation.ATTACKS}
     monkeypatch.setattr(nmode_ablation, "ATTACKS", attacks)
-    config = nmode_ablation.Config("digits", sweeps=("scale",), epochs=2, test_images=30)
+    config = nmode_ablation.Config(dataset="digits", sweeps=("scale",), epochs=2, test_images=30)
     config.out = tmp_path
     nmode_ablation.main(config)
     result = json.loads((tmp_path / "result.json").read_text())
@@ -216,7 +216,7 @@ def test_every_dimension_and_time_is_what_its_name_says():
 def test_perturbed_digits(monkeypatch, tmp_path):
     contenders = {name: nmode_perturbations.CONTENDERS[name] for name in ("ReLU", "nmODE t=1")}
     monkeypatch.setattr(nmode_perturbations, "CONTENDERS", contenders)
-    config = nmode_perturbations.Config("digits", epochs=5, test_images=100, out=tmp_path)
+    config = nmode_perturbations.Config(dataset="digits", epochs=5, test_images=100, out=tmp_path)
     nmode_perturbations.main(config)
     result = json.loads((tmp_path / "result.json").read_text())
     for record in result["runs"].values():
@@ -238,9 +238,11 @@ def test_scripts_name_wrong_arguments(script, tmp_path):
         with pytest.raises(UsageError, match=message):
             script.main(script.Config(out=tmp_path, **settings))
     with pytest.raises(UsageError, match="unknown sweep 'depth'; accepted: time"):
-        nmode_ablation.main(nmode_ablation.Config("digits", sweeps=("depth",), out=tmp_path))
+        nmode_ablation.main(
+            nmode_ablation.Config(dataset="digits", sweeps=("depth",), out=tmp_path)
+        )
     with pytest.raises(UsageError, match="no sweeps; accepted: time"):
-        nmode_ablation.main(nmode_ablation.Config("digits", sweeps=(), out=tmp_path))
+        nmode_ablation.main(nmode_ablation.Config(dataset="digits", sweeps=(), out=tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -253,7 +255,7 @@ def test_the_cifar_script_goes_on_from_a_pretrained_network(monkeypatch, tmp_pat
         for name in attacks:
             monkeypatch.setitem(attacks, name, PGD(2, None))
     monkeypatch.setitem(nmode_cifar.EPS, "linf", (1 / 255,))
-    nmode_cifar.main(nmode_cifar.Config("smoke", networks=("ResNet + nmODE",), out=tmp_path))
+    nmode_cifar.main(nmode_cifar.Config(preset="smoke", networks=("ResNet + nmODE",), out=tmp_path))
     record = json.loads((tmp_path / "result.json").read_text())["runs"]["ResNet + nmODE"]
     for intervals in record["balls"].values():
         assert 0 <= intervals[0]["attacked"] <= intervals[0]["clean"]
