@@ -336,56 +336,70 @@ def _published(result: dict[str, Any], paper: dict[str, Any], name: str) -> dict
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """Tables 2, 3 and 5: mean +- deviation over the seeds, in brackets the paper's figure."""
+    """Tables 2, 3 and 5, and what each certificate proves: mean +- deviation over the seeds.
+
+    The paper's figures are in rows of their own.
+    """
     runs = _by_network(result)
-    title = "nmode {}: {dataset}, the first {n} test images, accuracy in % (paper's)"
-    on_mnist = result["settings"]["dataset"] == "mnist"
+    title = "nmode {}: {dataset}, the first {n} test images, accuracy in %"
     out = []
     for number, ball, attacks, published in (
         (2, "linf", ["PGD-40", "AutoPGD", "Square", "AutoAttack"], (0.01, 0.03, 0.05)),
         (3, "l2", ["PGD-40", "AutoAttack"], (0.1, 0.2)),
     ):
-        table = Table(title=title.format(f"Table {number}", **result["settings"]), box=SIMPLE_HEAD)
-        table.add_column(ball)
-        table.add_column("seeds", justify="right")
-        table.add_column("eps", justify="right")
-        for column in (*attacks, *CERTIFICATES):
-            table.add_column(column, justify="right")
+        table = _table(title.format(f"Table {number}", **result["settings"]), ball, "eps", *attacks)
         for name, records in runs.items():
             paper = _published(result, PAPER_LINF if number == 2 else PAPER_L2, name)
             for i, first in enumerate(records[0]["balls"][ball]):
-                measured = [record["balls"][ball][i] for record in records]
-                cells = []
-                for attack in attacks:
-                    left = [m["per_attack"][attack] for m in measured]
-                    printed = paper.get(attack) if first["eps"] in published else None
-                    cells.append(_cell(left, printed and printed[published.index(first["eps"])]))
-                for certificate in CERTIFICATES:
-                    proven = [m["per_certificate"].get(certificate) for m in measured]
-                    cells.append("" if None in proven else _cell(proven))
-                table.add_row(name, str(len(records)), f"{first['eps']:g}", *cells)
+                eps = first["eps"]
+                measured = [record["balls"][ball][i]["per_attack"] for record in records]
+                cells = (_cell([m[attack] for m in measured]) for attack in attacks)
+                table.add_row(name, f"{eps:g}", *cells)
+                if paper and eps in published:
+                    printed = (paper.get(attack) for attack in attacks)
+                    at = published.index(eps)
+                    table.add_row("  paper", "", *(f"{p[at]:.1f}" if p else "" for p in printed))
         out.append(table)
-    table = Table(title=title.format("Table 5", **result["settings"]), box=SIMPLE_HEAD)
-    table.add_column("eps 0.05")
-    columns = ("epochs", "clean (all)", "PGD-40", "robust ratio", "AutoAttack", "certified", "tau")
-    for column in columns:
-        table.add_column(column, justify="right")
+    table = _table(title.format("certified", **result["settings"]), "", "eps", *CERTIFICATES)
+    for name, records in runs.items():
+        for ball, intervals in records[0]["balls"].items():
+            for i, first in enumerate(intervals):
+                measured = [record["balls"][ball][i]["per_certificate"] for record in records]
+                cells = (
+                    _cell([m[c] for m in measured]) if c in first["per_certificate"] else ""
+                    for c in CERTIFICATES
+                )
+                if first["per_certificate"]:
+                    table.add_row(name, f"{ball} {first['eps']:g}", *cells)
+    out.append(table)
+    columns = ("clean (all)", "PGD-40", "ratio", "AutoAttack", "certified", "tau", "epochs")
+    table = _table(title.format("Table 5", **result["settings"]), "eps 0.05", *columns)
     for name, records in runs.items():
         last = [record["balls"]["linf"][-1] for record in records]
-        clean = [record["clean_accuracy"] for record in records]
         pgd = [m["per_attack"]["PGD-40"] for m in last]
-        ratio = [p / m["clean"] for p, m in zip(pgd, last, strict=True)]
+        tau = [record["tau"] for record in records if "tau" in record]
         table.add_row(
             name,
-            str(records[0]["epochs"]),
-            _cell(clean, PAPER_CLEAN.get(name) if on_mnist else None),
-            _cell(pgd, PAPER_TABLE_5.get(name) if on_mnist else None),
-            _cell(ratio),
+            _cell([record["clean_accuracy"] for record in records]),
+            _cell(pgd),
+            _cell([p / m["clean"] for p, m in zip(pgd, last, strict=True)]),
             _cell([m["per_attack"]["AutoAttack"] for m in last]),
             _cell([m["certified"] for m in last]) if last[0]["per_certificate"] else "",
-            f"{np.mean(tau):.1f}" if (tau := [r["tau"] for r in records if "tau" in r]) else "",
+            f"{np.mean(tau):.1f}" if tau else "",
+            str(records[0]["epochs"]),
         )
+        if name in PAPER_TABLE_5 and result["settings"]["dataset"] == "mnist":
+            clean, left = PAPER_CLEAN[name], PAPER_TABLE_5[name]
+            table.add_row("  paper", f"{clean:.1f}", f"{left:.1f}", f"{100 * left / clean:.1f}")
     return [*out, table]
+
+
+def _table(title: str, first: str, *columns: str) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
 
 
 def figure(result: dict[str, Any]):
@@ -456,10 +470,10 @@ def figure(result: dict[str, Any]):
     return drawn
 
 
-def _cell(fractions: list[float], printed: float | None = None) -> str:
+def _cell(fractions: list[float]) -> str:
     percent = 100 * np.asarray(fractions)
     spread = f" ± {percent.std(ddof=1):.1f}" if len(percent) > 1 else ""
-    return f"{percent.mean():.1f}{spread}" + (f" ({printed:.1f})" if printed else "")
+    return f"{percent.mean():.1f}{spread}"
 
 
 if __name__ == "__main__":
