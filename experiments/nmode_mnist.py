@@ -372,8 +372,9 @@ def tables(result: dict[str, Any]) -> list[Table]:
                 if first["per_certificate"]:
                     table.add_row(name, f"{ball} {first['eps']:g}", *cells)
     out.append(table)
-    columns = ("clean (all)", "PGD-40", "ratio", "AutoAttack", "certified", "tau", "epochs")
+    columns = ("clean", "PGD-40", "ratio", "AutoAttack", "certified", "tau", "epochs")
     table = _table(title.format("Table 5", **result["settings"]), "eps 0.05", *columns)
+    table.caption = "clean: of all test images; ratio: PGD-40 / clean of the attacked ones"
     for name, records in runs.items():
         last = [record["balls"]["linf"][-1] for record in records]
         pgd = [m["per_attack"]["PGD-40"] for m in last]
@@ -395,8 +396,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, overflow="fold")
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column(first, overflow="fold", min_width=12)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
