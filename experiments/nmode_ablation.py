@@ -39,6 +39,7 @@ from odejax.attacks import APGD, PGD
 from odejax.certificates import LinearRelaxation
 from odejax.evaluation import bracket, provenance, save_result
 from odejax.models import NmODE, NmODENet
+from odejax.training import clean_accuracy
 
 from ._cli import RunConfig, check_choice, check_choices, load_data, open_result, run
 from ._report import copy_to_repository
@@ -206,9 +207,8 @@ def _evaluate(predictor, test, setting: Setting, seed: int) -> dict[str, Any]:
         key=key,
         progress=True,
     )
-    predictions = odejax.predict(predictor, test.images, key=key).argmax(axis=1)
     return {
-        "clean_accuracy": float(np.mean(predictions == test.labels)),
+        "clean_accuracy": clean_accuracy(predictor, test, key=key),
         "interval": measured.summary(),
         "median_radius": float(np.median(measured.radius)),
         "evaluation_seconds": time.perf_counter() - started,

@@ -38,7 +38,7 @@ from odejax.data import crop_and_flip
 from odejax.evaluation import bracket, provenance, save_result
 from odejax.models import NmODE, PreActResNet, insert_before_classifier
 from odejax.plots.curves import AXIS_LABELS
-from odejax.training import TRADES, CrossEntropy, Fit, fit, steps_per_epoch
+from odejax.training import TRADES, CrossEntropy, Fit, clean_accuracy, fit, steps_per_epoch
 
 from ._cli import RunConfig, check_choice, check_choices, load_data, open_result, run
 from ._report import copy_to_repository
@@ -218,9 +218,8 @@ def _evaluate(network: Network, predictor, test, preset: Preset, seed: int) -> d
         ]
         for ball, values in network.eps.items()
     }
-    predictions = odejax.predict(predictor, test.images, key=key).argmax(axis=1)
     return {
-        "clean_accuracy": float(np.mean(predictions == test.labels)),
+        "clean_accuracy": clean_accuracy(predictor, test, key=key),
         "balls": balls,
         "evaluation_seconds": time.perf_counter() - started,
     }

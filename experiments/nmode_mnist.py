@@ -49,6 +49,7 @@ from odejax.training import (
     Adversarial,
     CrossEntropy,
     Penalised,
+    clean_accuracy,
     clip_weights,
     drift_penalty,
     fit,
@@ -313,9 +314,8 @@ def _evaluate(name: str, predictor, test, setting: Setting, seed: int) -> dict[s
             balls[ball].append(
                 measured.summary() | {"median_radius": float(np.median(measured.radius))}
             )
-    predictions = odejax.predict(predictor, test.images, key=key).argmax(axis=1)
     return {
-        "clean_accuracy": float(np.mean(predictions == test.labels)),
+        "clean_accuracy": clean_accuracy(predictor, test, key=key),
         "balls": balls,
         "evaluation_seconds": time.perf_counter() - started,
     }

@@ -362,8 +362,8 @@ def test_auto_pgd_takes_the_steps_of_the_paper(ball_type):
         expected, why = auto_pgd64(
             ball_type, loss_and_gradient, np.float64(x), np.float64(found[0]), eps, steps
         )
-        # float32 against float64 over 50 steps; a step out of place is a thousand times as far.
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+        # float32 against float64 over 50 steps (2e-5 seen); the smallest step is 1e-3 and more.
+        np.testing.assert_allclose(found, expected, atol=5e-5)
         reasons += why
     # Both kinds of checkpoint were seen; in l2 also one that fails by the second condition alone.
     seen = {(bool(too_few), bool(stuck)) for too_few, stuck in reasons}

@@ -1,5 +1,7 @@
 """Fully connected neural ODEs: of a field in general, and of one that settles."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -29,9 +31,8 @@ class DenseODENet(AbstractODENet):
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
         check_sizes(width=width)
-        height, width_in, channels = image_shape
         keys = jax.random.split(key, 4)
-        self.inputs = eqx.nn.Linear(height * width_in * channels, width, key=keys[0])
+        self.inputs = eqx.nn.Linear(math.prod(image_shape), width, key=keys[0])
         self.hidden = (
             eqx.nn.Linear(width, width, key=keys[1]),
             eqx.nn.Linear(width, width, key=keys[2]),
@@ -76,9 +77,8 @@ class HopfieldODENet(AbstractODENet):
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
         check_sizes(width=width)
-        height, width_in, channels = image_shape
         keys = jax.random.split(key, 3)
-        self.inputs = eqx.nn.Linear(height * width_in * channels, width, key=keys[0])
+        self.inputs = eqx.nn.Linear(math.prod(image_shape), width, key=keys[0])
         self.recurrent = eqx.nn.Linear(width, width, key=keys[1])
         self.outputs = eqx.nn.Linear(width, n_classes, key=keys[2])
         self.ode = ODESolve(**solve)

@@ -1,5 +1,6 @@
 """The fully connected network: the family without a differential equation, for comparison."""
 
+import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -30,8 +31,7 @@ class MLP(eqx.Module):
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
         check_sizes(width=width, depth=depth)
-        height, width_in, channels = image_shape
-        sizes = [height * width_in * channels, *[width] * depth, n_classes]
+        sizes = [math.prod(image_shape), *[width] * depth, n_classes]
         keys = jax.random.split(key, depth + 1)
         self.layers = [
             eqx.nn.Linear(i, o, key=k) for i, o, k in zip(sizes, sizes[1:], keys, strict=False)

@@ -198,8 +198,7 @@ class NmODENet(eqx.Module):
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
         check_sizes(width=width, depth=depth)
-        height, width_in, channels = image_shape
-        sizes = [height * width_in * channels, *[width] * depth]
+        sizes = [math.prod(image_shape), *[width] * depth]
         *keys, outputs_key = jax.random.split(key, depth + 1)
         self.layers = tuple(
             eqx.nn.Linear(i, o, key=k) for i, o, k in zip(sizes, sizes[1:], keys, strict=False)
