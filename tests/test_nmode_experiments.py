@@ -59,6 +59,11 @@ def test_the_tables_resume_and_hold_the_interval(quick, tmp_path):
             for interval in intervals:
                 assert 0 <= interval["certified"] <= interval["attacked"] <= interval["clean"]
                 assert len(interval["per_certificate"]) == expected[name]
+        # The pixels' deviation is below 1: a smaller ball, and never more than clean.
+        clean = record["balls"]["linf"][0]["clean"]
+        for standardised in record["pgd_standardised"]:
+            assert 0.3 < standardised["eps"] / standardised["eps_over_std"] < 0.5
+            assert standardised["PGD-40"] <= clean
         if "clip" in name:
             assert record["tau"] <= 0.05 * 64 * (1 + 1e-5)
     console = Console(width=200, record=True)
@@ -83,7 +88,7 @@ def test_the_papers_numbers_stand_beside_its_own_data_alone():
     interval |= {"per_attack": dict.fromkeys(nmode_mnist.ATTACKS["linf"], 0.3)}
     interval |= {"per_certificate": {}}
     record = {"balls": {"linf": [interval], "l2": [interval]}, "clean_accuracy": 0.98}
-    record |= {"epochs": 20}
+    record |= {"pgd_standardised": [{"PGD-40": 0.9}]}
     for dataset, seen in (("mnist", True), ("digits", False)):
         settings = {"dataset": dataset, "n": 10}
         result = {"settings": settings, "runs": {"NODE/0": record, "nmODE t=0.05/0": record}}
