@@ -1,6 +1,6 @@
 """What several test files share: tiny instances of every model, attack and certificate."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import diffrax
 import equinox as eqx
@@ -45,13 +45,15 @@ from odejax.models import (
     EnResNet,
     HopfieldODENet,
     LipschitzNet,
+    MixedEnResNet,
     NmODE,
     NmODENet,
     PreActResNet,
     ResNet,
     SSPNet,
+    WideResNet,
 )
-from odejax.solvers import SSPRK22, SSPRK33
+from odejax.solvers import SSPRK22, SSPRK33, ConstantNoise
 from odejax.training import CrossEntropy, fit
 
 IMAGE_SHAPE = (8, 8, 1)
@@ -73,7 +75,11 @@ all_models = {
     "SSPNet SSPRK22": _maker(SSPNet, width=4, depth=2, solver=SSPRK22()),
     "SSPNet SSPRK33": _maker(SSPNet, width=4, depth=2, solver=SSPRK33()),
     "EnResNet": _maker(EnResNet, width=4, depth=2, members=2),
+    "EnResNet PreActResNet": _maker(EnResNet, base=PreActResNet, depth=8, members=2),
+    "MixedEnResNet": _maker(MixedEnResNet, bases=(partial(ResNet, width=4, depth=1),) * 2),
     "PreActResNet": _maker(PreActResNet, depth=8),
+    "PreActResNet noise": _maker(PreActResNet, depth=8, noise=ConstantNoise(0.1)),
+    "WideResNet": _maker(WideResNet, depth=8, width=2),
     "ConvODENet fixed": _maker(
         ConvODENet,
         width=4,

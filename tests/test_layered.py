@@ -105,14 +105,7 @@ def test_stacked_layers_have_different_weights():
 
 def statistics(layer, state):
     """Every array that the BatchNorm layers of one residual field hold."""
-    norms = [n.norm for n in layer.norms]
-    return [
-        leaf
-        for n in norms
-        for leaf in jax.tree.leaves(
-            (state.get(n.batch_counter), state.get(n.batch_state_index))
-        )
-    ]  # fmt: skip
+    return [array for norm in layer.norms for array in state.get(norm.statistics)]
 
 
 def batch_normed(depth, width=4):

@@ -1,5 +1,7 @@
 """Pre-activation ResNets: published sizes, and the network written out in plain convolutions."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,29 +9,51 @@ import numpy as np
 import pytest
 
 from odejax import Predictor
-from odejax.models import GroupNorm, PreActResNet
+from odejax.models import GroupNorm, PreActResNet, WideResNet
+from odejax.solvers import ConstantNoise
 
 KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize(
-    ("depth", "millions"),
-    # He et al. 2016 (a), Table 6, whose shortcuts have no weights (ours have 0.003 million); of the
-    # wide one, kuangliu/pytorch-cifar's PreActResNet18.
-    [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.73), (18, 11.17)],
+    ("make", "millions"),
+    # Three groups: He et al. 2016 (a), Table 6, whose shortcuts have no weights (ours have 0.003
+    # million). Four: PyTorch's ResNets without their larger stem and classifier. Wide: their paper,
+    # Tables 4 and 5, *enresnet* 4.3, and of WRN-34-10 TRADES.
+    [
+        (partial(PreActResNet, depth=20), 0.27),
+        (partial(PreActResNet, depth=32), 0.46),
+        (partial(PreActResNet, depth=44), 0.66),
+        (partial(PreActResNet, depth=56), 0.85),
+        (partial(PreActResNet, depth=110), 1.73),
+        (partial(PreActResNet, depth=18), 11.17),
+        (partial(PreActResNet, depth=34), 21.28),
+        (partial(PreActResNet, depth=50), 23.50),
+        (partial(PreActResNet, depth=101), 42.49),
+        (partial(WideResNet, depth=14, width=2), 0.69),
+        (partial(WideResNet, depth=28, width=10), 36.5),
+        (partial(WideResNet, depth=34, width=10), 46.2),
+    ],
 )
-def test_it_has_the_published_number_of_weights(depth, millions):
+def test_it_has_the_published_number_of_weights(make, millions):
     model = eqx.filter_eval_shape(
-        lambda key: eqx.nn.make_with_state(PreActResNet)((32, 32, 3), depth=depth, key=key)[0], KEY
+        lambda key: eqx.nn.make_with_state(make)((32, 32, 3), key=key)[0], KEY
     )
     weights = [leaf.size for leaf in jax.tree.leaves(model) if hasattr(leaf, "size")]
     assert sum(weights) / 1e6 == pytest.approx(millions, rel=0.02)
 
 
-def test_it_is_the_network_of_the_paper_written_out():
-    model, state = eqx.nn.make_with_state(PreActResNet)(
-        (16, 16, 3), depth=14, norm=GroupNorm, key=KEY
-    )
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (partial(PreActResNet, depth=14), (4, 4, 64)),
+        (partial(WideResNet, depth=14, width=2), (4, 4, 128)),
+        (partial(PreActResNet, depth=50), (2, 2, 2048)),
+    ],
+    ids=("basic", "wide", "bottleneck"),
+)
+def test_it_is_the_network_of_the_paper_written_out(make, shape):
+    model, state = eqx.nn.make_with_state(make)((16, 16, 3), norm=GroupNorm, key=KEY)
     # Scales and shifts start as one and zero, where a swap of two norms would not be seen.
     leaves, tree = jax.tree.flatten(eqx.filter(model, eqx.is_inexact_array))
     keys = jax.random.split(KEY, len(leaves))
@@ -37,13 +61,14 @@ def test_it_is_the_network_of_the_paper_written_out():
     model = eqx.combine(jax.tree.unflatten(tree, moved), model)
 
     def conv(layer, x, stride=1, i=None):
-        kernel, bias = (p if i is None else p[i] for p in (layer.kernel, layer.bias))
+        assert layer.bias is None
+        kernel = layer.kernel if i is None else layer.kernel[i]
         pad = kernel.shape[0] // 2
         out = jax.lax.conv_general_dilated(
             x[None], kernel, (stride, stride), [(pad, pad)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )  # fmt: skip
-        return out[0] + bias
+        return out[0]
 
     def norm_relu(norm, x, i=None):
         scale, shift = (p if i is None else p[i] for p in (norm.scale, norm.shift))
@@ -54,22 +79,53 @@ def test_it_is_the_network_of_the_paper_written_out():
         return jnp.maximum(x * scale + shift, 0)
 
     x = jax.random.uniform(KEY, (16, 16, 3))
-    y = conv(model.stem, x)
-    for transition, layers in zip(model.transitions, model.layers, strict=True):
+    net = model.net
+    y = conv(net.stem, x)
+    for group, (transition, layers) in enumerate(zip(net.transitions, net.layers, strict=True)):
         if transition is not None:
-            r = norm_relu(transition.norms[0], y)
-            z = conv(transition.convs[0], r, stride=2)
-            z = conv(transition.convs[1], norm_relu(transition.norms[1], z))
-            y = z + conv(transition.shortcut, r, stride=2)
-        for i in range(len(layers.convs[0].bias)):
-            z = conv(layers.convs[0], norm_relu(layers.norms[0], y, i), i=i)
-            y = y + conv(layers.convs[1], norm_relu(layers.norms[1], z, i), i=i)
-    assert y.shape == (4, 4, 64)
-    logits = model.head.linear(norm_relu(model.head.norm, y).mean((0, 1)))
+            z, stride = y, 2 if group else 1
+            r = norm_relu(transition.convs.norms[0], y)
+            n_convs = len(transition.convs.convs)
+            for j, c in enumerate(transition.convs.convs):
+                # The resolution is halved by the first 3x3 convolution.
+                halves = j == (1 if n_convs == 3 else 0)
+                z = conv(c, norm_relu(transition.convs.norms[j], z), stride=stride if halves else 1)
+            y = z + conv(transition.shortcut, r, stride=stride)
+        for i in range(len(layers.convs.convs[0].kernel)):
+            z = y
+            for n, c in zip(layers.convs.norms, layers.convs.convs, strict=True):
+                z = conv(c, norm_relu(n, z, i), i=i)
+            y = y + z
+    assert y.shape == shape
+    logits = net.head.linear(norm_relu(net.head.norm, y).mean((0, 1)))
     np.testing.assert_allclose(Predictor(model, state)(x), logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("depth", [2, 19, 21])
 def test_a_depth_that_no_such_network_has_is_refused(depth):
-    with pytest.raises(ValueError, match=f"depth must be 6 n [+] 2, 18 or 34; got {depth}"):
+    with pytest.raises(ValueError, match=f"depth must be 6 n [+] 2 or one of 18, .* got {depth}"):
         PreActResNet((32, 32, 3), depth=depth, key=KEY)
+
+
+@pytest.mark.parametrize("depth", [4, 18, 27])
+def test_a_depth_that_no_wide_network_has_is_refused(depth):
+    with pytest.raises(ValueError, match=f"depth must be 6 n [+] 4, .* got {depth}"):
+        WideResNet((32, 32, 3), depth=depth, key=KEY)
+
+
+def test_noise_is_added_after_every_residual_layer():
+    draws = []
+
+    class Counted(ConstantNoise):
+        def std(self, y):
+            jax.debug.callback(lambda: draws.append(y.shape))
+            return super().std(y)
+
+    model, state = eqx.nn.make_with_state(PreActResNet)(
+        (8, 8, 1), depth=14, noise=Counted(0.1), norm=GroupNorm, key=KEY
+    )
+    model(jnp.zeros((8, 8, 1)), state, key=KEY)
+    jax.effects_barrier()
+    assert sorted(draws, reverse=True) == 2 * [(8, 8, 16)] + 2 * [(4, 4, 32)] + 2 * [(2, 2, 64)]
+    with pytest.raises(ValueError, match="needs a key"):
+        model(jnp.zeros((8, 8, 1)), state)

@@ -13,6 +13,7 @@ from .blocks import (
 from .conv_ode import ConvODENet as ConvODENet
 from .convolution import conv2d as conv2d
 from .dense_ode import DenseODENet as DenseODENet, HopfieldODENet as HopfieldODENet
+from .enresnet import EnResNet as EnResNet, MixedEnResNet as MixedEnResNet
 from .lipschitz import GradientFlow as GradientFlow, LipschitzNet as LipschitzNet
 from .mlp import MLP as MLP
 from .nmode import NmODE as NmODE, NmODENet as NmODENet, sin_squared as sin_squared
@@ -22,6 +23,6 @@ from .plug_in import (
     BeforeClassifier as BeforeClassifier,
     insert_before_classifier as insert_before_classifier,
 )
-from .preact_resnet import PreActResNet as PreActResNet
-from .resnet import EnResNet as EnResNet, ResNet as ResNet, SSPNet as SSPNet
+from .preact_resnet import PreActResNet as PreActResNet, WideResNet as WideResNet
+from .resnet import ResNet as ResNet, SSPNet as SSPNet
 from .spectral import conv_norm_bound as conv_norm_bound, matrix_norm_bound as matrix_norm_bound

@@ -39,23 +39,36 @@ def check_sizes(**sizes: int):
 
 
 class Conv(eqx.Module):
-    """A 2-D convolution with bias, He initialised (fan-in)."""
+    """A 2-D convolution, He initialised: variance 2 / fan-in, without a bias 2 / fan-out.
+
+    A bias is of no use in front of a norm. Those who leave it out (the pre-activation ResNets of
+    *enresnet*) count the fan as in their code.
+    """
 
     kernel: Float[Array, "k k i o"]
-    bias: Float[Array, " o"]
+    bias: Float[Array, " o"] | None
     stride: int = eqx.field(static=True)
     padding: int = eqx.field(static=True)
 
     def __init__(
-        self, inputs: int, outputs: int, size: int, *, stride: int = 1, padding: int = 0, key: Key
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+        key: Key,
     ):
-        std = (2 / (size * size * inputs)) ** 0.5
+        std = (2 / (size * size * (inputs if bias else outputs))) ** 0.5
         self.kernel = std * jax.random.normal(key, (size, size, inputs, outputs))
-        self.bias = jnp.zeros(outputs)
+        self.bias = jnp.zeros(outputs) if bias else None
         self.stride, self.padding = stride, padding
 
     def __call__(self, x: Image) -> Features:
-        return conv2d(x, self.kernel, stride=self.stride, padding=self.padding) + self.bias
+        y = conv2d(x, self.kernel, stride=self.stride, padding=self.padding)
+        return y if self.bias is None else y + self.bias
 
 
 class ResidualField(eqx.Module):

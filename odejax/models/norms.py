@@ -5,6 +5,7 @@ argument and builds `norm(channels)`.
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -45,14 +46,38 @@ class BatchNorm(eqx.Module):
     """Batch normalisation over the batch and the pixels, with running statistics for inference.
 
     In training it needs the batch axis: `jax.vmap(..., axis_name=BATCH_AXIS)`, as `fit` does. In
-    inference mode (`Predictor`) it is an affine map of each example alone.
+    inference mode (`Predictor`) it is an affine map of each example alone. PyTorch's conventions:
+    a batch moves the running statistics by `momentum`, the variance without bias. (Channels-last
+    throughout, a training step of a ResNet-20 takes 3/4 of its time with `eqx.nn.BatchNorm`.)
     """
 
-    norm: eqx.nn.BatchNorm
+    scale: Float[Array, " c"]
+    shift: Float[Array, " c"]
+    statistics: eqx.nn.StateIndex  # running mean and variance
+    momentum: float = eqx.field(static=True)
+    eps: float = eqx.field(static=True)
+    inference: bool  # set by eqx.nn.inference_mode
 
-    def __init__(self, channels: int):
-        self.norm = eqx.nn.BatchNorm(channels, BATCH_AXIS, mode="batch")
+    def __init__(self, channels: int, *, momentum: float = 0.1, eps: float = 1e-5):
+        self.scale, self.shift = jnp.ones(channels), jnp.zeros(channels)
+        self.statistics = eqx.nn.StateIndex((jnp.zeros(channels), jnp.ones(channels)))
+        self.momentum, self.eps, self.inference = momentum, eps, False
 
     def __call__(self, x: Image, state: eqx.nn.State) -> tuple[Image, eqx.nn.State]:
-        y, state = self.norm(jnp.moveaxis(x, -1, 0), state)
-        return jnp.moveaxis(y, 0, -1), state
+        running = state.get(self.statistics)
+        mean, variance = running
+        if not self.inference:
+            mean = _batch_mean(x)
+            variance = _batch_mean((x - mean) ** 2)
+            n = jax.lax.psum(1, BATCH_AXIS) * x.shape[0] * x.shape[1]
+            batch = mean, variance * (n / max(n - 1, 1))
+            running = jax.tree.map(
+                lambda old, new: old + self.momentum * (new - old), running, batch
+            )
+            state = state.set(self.statistics, running)
+        scale = self.scale * jax.lax.rsqrt(variance + self.eps)
+        return x * scale + (self.shift - mean * scale), state
+
+
+def _batch_mean(x):
+    return jax.lax.pmean(jnp.mean(x, (0, 1)), BATCH_AXIS)

@@ -1,66 +1,178 @@
 """Pre-activation ResNets in groups: each group integrates one state, between groups it changes."""
 
 from collections.abc import Callable
+from functools import partial
 
 import equinox as eqx
 import jax
 
 from .._types import Features, Image, Key, Logits
-from ..solvers import integrate_layers, stack_layers
-from .blocks import (
-    Conv,
-    Head,
-    ImageShape,
-    Norm,
-    ResidualField,
-    check_image,
-    check_image_shape,
-)
+from ..solvers import AbstractNoise, integrate_layers, stack_layers
+from .blocks import Conv, Head, ImageShape, Norm, check_image, check_image_shape, check_sizes
 from .norms import BatchNorm
 
-# depth: (widths, layers of each group). Others are 6 n + 2 deep: n layers in each of three groups.
-_WIDE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+# Residual layers of each of the four groups, 64 to 512 channels; from 50 on bottlenecks.
+_FOUR_GROUPS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+_BOTTLENECK = 4
+
+
+class _Convs(eqx.Module):
+    """conv . relu . norm ... conv . relu . norm; the inputs of the first one, activated, too."""
+
+    norms: tuple[Callable, ...]
+    convs: tuple[Conv, ...]
+
+    def __init__(
+        self, inputs: int, width: int, stride: int, bottleneck: bool, norm: Norm, *, key: Key
+    ):
+        # (inputs, outputs, size, stride) of every convolution.
+        shapes = [(inputs, width, 3, stride), (width, width, 3, 1)]
+        if bottleneck:
+            inner = width // _BOTTLENECK
+            shapes = [(inputs, inner, 1, 1), (inner, inner, 3, stride), (inner, width, 1, 1)]
+        keys = jax.random.split(key, len(shapes))
+        self.norms = tuple(norm(shape[0]) for shape in shapes)
+        self.convs = tuple(
+            _conv(i, o, size, stride=s, key=k)
+            for (i, o, size, s), k in zip(shapes, keys, strict=True)
+        )
+
+    def __call__(self, y: Image, state: eqx.nn.State) -> tuple[Features, Image, eqx.nn.State]:
+        activated = None
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            y, state = norm(y, state)
+            y = jax.nn.relu(y)
+            activated = y if activated is None else activated
+            y = conv(y)
+        assert activated is not None
+        return y, activated, state
+
+
+def _conv(inputs, outputs, size, *, stride=1, key):
+    return Conv(inputs, outputs, size, stride=stride, padding=size // 2, bias=False, key=key)
+
+
+class PreActField(eqx.Module):
+    """The vector field of a group: `field(y, state) -> (dy, state)` at constant width."""
+
+    convs: _Convs
+
+    def __init__(self, width: int, bottleneck: bool, norm: Norm, *, key: Key):
+        self.convs = _Convs(width, width, 1, bottleneck, norm, key=key)
+
+    def __call__(
+        self, y: Image, state: eqx.nn.State, *, key: Key | None = None
+    ) -> tuple[Features, eqx.nn.State]:
+        y, _, state = self.convs(y, state)
+        return y, state
 
 
 class Transition(eqx.Module):
-    """y -> conv1x1(r) + conv3x3(relu(norm(conv3x3(r)))), r = relu(norm(y)): to another width.
+    """y -> conv1x1(relu(norm(y))) + convs(y): to another width or resolution.
 
-    The first 3x3 convolution and the shortcut have the stride.
+    The shortcut starts behind the first norm and ReLU of the convolutions.
     """
 
-    norms: tuple[Callable, Callable]
-    convs: tuple[Conv, Conv]
+    convs: _Convs
     shortcut: Conv
 
-    def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm, *, key: Key):
-        keys = jax.random.split(key, 3)
-        self.norms = norm(inputs), norm(outputs)
-        self.convs = (
-            Conv(inputs, outputs, 3, stride=stride, padding=1, key=keys[0]),
-            Conv(outputs, outputs, 3, padding=1, key=keys[1]),
-        )
-        self.shortcut = Conv(inputs, outputs, 1, stride=stride, key=keys[2])
+    def __init__(
+        self, inputs: int, width: int, stride: int, bottleneck: bool, norm: Norm, *, key: Key
+    ):
+        convs_key, shortcut_key = jax.random.split(key)
+        self.convs = _Convs(inputs, width, stride, bottleneck, norm, key=convs_key)
+        self.shortcut = _conv(inputs, width, 1, stride=stride, key=shortcut_key)
 
     def __call__(self, y: Image, state: eqx.nn.State) -> tuple[Features, eqx.nn.State]:
-        y, state = self.norms[0](y, state)
-        y = jax.nn.relu(y)
-        z, state = self.norms[1](self.convs[0](y), state)
-        return self.shortcut(y) + self.convs[1](jax.nn.relu(z)), state
+        y, activated, state = self.convs(y, state)
+        return self.shortcut(activated) + y, state
 
 
-class PreActResNet(eqx.Module):
+class GroupedNet(eqx.Module):
     """conv3x3 stem, groups of residual layers y + f(y), then norm, ReLU, average pool, linear.
 
-    Every group after the first halves the resolution and doubles the width in a `Transition`. He et
-    al. 2016, for images of 32 pixels: `depth` 20, 32, 44, 56, 110 (6 n + 2: three groups of n
-    layers, 16, 32 and 64 channels; *enresnet*), or 18, 34 (four groups, 64 to 512; *nmode*).
+    Every group after the first halves the resolution and doubles the channels (He et al. 2016, for
+    images of 32 pixels; *enresnet* Fig. 3 a). `counts` are the residual layers of each group,
+    `channels` those of the stem, `width` a factor on them in the groups.
     """
 
     stem: Conv
     transitions: list[Transition | None]
-    layers: list[ResidualField | None]  # stacked, for each group
+    layers: list[PreActField | None]  # stacked, for each group
     head: Head
+    noise: AbstractNoise | None
     image_shape: ImageShape = eqx.field(static=True)
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        n_classes: int,
+        channels: int,
+        counts: tuple[int, ...],
+        *,
+        width: int,
+        bottleneck: bool,
+        noise: AbstractNoise | None,
+        norm: Norm,
+        key: Key,
+    ):
+        self.image_shape = check_image_shape(image_shape, n_classes)
+        check_sizes(width=width)
+        keys = iter(jax.random.split(key, 2 + 2 * len(counts)))
+        self.stem = _conv(image_shape[2], channels, 3, key=next(keys))
+        self.transitions, self.layers = [], []
+        inputs, outputs = channels, width * channels * (_BOTTLENECK if bottleneck else 1)
+        for group, count in enumerate(counts):
+            stride = 1 if group == 0 else 2
+            transition_key, layers_key = next(keys), next(keys)
+            changes = stride > 1 or inputs != outputs
+            transition = Transition(inputs, outputs, stride, bottleneck, norm, key=transition_key)
+            self.transitions.append(transition if changes else None)
+            layers = None
+            if count > changes:
+                field = partial(_field, outputs, bottleneck, norm)
+                layers = stack_layers(field, count - changes, key=layers_key)
+            self.layers.append(layers)  # pyright: ignore[reportArgumentType]
+            inputs, outputs = outputs, 2 * outputs
+        self.head = Head(inputs, n_classes, norm, key=next(keys))
+        self.noise = noise
+
+    def __call__(
+        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
+    ) -> tuple[Logits, eqx.nn.State]:
+        check_image(x, self.image_shape)
+        if self.noise is not None and key is None:
+            raise ValueError("a network with noise needs a key: call it with key=...")
+        y = self.stem(x)
+        for i, (transition, layers) in enumerate(zip(self.transitions, self.layers, strict=True)):
+            noise_key, layers_key = _keys(key, i)
+            if transition is not None:
+                y, state = transition(y, state)
+                if self.noise is not None and noise_key is not None:
+                    y = self.noise.add(y, noise_key)
+            if layers is not None:
+                y, state = integrate_layers(layers, y, state, noise=self.noise, key=layers_key)
+        return self.head(y, state)
+
+
+def _field(width, bottleneck, norm, key):
+    return PreActField(width, bottleneck, norm, key=key)
+
+
+def _keys(key: Key | None, group: int):
+    return (None, None) if key is None else jax.random.split(jax.random.fold_in(key, group))
+
+
+class PreActResNet(eqx.Module):
+    """The pre-activation ResNet (He et al. 2016) of *enresnet* and *nmode*, for small images.
+
+    - `depth`: 6 n + 2 (20, 32, 44, 56, 110: three groups of n layers, 16, 32 and 64 channels), or
+      18, 34, 50, 101 (four groups, 64 to 512 channels, in the last two with bottlenecks four times
+      as many).
+    - `noise`: added after every residual layer; the network then needs a `key`.
+    """
+
+    net: GroupedNet
 
     def __init__(
         self,
@@ -68,43 +180,70 @@ class PreActResNet(eqx.Module):
         n_classes: int = 10,
         *,
         depth: int = 20,
+        noise: AbstractNoise | None = None,
         norm: Norm = BatchNorm,
         key: Key,
     ):
-        self.image_shape = check_image_shape(image_shape, n_classes)
-        if depth in _WIDE:
-            width, counts = 64, _WIDE[depth]
+        if depth in _FOUR_GROUPS:
+            channels, counts = 64, _FOUR_GROUPS[depth]
         elif depth >= 8 and depth % 6 == 2:
-            width, counts = 16, 3 * (depth // 6,)
+            channels, counts = 16, 3 * (depth // 6,)
         else:
-            raise ValueError(f"depth must be 6 n + 2, 18 or 34; got {depth}")
-        stem_key, head_key, *keys = jax.random.split(key, 2 + 2 * len(counts))
-        self.stem = Conv(image_shape[2], width, 3, padding=1, key=stem_key)
-        self.transitions, self.layers = [None], []
-        for i, count in enumerate(counts):
-            if i > 0:
-                width *= 2
-                self.transitions.append(Transition(width // 2, width, 2, norm, key=keys[2 * i]))
-                count -= 1
-            self.layers.append(_stacked(width, count, norm, keys[2 * i + 1]))
-        self.head = Head(width, n_classes, norm, key=head_key)
+            accepted = ", ".join(map(str, _FOUR_GROUPS))
+            raise ValueError(f"depth must be 6 n + 2 or one of {accepted}; got {depth}")
+        self.net = GroupedNet(
+            image_shape,
+            n_classes,
+            channels,
+            counts,
+            width=1,
+            bottleneck=depth in (50, 101),
+            noise=noise,
+            norm=norm,
+            key=key,
+        )
 
     def __call__(
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None
     ) -> tuple[Logits, eqx.nn.State]:
-        check_image(x, self.image_shape)
-        y = self.stem(x)
-        for transition, layers in zip(self.transitions, self.layers, strict=True):
-            if transition is not None:
-                y, state = transition(y, state)
-            if layers is not None:
-                y, state = integrate_layers(layers, y, state)
-        return self.head(y, state)
+        return self.net(x, state, key=key)
 
 
-def _stacked(width: int, count: int, norm: Norm, key: Key) -> ResidualField | None:
-    if count == 0:
-        return None
-    return stack_layers(  # pyright: ignore[reportReturnType]
-        lambda key: ResidualField(width, norm, key=key), count, key=key
-    )
+class WideResNet(eqx.Module):
+    """Three groups of 16 `width`, 32 `width` and 64 `width` channels (Zagoruyko, Komodakis 2016).
+
+    WRN-34-10 is `depth=34, width=10`. `depth` is 6 n + 4, as its authors count; *enresnet* leaves
+    out the shortcuts' convolutions and has WRN-14-2 for their WRN-16-2: both are accepted.
+    """
+
+    net: GroupedNet
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        n_classes: int = 10,
+        *,
+        depth: int = 14,
+        width: int = 2,
+        noise: AbstractNoise | None = None,
+        norm: Norm = BatchNorm,
+        key: Key,
+    ):
+        if depth < 8 or depth % 6 not in (2, 4):
+            raise ValueError(f"depth must be 6 n + 4, or 6 n + 2 without shortcuts; got {depth}")
+        self.net = GroupedNet(
+            image_shape,
+            n_classes,
+            16,
+            3 * ((depth - 2) // 6,),
+            width=width,
+            bottleneck=False,
+            noise=noise,
+            norm=norm,
+            key=key,
+        )
+
+    def __call__(
+        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
+    ) -> tuple[Logits, eqx.nn.State]:
+        return self.net(x, state, key=key)

@@ -3,10 +3,9 @@
 import diffrax
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 
 from .._types import Image, Key, Logits
-from ..solvers import SSPRK33, AbstractNoise, RelativeNoise, integrate_layers, stack_layers
+from ..solvers import SSPRK33, AbstractNoise, integrate_layers, stack_layers
 from .blocks import (
     Head,
     ImageShape,
@@ -111,53 +110,3 @@ class SSPNet(eqx.Module):
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None
     ) -> tuple[Logits, eqx.nn.State]:
         return self.net(x, state, key=key)
-
-
-class EnResNet(eqx.Module):
-    """The mean logits of `members` noise-injected ResNets, trained jointly (*enresnet* 3).
-
-    Every member has weights of its own and adds sigma N(0, I) after each residual layer, with
-    sigma = a sqrt(Var(x + F(x))): a Monte-Carlo estimate of the Feynman-Kac expectation. Noise is
-    drawn at test time too, so every call needs a `key`.
-    """
-
-    nets: ResNet  # stacked: every array has a leading axis of `members`
-    members: int = eqx.field(static=True)
-
-    def __init__(
-        self,
-        image_shape: ImageShape,
-        n_classes: int = 10,
-        *,
-        members: int = 2,
-        noise: AbstractNoise | None = None,
-        width: int = 32,
-        depth: int = 6,
-        norm: Norm = GroupNorm,
-        key: Key,
-    ):
-        check_sizes(members=members)
-        noise = RelativeNoise(0.1) if noise is None else noise
-
-        def member(key):
-            return ResNet(
-                image_shape, n_classes, width=width, depth=depth, noise=noise, norm=norm, key=key
-            )
-
-        self.nets = eqx.filter_vmap(member)(jax.random.split(key, members))
-        self.members = members
-
-    def __call__(
-        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
-    ) -> tuple[Logits, eqx.nn.State]:
-        if key is None:
-            raise ValueError("EnResNet draws noise in every call: give it key=jax.random.key(...)")
-
-        def member(net, substate, key):
-            return net(x, substate, key=key)
-
-        logits, substate = eqx.filter_vmap(member)(
-            self.nets, state.substate(self.nets), jax.random.split(key, self.members)
-        )
-        state = state.update(substate) if jax.tree.leaves(substate) else state
-        return jnp.mean(logits, axis=0), state

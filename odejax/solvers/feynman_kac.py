@@ -27,6 +27,13 @@ class AbstractNoise(eqx.Module):
     def std(self, y: Float[Array, "..."]) -> Scalar:
         """The standard deviation sigma of the noise, the same for all entries of `y`."""
 
+    def add(
+        self, y: Float[Array, "..."], key: Key, dt: float | Float[Array, ""] = 1.0
+    ) -> Float[Array, "..."]:
+        """y + sigma(y) sqrt(dt) N(0, I): the state at the end of an Euler-Maruyama step."""
+        scale = self.std(y) * jnp.sqrt(dt)
+        return y + scale.astype(y.dtype) * jax.random.normal(key, y.shape, y.dtype)
+
 
 class ConstantNoise(AbstractNoise):
     """sigma, whatever the state."""

@@ -13,7 +13,6 @@ from typing import cast
 import diffrax
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -60,7 +59,7 @@ def integrate_layers(
       through stages and layers.
     - `solver`: any explicit Diffrax solver, by default Euler. Weights shared by all layers make
       this `diffrax.diffeqsolve` with constant steps.
-    - `noise`: after each step adds `noise.std(y) * sqrt(h) * N(0, I)`; needs `key`.
+    - `noise`: added after each step; needs `key`.
     """
     rows, weights = _tableau(diffrax.Euler() if solver is None else solver)
     if noise is not None and key is None:
@@ -80,8 +79,7 @@ def integrate_layers(
             slopes.append(slope)
         y = _combine(y, step_size, weights, slopes)
         if noise is not None and noise_key is not None:
-            scale = noise.std(y) * jnp.sqrt(step_size)
-            y = y + scale.astype(y.dtype) * jax.random.normal(noise_key, y.shape, y.dtype)
+            y = noise.add(y, noise_key, step_size)
         return y, substate
 
     y, substate = jax.lax.scan(step, y, (arrays, state.substate(layers), keys))
