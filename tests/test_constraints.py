@@ -21,6 +21,7 @@ from odejax.training import (
     clip_weights,
     drift_penalty,
     fit,
+    mixture_weights,
     row_sum_penalty,
 )
 
@@ -218,3 +219,22 @@ def test_a_model_without_a_flow_has_no_drift():
     with pytest.raises(ValueError, match="MLP has none"):
         drift_penalty(model, state, IMAGES)
     assert Predictor(model, state)(IMAGES[0]).shape == (10,)
+
+
+def test_mixture_weights_move_once_an_epoch_and_keep_their_sum():
+    params = {"weights": jnp.array([0.5, 0.5]), "other": jnp.array([1.0])}
+    optimizer = mixture_weights(optax.sgd(0.1), lambda p: p["weights"], learning_rate=0.2, every=3)
+    state = optimizer.init(params)
+    gradients = [jnp.array([1.0, 0.0]), jnp.array([2.0, -1.0]), jnp.array([0.0, -2.0])]
+    for epoch in range(2):
+        before = params["weights"]
+        for i, g in enumerate(gradients):
+            updates, state = optimizer.update({"weights": g, "other": jnp.ones(1)}, state, params)
+            params = optax.apply_updates(params, updates)
+            if i < 2:
+                np.testing.assert_array_equal(params["weights"], before)
+        moved = np.asarray(before) - 0.2 * np.array([1.0, -1.0])
+        np.testing.assert_allclose(params["weights"], moved / moved.sum(), rtol=1e-6)
+        np.testing.assert_allclose(params["other"], 1 - 0.1 * 3 * (epoch + 1), rtol=1e-6)
+    with pytest.raises(ValueError, match="every must be at least 1; got 0"):
+        mixture_weights(optax.sgd(0.1), lambda p: p, learning_rate=0.1, every=0)

@@ -5,8 +5,10 @@ from .autoattack import AutoAttack as AutoAttack
 from .base import (
     AbstractAttack as AbstractAttack,
     AttackResult as AttackResult,
+    check_at_least_one as check_at_least_one,
     check_labels as check_labels,
     check_pixels as check_pixels,
+    check_positive as check_positive,
     logit_margin as logit_margin,
 )
 from .boundary import Boundary as Boundary

@@ -25,6 +25,7 @@ class MIFGSM(AbstractClimb):
     decay: float = 1.0
     loss: Loss = eqx.field(static=True, default=cross_entropy)
     random_start: ClassVar[bool] = False
+    last: ClassVar[bool] = False
     random: ClassVar[bool] = False
 
     def step(
@@ -50,6 +51,7 @@ class DI2FGSM(AbstractClimb):
     smallest: float = 0.9
     loss: Loss = eqx.field(static=True, default=cross_entropy)
     random_start: ClassVar[bool] = False
+    last: ClassVar[bool] = False
     random: ClassVar[bool] = True
 
     def __check_init__(self):

@@ -1,5 +1,6 @@
 """Projected gradient descent (Madry et al. 2018), for any ball."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -24,7 +25,8 @@ class AbstractClimb(AbstractIterativeAttack):
     """x_{k+1} = project(x_k + step * steepest(m_k)), where m_k gathers gradients of the loss.
 
     The iterate with the smallest logit margin is kept, not the last one; memory does not grow with
-    the steps. Costs `steps` gradients and one evaluation, of the last iterate.
+    the steps. Costs `steps` gradients and one evaluation, of the last iterate; with `last` the last
+    iterate is what is returned, and not evaluated.
 
     A `step_size` of None is 2.5 eps / steps, which can cross the ball at every eps (but is too
     short to turn far along the surface of an l2 ball). Raises `ValueError` for fewer than one step,
@@ -35,6 +37,7 @@ class AbstractClimb(AbstractIterativeAttack):
     step_size: eqx.AbstractVar[float | Float[Array, ""] | None]
     loss: eqx.AbstractVar[Loss]
     random_start: eqx.AbstractVar[bool]
+    last: eqx.AbstractVar[bool]
     n_runs: ClassVar[int] = 1
     black_box: ClassVar[bool] = False
 
@@ -44,7 +47,7 @@ class AbstractClimb(AbstractIterativeAttack):
 
     @property
     def n_steps(self) -> int:
-        return self.steps + 1
+        return self.steps if self.last else self.steps + 1
 
     def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> ClimbState:
         x = problem.x
@@ -67,11 +70,11 @@ class AbstractClimb(AbstractIterativeAttack):
         _, gradient, logits = problem.value_and_gradient(self.loss, seen, key)
         momentum = gather(state.momentum, pull_back(gradient)[0])
         size = 2.5 * ball.eps / self.steps if self.step_size is None else self.step_size
-        return ClimbState(
-            ball.project(x_adv + size * ball.steepest(momentum), problem.x),
-            momentum,
-            state.worst.seen(problem, x_adv, logits, whole),
-        )
+        moved = ball.project(x_adv + size * ball.steepest(momentum), problem.x)
+        worst = state.worst.seen(problem, x_adv, logits, whole)
+        if self.last:
+            worst = dataclasses.replace(worst, x_adv=moved)
+        return ClimbState(moved, momentum, worst)
 
 
 class PGD(AbstractClimb):
@@ -80,12 +83,14 @@ class PGD(AbstractClimb):
     - `steps`, `step_size`: 40 and 0.01 (pixel scale), as in *natural* and *nmode*; None for
       2.5 eps / steps.
     - `random_start`: from a uniform draw in the ball rather than from x; several with `Restarts`.
+    - `last`: for adversarial training (*enresnet* Algorithm 1): return the last iterate.
     """
 
     steps: int = eqx.field(static=True, default=40)
     step_size: float | Float[Array, ""] | None = 0.01
     random_start: bool = eqx.field(static=True, default=True)
     loss: Loss = eqx.field(static=True, default=cross_entropy)
+    last: bool = eqx.field(static=True, default=False)
 
     @property
     def random(self) -> bool:
@@ -105,6 +110,7 @@ class IFGSM(AbstractClimb):
     loss: Loss = eqx.field(static=True, default=cross_entropy)
     random_start: ClassVar[bool] = False
     random: ClassVar[bool] = False
+    last: ClassVar[bool] = False
 
     def step(
         self, problem: Problem, state: ClimbState, i: Int[Array, ""], *, key: Key

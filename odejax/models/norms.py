@@ -66,6 +66,7 @@ class BatchNorm(eqx.Module):
     def __call__(self, x: Image, state: eqx.nn.State) -> tuple[Image, eqx.nn.State]:
         running = state.get(self.statistics)
         mean, variance = running
+        dtype, x = x.dtype, x.astype(mean.dtype)  # statistics of bfloat16 features are float32
         if not self.inference:
             mean = _batch_mean(x)
             variance = _batch_mean((x - mean) ** 2)
@@ -76,7 +77,7 @@ class BatchNorm(eqx.Module):
             )
             state = state.set(self.statistics, running)
         scale = self.scale * jax.lax.rsqrt(variance + self.eps)
-        return x * scale + (self.shift - mean * scale), state
+        return (x * scale + (self.shift - mean * scale)).astype(dtype), state
 
 
 def _batch_mean(x):

@@ -5,6 +5,7 @@ from .constraints import (
     Penalised as Penalised,
     clip_weights as clip_weights,
     drift_penalty as drift_penalty,
+    mixture_weights as mixture_weights,
     row_sum_penalty as row_sum_penalty,
 )
 from .fit import (
@@ -14,9 +15,16 @@ from .fit import (
     fit as fit,
     steps_per_epoch as steps_per_epoch,
 )
+from .free import FreeAdversarial as FreeAdversarial
+from .gradients import (
+    AbstractGradientRule as AbstractGradientRule,
+    Derivative as Derivative,
+)
+from .mixed_precision import MixedPrecision as MixedPrecision, in_precision as in_precision
 from .objectives import (
     Adversarial as Adversarial,
     CrossEntropy as CrossEntropy,
     batch_logits as batch_logits,
 )
 from .trades import TRADES as TRADES
+from .yopo import YOPO as YOPO

@@ -6,7 +6,7 @@ of the paper's PyTorch is `optax.add_decayed_weights` before `optax.adam`).
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -87,3 +87,47 @@ def clip_weights(c: float, where: Callable[[Any], Array]) -> optax.GradientTrans
         return eqx.tree_at(where, updates, jnp.clip(weight + change, -c, c) - weight), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+class _Mixture(NamedTuple):
+    inner: optax.OptState
+    gradient: Array  # summed since the last update
+    steps: Array
+
+
+def mixture_weights(
+    optimizer: optax.GradientTransformation,
+    where: Callable[[Any], Array],
+    *,
+    learning_rate: float,
+    every: int,
+) -> optax.GradientTransformation:
+    """`optimizer` for all but the weights w = `where(model)` of an ensemble (*enresnet* 5).
+
+    Those stand still for `every` steps (an epoch: `steps_per_epoch`), then take one step
+    w <- w - learning_rate g along their mean gradient and are divided by their sum, so that
+    sum w = 1. For `MixedEnResNet(softmax=False)`.
+    """
+    if not 0 < learning_rate < float("inf"):
+        raise ValueError(f"learning_rate must be finite and positive; got {learning_rate}")
+    if every < 1:
+        raise ValueError(f"every must be at least 1; got {every}")
+
+    def init(params):
+        return _Mixture(
+            optimizer.init(params), jnp.zeros_like(where(params)), jnp.zeros((), jnp.int32)
+        )
+
+    def update(updates, state, params=None):
+        if params is None:
+            raise ValueError("mixture_weights needs the weights: optimizer.update(..., params)")
+        weights, steps = where(params), state.steps + 1
+        gradient = state.gradient + where(updates)
+        due = steps % every == 0
+        moved = weights - learning_rate * gradient / every
+        change = jnp.where(due, moved / jnp.sum(moved) - weights, 0.0)
+        updates, inner = optimizer.update(updates, state.inner, params)
+        gradient = jnp.where(due, 0.0, gradient)
+        return eqx.tree_at(where, updates, change), _Mixture(inner, gradient, steps)
+
+    return optax.GradientTransformation(init, update)

@@ -21,6 +21,7 @@ from .._progress import progress_bar
 from .._types import Image, Key
 from ..data import ArrayDataset
 from .checkpoints import CheckpointError, Checkpoints, array_digest
+from .gradients import AbstractGradientRule, Derivative
 
 _SECONDS_PER_CALL = 0.5  # how long the device runs before the progress bar, and Ctrl-C, get a turn
 
@@ -48,6 +49,8 @@ class _TrainState(eqx.Module):
     params: PyTree
     state: eqx.nn.State
     opt_state: optax.OptState
+    carry: PyTree  # of the gradient rule
+    average: PyTree  # (steps, (weights, statistics)), or None
 
 
 def fit(
@@ -64,17 +67,23 @@ def fit(
     validation: ArrayDataset | None = None,
     score: Callable[..., float] = clean_accuracy,
     augment: Callable[[Image, Key], Image] | None = None,
+    average: float | None = None,
     progress: bool = True,
 ) -> Fit:
     """Train `model` and return it, from the epoch with the best validation score.
 
     - `dataset`: lives on the device as uint8; each epoch shuffles it and leaves out what does not
       fill a batch.
-    - `objective(model, state, images, labels, key=key) -> (loss, (state, n_correct))`.
+    - `objective(model, state, images, labels, key=key) -> (loss, (state, n_correct))`, which is
+      differentiated, or a rule that makes gradients in another way: `YOPO`, `FreeAdversarial`,
+      `Derivative(objective, parts)` for batches that do not fit into memory.
     - `optimizer`: any Optax transformation; a schedule counts steps (`steps_per_epoch`).
     - `validation`: scored by `score(predictor, validation, key=key)` after every epoch; without
       it the last epoch is returned.
     - `augment(image, key)`: applied on the device to each float image.
+    - `average`: validate and return not the weights but their exponential moving average, which
+      keeps this share of itself in every step (0.999, say); batch statistics too. In its first
+      steps it keeps less, (1 + step) / (10 + step), so as to forget the initial weights.
     - `checkpoint_dir`: after every epoch the run is saved there (atomically), with its metrics in
       `metrics.jsonl`. A run found there is continued, and ends bit for bit where an
       uninterrupted one would; raises `CheckpointError` if it is another run's (another key, data,
@@ -87,8 +96,13 @@ def fit(
         raise ValueError(f"epochs must be at least 1; got {epochs}")
     if not 1 <= batch_size <= len(dataset):
         raise ValueError(f"batch_size must be between 1 and {len(dataset)}; got {batch_size}")
+    if average is not None and not 0 <= average < 1:
+        raise ValueError(f"average must be at least 0 and below 1; got {average}")
     params, static = eqx.partition(model, eqx.is_inexact_array)
-    train = _TrainState(params, state, optimizer.init(params))
+    rule = objective if isinstance(objective, AbstractGradientRule) else Derivative(objective)
+    carry = rule.init((batch_size, *dataset.image_shape))
+    averaged = None if average is None else (jnp.zeros((), jnp.int32), (params, state))
+    train = _TrainState(params, state, optimizer.init(params), carry, averaged)
     best = (params, state)
     history: list[dict[str, float]] = []
     best_epoch, best_score = 0, -np.inf
@@ -102,6 +116,7 @@ def fit(
         "model": _structure(static),
         "objective": _structure(objective),
         "augmentation": getattr(augment, "__name__", None),
+        "average": average,
         "arrays": array_digest(train),
     }
     if checkpoints is not None:
@@ -113,9 +128,9 @@ def fit(
             best_epoch, best_score = meta["best_epoch"], meta["best_score"]
             _write_metrics(checkpoints.folder / "metrics.jsonl", history)
 
-    run_steps = _make_run_steps(static, objective, optimizer, augment, batch_size)
+    run_steps = _make_run_steps(static, rule, optimizer, augment, average, batch_size)
     images, labels = jnp.asarray(dataset.images), jnp.asarray(dataset.labels)
-    steps = steps_per_epoch(len(dataset), batch_size)
+    steps = steps_per_epoch(len(dataset), batch_size) * rule.replays
     first_epoch = len(history) + 1
     with progress_bar(enabled=progress) as bar:
         total = max(0, epochs - len(history)) * steps
@@ -154,11 +169,12 @@ def fit(
                 "examples_per_second": steps * batch_size / seconds,
             }
             value = float(epoch)  # without validation data the latest epoch is the best
+            current = (train.params, train.state) if train.average is None else train.average[1]
             if validation is not None:
-                predictor = Predictor(eqx.combine(train.params, static), train.state)
+                predictor = Predictor(eqx.combine(current[0], static), current[1])
                 value = record["validation"] = score(predictor, validation, key=score_key)
             if value > best_score:
-                best, best_epoch, best_score = (train.params, train.state), epoch, value
+                best, best_epoch, best_score = current, epoch, value
             history = [*history, record]
             if checkpoints is not None:
                 meta = {
@@ -177,7 +193,10 @@ def fit(
 
 
 def steps_per_epoch(n_examples: int, batch_size: int) -> int:
-    """How many steps `fit` takes in an epoch, for learning-rate schedules."""
+    """How many steps `fit` takes in an epoch, for learning-rate schedules.
+
+    (`FreeAdversarial` takes each of them `replays` times.)
+    """
     return n_examples // batch_size
 
 
@@ -192,7 +211,7 @@ def _structure(tree) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", text)  # addresses, which differ between processes
 
 
-def _make_run_steps(static, objective, optimizer, augment, batch_size):
+def _make_run_steps(static, rule, optimizer, augment, average, batch_size):
     """A jitted function that takes steps `first` to `last` of an epoch.
 
     Both are arguments, not constants: one program serves calls of any length.
@@ -202,26 +221,36 @@ def _make_run_steps(static, objective, optimizer, augment, batch_size):
     def run_steps(train, sums, images, labels, order, first, last, key):
         def step(i, carry):
             train, (loss_sum, correct_sum) = carry
-            indices = jax.lax.dynamic_slice_in_dim(order, i * batch_size, batch_size)
-            augment_key, objective_key = jax.random.split(jax.random.fold_in(key, i))
+            batch = i // rule.replays
+            indices = jax.lax.dynamic_slice_in_dim(order, batch * batch_size, batch_size)
+            augment_key, _ = jax.random.split(jax.random.fold_in(key, batch))
+            _, rule_key = jax.random.split(jax.random.fold_in(key, i))
             x, y = as_pixels(images[indices]), labels[indices]
             if augment is not None:
                 x = jax.vmap(augment)(x, jax.random.split(augment_key, batch_size))
 
-            def loss(params):
-                model = eqx.combine(params, static)
-                return objective(model, train.state, x, y, key=objective_key)
-
-            (value, (state, correct)), gradient = jax.value_and_grad(loss, has_aux=True)(
-                train.params
+            (value, (state, correct)), gradient, carry = rule(
+                train.params, static, train.state, train.carry, x, y, key=rule_key
             )
             updates, opt_state = optimizer.update(gradient, train.opt_state, train.params)
             params = eqx.apply_updates(train.params, updates)
-            return _TrainState(params, state, opt_state), (loss_sum + value, correct_sum + correct)
+            averaged = None if average is None else _move(train.average, (params, state), average)
+            train = _TrainState(params, state, opt_state, carry, averaged)
+            return train, (loss_sum + value, correct_sum + correct)
 
         return jax.lax.fori_loop(first, last, step, (train, sums))
 
     return run_steps
+
+
+def _move(average, new, share):
+    steps, old = average
+    share = jnp.minimum(share, (1 + steps) / (10 + steps))
+
+    def mean(a, b):
+        return share * a + (1 - share) * b if eqx.is_inexact_array(b) else b
+
+    return steps + 1, jax.tree.map(mean, old, new)
 
 
 def _check_fingerprint(saved, ours, folder):

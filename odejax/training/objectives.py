@@ -4,6 +4,8 @@
 float images (n, h, w, c); the model is vmapped over `BATCH_AXIS`, where BatchNorm finds its batch.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from .._predictor import Predictor
 from .._threat_model import AbstractBall
-from .._types import BATCH_AXIS, Key, Scalar
+from .._types import BATCH_AXIS, Image, Key, Logits, Scalar
 from ..attacks import AbstractAttack, cross_entropy
 
 Aux = tuple[eqx.nn.State, Int[Array, ""]]
@@ -59,12 +61,19 @@ class Adversarial(eqx.Module):
     """`objective` on the attacked batch: min_model E max_{x' in ball} loss (Madry et al. 2018).
 
     The attack sees the model as a `Predictor`, in inference mode: BatchNorm uses its running
-    statistics there, and the statistics are updated by the attacked batch alone.
+    statistics there, and the statistics are updated by the attacked batch alone. With `train_mode`
+    it sees it as it is trained, as in the code of *enresnet*: batch statistics are those of the
+    attacked batch in every step, and the attack climbs the loss of all images together. (That is
+    for attacks of a fixed number of steps.)
+
+    PGD adversarial training is `Adversarial(PGD(10, 2 / 255, last=True), ball)`, the fast one
+    (Wong et al. 2020) `Adversarial(PGD(1, 10 / 255, last=True), ball)`, at eps 8/255.
     """
 
     attack: AbstractAttack
     ball: AbstractBall
     objective: CrossEntropy = CrossEntropy()
+    train_mode: bool = eqx.field(static=True, default=False)
 
     def __call__(
         self,
@@ -76,17 +85,34 @@ class Adversarial(eqx.Module):
         key: Key,
     ) -> tuple[Scalar, Aux]:
         attack_key, key = jax.random.split(key)
-        predictor = as_attacked(model, state)
+        predictor = (
+            _Training(_constant(model), state) if self.train_mode else as_attacked(model, state)
+        )
 
         def attacked(x, y, key):
             return self.attack(predictor, x, y, self.ball, key=key).x_adv
 
         keys = jax.random.split(attack_key, len(images))
-        images = jax.vmap(attacked)(images, labels, keys)
+        images = jax.vmap(attacked, axis_name=BATCH_AXIS)(images, labels, keys)
         return self.objective(model, state, jax.lax.stop_gradient(images), labels, key=key)
 
 
 def as_attacked(model, state: eqx.nn.State) -> Predictor:
     """The model in inference mode, its weights constants."""
+    return Predictor(_constant(model), state)
+
+
+class _Training(eqx.Module):
+    """The logits of a model as it is trained; what it does to its state is forgotten."""
+
+    model: Any
+    state: eqx.nn.State
+
+    def __call__(self, x: Image, *, key: Key | None = None) -> Logits:
+        state = jax.tree.map(lambda leaf: leaf, self.state)  # Equinox lets a state be used once
+        return self.model(x, state, key=key)[0]
+
+
+def _constant(model):
     arrays, static = eqx.partition(model, eqx.is_array)
-    return Predictor(eqx.combine(jax.lax.stop_gradient(arrays), static), state)
+    return eqx.combine(jax.lax.stop_gradient(arrays), static)

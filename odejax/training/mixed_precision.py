@@ -1,0 +1,55 @@
+"""Low-precision arithmetic with float32 weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .._types import Image, Key, Logits, Scalar
+from .objectives import Aux, CrossEntropy
+
+
+class MixedPrecision(eqx.Module):
+    """`objective` on the network computed in bfloat16; its weights, logits and loss stay float32.
+
+    Weights and images are rounded to `dtype` whenever the network is evaluated, attacks within the
+    objective included; gradients, optimizer and batch statistics are float32. Evaluate what was
+    trained in float32, or as it was trained by `in_precision(model)`.
+    """
+
+    objective: Callable[..., tuple[Scalar, Aux]] = CrossEntropy()
+    dtype: Any = eqx.field(static=True, default=jnp.bfloat16)
+
+    def __call__(
+        self,
+        model,
+        state: eqx.nn.State,
+        images: Float[Array, "n h w c"],
+        labels: Int[Array, " n"],
+        *,
+        key: Key,
+    ) -> tuple[Scalar, Aux]:
+        return self.objective(in_precision(model, self.dtype), state, images, labels, key=key)
+
+
+def in_precision(model: Any, dtype: Any = jnp.bfloat16) -> "_Cast":
+    """`model`, computed in `dtype`; its weights stay as they are."""
+    return _Cast(model, dtype)
+
+
+class _Cast(eqx.Module):
+    model: Any
+    dtype: Any = eqx.field(static=True)
+
+    def __call__(
+        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
+    ) -> tuple[Logits, eqx.nn.State]:
+        def cast(leaf):
+            return leaf.astype(self.dtype) if eqx.is_inexact_array(leaf) else leaf
+
+        model = jax.tree.map(cast, self.model)
+        logits, state = model(x.astype(self.dtype), state, key=key)
+        return logits.astype(x.dtype), state

@@ -1,0 +1,118 @@
+"""You only propagate once (Zhang et al. 2019)."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._threat_model import AbstractBall
+from .._types import BATCH_AXIS, Key
+from ..attacks import check_at_least_one, check_positive, cross_entropy
+from .gradients import AbstractGradientRule, Gradient
+
+
+class YOPO(AbstractGradientRule):
+    """You only propagate once (Zhang et al. 2019): attacks through the first layer alone.
+
+    YOPO-m-n: `m` times the network's loss is differentiated at x + eta, by the weights and by the
+    first layer's output (the adjoint p), and each time eta takes `n` steps of
+    steepest(grad_eta <p, f_0(x + eta)>) with p fixed. The weights' gradient is the mean of the m.
+    So m + 1 backward passes do what takes PGD m n + 1. (Where f_0 is linear, as a convolution
+    is, its n steps all have one direction: they are a single step n times as long.)
+
+    - `first(model)`: the layer f_0, called as f_0(x), such as `lambda m: m.net.stem` of a
+      `PreActResNet`.
+    - `apply(layer, x)`: how it is applied; for the stacked layers of an `EnResNet`
+      `eqx.filter_vmap(lambda layer, x: layer(x), in_axes=(eqx.if_array(0), None))`.
+    - `step_size`: None is 2.5 eps / (m n).
+
+    From a random start in the ball; batch statistics are those of each attacked batch.
+    """
+
+    ball: AbstractBall
+    first: Callable[[Any], Callable] = eqx.field(static=True)
+    m: int = eqx.field(static=True, default=5)
+    n: int = eqx.field(static=True, default=3)
+    step_size: float | None = None
+    apply: Callable = eqx.field(static=True, default=lambda layer, x: layer(x))
+    replays: ClassVar[int] = 1
+
+    def __check_init__(self):
+        check_at_least_one(m=self.m, n=self.n)
+        check_positive(step_size=self.step_size)
+
+    def init(self, shape: tuple[int, int, int, int]) -> PyTree:
+        return None
+
+    def __call__(
+        self,
+        params: PyTree,
+        static: PyTree,
+        state: eqx.nn.State,
+        carry: PyTree,
+        images: Float[Array, "n h w c"],
+        labels: Int[Array, " n"],
+        *,
+        key: Key,
+    ) -> Gradient:
+        start_key, *keys = jax.random.split(key, 1 + self.m)
+        ball, n = self.ball, len(images)
+        size = 2.5 * ball.eps / (self.m * self.n) if self.step_size is None else self.step_size
+        layer = self.first(eqx.combine(params, static))
+        output = jax.eval_shape(lambda x: self.apply(layer, x), images[0])
+        taps = jnp.zeros((n, *output.shape), output.dtype)
+
+        def outer(total, key):
+            x_adv, state, gradient = total
+
+            def loss(params, taps):
+                model = eqx.combine(params, static)
+                logits, new_state = self._logits(model, state, x_adv, taps, key)
+                correct = jnp.sum(jnp.argmax(logits, axis=1) == labels)
+                value = jnp.mean(jax.vmap(cross_entropy)(logits, labels))
+                return value, (new_state, correct)
+
+            (value, (state, correct)), (slope, adjoint) = jax.value_and_grad(
+                loss, (0, 1), has_aux=True
+            )(params, taps)
+
+            def inner(x_adv, _):
+                def one(x_adv, p, x):
+                    _, pull_back = jax.vjp(lambda x: self.apply(layer, x), x_adv)
+                    return ball.project(x_adv + size * ball.steepest(pull_back(p)[0]), x)
+
+                return jax.vmap(one)(x_adv, adjoint, images), None
+
+            x_adv, _ = jax.lax.scan(inner, x_adv, None, length=self.n)
+            return (x_adv, state, jax.tree.map(jnp.add, gradient, slope)), (value, correct)
+
+        x_adv = jax.vmap(lambda x, key: ball.sample(x, key=key))(
+            images, jax.random.split(start_key, n)
+        )
+        total = x_adv, state, jax.tree.map(jnp.zeros_like, params)
+        (_, state, gradient), (values, corrects) = jax.lax.scan(outer, total, jnp.stack(keys))
+        mean = jax.tree.map(lambda g: g / self.m, gradient)
+        return (jnp.mean(values), (state, corrects[-1])), mean, carry
+
+    def _logits(self, model, state, images, taps, key):
+        """Logits with an array for each image added to what the first layer says of it."""
+
+        def one(x, tap, key):
+            tapped = eqx.tree_at(self.first, model, _Tapped(self.first(model), tap))
+            return tapped(x, state, key=key)
+
+        keys = jax.random.split(key, len(images))
+        return jax.vmap(one, out_axes=(0, None), axis_name=BATCH_AXIS)(images, taps, keys)
+
+
+class _Tapped(eqx.Module):
+    """layer(x) + tap: the derivative by the tap is that by the layer's output."""
+
+    layer: Callable
+    tap: Array
+
+    def __call__(self, x):
+        return self.layer(x) + self.tap

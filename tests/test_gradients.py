@@ -1,0 +1,293 @@
+"""Gradient rules against the same steps written out with `jax.grad`, and what they achieve."""
+
+import dataclasses
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import digits, train
+
+from odejax import LinfBall, Predictor
+from odejax.attacks import PGD, cross_entropy
+from odejax.evaluation import robust_accuracy
+from odejax.models import MLP, BatchNorm, EnResNet, PreActResNet, ResNet
+from odejax.solvers import ConstantNoise
+from odejax.training import (
+    YOPO,
+    Adversarial,
+    CrossEntropy,
+    Derivative,
+    FreeAdversarial,
+    MixedPrecision,
+    batch_logits,
+    fit,
+)
+
+KEY = jax.random.key(4)
+BALL = LinfBall(0.1)
+IMAGES = jnp.asarray(digits().pixels[:12])
+LABELS = jnp.asarray(digits().labels[:12])
+
+
+def make(cls, **settings):
+    model, state = eqx.nn.make_with_state(cls)((8, 8, 1), 10, key=KEY, **settings)
+    return (*eqx.partition(model, eqx.is_inexact_array), state)
+
+
+def apply(rule, model, carry=None, key=KEY, images=IMAGES):
+    params, static, state = model
+    return eqx.filter_jit(rule)(params, static, clone(state), carry, images, LABELS, key=key)
+
+
+def clone(state):
+    return jax.tree.map(lambda leaf: leaf, state)  # Equinox lets a state be used once
+
+
+def loss(params, static, state, images):
+    logits, _ = batch_logits(eqx.combine(params, static), clone(state), images, key=KEY)
+    return jnp.mean(jax.vmap(cross_entropy)(logits, LABELS))
+
+
+def assert_close(ours, theirs, **tolerance):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, **tolerance)
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole():
+    model = make(MLP, width=8)
+    (value, (_, correct)), whole, _ = apply(Derivative(CrossEntropy()), model)
+    (sum_of, (_, also)), parts, _ = apply(Derivative(CrossEntropy(), 4), model)
+    assert float(value) == pytest.approx(float(sum_of), rel=1e-6)
+    assert correct == also
+    assert_close(parts, whole, rtol=1e-4, atol=1e-7)
+    with pytest.raises(ValueError, match="parts must divide the batch of 12; got 5"):
+        Derivative(CrossEntropy(), 5).init(IMAGES.shape)
+
+
+def test_parts_hand_the_batch_statistics_on():
+    model = make(ResNet, width=4, depth=1, norm=BatchNorm)
+    (_, (state, _)), _, _ = apply(Derivative(CrossEntropy(), 3), model)
+    params, static, expected = model
+    for part in np.split(np.arange(12), 3):
+        both = eqx.combine(params, static)
+        _, expected = batch_logits(both, expected, IMAGES[part], key=KEY)
+    assert_close(state, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_free_training_moves_weights_and_images_by_one_gradient():
+    params, static, state = make(MLP, width=8)
+    rule = FreeAdversarial(BALL, replays=3)
+    carry = rule.init(IMAGES.shape)
+    delta = np.zeros(IMAGES.shape, np.float32)
+    for images in (IMAGES, IMAGES, IMAGES[::-1]):  # the last batch meets another's perturbation
+        x_adv = np.clip(images + delta, 0, 1)
+        expected, slope = jax.grad(loss, (0, 3))(params, static, state, x_adv)
+        delta = np.clip(x_adv + 0.1 * np.sign(slope) - images, -0.1, 0.1)
+        delta = np.clip(images + delta, 0, 1) - images
+        _, gradient, carry = apply(rule, (params, static, state), carry, images=images)
+        assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(carry, delta, atol=1e-6)
+
+
+def linear(layer, x):
+    return layer(jnp.ravel(x))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_behind_a_linear_layer_yopo_is_projected_gradient_ascent(n):
+    """<p, W (x + eta)> has the slope W^T p, that of the loss, wherever the n steps have got to."""
+    params, static, state = model = make(MLP, width=8)
+    rule = YOPO(BALL, lambda m: m.layers[0], m=4, n=n, step_size=0.02, apply=linear)
+    start_key = jax.random.split(KEY, 5)[0]
+    x = jax.vmap(lambda x, key: BALL.sample(x, key=key))(IMAGES, jax.random.split(start_key, 12))
+    total, values = None, []
+    for _ in range(4):
+        value, (gradient, slope) = jax.value_and_grad(loss, (0, 3))(params, static, state, x)
+        values.append(value)
+        total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
+        for _ in range(n):
+            x = np.clip(np.clip(x + 0.02 * np.sign(slope), IMAGES - 0.1, IMAGES + 0.1), 0, 1)
+    (value, _), gradient, _ = apply(rule, model)
+    assert float(value) == pytest.approx(float(np.mean(values)), rel=1e-4)
+    assert_close(gradient, jax.tree.map(lambda g: g / 4, total), rtol=1e-3, atol=1e-6)
+
+
+class Bent(eqx.Module):
+    """tanh(W x), then V: a first layer that is not linear."""
+
+    first: eqx.nn.Lambda
+    weight: jax.Array
+
+    def __call__(self, x, state, *, key=None):
+        return self.weight @ self.first(x), state
+
+
+class Tanh(eqx.Module):
+    weight: jax.Array
+
+    def __call__(self, x):
+        return jnp.tanh(self.weight @ jnp.ravel(x))
+
+
+def test_yopo_keeps_the_adjoint_while_the_first_layer_bends():
+    first, second = (jax.random.normal(k, s) for k, s in zip(
+        jax.random.split(KEY), ((8, 64), (10, 8)), strict=True
+    ))  # fmt: skip
+    net = Bent(Tanh(first), second)
+    params, static = eqx.partition(net, eqx.is_inexact_array)
+    rule = YOPO(BALL, lambda m: m.first, m=2, n=2, step_size=0.03)
+    (value, _), _, _ = apply(rule, (params, static, eqx.nn.State(net)))
+    start_key = jax.random.split(KEY, 3)[0]
+    keys = jax.random.split(start_key, 12)
+    values = []
+    x = jax.vmap(lambda x, key: BALL.sample(x, key=key))(IMAGES, keys)
+    for _ in range(2):
+        features = jax.vmap(net.first)(x)
+        z = features @ second.T
+        values.append(np.mean(jax.vmap(cross_entropy)(z, LABELS)))
+        adjoint = (jax.nn.softmax(z) - jax.nn.one_hot(LABELS, 10)) @ second
+        for _ in range(2):
+            bend = 1 - jnp.tanh(x.reshape(12, -1) @ first.T) ** 2
+            slope = ((adjoint * bend) @ first).reshape(x.shape)
+            x = jnp.clip(jnp.clip(x + 0.03 * jnp.sign(slope), IMAGES - 0.1, IMAGES + 0.1), 0, 1)
+    assert float(value) == pytest.approx(np.mean(values), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "first", "how"),
+    [
+        (PreActResNet, {"depth": 8}, lambda m: m.net.stem, {}),
+        (
+            EnResNet,
+            {"base": PreActResNet, "depth": 8, "noise": ConstantNoise(0.0)},
+            lambda m: m.nets.net.stem,
+            {"apply": eqx.filter_vmap(lambda layer, x: layer(x), in_axes=(eqx.if_array(0), None))},
+        ),
+    ],
+    ids=("PreActResNet", "EnResNet"),
+)
+def test_yopo_takes_networks_and_ensembles(cls, settings, first, how):
+    params, static, state = model = make(cls, **settings)
+    rule = YOPO(BALL, first, m=1, n=1, **how)
+    start_key = jax.random.split(KEY, 2)[0]
+    x = jax.vmap(lambda x, key: BALL.sample(x, key=key))(IMAGES, jax.random.split(start_key, 12))
+    expected = jax.grad(loss)(params, static, state, x)
+    _, gradient, _ = apply(rule, model)
+    assert_close(gradient, expected, rtol=1e-2, atol=1e-4)
+
+
+def attacked_images(objective, model, state):
+    """What the objective trains on."""
+    seen = []
+
+    class Spy(CrossEntropy):
+        def __call__(self, model, state, images, labels, *, key):
+            seen.append(images)
+            return super().__call__(model, state, images, labels, key=key)
+
+    spied = dataclasses.replace(objective, objective=Spy())
+    spied(model, clone(state), IMAGES, LABELS, key=KEY)
+    return np.asarray(seen[0])
+
+
+def test_in_train_mode_the_attack_climbs_through_the_batch_statistics():
+    params, static, state = make(ResNet, width=4, depth=1, norm=BatchNorm)
+    model = eqx.combine(params, static)
+    attack = PGD(1, 0.03, random_start=False, last=True)
+    together = attacked_images(Adversarial(attack, BALL, train_mode=True), model, state)
+    slope = jax.grad(loss, 3)(params, static, state, IMAGES)
+    expected = np.clip(IMAGES + 0.03 * np.sign(slope), 0, 1)
+    assert np.mean(np.abs(together - expected) < 1e-6) > 0.99  # slopes of rounding size apart
+
+    alone = attacked_images(Adversarial(attack, BALL), model, state)
+    frozen = Predictor(model, state)
+    slope = jax.vmap(jax.grad(lambda x, y: cross_entropy(frozen(x), y)))(IMAGES, LABELS)
+    expected = np.clip(IMAGES + 0.03 * np.sign(slope), 0, 1)
+    assert np.mean(np.abs(alone - expected) < 1e-6) > 0.99
+    assert np.mean(np.abs(alone - together) > 1e-6) > 0.01
+
+
+def test_mixed_precision_computes_in_bfloat16_and_keeps_float32():
+    model = make(PreActResNet, depth=8)
+    (value, (state, _)), gradient, _ = apply(Derivative(MixedPrecision()), model)
+    (exact, _), slope, _ = apply(Derivative(CrossEntropy()), model)
+    assert value.dtype == jnp.float32
+    assert float(value) == pytest.approx(float(exact), rel=0.02)
+    assert {leaf.dtype for leaf in jax.tree.leaves((gradient, state))} == {jnp.dtype("float32")}
+    flat = [jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(t)]) for t in (gradient, slope)]
+    cosine = jnp.vdot(*flat) / (jnp.linalg.norm(flat[0]) * jnp.linalg.norm(flat[1]))
+    assert 0.98 < float(cosine) < 0.999999
+    params, static, state = model
+    rule = Derivative(MixedPrecision())
+    text = str(
+        jax.make_jaxpr(lambda p: rule(p, static, clone(state), None, IMAGES, LABELS, key=KEY))(
+            params
+        )
+    )
+    convolutions = [line for line in text.splitlines() if "odejax_conv2d" in line]
+    assert convolutions
+    assert all("bf16" in line for line in convolutions)
+
+
+@pytest.mark.parametrize("name", ["free", "YOPO", "fast"])
+def test_the_cheap_methods_make_a_network_robust(name):
+    ball = LinfBall(0.15)
+    rule, epochs = {
+        "free": (FreeAdversarial(ball, replays=4), 6),
+        "YOPO": (YOPO(ball, lambda m: m.layers[0], m=3, n=2, apply=linear), 20),
+        "fast": (Adversarial(PGD(1, 0.18, last=True), ball), 20),
+    }[name]
+    maker = partial(eqx.nn.make_with_state(MLP), (8, 8, 1), 10, width=64)
+    test = digits("test", 200)
+
+    def left(objective, epochs):
+        predictor = train(lambda key: maker(key=key), objective=objective, epochs=epochs)
+        attack = PGD(20, None)
+        return robust_accuracy(
+            attack, predictor, test.pixels, test.labels, ball, key=KEY
+        ).accuracy  # fmt: skip
+
+    assert left(rule, epochs) > left(None, 20) + 0.1
+
+
+def counting(average, epochs=1, **settings):
+    """Every weight goes up by 1 in every step."""
+    model, state = eqx.nn.make_with_state(MLP)((8, 8, 1), 10, width=4, key=KEY)
+    ones = optax.stateless(lambda updates, params: jax.tree.map(jnp.ones_like, params))
+    data = digits("train", 64)
+    return model, fit(
+        model, state, data, CrossEntropy(), ones, epochs=epochs, batch_size=8, key=KEY,
+        average=average, progress=False, **settings,
+    )  # fmt: skip
+
+
+def test_the_average_of_the_weights_is_what_is_returned():
+    model, result = counting(0.5)
+    mean = 0.0
+    for step in range(8):
+        share = min(0.5, (1 + step) / (10 + step))
+        mean = share * mean + (1 - share) * (step + 1)
+    first, averaged = (m.layers[0].weight for m in (model, result.model))
+    np.testing.assert_allclose(averaged - first, mean, rtol=1e-5)
+    np.testing.assert_allclose(counting(None)[1].model.layers[0].weight - first, 8, rtol=1e-5)
+    with pytest.raises(ValueError, match="average must be at least 0 and below 1; got 1"):
+        counting(1.0)
+
+
+def test_what_a_rule_carries_and_the_average_survive_an_interruption(tmp_path):
+    def run(epochs, folder=None):
+        model, state = eqx.nn.make_with_state(MLP)((8, 8, 1), 10, width=4, key=KEY)
+        result = fit(
+            model, state, digits("train", 64), FreeAdversarial(BALL, 3), optax.adam(1e-2),
+            epochs=epochs, batch_size=16, key=KEY, average=0.9, progress=False,
+            checkpoint_dir=folder,
+        )  # fmt: skip
+        return jax.tree.leaves(eqx.filter(result.model, eqx.is_array))
+
+    run(1, tmp_path)
+    for a, b in zip(run(3, tmp_path), run(3), strict=True):
+        np.testing.assert_array_equal(a, b)

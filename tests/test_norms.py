@@ -1,0 +1,67 @@
+"""BatchNorm against its formulas, in PyTorch's conventions."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from odejax._types import BATCH_AXIS
+from odejax.models import BatchNorm
+
+
+def normalise(norm, state, xs):
+    return jax.vmap(lambda x: norm(x, state), out_axes=(0, None), axis_name=BATCH_AXIS)(xs)
+
+
+@pytest.fixture
+def made():
+    norm, state = eqx.nn.make_with_state(BatchNorm)(3)
+    where = lambda n: (n.scale, n.shift)  # noqa: E731
+    return eqx.tree_at(where, norm, (jnp.array([1.0, 2, 3]), jnp.array([0.5, 0, -1]))), state
+
+
+def test_a_training_batch_is_normalised_and_moves_the_running_statistics(made):
+    norm, state = made
+    rng = np.random.default_rng(0)
+    mean, variance = np.zeros(3), np.ones(3)
+    for _ in range(3):
+        xs = rng.normal(2, 3, size=(5, 4, 2, 3))
+        ys, state = normalise(norm, state, jnp.asarray(xs, jnp.float32))
+        pixels = xs.reshape(-1, 3)
+        expected = (xs - pixels.mean(0)) / np.sqrt(pixels.var(0) + 1e-5) * [1, 2, 3] + [0.5, 0, -1]
+        np.testing.assert_allclose(ys, expected, atol=1e-5)
+        mean = 0.9 * mean + 0.1 * pixels.mean(0)
+        variance = 0.9 * variance + 0.1 * pixels.var(0, ddof=1)
+    for ours, theirs in zip(state.get(norm.statistics), (mean, variance), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    alone, after = eqx.nn.inference_mode(norm)(jnp.asarray(xs[0], jnp.float32), state)
+    expected = (xs[0] - mean) / np.sqrt(variance + 1e-5) * [1, 2, 3] + [0.5, 0, -1]
+    np.testing.assert_allclose(alone, expected, atol=1e-5)
+    np.testing.assert_array_equal(after.get(norm.statistics)[0], state.get(norm.statistics)[0])
+
+
+def test_the_derivative_counts_what_a_pixel_does_to_the_statistics(made):
+    norm, state = made
+    xs = jax.random.normal(jax.random.key(0), (4, 2, 2, 3))
+    # f: a fixed linear form of the output, so its derivative tests every entry of the Jacobian.
+    weights = jax.random.normal(jax.random.key(1), xs.shape)
+
+    def f(xs):
+        copied = jax.tree.map(lambda leaf: leaf, state)
+        return jnp.sum(weights * normalise(norm, copied, xs)[0])
+
+    direction = jax.random.normal(jax.random.key(2), xs.shape)
+    h = 1e-2
+    slope = (f(xs + h * direction) - f(xs - h * direction)) / (2 * h)
+    np.testing.assert_allclose(jnp.sum(jax.grad(f)(xs) * direction), slope, rtol=2e-3)
+
+
+def test_features_in_bfloat16_have_statistics_in_float32(made):
+    norm, state = made
+    xs = 100 + jax.random.normal(jax.random.key(0), (8, 4, 4, 3))
+    ys, state = normalise(norm, state, xs.astype(jnp.bfloat16))
+    assert ys.dtype == jnp.bfloat16
+    mean, _ = state.get(norm.statistics)
+    rounded = np.asarray(xs.astype(jnp.bfloat16), np.float64).reshape(-1, 3)
+    np.testing.assert_allclose(mean, 0.1 * rounded.mean(0), rtol=1e-6)  # bfloat16 rounds to 0.5
