@@ -4,6 +4,10 @@ from .chebyshev import (
     ChebyshevFlowMap as ChebyshevFlowMap,
     interval_flow_map as interval_flow_map,
 )
+from .convection_diffusion import (
+    convection_diffusion as convection_diffusion,
+    spectral_gradient as spectral_gradient,
+)
 from .feynman_kac import (
     AbstractNoise as AbstractNoise,
     ConstantNoise as ConstantNoise,
@@ -14,4 +18,9 @@ from .feynman_kac import (
 from .flow_map import AbstractFlowMap as AbstractFlowMap
 from .fourier import FourierFlowMap as FourierFlowMap, periodic_flow_map as periodic_flow_map
 from .layered import integrate_layers as integrate_layers, stack_layers as stack_layers
+from .multilevel import (
+    Level as Level,
+    MultilevelExpectation as MultilevelExpectation,
+    multilevel_feynman_kac as multilevel_feynman_kac,
+)
 from .ssprk import SSPRK22 as SSPRK22, SSPRK33 as SSPRK33

@@ -1,0 +1,140 @@
+"""Multilevel Monte Carlo for the Feynman-Kac formula (Giles 2008; the remark of *enresnet* 5).
+
+    E[P_L] = E[P_0] + sum_l E[P_l - P_{l-1}],
+
+where P_l takes `steps[l]` steps along the same Brownian path as P_{l-1}. The differences vary
+little, so most paths are those of the cheapest level: an ensemble of many shallow networks and few
+deep ones.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._types import Key
+from .feynman_kac import AbstractNoise
+
+
+class Level(NamedTuple):
+    """What was drawn of one level: P_0, or the difference to the level below.
+
+    `mean` and `variance` have the shape of the terminal condition's values.
+    """
+
+    steps: int
+    paths: int
+    mean: np.ndarray
+    variance: np.ndarray
+    cost: int  # evaluations of the drift along one path
+
+
+class MultilevelExpectation(NamedTuple):
+    """The estimate, its standard error, the levels, and what plain Monte Carlo would have cost.
+
+    Both costs are evaluations of the drift; the plain one is for the same standard error with the
+    finest level's steps.
+    """
+
+    mean: np.ndarray
+    standard_error: np.ndarray
+    levels: list[Level]
+    cost: int
+    plain_cost: float
+
+
+def multilevel_feynman_kac(
+    terminal: Callable[[Float[Array, "..."]], Float[Array, "..."]],
+    drift: Callable[[Any, Float[Array, "..."]], Float[Array, "..."]],
+    noise: AbstractNoise,
+    x: Float[Array, "..."],
+    *,
+    steps: Sequence[int] = (1, 2, 4, 8, 16),
+    standard_error: float,
+    key: Key,
+    t1: float = 1.0,
+    batch: int = 1024,
+) -> MultilevelExpectation:
+    """`feynman_kac` with the `steps` of the finest level, to a standard error, at the least cost.
+
+    Each level starts with `batch` paths; their variances V_l and costs C_l then say how many it
+    gets, N_l proportional to sqrt(V_l / C_l), in multiples of `batch`. Where the values are arrays,
+    the entry that varies most counts. Raises `ValueError` unless every level's steps are a multiple
+    of the one before, and for a standard error that is not positive.
+    """
+    steps = tuple(steps)
+    if not steps or min(steps) < 1 or any(b <= a or b % a for a, b in itertools.pairwise(steps)):
+        raise ValueError(f"steps must be positive, each a larger multiple of the last; got {steps}")
+    if not 0 < standard_error < float("inf"):
+        raise ValueError(f"standard_error must be finite and positive; got {standard_error}")
+    if batch < 2:
+        raise ValueError(f"batch must be at least 2; got {batch}")
+
+    pairs = [(fine, steps[i - 1] if i else None) for i, fine in enumerate(steps)]
+    cost = np.array([fine + (coarse or 0) for fine, coarse in pairs])
+
+    def draws(level, first, last):
+        keys = (jax.random.fold_in(jax.random.fold_in(key, level), i) for i in range(first, last))
+        problem = terminal, drift, noise, x, t1, *pairs[level], batch
+        return [[np.asarray(a, np.float64) for a in _draw(*problem, k)] for k in keys]
+
+    chunks = [draws(level, 0, 1) for level in range(len(steps))]
+    variance = np.array([np.max(chunk[0][1]) for chunk in chunks])
+    wanted = np.sqrt(variance / cost) * np.sqrt(variance * cost).sum() / standard_error**2
+    for level, n in enumerate(wanted):
+        chunks[level] += draws(level, 1, int(np.ceil(n / batch)))
+    levels = [
+        Level(fine, len(chunk) * batch, *_pooled(chunk, batch), int(c))
+        for (fine, _), chunk, c in zip(pairs, chunks, cost, strict=True)
+    ]
+    error = np.sqrt(sum(level.variance / level.paths for level in levels))
+    finest = np.max(np.mean([c[2] for c in chunks[-1]], axis=0))
+    return MultilevelExpectation(
+        sum(level.mean for level in levels),  # pyright: ignore[reportArgumentType]
+        error,
+        levels,
+        sum(level.paths * level.cost for level in levels),
+        steps[-1] * float(finest / np.max(error) ** 2),
+    )
+
+
+@eqx.filter_jit
+def _draw(terminal, drift, noise, x, t1, fine, coarse, batch, key):
+    """Mean and variance of `batch` differences, and the variance of the finer values."""
+
+    def path(key):
+        increments = jax.random.normal(key, (fine, *x.shape), x.dtype) * (t1 / fine) ** 0.5
+        value = terminal(_euler_maruyama(drift, noise, x, increments, t1))
+        if coarse is None:
+            return value, value
+        increments = increments.reshape(coarse, fine // coarse, *x.shape).sum(1)
+        return value - terminal(_euler_maruyama(drift, noise, x, increments, t1)), value
+
+    values, finest = jax.vmap(path)(jax.random.split(key, batch))
+    return jnp.mean(values, 0), jnp.var(values, 0, ddof=1), jnp.var(finest, 0, ddof=1)
+
+
+def _euler_maruyama(drift, noise, x, increments, t1):
+    """x(t1), one step for each of the Brownian increments."""
+    dt = t1 / len(increments)
+
+    def step(y, step):
+        i, increment = step
+        moved = y + dt * drift(i * dt, y)
+        return moved + noise.std(moved) * increment, None
+
+    y, _ = jax.lax.scan(step, x, (jnp.arange(len(increments)), increments))
+    return y
+
+
+def _pooled(chunks, batch):
+    """The mean and variance of all chunks together."""
+    means, variances = (np.stack([chunk[i] for chunk in chunks]) for i in (0, 1))
+    within = variances.sum(0) * (batch - 1)
+    between = batch * ((means - means.mean(0)) ** 2).sum(0)
+    return means.mean(0), (within + between) / (len(chunks) * batch - 1)

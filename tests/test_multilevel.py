@@ -1,0 +1,135 @@
+"""Multilevel Monte Carlo against closed forms of the Ornstein-Uhlenbeck process and plain Monte
+Carlo; weak order 1.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from odejax.solvers import (
+    ConstantNoise,
+    RelativeNoise,
+    feynman_kac,
+    multilevel_feynman_kac,
+)
+
+KEY = jax.random.key(0)
+THETA, SIGMA, X = 1.0, 0.8, jnp.array([1.0, -0.5])
+
+
+def drift(t, y):
+    return -THETA * y
+
+
+def gaussian(y):
+    return jnp.exp(-(y**2) / 2)
+
+
+def square(y):
+    return y**2
+
+
+def exact(f, mean, variance):
+    if f is square:
+        return mean**2 + variance
+    return np.exp(-(mean**2) / (2 * (1 + variance))) / np.sqrt(1 + variance)
+
+
+def process(f):
+    """u(x, 0) of the differential equation."""
+    x = np.asarray(X)
+    variance = SIGMA**2 * (1 - np.exp(-2 * THETA)) / (2 * THETA)
+    return exact(f, x * np.exp(-THETA), variance)
+
+
+def scheme(f, steps):
+    """u(x, 0) of Euler-Maruyama: y+ = r y + sigma sqrt(h) N."""
+    r, h = 1 - THETA / steps, 1 / steps
+    variance = SIGMA**2 * h * np.sum(r ** (2 * np.arange(steps)))
+    return exact(f, np.asarray(X) * r**steps, variance)
+
+
+@pytest.mark.parametrize("f", [square, gaussian])
+def test_the_weak_error_is_of_first_order(f):
+    counts, noise = np.array([2, 4, 8]), 1e-3
+    means = [
+        multilevel_feynman_kac(
+            f, drift, ConstantNoise(SIGMA), X, steps=(int(n),), standard_error=noise, key=KEY,
+            batch=32_768,
+        ).mean
+        for n in counts
+    ]  # fmt: skip
+    errors = np.array([mean - process(f) for mean in means])
+    order = -np.polyfit(np.log(counts), np.log(np.abs(errors).max(axis=1)), 1)[0]
+    assert np.abs(errors[-1]).max() > 5 * noise  # it is the bias that is seen
+    assert order == pytest.approx(1, abs=0.25)
+
+
+@pytest.mark.parametrize("f", [square, gaussian])
+def test_it_has_the_mean_of_the_finest_scheme_at_less_cost(f):
+    out = multilevel_feynman_kac(
+        f, drift, ConstantNoise(SIGMA), X, steps=(4, 8, 16, 32), standard_error=2e-3, key=KEY,
+        batch=256,
+    )  # fmt: skip
+    assert (np.abs(out.mean - scheme(f, 32)) < 4.5 * out.standard_error).all()
+    assert out.standard_error.max() < 2.2e-3
+    assert out.cost == sum(level.paths * level.cost for level in out.levels)
+    assert [level.cost for level in out.levels] == [4, 12, 24, 48]
+    assert out.plain_cost > 2 * out.cost
+    # The noise is additive: the differences shrink like the step, their variances like its square.
+    variances = [level.variance.max() for level in out.levels[1:]]
+    assert all(3 < a / b < 6 for a, b in itertools.pairwise(variances))
+    paths = [level.paths for level in out.levels]
+    assert paths == sorted(paths, reverse=True)
+
+
+def test_its_standard_error_is_that_of_repeated_estimates():
+    def estimate(seed):
+        return multilevel_feynman_kac(
+            jnp.sum, drift, RelativeNoise(0.5), X, steps=(1, 2, 4), standard_error=1.0,
+            key=jax.random.key(seed), batch=64,
+        )  # fmt: skip
+
+    estimates = [estimate(seed) for seed in range(300)]
+    ratio = np.std([e.mean for e in estimates]) / np.mean([e.standard_error for e in estimates])
+    assert ratio == pytest.approx(1, abs=0.2)  # 5 standard errors of a standard deviation
+
+
+def test_what_plain_monte_carlo_costs_is_what_it_takes():
+    out = multilevel_feynman_kac(
+        square, drift, ConstantNoise(SIGMA), X, steps=(4, 8), standard_error=4e-3, key=KEY
+    )
+    paths = int(out.plain_cost / 8)
+    plain = feynman_kac(square, drift, ConstantNoise(SIGMA), X, steps=8, paths=paths, key=KEY)
+    ratio = float(plain.standard_error.max()) / out.standard_error.max()
+    assert ratio == pytest.approx(1, abs=0.1)
+
+
+def test_one_level_is_plain_monte_carlo():
+    out = multilevel_feynman_kac(
+        square, drift, ConstantNoise(SIGMA), X, steps=(8,), standard_error=4e-3, key=KEY
+    )
+    plain = feynman_kac(
+        square, drift, ConstantNoise(SIGMA), X, steps=8, paths=out.levels[0].paths, key=KEY
+    )
+    both = np.hypot(out.standard_error, plain.standard_error)
+    assert (np.abs(out.mean - plain.mean) < 4.5 * both).all()
+    np.testing.assert_allclose(out.standard_error, plain.standard_error, rtol=0.05)
+    assert out.cost == pytest.approx(out.plain_cost, rel=0.01)
+
+
+@pytest.mark.parametrize("steps", [(), (0, 2), (2, 3), (4, 2)])
+def test_levels_that_do_not_nest_are_refused(steps):
+    with pytest.raises(ValueError, match="steps must be positive, each a larger multiple"):
+        multilevel_feynman_kac(
+            jnp.sum, drift, ConstantNoise(1.0), X, steps=steps, standard_error=1.0, key=KEY
+        )
+
+
+@pytest.mark.parametrize("error", [0.0, -1.0, float("nan")])
+def test_an_error_that_is_not_positive_is_refused(error):
+    with pytest.raises(ValueError, match="standard_error must be finite and positive"):
+        multilevel_feynman_kac(jnp.sum, drift, ConstantNoise(1.0), X, standard_error=error, key=KEY)
