@@ -10,7 +10,12 @@ from . import (
     solvers as solvers,
     training as training,
 )
-from ._predictor import MeanLogits as MeanLogits, Predictor as Predictor, predict as predict
+from ._predictor import (
+    EnsembleLogits as EnsembleLogits,
+    MeanLogits as MeanLogits,
+    Predictor as Predictor,
+    predict as predict,
+)
 from ._threat_model import AbstractBall as AbstractBall, L2Ball as L2Ball, LinfBall as LinfBall
 from ._types import (
     Image as Image,

@@ -1,13 +1,13 @@
 """What is attacked and certified: a model and its state, frozen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ._frozen import freeze
 from ._types import Image, Key, Logits, LogitsFn
@@ -47,6 +47,46 @@ class MeanLogits(eqx.Module):
 
     def __call__(self, x: Image, *, key: Key | None = None) -> Logits:
         return jnp.mean(jax.vmap(lambda k: self.logits_fn(x, key=k))(self.keys), axis=0)
+
+
+class EnsembleLogits(eqx.Module):
+    """sum_m w_m z_m(x) of separately trained networks (*enresnet* 4.2, Table 7).
+
+    `weights` are 1 / n by default. A gradient recomputes the activations of one member after the
+    other, so it takes the memory of the largest, whatever their number. Raises `ValueError` for no
+    members, or another number of weights.
+    """
+
+    members: tuple[LogitsFn, ...]
+    weights: Float[Array, " n"]
+
+    def __init__(self, members: Sequence[LogitsFn], weights: Sequence[float] | None = None):
+        if not members:
+            raise ValueError("an ensemble needs at least one member; got none")
+        if weights is not None and len(weights) != len(members):
+            raise ValueError(f"{len(members)} members need as many weights; got {len(weights)}")
+        self.members = tuple(members)
+        self.weights = jnp.asarray(
+            [1 / len(members)] * len(members) if weights is None else weights, jnp.float32
+        )
+
+    def __call__(self, x: Image, *, key: Key | None = None) -> Logits:
+        n, has_key = len(self.members), key is not None
+        keys = jax.random.split(key, n) if has_key else jnp.zeros(n)
+        branches = [
+            lambda x, k, member=member: member(x, key=k if has_key else None)
+            for member in self.members
+        ]
+
+        # A loop, whose turns cannot overlap: left to itself the compiler runs all members at once.
+        @jax.checkpoint
+        def add(total, turn):
+            i, weight, key = turn
+            return total + weight * jax.lax.switch(i, branches, x, key), None
+
+        shape = jax.eval_shape(branches[0], x, keys[0])
+        zero = jnp.zeros(shape.shape, shape.dtype)
+        return jax.lax.scan(add, zero, (jnp.arange(n), self.weights, keys))[0]
 
 
 @eqx.filter_jit

@@ -1,0 +1,106 @@
+"""Ensembles: their mean, their weights, and what they take to attack."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import IMAGE_SHAPE, constant_image, digits, linear_logits, predictor_of
+
+from odejax import EnsembleLogits, Predictor
+from odejax.attacks import cross_entropy
+from odejax.models import MixedEnResNet, PreActResNet, ResNet
+from odejax.solvers import ConstantNoise
+from odejax.training import CrossEntropy, fit, mixture_weights, steps_per_epoch
+
+KEY = jax.random.key(0)
+X = constant_image(0.3)
+
+
+def mixed(softmax, noise=None):
+    bases = [partial(ResNet, width=4, depth=depth) for depth in (1, 2)]
+    return eqx.nn.make_with_state(MixedEnResNet)(
+        IMAGE_SHAPE, bases=bases, noise=noise, softmax=softmax, key=KEY
+    )
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_a_mixture_is_the_weighted_mean_of_its_members(softmax):
+    model, state = mixed(softmax, ConstantNoise(0.2))
+    raw = jnp.array([0.7, -0.4])
+    model = eqx.tree_at(lambda m: m.weights, model, raw)
+    weights = np.exp(raw) / np.exp(raw).sum() if softmax else raw
+    keys = jax.random.split(KEY, 2)
+    each = [net(X, state, key=k)[0] for net, k in zip(model.nets, keys, strict=True)]
+    expected = sum(w * z for w, z in zip(weights, each, strict=True))
+    np.testing.assert_allclose(model(X, state, key=KEY)[0], expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="draws noise"):
+        model(X, state)
+
+
+def test_a_mixture_starts_with_equal_weights_and_refuses_none():
+    for softmax in (True, False):
+        model, _ = mixed(softmax)
+        weights = jax.nn.softmax(model.weights) if softmax else model.weights
+        np.testing.assert_allclose(weights, 0.5)
+    with pytest.raises(ValueError, match="bases must name at least one"):
+        MixedEnResNet(IMAGE_SHAPE, bases=[], key=KEY)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_the_weights_of_a_mixture_are_trained_and_keep_their_sum(softmax):
+    model, state = mixed(softmax)
+    data = digits("train", 128)
+    optimizer = optax.adam(3e-3)
+    if not softmax:
+        steps = steps_per_epoch(len(data), 32)
+        optimizer = mixture_weights(optimizer, lambda m: m.weights, learning_rate=0.1, every=steps)
+    result = fit(
+        model, state, data, CrossEntropy(), optimizer, epochs=2, batch_size=32, key=KEY,
+        progress=False,
+    )  # fmt: skip
+    weights = result.model.weights
+    weights = jax.nn.softmax(weights) if softmax else weights
+    assert float(jnp.sum(weights)) == pytest.approx(1, abs=1e-6)
+    assert float(jnp.abs(weights - 0.5).max()) > 1e-4
+
+
+def test_separately_trained_networks_are_integrated():
+    members = [linear_logits(n_classes=4, seed=s) for s in range(3)]
+    expected = np.mean([m(X) for m in members], axis=0)
+    np.testing.assert_allclose(EnsembleLogits(members)(X), expected, rtol=1e-5, atol=1e-5)
+    weighted = EnsembleLogits(members, [0.5, 0.2, 0.3])
+    expected = sum(w * m(X) for w, m in zip((0.5, 0.2, 0.3), members, strict=True))
+    np.testing.assert_allclose(weighted(X), expected, rtol=1e-5, atol=1e-5)
+    # Members that draw noise draw apart.
+    noisy = predictor_of("EnResNet")
+    pair = EnsembleLogits([noisy, noisy])
+    keys = jax.random.split(KEY)
+    expected = np.mean([noisy(X, key=k) for k in keys], axis=0)
+    np.testing.assert_allclose(pair(X, key=KEY), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="at least one member"):
+        EnsembleLogits([])
+    with pytest.raises(ValueError, match="2 members need as many weights; got 1"):
+        EnsembleLogits(members[:2], [1.0])
+
+
+def test_a_gradient_of_many_members_takes_the_memory_of_one():
+    def predictor(seed):
+        key = jax.random.key(seed)
+        model, state = eqx.nn.make_with_state(PreActResNet)((16, 16, 3), depth=8, key=key)
+        return Predictor(model, state)
+
+    images = jnp.zeros((8, 16, 16, 3))
+    labels = jnp.zeros(8, jnp.int32)
+
+    def memory(logits_fn):
+        def gradient(images):
+            return jax.vmap(jax.grad(lambda x, y: cross_entropy(logits_fn(x), y)))(images, labels)
+
+        return jax.jit(gradient).lower(images).compile().memory_analysis().temp_size_in_bytes
+
+    members = [predictor(seed) for seed in range(4)]
+    assert memory(EnsembleLogits(members)) < 1.5 * memory(EnsembleLogits(members[:1]))
