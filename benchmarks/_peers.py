@@ -129,7 +129,7 @@ def in_torch(predictor: Predictor):
     model = predictor.model
     if isinstance(model, ConvNet):
         layers = [layer for c in model.convs for layer in (conv(c), torch.nn.ReLU())]
-        channels = model.convs[-1].bias.size
+        channels = model.convs[-1].kernel.shape[-1]
         side = int((model.linear.weight.shape[1] / channels) ** 0.5)
         last = linear(model.linear, (channels, side, side))
         net = torch.nn.Sequential(*layers, torch.nn.Flatten(), last)

@@ -120,6 +120,7 @@ def solution(name: str, key, terminal, sigma: float, steps: int) -> dict[str, An
     record |= {"u": encode_array(shown), "gradient": steepest(u)}
     record |= {"min": float(u.min()), "max": float(u.max())}
     if name == "smooth":
+        assert isinstance(flow, jax.Array)
         rows = [spectral_gradient(component) for component in flow]
         jacobian = jnp.moveaxis(jnp.stack(rows), (0, 1), (-2, -1))
         symmetric = (jacobian + jnp.swapaxes(jacobian, -2, -1)) / 2
@@ -174,6 +175,7 @@ def figure(result: dict[str, Any]):
         for axis in row:
             axis.set_xticks([])
             axis.set_yticks([])
+    assert image is not None
     drawn.colorbar(image, ax=axes, shrink=0.6, label="$u$")
     drawn.suptitle("enresnet Fig. 4: diffusion makes $u(x, 0)$ regular", fontsize=11)
     return drawn

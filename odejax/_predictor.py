@@ -71,12 +71,13 @@ class EnsembleLogits(eqx.Module):
         )
 
     def __call__(self, x: Image, *, key: Key | None = None) -> Logits:
-        n, has_key = len(self.members), key is not None
-        keys = jax.random.split(key, n) if has_key else jnp.zeros(n)
-        branches = [
-            lambda x, k, member=member: member(x, key=k if has_key else None)
-            for member in self.members
-        ]
+        n = len(self.members)
+        keys = jnp.zeros(n) if key is None else jax.random.split(key, n)
+
+        def branch(member: Any):
+            return lambda x, k: member(x, key=None if key is None else k)
+
+        branches = [branch(member) for member in self.members]
 
         # A loop, whose turns cannot overlap: left to itself the compiler runs all members at once.
         @jax.checkpoint

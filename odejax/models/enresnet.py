@@ -53,7 +53,7 @@ class EnResNet(eqx.Module):
     def __call__(
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None
     ) -> tuple[Logits, eqx.nn.State]:
-        _check_key(key)
+        key = _checked(key)
 
         def member(net, substate, key):
             return net(x, substate, key=key)
@@ -102,7 +102,7 @@ class MixedEnResNet(eqx.Module):
     def __call__(
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None
     ) -> tuple[Logits, eqx.nn.State]:
-        _check_key(key)
+        key = _checked(key)
         weights = jax.nn.softmax(self.weights) if self.softmax else self.weights
         keys = jax.random.split(key, len(self.nets))
         total: Any = 0.0
@@ -112,6 +112,7 @@ class MixedEnResNet(eqx.Module):
         return total, state
 
 
-def _check_key(key: Key | None):
+def _checked(key: Key | None) -> Key:
     if key is None:
         raise ValueError("EnResNet draws noise in every call: give it key=jax.random.key(...)")
+    return key

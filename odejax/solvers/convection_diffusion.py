@@ -34,10 +34,9 @@ def convection_diffusion(
     """
     n = terminal.shape[-1]
 
-    def constant(t):
-        return velocity
+    def flow(t) -> Array:
+        return velocity(t) if callable(velocity) else velocity
 
-    flow = velocity if callable(velocity) else constant
     shape = jax.eval_shape(flow, jnp.zeros(())).shape
     if terminal.shape != (n, n) or shape != (2, n, n):
         raise ValueError(
@@ -55,7 +54,7 @@ def convection_diffusion(
     def rate(v, tau):
         # Backwards: v(tau) = u(t1 - tau) has v_tau = F . grad v + diffusion - source.
         slopes = (jnp.fft.irfft2(1j * k * v * keep, s=(n, n)) for k in waves)
-        convection = sum(f * slope for f, slope in zip(flow(t1 - tau), slopes, strict=True))
+        convection = jnp.sum(flow(t1 - tau) * jnp.stack(list(slopes)), axis=0)
         if source is not None:
             convection = convection - source(t1 - tau)
         return jnp.fft.rfft2(convection) * keep

@@ -81,7 +81,8 @@ def multilevel_feynman_kac(
     def draws(level, first, last):
         keys = (jax.random.fold_in(jax.random.fold_in(key, level), i) for i in range(first, last))
         problem = terminal, drift, noise, x, t1, *pairs[level], batch
-        return [[np.asarray(a, np.float64) for a in _draw(*problem, k)] for k in keys]
+        drawn = (_draw(*problem, k) for k in keys)  # pyright: ignore[reportCallIssue]
+        return [[np.asarray(array, np.float64) for array in one] for one in drawn]
 
     chunks = [draws(level, 0, 1) for level in range(len(steps))]
     variance = np.array([np.max(chunk[0][1]) for chunk in chunks])
