@@ -53,7 +53,7 @@ from odejax.models import (
     SSPNet,
     WideResNet,
 )
-from odejax.solvers import SSPRK22, SSPRK33, ConstantNoise
+from odejax.solvers import SSPRK22, SSPRK33
 from odejax.training import CrossEntropy, fit
 
 IMAGE_SHAPE = (8, 8, 1)
@@ -78,7 +78,6 @@ all_models = {
     "EnResNet PreActResNet": _maker(EnResNet, base=PreActResNet, depth=8, members=2),
     "MixedEnResNet": _maker(MixedEnResNet, bases=(partial(ResNet, width=4, depth=1),) * 2),
     "PreActResNet": _maker(PreActResNet, depth=8),
-    "PreActResNet noise": _maker(PreActResNet, depth=8, noise=ConstantNoise(0.1)),
     "WideResNet": _maker(WideResNet, depth=8, width=2),
     "ConvODENet fixed": _maker(
         ConvODENet,
