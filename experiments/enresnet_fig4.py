@@ -13,7 +13,7 @@ scale of a class region, as the figure shows it).
 - A smooth velocity, which the grid resolves: there the measured gradient stands beside Theorem 2,
   |grad u|_inf <= e^{gamma - sigma^2 / 2} (|u|_inf + |grad u|_inf at t = 1), gamma the largest
   eigenvalue of the symmetric part of grad F (at least sigma^2 / 2). The paper has sigma^2 for
-  sigma^2 / 2: its proof loses the 1/2 in front of the Laplacian.
+  sigma^2 / 2, but its proof loses the 1/2 in front of the Laplacian; this is what it gives.
 
 Ends in half a minute.
 """

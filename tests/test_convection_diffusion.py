@@ -39,6 +39,31 @@ def test_pure_diffusion_is_exact_in_one_step():
     np.testing.assert_allclose(out, np.exp(-rate * 0.7) * u, atol=1e-13)
 
 
+def test_the_finest_checkerboard_is_diffused_too():
+    n = 16
+    i, j = jnp.meshgrid(jnp.arange(n), jnp.arange(n), indexing="ij")
+    u = (-1.0) ** (i + j)
+    rate = 0.5 * 0.02**2 * 2 * (PI * n) ** 2
+    out = convection_diffusion(jnp.zeros((2, n, n)), u, sigma=0.02, steps=3)
+    np.testing.assert_allclose(out, np.exp(-rate) * u, atol=1e-12)
+
+
+def test_a_rough_velocity_excites_no_more_than_two_thirds_of_the_wave_numbers():
+    n = 24
+    rng = np.random.default_rng(0)
+    velocity = jnp.asarray(rng.uniform(-1, 1, (2, n, n)))
+    x, y = grid(n)
+    u = jnp.sin(2 * PI * x) * jnp.cos(2 * PI * y)
+    kept, all_ = (
+        np.abs(np.fft.rfft2(convection_diffusion(velocity, u, steps=5, t1=0.01, dealias=d)))
+        for d in (True, False)
+    )
+    k = np.abs(np.fft.fftfreq(n, 1 / n))
+    high = (3 * k[:, None] >= n) | (3 * k[None, : n // 2 + 1] >= n)
+    assert kept[high].max() < 1e-10
+    assert all_[high].max() > 0.1
+
+
 def test_a_constant_velocity_carries_the_terminal_condition():
     """u(x, 0) = f(x + F): the characteristics of *enresnet* Fig. 3 b."""
     x, y = grid(32)

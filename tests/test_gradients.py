@@ -172,12 +172,23 @@ def test_yopo_keeps_the_adjoint_while_the_first_layer_bends():
 )
 def test_yopo_takes_networks_and_ensembles(cls, settings, first, how):
     params, static, state = model = make(cls, **settings)
-    rule = YOPO(BALL, first, m=1, n=1, **how)
-    start_key = jax.random.split(KEY, 2)[0]
+    rule = YOPO(BALL, first, m=2, n=1, step_size=0.05, **how)
+    start_key = jax.random.split(KEY, 3)[0]
     x = jax.vmap(lambda x, key: BALL.sample(x, key=key))(IMAGES, jax.random.split(start_key, 12))
-    expected = jax.grad(loss)(params, static, state, x)
-    _, gradient, _ = apply(rule, model)
-    assert_close(gradient, expected, rtol=1e-2, atol=1e-4)
+    before, (gradient, slope) = jax.value_and_grad(loss, (0, 3))(params, static, state, x)
+    x = np.clip(np.clip(x + 0.05 * np.sign(slope), IMAGES - 0.1, IMAGES + 0.1), 0, 1)
+    after, second = jax.value_and_grad(loss)(params, static, state, x)
+    assert float(after) > float(before) + 1e-3  # it climbs
+    (value, _), ours, _ = apply(rule, model)
+    assert float(value) == pytest.approx(float(before + after) / 2, rel=1e-3)
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, gradient, second)
+    flat = [jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(t)]) for t in (ours, expected)]
+    assert float(jnp.linalg.norm(flat[0] - flat[1]) / jnp.linalg.norm(flat[1])) < 0.02
+
+
+def test_yopo_needs_a_second_time():
+    with pytest.raises(ValueError, match=r"m must be at least 2, .* got 1"):
+        YOPO(BALL, lambda m: m.layers[0], m=1)
 
 
 def attacked_images(objective, model, state):
@@ -254,6 +265,39 @@ def test_the_cheap_methods_make_a_network_robust(name):
     assert left(rule, epochs) > left(None, 20) + 0.1
 
 
+def test_fit_takes_each_batch_as_often_as_the_rule_asks_and_augments_it_once():
+    seen = []
+
+    class Spy(Derivative):
+        replays = 3
+
+        def __call__(self, params, static, state, carry, images, labels, *, key):
+            jax.debug.callback(lambda *a: seen.append(a), images, labels, carry, ordered=True)
+            return *super().__call__(params, static, state, carry, images, labels, key=key)[:2], (
+                carry + 1
+            )
+
+        def init(self, shape):
+            return jnp.zeros((), jnp.int32)
+
+    def flip(image, key):
+        return jnp.where(jax.random.bernoulli(key), image, 1 - image)
+
+    model, state = eqx.nn.make_with_state(MLP)((8, 8, 1), 10, width=4, key=KEY)
+    fit(
+        model, state, digits("train", 48), Spy(CrossEntropy()), optax.sgd(0.1), epochs=2,
+        batch_size=16, key=KEY, augment=flip, progress=False,
+    )  # fmt: skip
+    jax.effects_barrier()
+    assert [int(carry) for *_, carry in seen] == list(range(2 * 3 * 3))
+    for i in range(0, len(seen), 3):
+        for again in seen[i + 1 : i + 3]:
+            np.testing.assert_array_equal(again[0], seen[i][0])
+            np.testing.assert_array_equal(again[1], seen[i][1])
+    labels = np.concatenate([np.asarray(seen[i][1]) for i in range(0, 9, 3)])
+    np.testing.assert_array_equal(np.sort(labels), np.sort(digits("train", 48).labels))
+
+
 def counting(average, epochs=1, **settings):
     """Every weight goes up by 1 in every step."""
     model, state = eqx.nn.make_with_state(MLP)((8, 8, 1), 10, width=4, key=KEY)
@@ -266,10 +310,10 @@ def counting(average, epochs=1, **settings):
 
 
 def test_the_average_of_the_weights_is_what_is_returned():
-    model, result = counting(0.5)
+    model, result = counting(0.2)
     mean = 0.0
     for step in range(8):
-        share = min(0.5, (1 + step) / (10 + step))
+        share = min(0.2, (1 + step) / (10 + step))  # below 0.2 twice
         mean = share * mean + (1 - share) * (step + 1)
     first, averaged = (m.layers[0].weight for m in (model, result.model))
     np.testing.assert_allclose(averaged - first, mean, rtol=1e-5)

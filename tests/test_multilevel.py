@@ -121,6 +121,22 @@ def test_one_level_is_plain_monte_carlo():
     assert out.cost == pytest.approx(out.plain_cost, rel=0.01)
 
 
+def test_without_noise_it_is_the_deterministic_solution():
+    out = multilevel_feynman_kac(
+        square, drift, ConstantNoise(0.0), X, steps=(2, 4), standard_error=1e-3, key=KEY, batch=4
+    )
+    np.testing.assert_allclose(out.mean, (np.asarray(X) * 0.75**4) ** 2, rtol=1e-5)
+    assert out.plain_cost == pytest.approx(0, abs=1e-3)
+
+
+def test_paths_that_diverge_are_told():
+    with pytest.raises(FloatingPointError, match="paths of 8 steps are not finite"):
+        multilevel_feynman_kac(
+            square, lambda t, y: y**9, ConstantNoise(50.0), X, steps=(8,), standard_error=1.0,
+            key=KEY, batch=64,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("steps", [(), (0, 2), (2, 3), (4, 2)])
 def test_levels_that_do_not_nest_are_refused(steps):
     with pytest.raises(ValueError, match="steps must be positive, each a larger multiple"):

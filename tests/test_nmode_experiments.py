@@ -64,6 +64,9 @@ def test_the_tables_resume_and_hold_the_interval(quick, tmp_path):
         for standardised in record["pgd_standardised"]:
             assert 0.3 < standardised["eps"] / standardised["eps_over_std"] < 0.5
             assert standardised["PGD-40"] <= clean
+        left = [s["PGD-40"] for s in record["pgd_standardised"]]
+        assert left == sorted(left, reverse=True)
+        assert left[-1] >= record["balls"]["linf"][-1]["per_attack"]["PGD-40"]
         if "clip" in name:
             assert record["tau"] <= 0.05 * 64 * (1 + 1e-5)
     console = Console(width=200, record=True)

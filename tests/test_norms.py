@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from odejax._types import BATCH_AXIS
-from odejax.models import BatchNorm
+from odejax.models import BatchNorm, GroupNorm
 
 
 def normalise(norm, state, xs):
@@ -55,6 +55,16 @@ def test_the_derivative_counts_what_a_pixel_does_to_the_statistics(made):
     h = 1e-2
     slope = (f(xs + h * direction) - f(xs - h * direction)) / (2 * h)
     np.testing.assert_allclose(jnp.sum(jax.grad(f)(xs) * direction), slope, rtol=2e-3)
+
+
+def test_group_norm_of_bfloat16_features_has_float32_moments():
+    norm = GroupNorm(4, groups=1)
+    x = (4 + 0.25 * jax.random.normal(jax.random.key(0), (8, 8, 4))).astype(jnp.bfloat16)
+    y, _ = norm(x, eqx.nn.State(norm))
+    exact = np.asarray(x, np.float64)
+    exact = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-5)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(y, np.float64), exact, atol=0.02)
 
 
 def test_features_in_bfloat16_have_statistics_in_float32(made):

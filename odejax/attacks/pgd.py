@@ -72,8 +72,9 @@ class AbstractClimb(AbstractIterativeAttack):
         size = 2.5 * ball.eps / self.steps if self.step_size is None else self.step_size
         moved = ball.project(x_adv + size * ball.steepest(momentum), problem.x)
         worst = state.worst.seen(problem, x_adv, logits, whole)
-        if self.last:
-            worst = dataclasses.replace(worst, x_adv=moved)
+        if self.last:  # not evaluated: nothing is known of it
+            infinity = jnp.full_like(worst.margin, jnp.inf)
+            worst = dataclasses.replace(worst, x_adv=moved, margin=infinity)
         return ClimbState(moved, momentum, worst)
 
 
@@ -83,7 +84,8 @@ class PGD(AbstractClimb):
     - `steps`, `step_size`: 40 and 0.01 (pixel scale), as in *natural* and *nmode*; None for
       2.5 eps / steps.
     - `random_start`: from a uniform draw in the ball rather than from x; several with `Restarts`.
-    - `last`: for adversarial training (*enresnet* Algorithm 1): return the last iterate.
+    - `last`: return the last iterate, for adversarial training alone (*enresnet* Algorithm 1):
+      iterates on the way that were misclassified are forgotten.
     """
 
     steps: int = eqx.field(static=True, default=40)

@@ -32,6 +32,8 @@ class GroupNorm(eqx.Module):
         self.scale, self.shift, self.eps = jnp.ones(channels), jnp.zeros(channels), eps
 
     def __call__(self, x: Image, state: eqx.nn.State) -> tuple[Image, eqx.nn.State]:
+        # Moments in float32, of features in bfloat16 too.
+        dtype, x = x.dtype, x.astype(jnp.promote_types(x.dtype, jnp.float32))
         # Moments per channel first, then across the group's channels: the reduction over pixels
         # then runs along the contiguous layout whatever the group size.
         mean, square = jnp.mean(x, (0, 1)), jnp.mean(x**2, (0, 1))
@@ -39,7 +41,8 @@ class GroupNorm(eqx.Module):
         inverse = jnp.reciprocal(jnp.sqrt(jnp.maximum(square - mean**2, 0.0) + self.eps))
         size = len(self.scale) // self.groups
         scale = self.scale * jnp.repeat(inverse, size)
-        return x * scale + (self.shift - jnp.repeat(mean, size) * scale), state
+        y = x * scale + (self.shift - jnp.repeat(mean, size) * scale)
+        return y.astype(dtype), state
 
 
 class BatchNorm(eqx.Module):

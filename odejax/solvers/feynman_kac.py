@@ -32,7 +32,9 @@ class AbstractNoise(eqx.Module):
     ) -> Float[Array, "..."]:
         """y + sigma(y) sqrt(dt) N(0, I): the state at the end of an Euler-Maruyama step."""
         scale = self.std(y) * jnp.sqrt(dt)
-        return y + scale.astype(y.dtype) * jax.random.normal(key, y.shape, y.dtype)
+        # A normal draw in bfloat16 has 128 values, and no tails.
+        normal = jax.random.normal(key, y.shape, jnp.promote_types(y.dtype, jnp.float32))
+        return y + scale.astype(y.dtype) * normal.astype(y.dtype)
 
 
 class ConstantNoise(AbstractNoise):

@@ -64,8 +64,10 @@ def multilevel_feynman_kac(
 
     Each level starts with `batch` paths; their variances V_l and costs C_l then say how many it
     gets, N_l proportional to sqrt(V_l / C_l), in multiples of `batch`. Where the values are arrays,
-    the entry that varies most counts. Raises `ValueError` unless every level's steps are a multiple
-    of the one before, and for a standard error that is not positive.
+    the entry that varies most counts. The variances are estimates: of a terminal condition that is
+    constant almost everywhere a first batch may see nothing; give it a larger one. Raises
+    `ValueError` unless every level's steps are a multiple of the one before, and for a standard
+    error that is not positive; `FloatingPointError` where paths diverge.
     """
     steps = tuple(steps)
     if not steps or min(steps) < 1 or any(b <= a or b % a for a, b in itertools.pairwise(steps)):
@@ -86,6 +88,9 @@ def multilevel_feynman_kac(
 
     chunks = [draws(level, 0, 1) for level in range(len(steps))]
     variance = np.array([np.max(chunk[0][1]) for chunk in chunks])
+    if not np.isfinite(variance).all():
+        level = int(np.flatnonzero(~np.isfinite(variance))[0])
+        raise FloatingPointError(f"paths of {steps[level]} steps are not finite: take more steps")
     wanted = np.sqrt(variance / cost) * np.sqrt(variance * cost).sum() / standard_error**2
     for level, n in enumerate(wanted):
         chunks[level] += draws(level, 1, int(np.ceil(n / batch)))
@@ -100,7 +105,7 @@ def multilevel_feynman_kac(
         error,
         levels,
         sum(level.paths * level.cost for level in levels),
-        steps[-1] * float(finest / np.max(error) ** 2),
+        steps[-1] * float(finest / np.max(error) ** 2) if np.max(error) > 0 else 0.0,
     )
 
 

@@ -18,16 +18,16 @@ class YOPO(AbstractGradientRule):
     """You only propagate once (Zhang et al. 2019): attacks through the first layer alone.
 
     YOPO-m-n: `m` times the network's loss is differentiated at x + eta, by the weights and by the
-    first layer's output (the adjoint p), and each time eta takes `n` steps of
+    first layer's output (the adjoint p), and between two times eta takes `n` steps of
     steepest(grad_eta <p, f_0(x + eta)>) with p fixed. The weights' gradient is the mean of the m.
-    So m + 1 backward passes do what takes PGD m n + 1. (Where f_0 is linear, as a convolution
+    So m backward passes do what takes PGD (m - 1) n + 1. (Where f_0 is linear, as a convolution
     is, its n steps all have one direction: they are a single step n times as long.)
 
     - `first(model)`: the layer f_0, called as f_0(x), such as `lambda m: m.net.stem` of a
       `PreActResNet`.
     - `apply(layer, x)`: how it is applied; for the stacked layers of an `EnResNet`
       `eqx.filter_vmap(lambda layer, x: layer(x), in_axes=(eqx.if_array(0), None))`.
-    - `step_size`: None is 2.5 eps / (m n).
+    - `step_size`: None is 2.5 eps / ((m - 1) n).
 
     From a random start in the ball; batch statistics are those of each attacked batch.
     """
@@ -41,7 +41,9 @@ class YOPO(AbstractGradientRule):
     replays: ClassVar[int] = 1
 
     def __check_init__(self):
-        check_at_least_one(m=self.m, n=self.n)
+        check_at_least_one(n=self.n)
+        if self.m < 2:
+            raise ValueError(f"m must be at least 2, the first is at random noise; got {self.m}")
         check_positive(step_size=self.step_size)
 
     def init(self, shape: tuple[int, int, int, int]) -> PyTree:
@@ -60,13 +62,25 @@ class YOPO(AbstractGradientRule):
     ) -> Gradient:
         start_key, *keys = jax.random.split(key, 1 + self.m)
         ball, n = self.ball, len(images)
-        size = 2.5 * ball.eps / (self.m * self.n) if self.step_size is None else self.step_size
+        size = self.step_size
+        if size is None:
+            size = 2.5 * ball.eps / ((self.m - 1) * self.n)
         layer = self.first(eqx.combine(params, static))
         output = jax.eval_shape(lambda x: self.apply(layer, x), images[0])
         taps = jnp.zeros((n, *output.shape), output.dtype)
 
         def outer(total, key):
-            x_adv, state, gradient = total
+            x_adv, adjoint, state, gradient = total
+
+            def inner(x_adv, _):
+                def one(x_adv, p, x):
+                    _, pull_back = jax.vjp(lambda x: self.apply(layer, x), x_adv)
+                    return ball.project(x_adv + size * ball.steepest(pull_back(p)[0]), x)
+
+                return jax.vmap(one)(x_adv, adjoint, images), None
+
+            # Before the first adjoint is known it is 0, and these steps stay where they are.
+            x_adv, _ = jax.lax.scan(inner, x_adv, None, length=self.n)
 
             def loss(params, taps):
                 model = eqx.combine(params, static)
@@ -79,21 +93,14 @@ class YOPO(AbstractGradientRule):
                 loss, (0, 1), has_aux=True
             )(params, taps)
 
-            def inner(x_adv, _):
-                def one(x_adv, p, x):
-                    _, pull_back = jax.vjp(lambda x: self.apply(layer, x), x_adv)
-                    return ball.project(x_adv + size * ball.steepest(pull_back(p)[0]), x)
-
-                return jax.vmap(one)(x_adv, adjoint, images), None
-
-            x_adv, _ = jax.lax.scan(inner, x_adv, None, length=self.n)
-            return (x_adv, state, jax.tree.map(jnp.add, gradient, slope)), (value, correct)
+            gradient = jax.tree.map(jnp.add, gradient, slope)
+            return (x_adv, adjoint, state, gradient), (value, correct)
 
         x_adv = jax.vmap(lambda x, key: ball.sample(x, key=key))(
             images, jax.random.split(start_key, n)
         )
-        total = x_adv, state, jax.tree.map(jnp.zeros_like, params)
-        (_, state, gradient), (values, corrects) = jax.lax.scan(outer, total, jnp.stack(keys))
+        total = x_adv, taps, state, jax.tree.map(jnp.zeros_like, params)
+        (_, _, state, gradient), (values, corrects) = jax.lax.scan(outer, total, jnp.stack(keys))
         mean = jax.tree.map(lambda g: g / self.m, gradient)
         return (jnp.mean(values), (state, corrects[-1])), mean, carry
 
