@@ -75,7 +75,6 @@ all_models = {
     "SSPNet SSPRK22": _maker(SSPNet, width=4, depth=2, solver=SSPRK22()),
     "SSPNet SSPRK33": _maker(SSPNet, width=4, depth=2, solver=SSPRK33()),
     "EnResNet": _maker(EnResNet, width=4, depth=2, members=2),
-    "EnResNet PreActResNet": _maker(EnResNet, base=PreActResNet, depth=8, members=2),
     "MixedEnResNet": _maker(MixedEnResNet, bases=(partial(ResNet, width=4, depth=1),) * 2),
     "PreActResNet": _maker(PreActResNet, depth=8),
     "WideResNet": _maker(WideResNet, depth=8, width=2),

@@ -78,27 +78,34 @@ def test_it_is_the_network_of_the_paper_written_out(make, shape):
         x = ((groups - mean) / jnp.sqrt(variance + norm.eps)).reshape(x.shape)
         return jnp.maximum(x * scale + shift, 0)
 
-    x = jax.random.uniform(KEY, (16, 16, 3))
-    net = model.net
-    y = conv(net.stem, x)
-    for group, (transition, layers) in enumerate(zip(net.transitions, net.layers, strict=True)):
-        if transition is not None:
-            z, stride = y, 2 if group else 1
-            r = norm_relu(transition.convs.norms[0], y)
-            n_convs = len(transition.convs.convs)
-            for j, c in enumerate(transition.convs.convs):
-                # The resolution is halved by the first 3x3 convolution.
-                halves = j == (1 if n_convs == 3 else 0)
-                z = conv(c, norm_relu(transition.convs.norms[j], z), stride=stride if halves else 1)
-            y = z + conv(transition.shortcut, r, stride=stride)
-        for i in range(len(layers.convs.convs[0].kernel)):
-            z = y
-            for n, c in zip(layers.convs.norms, layers.convs.convs, strict=True):
-                z = conv(c, norm_relu(n, z, i), i=i)
-            y = y + z
+    @eqx.filter_jit
+    def features(net, x):
+        y = conv(net.stem, x)
+        for group, (transition, layers) in enumerate(zip(net.transitions, net.layers, strict=True)):
+            if transition is not None:
+                z, stride = y, 2 if group else 1
+                r = norm_relu(transition.convs.norms[0], y)
+                n_convs = len(transition.convs.convs)
+                for j, c in enumerate(transition.convs.convs):
+                    # The resolution is halved by the first 3x3 convolution.
+                    halves = j == (1 if n_convs == 3 else 0)
+                    z = conv(
+                        c, norm_relu(transition.convs.norms[j], z), stride=stride if halves else 1
+                    )
+                y = z + conv(transition.shortcut, r, stride=stride)
+            for i in range(len(layers.convs.convs[0].kernel)):
+                z = y
+                for n, c in zip(layers.convs.norms, layers.convs.convs, strict=True):
+                    z = conv(c, norm_relu(n, z, i), i=i)
+                y = y + z
+        return y
+
+    x, net = jax.random.uniform(KEY, (16, 16, 3)), model.net
+    y = features(net, x)
     assert y.shape == shape
     logits = net.head.linear(norm_relu(net.head.norm, y).mean((0, 1)))
-    np.testing.assert_allclose(Predictor(model, state)(x), logits, rtol=1e-4, atol=1e-4)
+    ours = eqx.filter_jit(Predictor(model, state))(x)
+    np.testing.assert_allclose(ours, logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("depth", [2, 19, 21])
