@@ -6,8 +6,11 @@ import torch
 from torch import nn
 
 
-def torch_net(net, state, i=None):
-    """A `torch.nn` module with the weights and statistics of a `GroupedNet` (of member `i`)."""
+def torch_net(net, state, i=None, *, noise=0.0):
+    """A `torch.nn` module with the weights and statistics of a `GroupedNet` (of member `i`).
+
+    `noise`: after every residual layer is added that many standard deviations of its output.
+    """
 
     def tensor(array, *index):
         index = index if i is None else (i, *index)
