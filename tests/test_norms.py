@@ -17,8 +17,8 @@ def normalise(norm, state, xs):
 @pytest.fixture
 def made():
     norm, state = eqx.nn.make_with_state(BatchNorm)(3)
-    where = lambda n: (n.scale, n.shift)  # noqa: E731
-    return eqx.tree_at(where, norm, (jnp.array([1.0, 2, 3]), jnp.array([0.5, 0, -1]))), state
+    weights = jnp.array([1.0, 2, 3]), jnp.array([0.5, 0, -1])
+    return eqx.tree_at(lambda n: (n.scale, n.shift), norm, weights), state
 
 
 def test_a_training_batch_is_normalised_and_moves_the_running_statistics(made):
