@@ -30,9 +30,13 @@ class Predictor(eqx.Module):
         self.state = state
 
     def __call__(self, x: Image, *, key: Key | None = None) -> Logits:
-        state = jax.tree.map(lambda leaf: leaf, self.state)  # Equinox lets a state be used once
-        logits, _ = self.model(x, state, key=key)
-        return logits
+        return stateless_logits(self.model, self.state, x, key)
+
+
+def stateless_logits(model, state: eqx.nn.State, x: Image, key: Key | None) -> Logits:
+    """The logits alone: `state` can be used again, and what the model does to it is forgotten."""
+    logits, _ = model(x, jax.tree.map(lambda leaf: leaf, state), key=key)
+    return logits
 
 
 class MeanLogits(eqx.Module):

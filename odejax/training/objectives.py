@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._predictor import Predictor
+from .._predictor import Predictor, stateless_logits
 from .._threat_model import AbstractBall
 from .._types import BATCH_AXIS, Image, Key, Logits, Scalar
 from ..attacks import AbstractAttack, cross_entropy
@@ -27,6 +27,14 @@ def batch_logits(
     return jax.vmap(
         lambda x, key: model(x, state, key=key), out_axes=(0, None), axis_name=BATCH_AXIS
     )(images, keys)
+
+
+def loss_and_correct(
+    logits: Float[Array, "n k"], labels: Int[Array, " n"]
+) -> tuple[Scalar, Int[Array, ""]]:
+    """The mean cross-entropy of a batch, and how many of it are classified correctly."""
+    correct = jnp.sum(jnp.argmax(logits, axis=1) == labels)
+    return jnp.mean(jax.vmap(cross_entropy)(logits, labels)), correct
 
 
 class CrossEntropy(eqx.Module):
@@ -52,9 +60,8 @@ class CrossEntropy(eqx.Module):
         key: Key,
     ) -> tuple[Scalar, Aux]:
         logits, state = batch_logits(model, state, images, key=key)
-        losses = jax.vmap(cross_entropy)(logits / self.temperature, labels)
-        correct = jnp.sum(jnp.argmax(logits, axis=1) == labels)
-        return jnp.mean(losses), (state, correct)
+        loss, correct = loss_and_correct(logits / self.temperature, labels)
+        return loss, (state, correct)
 
 
 class Adversarial(eqx.Module):
@@ -103,14 +110,13 @@ def as_attacked(model, state: eqx.nn.State) -> Predictor:
 
 
 class _Training(eqx.Module):
-    """The logits of a model as it is trained; what it does to its state is forgotten."""
+    """The logits of a model as it is trained."""
 
     model: Any
     state: eqx.nn.State
 
     def __call__(self, x: Image, *, key: Key | None = None) -> Logits:
-        state = jax.tree.map(lambda leaf: leaf, self.state)  # Equinox lets a state be used once
-        return self.model(x, state, key=key)[0]
+        return stateless_logits(self.model, self.state, x, key)
 
 
 def _constant(model):

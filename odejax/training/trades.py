@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from .._threat_model import AbstractBall
 from .._types import Key, Scalar
-from ..attacks import PGD, cross_entropy
-from .objectives import Aux, as_attacked, batch_logits
+from ..attacks import PGD
+from .objectives import Aux, as_attacked, batch_logits, loss_and_correct
 
 
 class TRADES(eqx.Module):
@@ -58,9 +58,8 @@ class TRADES(eqx.Module):
         x_adv = jax.vmap(attacked)(images, labels, jax.random.split(attack_key, len(images)))
         logits, state = batch_logits(model, state, images, key=clean_key)
         moved, state = batch_logits(model, state, jax.lax.stop_gradient(x_adv), key=key)
-        natural = jnp.mean(jax.vmap(cross_entropy)(logits, labels))
+        natural, correct = loss_and_correct(logits, labels)
         robust = jnp.mean(_divergence(jax.nn.log_softmax(logits), jax.nn.log_softmax(moved)))
-        correct = jnp.sum(jnp.argmax(logits, axis=1) == labels)
         return natural + self.beta * robust, (state, correct)
 
 

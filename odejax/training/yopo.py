@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .._threat_model import AbstractBall
 from .._types import BATCH_AXIS, Key
-from ..attacks import check_at_least_one, check_positive, cross_entropy
+from ..attacks import check_at_least_one, check_positive
 from .gradients import AbstractGradientRule, Gradient
+from .objectives import loss_and_correct
 
 
 class YOPO(AbstractGradientRule):
@@ -85,8 +86,7 @@ class YOPO(AbstractGradientRule):
             def loss(params, taps):
                 model = eqx.combine(params, static)
                 logits, new_state = self._logits(model, state, x_adv, taps, key)
-                correct = jnp.sum(jnp.argmax(logits, axis=1) == labels)
-                value = jnp.mean(jax.vmap(cross_entropy)(logits, labels))
+                value, correct = loss_and_correct(logits, labels)
                 return value, (new_state, correct)
 
             (value, (state, correct)), (slope, adjoint) = jax.value_and_grad(
