@@ -10,6 +10,7 @@ from . import (
     solvers as solvers,
     training as training,
 )
+from ._mesh import batch_mesh as batch_mesh
 from ._predictor import (
     EnsembleLogits as EnsembleLogits,
     MeanLogits as MeanLogits,

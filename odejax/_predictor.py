@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._frozen import freeze
+from ._mesh import spread, to_host, whole_batch
 from ._types import Image, Key, Logits, LogitsFn
 
 
@@ -97,7 +98,7 @@ class EnsembleLogits(eqx.Module):
 @eqx.filter_jit
 def _batch_logits(logits_fn: LogitsFn, images, key, first):
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(len(images)))
-    return jax.vmap(lambda x, key: logits_fn(as_pixels(x), key=key))(images, keys)
+    return jax.vmap(lambda x, key: logits_fn(as_pixels(x), key=key))(images, spread(keys))
 
 
 def as_pixels(images):
@@ -118,7 +119,7 @@ def predict(logits_fn: LogitsFn, images, *, key: Key, batch_size: int = 512) -> 
     for first, batch, n in batches(len(images), min(batch_size, len(images))):
         # An array, since filter_jit compiles anew for every Python number.
         first = jnp.asarray(first)
-        out.append(np.asarray(_batch_logits(logits_fn, images[batch], key, first))[:n])
+        out.append(to_host(_batch_logits(logits_fn, spread(images[batch]), key, first))[:n])
     logits = np.concatenate(out)
     if not np.isfinite(logits).all():
         bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
@@ -130,9 +131,13 @@ def predict(logits_fn: LogitsFn, images, *, key: Key, batch_size: int = 512) -> 
 
 
 def batches(n: int, batch_size: int):
-    """(first, indices, count) of equal-sized batches; the last repeats its final index."""
+    """(first, indices, count) of equal-sized batches; the last repeats its final index.
+
+    Their size is rounded up to what the devices of the mesh divide.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    batch_size = whole_batch(batch_size)
     for first in range(0, n, batch_size):
         count = min(batch_size, n - first)
         yield first, np.minimum(np.arange(first, first + batch_size), first + count - 1), count

@@ -20,6 +20,8 @@ jaxtyping.install_import_hook("odejax", "beartype.beartype")
 
 import odejax  # noqa: E402
 
+# Virtual ones, for the tests of many; what is in no mesh runs on the first.
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(odejax.data.cache_dir() / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

@@ -13,3 +13,4 @@ from .perturbations import (
     gaussian_noise as gaussian_noise,
     resize as resize,
 )
+from .stream import StreamedDataset as StreamedDataset

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from scipy.stats import beta
 
+from .._mesh import spread, to_host
 from .._predictor import MeanLogits, Predictor, batches, predict
 from .._threat_model import AbstractBall
 from .._types import Key, LogitsFn
@@ -190,9 +191,10 @@ def certified_radii(
     """The certified radius of every image in the ball's norm, 0 where the prediction is wrong."""
     out = []
     for _, batch, n in batches(len(images), min(batch_size, len(images))):
-        result = _certify_batch(certificate, predictor, images[batch], labels[batch], ball, key)
-        radius = np.where(np.asarray(result.label) == labels[batch], result.radius, 0.0)
-        out.append(radius[:n])
+        x, y = spread(images[batch]), spread(labels[batch])
+        result = _certify_batch(certificate, predictor, x, y, ball, key)
+        right = to_host(result.label) == labels[batch]
+        out.append(np.where(right, to_host(result.radius), 0.0)[:n])
     return np.concatenate(out)
 
 

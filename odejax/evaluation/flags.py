@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._mesh import to_host
 from .._predictor import predict
 from .._threat_model import AbstractBall, LinfBall
 from .._types import Key, LogitsFn
@@ -147,7 +148,7 @@ def masking_flags(
         for i in range(0, len(images), batch_size)
     ]
     size, wrong, promised, found, turns = (
-        np.concatenate(part) for part in zip(*probes, strict=True)
+        np.concatenate([to_host(p) for p in part]) for part in zip(*probes, strict=True)
     )
 
     def raise_if(name, bad, what):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._mesh import agreed, to_host
 from .._predictor import predict
 from .._progress import progress_bar
 from .._threat_model import AbstractBall
@@ -197,7 +198,7 @@ def _inside(x_adv, x, ball):
 
 
 def _check_inside(name, images, x_adv, ball):
-    outside = np.flatnonzero(~np.asarray(_inside(x_adv, images, ball)))
+    outside = np.flatnonzero(~to_host(_inside(x_adv, images, ball)))
     if len(outside):
         raise RuntimeError(
             f"{name} returned an image outside the ball or the box, the first at index {outside[0]}"
@@ -247,31 +248,41 @@ class _State:
         return arrays
 
     def save(self, stage, still_correct, x_adv, queries, broken_by, after, work: Survivors):
-        if self.path is None or time.perf_counter() - self.saved < self.pause:
+        if self.path is None or agreed(time.perf_counter() - self.saved) < self.pause:
             return
-        started = time.perf_counter()
+        started, in_work = time.perf_counter(), work.save()
+        if jax.process_index() == 0:
+            self._write(
+                {
+                    "fingerprint": np.asarray(self.fingerprint),
+                    "logits": self.logits,
+                    "stage": np.asarray(stage),
+                    "still_correct": still_correct,
+                    "x_adv": x_adv,
+                    "queries": queries,
+                    "broken_by": broken_by,
+                    "after": np.asarray(list(after.values())),
+                }
+                | in_work
+            )
+        self.saved = time.perf_counter()
+        # Saving must stay a small part of the work.
+        self.pause = max(_SAVE_SECONDS, 20 * agreed(self.saved - started))
+
+    def _write(self, arrays: dict[str, np.ndarray]):
+        assert self.path is not None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         with open(temporary, "wb") as file:
-            arrays = {
-                "fingerprint": np.asarray(self.fingerprint),
-                "logits": self.logits,
-                "stage": np.asarray(stage),
-                "still_correct": still_correct,
-                "x_adv": x_adv,
-                "queries": queries,
-                "broken_by": broken_by,
-                "after": np.asarray(list(after.values())),
-            }
-            np.savez(file, **arrays | work.save())  # pyright: ignore[reportArgumentType]
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
         os.replace(temporary, self.path)
-        self.saved = time.perf_counter()
-        # Saving must stay a small part of the work.
-        self.pause = max(_SAVE_SECONDS, 20 * (self.saved - started))
 
     def delete(self):
-        if self.path is not None:
+        if self.path is None:
+            return
+        if jax.process_index() == 0:
             self.path.unlink(missing_ok=True)
+        agreed(0.0)  # nobody begins anew under this path before it is gone
 
 
 def _fingerprint(*parts, known: tuple = ()) -> Callable[[], str]:
@@ -286,7 +297,7 @@ def _fingerprint(*parts, known: tuple = ()) -> Callable[[], str]:
                 above = (*known, leaf)  # functions may close over each other
                 inside = [c for c in map(_content, cells) if not any(c is f for f in above)]
                 digest.update(_fingerprint(*inside, known=above)().encode())
-            array = np.asarray(leaf) if eqx.is_array_like(leaf) else None
+            array = to_host(leaf) if eqx.is_array_like(leaf) else None
             digest.update(_in_any_process(leaf) if array is None else array.tobytes())
         digest.update(_in_any_process(jax.tree.structure(parts)))
         return digest.hexdigest()

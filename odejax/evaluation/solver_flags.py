@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._mesh import to_host
 from .._predictor import Predictor
 from .._threat_model import AbstractBall
 from .._types import Key, LogitsFn
@@ -58,7 +59,7 @@ def gradient_cosines(
     """The cosine between the margin's input gradient and that through each variant, (n,) each."""
     own = _gradients(logits_fn, images, labels, key)
     return {
-        name: np.asarray(_cosine(own, _gradients(variant, images, labels, key)))
+        name: to_host(_cosine(own, _gradients(variant, images, labels, key)))
         for name, variant in variants.items()
     }
 
@@ -75,7 +76,7 @@ def solver_flags(
     if not (isinstance(predictor, Predictor) and hasattr(predictor.model, "ode")):
         return ()
     flags, n = [], len(images)
-    steps = np.asarray(_solver_steps(predictor, images, ball, key))
+    steps = to_host(_solver_steps(predictor, images, ball, key))
     changes = (steps != steps[:, :1]).any(axis=1)
     if changes.mean() > 0.1:
         evidence = f"{changes.sum()} of {n} images; {steps.min()} to {steps.max()} steps"

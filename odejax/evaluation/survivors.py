@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._mesh import agreed, spread, to_host, whole_batch
 from .._threat_model import AbstractBall
 from .._types import Key, LogitsFn
 from ..attacks import AbstractIterativeAttack, Problem, Worst, start, step
@@ -87,7 +88,7 @@ class Survivors:
         self.queue = np.asarray(targets)
         self.loop = not _slow_in_loops(logits_fn, images[0])
         self.chunk, self.compiled, self.step_seconds = 1, False, 0.0
-        nobody = np.full(batch_size, -1)
+        nobody = np.full(whole_batch(batch_size), -1)
         self.slots = Slots(nobody, np.zeros_like(nobody), np.zeros_like(nobody), None, None)
 
     @property
@@ -115,8 +116,8 @@ class Survivors:
         else:
             for _ in range(self.chunk):
                 state, i, broken = _advance_once(self.attack, self.logits_fn, batch, i, state)
-        i, broken = np.array(i), np.asarray(broken)
-        self._set_pace(time.perf_counter() - started, int((i - slots.i).max()))
+        i, broken = np.array(to_host(i)), to_host(broken)
+        self._set_pace(agreed(time.perf_counter() - started), int((i - slots.i).max()))
         run = slots.run.copy()
         ended = (slots.index >= 0) & (broken | (i >= self.attack.n_steps))
         last = ended & (broken | (run + 1 >= self.attack.n_runs))
@@ -135,9 +136,9 @@ class Survivors:
         slots = self.slots
         arrays = {"queue": self.queue, "index": slots.index, "run": slots.run, "i": slots.i}
         if slots.state is not None:
-            arrays["run_key"] = np.asarray(jax.random.key_data(slots.run_key))
+            arrays["run_key"] = to_host(jax.random.key_data(slots.run_key))
             leaves = jax.tree.leaves(slots.state)
-            arrays |= {f"state{k}": np.asarray(leaf) for k, leaf in enumerate(leaves)}
+            arrays |= {f"state{k}": to_host(leaf) for k, leaf in enumerate(leaves)}
         return arrays
 
     def restore(self, arrays: Mapping[str, np.ndarray]):
@@ -148,7 +149,7 @@ class Survivors:
             return
         everybody = np.ones(len(index), bool)
         self._start(everybody, fresh=everybody)  # for the structure of the state
-        leaves = [jnp.asarray(arrays[name]) for name in arrays if name.startswith("state")]
+        leaves = [spread(arrays[name]) for name in arrays if name.startswith("state")]
         self.slots = self.slots._replace(
             state=jax.tree.unflatten(jax.tree.structure(self.slots.state), leaves),
             run_key=jax.random.wrap_key_data(
@@ -156,9 +157,9 @@ class Survivors:
             ),
         )
 
-    def _problems(self):
+    def _problems(self) -> tuple[Any, Any, AbstractBall]:
         index = np.maximum(self.slots.index, 0)
-        return self.images[index], self.labels[index], self.ball
+        return spread(self.images[index]), spread(self.labels[index]), self.ball
 
     def _fill(self):
         free = np.flatnonzero(self.slots.index < 0)
@@ -199,14 +200,14 @@ class Survivors:
         worst = self.slots.state.worst
         x_adv = _project(worst.x_adv, *self._problems()) if self.project else worst.x_adv
         index = self.slots.index.copy()
-        bad = index[slots][~np.asarray(worst.finite)[slots]]
+        bad = index[slots][~to_host(worst.finite)[slots]]
         if len(bad):
             raise FloatingPointError(
                 f"the logits are not finite at images that the attack tried on image {bad[0]}: the "
                 f"network diverges within the ball, or an ODE solve hits its step limit"
             )
-        self.x_adv[index[slots]] = np.asarray(x_adv)[slots]
-        self.queries[index[slots]] += np.asarray(worst.queries)[slots]
+        self.x_adv[index[slots]] = to_host(x_adv)[slots]
+        self.queries[index[slots]] += to_host(worst.queries)[slots]
         index[slots] = -1
         self.slots = self.slots._replace(index=index)
 
@@ -222,8 +223,8 @@ class Survivors:
         """A smaller batch for the last ones, where that saves more than compiling it costs."""
         busy = np.flatnonzero(self.slots.index >= 0)
         size = len(self.slots.index)
-        smaller = size // 4
-        if len(self.queue) or len(busy) == 0 or len(busy) > smaller:
+        smaller = whole_batch(size // 4)
+        if smaller >= size or len(self.queue) or len(busy) == 0 or len(busy) > smaller:
             return
         attack, slots = self.attack, self.slots
         steps = (attack.n_runs - slots.run[busy]) * attack.n_steps - slots.i[busy]
@@ -231,7 +232,8 @@ class Survivors:
             return
         # Busy slots first, free ones to make up the number.
         keep = np.concatenate([busy, np.flatnonzero(slots.index < 0)])[:smaller]
-        self.slots = jax.tree.map(lambda leaf: leaf[keep], slots)
+        kept = jax.tree.map(lambda leaf: leaf[keep], slots)
+        self.slots = kept._replace(state=spread(kept.state), run_key=spread(kept.run_key))
         self.compiled = False
 
 
@@ -243,7 +245,7 @@ def _start(attack, logits_fn, images, labels, ball, worst, fresh, run, index, ke
             new = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), new, worst)
         return start(attack, problem, new, run, jax.random.fold_in(key, index))
 
-    return jax.vmap(one)(images, labels, worst, fresh, run, index)
+    return spread(jax.vmap(one)(images, labels, worst, fresh, run, index))
 
 
 class _Batch(NamedTuple):
@@ -292,7 +294,7 @@ def _step(attack, logits_fn, batch: _Batch, i, state):
 
     going = batch.going(attack, i, state)
     new = jax.vmap(one)(batch.images, batch.labels, batch.run_key, i, state)
-    return i + going, _select(going, new, state)
+    return i + going, spread(_select(going, new, state))
 
 
 def _slow_in_loops(logits_fn, image) -> bool:

@@ -6,6 +6,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,13 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
+from .._mesh import agreed, mesh_size, replicate, shard, spread, to_host
 from .._predictor import Predictor, as_pixels, predict
 from .._progress import progress_bar
 from .._types import Image, Key
-from ..data import ArrayDataset
+from ..data import ArrayDataset, StreamedDataset
 from .checkpoints import CheckpointError, Checkpoints, array_digest
+from .feed import Resident, Streamed
 from .gradients import AbstractGradientRule, Derivative
 
 _SECONDS_PER_CALL = 0.5  # how long the device runs before the progress bar, and Ctrl-C, get a turn
@@ -56,7 +59,7 @@ class _TrainState(eqx.Module):
 def fit(
     model: Any,
     state: eqx.nn.State,
-    dataset: ArrayDataset,
+    dataset: ArrayDataset | StreamedDataset,
     objective: Callable,
     optimizer: optax.GradientTransformation,
     *,
@@ -68,12 +71,13 @@ def fit(
     score: Callable[..., float] = clean_accuracy,
     augment: Callable[[Image, Key], Image] | None = None,
     average: float | None = None,
+    shard_weights: bool = False,
     progress: bool = True,
 ) -> Fit:
     """Train `model` and return it, from the epoch with the best validation score.
 
-    - `dataset`: lives on the device as uint8; each epoch shuffles it and leaves out what does not
-      fill a batch.
+    - `dataset`: lives on the device as uint8, or is read as it is used (`StreamedDataset`); each
+      epoch shuffles it and leaves out what does not fill a batch.
     - `objective(model, state, images, labels, key=key) -> (loss, (state, n_correct))`, which is
       differentiated, or a rule that makes gradients in another way: `YOPO`, `FreeAdversarial`,
       `Derivative(objective, parts)` for batches that do not fit into memory.
@@ -84,6 +88,9 @@ def fit(
     - `average`: validate and return not the weights but their exponential moving average, which
       keeps this share of itself in every step (0.999, say); batch statistics too. In its first
       steps it keeps less, (1 + step) / (10 + step), so as to forget the initial weights.
+    - `shard_weights`: under a mesh (`odejax.batch_mesh`) each batch is spread over its devices,
+      which must divide it; the weights, with all that the optimizer keeps for them, are whole on
+      every device, or cut into as many parts as there are. A run may go on with other devices.
     - `checkpoint_dir`: after every epoch the run is saved there (atomically), with its metrics in
       `metrics.jsonl`. A run found there is continued, and ends bit for bit where an
       uninterrupted one would; raises `CheckpointError` if it is another run's (another key, data,
@@ -96,20 +103,23 @@ def fit(
         raise ValueError(f"epochs must be at least 1; got {epochs}")
     if not 1 <= batch_size <= len(dataset):
         raise ValueError(f"batch_size must be between 1 and {len(dataset)}; got {batch_size}")
+    if batch_size % mesh_size():
+        raise ValueError(f"{mesh_size()} devices must divide the batch_size; got {batch_size}")
     if average is not None and not 0 <= average < 1:
         raise ValueError(f"average must be at least 0 and below 1; got {average}")
     params, static = eqx.partition(model, eqx.is_inexact_array)
     rule = objective if isinstance(objective, AbstractGradientRule) else Derivative(objective)
     carry = rule.init((batch_size, *dataset.image_shape))
     averaged = None if average is None else (jnp.zeros((), jnp.int32), (params, state))
-    train = _TrainState(params, state, optimizer.init(params), carry, averaged)
-    best = (params, state)
+    lay_out = partial(_lay_out, shard if shard_weights else replicate, batch_size)
+    train = lay_out(_TrainState(params, state, optimizer.init(params), carry, averaged))
+    best = (train.params, train.state)
     history: list[dict[str, float]] = []
     best_epoch, best_score = 0, -np.inf
 
     checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir)
     fingerprint = {
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key": to_host(jax.random.key_data(key)).tolist(),
         "batch_size": batch_size,
         "dataset": _describe(dataset),
         "validation": None if validation is None else _describe(validation),
@@ -128,11 +138,12 @@ def fit(
             best_epoch, best_score = meta["best_epoch"], meta["best_score"]
             _write_metrics(checkpoints.folder / "metrics.jsonl", history)
 
-    run_steps = _make_run_steps(static, rule, optimizer, augment, average, batch_size)
-    images, labels = jnp.asarray(dataset.images), jnp.asarray(dataset.labels)
+    streamed = isinstance(dataset, StreamedDataset)
+    feed = Streamed(dataset, batch_size) if streamed else Resident(dataset, batch_size)
+    run_steps = _make_run_steps(static, rule, optimizer, augment, average, feed, lay_out)
     steps = steps_per_epoch(len(dataset), batch_size) * rule.replays
     first_epoch = len(history) + 1
-    with progress_bar(enabled=progress) as bar:
+    with progress_bar(enabled=progress and jax.process_index() == 0) as bar:
         total = max(0, epochs - len(history)) * steps
         task = bar.add_task(f"epoch {len(history)}/{epochs}", total=total, note=_note(history))
         for epoch in range(first_epoch, epochs + 1):
@@ -141,23 +152,24 @@ def fit(
             order = jax.random.permutation(shuffle_key, len(dataset))
             sums = (jnp.zeros(()), jnp.zeros((), jnp.int32))
             done, length = 0, 1
-            while done < steps:
-                last = min(done + length, steps)
-                call_started = time.perf_counter()
-                train, sums = run_steps(train, sums, images, labels, order, done, last, step_key)
-                loss = float(sums[0]) / last
-                if not np.isfinite(loss):
-                    raise _diverged("loss", epoch, last, checkpoints)
-                # Adapted slowly, since the first call compiles. It changes no result.
-                speed = (last - done) / (time.perf_counter() - call_started)
-                length = int(np.clip(speed * _SECONDS_PER_CALL, 1, 4 * length))
-                bar.update(
-                    task,
-                    advance=last - done,
-                    description=f"epoch {epoch}/{epochs}",
-                    note=f"loss {loss:.4f}",
-                )
-                done = last
+            for data, first_batch, last_batch in feed.windows(order):
+                while done < last_batch * rule.replays:
+                    last = min(done + length, last_batch * rule.replays)
+                    call_started = time.perf_counter()
+                    train, sums = run_steps(train, sums, data, first_batch, done, last, step_key)
+                    loss = float(sums[0]) / last
+                    if not np.isfinite(loss):
+                        raise _diverged("loss", epoch, last, checkpoints)
+                    # Adapted slowly, since the first call compiles. It changes no result.
+                    speed = (last - done) / agreed(time.perf_counter() - call_started)
+                    length = int(np.clip(speed * _SECONDS_PER_CALL, 1, 4 * length))
+                    bar.update(
+                        task,
+                        advance=last - done,
+                        description=f"epoch {epoch}/{epochs}",
+                        note=f"loss {loss:.4f}",
+                    )
+                    done = last
             if not all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(train.params)):
                 raise _diverged("weights", epoch, steps, checkpoints)
             seconds = time.perf_counter() - started
@@ -200,7 +212,9 @@ def steps_per_epoch(n_examples: int, batch_size: int) -> int:
     return n_examples // batch_size
 
 
-def _describe(dataset: ArrayDataset):
+def _describe(dataset: ArrayDataset | StreamedDataset):
+    if isinstance(dataset, StreamedDataset):
+        return [dataset.name, dataset.split, len(dataset), dataset.digest]
     digest = zlib.crc32(dataset.labels.tobytes(), zlib.crc32(dataset.images.tobytes()))
     return [dataset.name, dataset.split, len(dataset), digest]
 
@@ -211,23 +225,39 @@ def _structure(tree) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", text)  # addresses, which differ between processes
 
 
-def _make_run_steps(static, rule, optimizer, augment, average, batch_size):
+def _lay_out(weights: Callable, batch_size: int, train: _TrainState) -> _TrainState:
+    """Everything where the mesh wants it; `weights` is `shard` or `replicate`."""
+
+    def of_the_batch(leaf):
+        return spread(leaf) if leaf.shape[:1] == (batch_size,) else replicate(leaf)
+
+    return _TrainState(
+        weights(train.params),
+        replicate(train.state),
+        weights(train.opt_state),
+        jax.tree.map(of_the_batch, train.carry),
+        weights(train.average),
+    )
+
+
+def _make_run_steps(static, rule, optimizer, augment, average, feed, lay_out):
     """A jitted function that takes steps `first` to `last` of an epoch.
 
-    Both are arguments, not constants: one program serves calls of any length.
+    Both are arguments, not constants: one program serves calls of any length. `data` begins with
+    batch `first_batch`.
     """
 
     @jax.jit
-    def run_steps(train, sums, images, labels, order, first, last, key):
+    def run_steps(train, sums, data, first_batch, first, last, key):
         def step(i, carry):
             train, (loss_sum, correct_sum) = carry
             batch = i // rule.replays
-            indices = jax.lax.dynamic_slice_in_dim(order, batch * batch_size, batch_size)
             augment_key, _ = jax.random.split(jax.random.fold_in(key, batch))
             _, rule_key = jax.random.split(jax.random.fold_in(key, i))
-            x, y = as_pixels(images[indices]), labels[indices]
+            images, y = feed.batch(data, batch - first_batch)
+            x = as_pixels(images)
             if augment is not None:
-                x = jax.vmap(augment)(x, jax.random.split(augment_key, batch_size))
+                x = jax.vmap(augment)(x, spread(jax.random.split(augment_key, len(x))))
 
             (value, (state, correct)), gradient, carry = rule(
                 train.params, static, train.state, train.carry, x, y, key=rule_key
@@ -235,7 +265,7 @@ def _make_run_steps(static, rule, optimizer, augment, average, batch_size):
             updates, opt_state = optimizer.update(gradient, train.opt_state, train.params)
             params = eqx.apply_updates(train.params, updates)
             averaged = None if average is None else _move(train.average, (params, state), average)
-            train = _TrainState(params, state, opt_state, carry, averaged)
+            train = lay_out(_TrainState(params, state, opt_state, carry, averaged))
             return train, (loss_sum + value, correct_sum + correct)
 
         return jax.lax.fori_loop(first, last, step, (train, sums))
@@ -275,6 +305,8 @@ def _diverged(what, epoch, step, checkpoints):
 
 
 def _write_metrics(path: Path, history):
+    if jax.process_index() != 0:
+        return
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in history))
     os.replace(temporary, path)

@@ -1,0 +1,85 @@
+"""Labelled images that are read while they are used, since they do not fit into memory."""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamedDataset:
+    """What `fit` takes in the place of an `ArrayDataset` for data beyond memory.
+
+    `source`: anything with a length whose item `i` is `{"image": uint8 (h, w, c), "label": int}`,
+    such as `tfds.data_source(...)` or a data source of Grain's. Grain reads ahead in `threads`
+    threads; each host reads the rows of its own devices. The order is `fit`'s, so a streamed run
+    is the in-memory run, bit for bit.
+
+    `transform(image)` is applied on the host, and must bring all images to one shape.
+
+    Raises `ValueError` for no images, and where one read has another form than the first.
+    """
+
+    source: Sequence[Any] | Any
+    n_classes: int = 10
+    name: str = "custom"
+    split: str = "all"
+    transform: Callable[[np.ndarray], np.ndarray] | None = None
+    threads: int = 16
+
+    def __post_init__(self):
+        if len(self.source) == 0:
+            raise ValueError(f"the data set {self.name!r} ({self.split}) has no images")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        image, _ = self._row(0, None)
+        return image.shape  # pyright: ignore[reportReturnType]
+
+    @cached_property
+    def digest(self) -> int:
+        """Of ten images and labels: enough to tell another data set in a checkpoint."""
+        some = np.linspace(0, len(self) - 1, 10, dtype=int).tolist()
+        rows = (self._row(i, self.image_shape) for i in some)
+        digest = 0
+        for image, label in rows:
+            digest = zlib.crc32(image.tobytes(), digest ^ int(label))
+        return digest
+
+    def read(
+        self, order: np.ndarray, batch_size: int, *, ahead: int = 2
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Batches (images uint8 (b, h, w, c), labels int32 (b,)) of the rows `order`.
+
+        Up to `ahead` batches are read before they are asked for.
+        """
+        import grain
+
+        shape = self.image_shape
+        rows = grain.MapDataset.source(order.tolist()).map(lambda i: self._row(i, shape))
+        buffered = max(ahead * batch_size, self.threads)
+        options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=buffered)
+        yield from rows.to_iter_dataset(options).batch(batch_size)
+
+    def _row(self, i: int, shape: tuple[int, ...] | None):
+        row = self.source[int(i)]
+        image, label = np.asarray(row["image"]), np.int32(row["label"])
+        if self.transform is not None:
+            image = self.transform(image)
+        if image.dtype != np.uint8 or image.ndim != 3 or shape not in (None, image.shape):
+            expected = "(h, w, c)" if shape is None else shape
+            raise ValueError(
+                f"images must be uint8 of shape {expected}; image {i} of {self.name!r} is "
+                f"{image.dtype} of shape {image.shape}"
+            )
+        if not 0 <= label < self.n_classes:
+            raise ValueError(
+                f"labels must be classes 0 to {self.n_classes - 1}; that of image {i} is {label}"
+            )
+        return image, label

@@ -1,0 +1,72 @@
+"""Where the batches of an epoch come from: the device's memory, or a stream."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from .._mesh import mesh_size, replicate, spread
+from ..data import ArrayDataset, StreamedDataset
+
+_WINDOW_BYTES = 2**24  # that a stream brings to the device at a time
+
+
+class Resident:
+    """All images are on the device; a step gathers its batch."""
+
+    def __init__(self, dataset: ArrayDataset, batch_size: int):
+        self.batch_size = batch_size
+        self.images, self.labels = replicate((jnp.asarray(dataset.images), dataset.labels))
+
+    def windows(self, order) -> Iterator[tuple[Any, int, int]]:
+        """(data, first, last): what `batch` needs for the batches `first` to `last` of an epoch."""
+        yield (self.images, self.labels, order), 0, len(order) // self.batch_size
+
+    def batch(self, data, i):
+        """Images and labels of batch `i` of a window, inside `jit`."""
+        images, labels, order = data
+        rows = jax.lax.dynamic_slice_in_dim(order, i * self.batch_size, self.batch_size)
+        return spread((images[rows], labels[rows]))
+
+
+class Streamed:
+    """A window of batches is brought to the device at a time; Grain reads the next meanwhile."""
+
+    def __init__(self, dataset: StreamedDataset, batch_size: int):
+        self.dataset, self.batch_size = dataset, batch_size
+        self.length = max(1, _WINDOW_BYTES // (batch_size * int(np.prod(dataset.image_shape))))
+
+    def windows(self, order) -> Iterator[tuple[Any, int, int]]:
+        n = len(order) // self.batch_size
+        rows = np.asarray(order)[: n * self.batch_size].reshape(n, self.batch_size)
+        length = min(self.length, n)
+        mine = rows[:, self._rows_of_this_process()]
+        batches = self.dataset.read(mine.ravel(), mine.shape[1], ahead=length)
+        for first in range(0, n, length):
+            last = min(first + length, n)
+            window = [next(batches) for _ in range(first, last)]
+            window += window[-1:] * (length - len(window))  # one shape for all
+            yield [self._global(np.stack(part)) for part in zip(*window, strict=True)], first, last
+
+    def batch(self, data, i):
+        images, labels = data
+        return spread((images[i], labels[i]))
+
+    def _sharding(self):
+        mesh = jax.sharding.get_mesh()
+        return NamedSharding(mesh, PartitionSpec(None, mesh.axis_names))
+
+    def _rows_of_this_process(self) -> np.ndarray:
+        if mesh_size() == 1:
+            return np.arange(self.batch_size)
+        mine: Any = self._sharding().addressable_devices_indices_map((1, self.batch_size)).values()
+        return np.unique(np.concatenate([np.arange(self.batch_size)[rows] for _, rows in mine]))
+
+    def _global(self, rows: np.ndarray):
+        if mesh_size() == 1:
+            return jnp.asarray(rows)
+        shape = (len(rows), self.batch_size, *rows.shape[2:])
+        return jax.make_array_from_process_local_data(self._sharding(), rows, shape)

@@ -1,0 +1,216 @@
+"""Many devices give what one gives: training, checkpoints, evaluation; and data as it is read."""
+
+from functools import cache
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import odejax
+from odejax._mesh import replicate, spread, to_host, whole_batch
+from odejax.attacks import APGD, PGD
+from odejax.certificates import FlowMapSlope, LinearRelaxation
+from odejax.data import ArrayDataset, StreamedDataset, load, random_crop
+from odejax.evaluation import bracket
+from odejax.models import BatchNorm, EnResNet, NmODENet
+from odejax.training import Adversarial, CrossEntropy, FreeAdversarial, fit
+
+TRAIN = load("digits", "train").take(slice(256))
+OBJECTIVES = {
+    "natural": CrossEntropy(),
+    "adversarial": Adversarial(PGD(2, None), odejax.LinfBall(0.1)),
+    "free": FreeAdversarial(odejax.LinfBall(0.1), replays=2),
+}
+
+
+def train(objective=OBJECTIVES["natural"], dataset=TRAIN, epochs=2, key=1, **settings):
+    # All that couples a batch or draws: batch statistics, noise in every layer, augmentation.
+    model, state = eqx.nn.make_with_state(EnResNet)(
+        (8, 8, 1), width=8, depth=1, members=2, norm=BatchNorm, key=jax.random.key(0)
+    )
+    return fit(
+        model,
+        state,
+        dataset,
+        objective,
+        optax.sgd(0.05, momentum=0.9),
+        epochs=epochs,
+        batch_size=64,
+        key=jax.random.key(key),
+        augment=random_crop,
+        progress=False,
+        **settings,
+    )
+
+
+@cache
+def on_one_device():
+    return train()
+
+
+def weights(result):
+    return [to_host(leaf) for leaf in jax.tree.leaves(eqx.filter(result[:2], eqx.is_array))]
+
+
+def assert_same(result, expected, tolerance):
+    for ours, theirs in zip(result.history, expected.history, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=tolerance)
+    for ours, theirs in zip(weights(result), weights(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture
+def mesh():
+    assert len(jax.devices()) == 8
+    return odejax.batch_mesh()
+
+
+@pytest.mark.parametrize("name", ["adversarial", "free"])
+def test_training_on_eight_devices_is_training_on_one(name, mesh):
+    expected = train(OBJECTIVES[name])
+    with jax.set_mesh(mesh):
+        result = train(OBJECTIVES[name])
+    assert len(jax.tree.leaves(result.model)[0].sharding.device_set) == 8
+    assert_same(result, expected, 1e-4)
+
+
+def test_sharded_weights_are_cut_and_give_the_same(mesh):
+    expected = on_one_device()
+    with jax.set_mesh(mesh):
+        result = train(shard_weights=True)
+    assert_same(result, expected, 1e-4)
+    parts = [
+        leaf.addressable_shards[0].data.size / leaf.size
+        for leaf in jax.tree.leaves(eqx.filter(result.model, eqx.is_inexact_array))
+        if any(length % 8 == 0 for length in leaf.shape)
+    ]
+    assert parts
+    assert all(part == 1 / 8 for part in parts)
+
+
+@pytest.mark.parametrize("first", ["eight devices", "one device"])
+def test_a_checkpoint_goes_on_with_another_number_of_devices(first, mesh, tmp_path):
+    expected = on_one_device()
+
+    def on_eight(epochs):
+        with jax.set_mesh(mesh):
+            return train(epochs=epochs, checkpoint_dir=tmp_path, shard_weights=True)
+
+    def on_one(epochs):
+        return train(epochs=epochs, checkpoint_dir=tmp_path)
+
+    before, after = (on_eight, on_one) if first == "eight devices" else (on_one, on_eight)
+    before(1)
+    assert_same(after(2), expected, 1e-4)
+
+
+def test_a_bracket_on_eight_devices_is_a_bracket_on_one(mesh):
+    model, state = eqx.nn.make_with_state(NmODENet)((8, 8, 1), width=32, key=jax.random.key(0))
+    trained = fit(
+        model,
+        state,
+        TRAIN,
+        CrossEntropy(),
+        optax.adam(3e-3),
+        epochs=20,
+        batch_size=64,
+        key=jax.random.key(1),
+        progress=False,
+    )
+    predictor = odejax.Predictor(trained.model, trained.state)
+
+    def measure():
+        # Nothing here is a multiple of eight.
+        return bracket(
+            predictor,
+            load("digits", "test").take(slice(50)),
+            odejax.LinfBall(0.05),
+            attacks={"PGD": PGD(10, None), "APGD": APGD(20)},
+            certificates=[FlowMapSlope(), LinearRelaxation()],
+            key=jax.random.key(2),
+            batch_size=21,
+            flag_images=10,
+        )
+
+    expected = measure()
+    with jax.set_mesh(mesh):
+        result = measure()
+    assert 0.2 < expected.certified < expected.attacked < expected.clean
+    np.testing.assert_array_equal(result.standing, expected.standing)
+    np.testing.assert_array_equal(result.proven, expected.proven)
+    np.testing.assert_allclose(result.radius, expected.radius, rtol=1e-4, atol=1e-6)
+    assert {f.name for f in result.flags} == {f.name for f in expected.flags}
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused(mesh):
+    with (
+        jax.set_mesh(odejax.batch_mesh(jax.devices()[:3])),
+        pytest.raises(ValueError, match="got 64"),
+    ):
+        train()
+
+
+def test_a_mesh_with_explicit_axes_is_refused():
+    explicit = jax.make_mesh((8,), ("batch",), (jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(explicit), pytest.raises(ValueError, match=r"AxisType\.Auto"):
+        train()
+
+
+class Rows:
+    """A data source that counts what is read of it."""
+
+    def __init__(self, dataset=TRAIN):
+        self.dataset, self.read = dataset, 0
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, i):
+        self.read += 1
+        return {"image": self.dataset.images[i], "label": self.dataset.labels[i]}
+
+
+@pytest.mark.parametrize(("devices", "name"), [(1, "natural"), (8, "free")])
+def test_a_streamed_run_is_the_run_in_memory_bit_for_bit(devices, name, tmp_path, monkeypatch):
+    monkeypatch.setattr("odejax.training.feed._WINDOW_BYTES", 3 * 64 * 64)  # windows of 3, then 1
+    rows = Rows()
+    with jax.set_mesh(odejax.batch_mesh(jax.devices()[:devices])):
+        expected = train(OBJECTIVES[name])
+        streamed = StreamedDataset(rows, 10)
+        train(OBJECTIVES[name], streamed, epochs=1, checkpoint_dir=tmp_path)
+        result = train(OBJECTIVES[name], streamed, checkpoint_dir=tmp_path)
+    assert rows.read >= 2 * len(TRAIN)
+    assert_same(result, expected, 0)
+
+
+def test_a_stream_names_what_it_cannot_take():
+    with pytest.raises(ValueError, match="no images"):
+        StreamedDataset([], 10)
+    image = np.zeros((8, 8, 1), np.uint8)
+    for row, message in (
+        ({"image": image, "label": 12}, "that of image 1 is 12"),
+        ({"image": image[:4], "label": 1}, r"image 1 .* is uint8 of shape \(4, 8, 1\)"),
+        ({"image": image / 255, "label": 1}, "image 1 .* is float64"),
+    ):
+        stream = StreamedDataset([{"image": image, "label": 0}, row], 10)
+        with pytest.raises(ValueError, match=message):
+            list(stream.read(np.arange(2), 2))
+    half = StreamedDataset([{"image": image, "label": 0}], transform=lambda image: image[:4])
+    assert half.image_shape == (4, 8, 1)
+
+
+def test_a_run_of_other_data_is_not_continued(tmp_path):
+    train(dataset=StreamedDataset(Rows(), 10), epochs=1, checkpoint_dir=tmp_path)
+    other = ArrayDataset(255 - TRAIN.images, TRAIN.labels)
+    with pytest.raises(RuntimeError, match="another dataset"):
+        train(dataset=StreamedDataset(Rows(other), 10), checkpoint_dir=tmp_path)
+
+
+def test_without_a_mesh_arrays_stay_where_they_are():
+    x = jnp.ones((6, 2))
+    assert spread(x) is x
+    assert replicate(x) is x
+    assert whole_batch(6) == 6

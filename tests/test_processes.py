@@ -1,0 +1,166 @@
+"""Two processes with two devices each train and measure what one device does; one is killed.
+
+Run as a program, this file is one of them: `python test_processes.py ID PORT FOLDER OUT PAUSE`.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+import pytest
+
+if __name__ == "__main__":  # before anything makes an array
+    jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
+
+from test_mesh import Rows, train, weights
+
+import odejax
+from odejax.attacks import PGD
+from odejax.certificates import FlowMapSlope
+from odejax.data import StreamedDataset, load
+from odejax.evaluation import bracket, robust_accuracy
+from odejax.models import NmODENet
+from odejax.training import CrossEntropy, clean_accuracy, fit
+
+EPOCHS = 3
+HELD = load("digits", "test").take(slice(40))
+BALL = odejax.LinfBall(0.01)
+
+
+def job(folder, *, pause=0.0, state_path=None):
+    """The trained weights, its losses, and who still stands."""
+
+    def score(predictor, dataset, *, key):
+        time.sleep(pause)  # so that whoever wants to kill this run has the time to
+        return clean_accuracy(predictor, dataset, key=key)
+
+    model, state = eqx.nn.make_with_state(NmODENet)((8, 8, 1), width=16, key=jax.random.key(0))
+    result = fit(
+        model,
+        state,
+        StreamedDataset(Rows(), 10),
+        CrossEntropy(),
+        optax.adam(1e-2),
+        epochs=EPOCHS,
+        batch_size=64,
+        key=jax.random.key(1),
+        checkpoint_dir=folder,
+        validation=HELD,
+        score=score,
+        shard_weights=True,
+        progress=False,
+    )
+    predictor = odejax.Predictor(result.model, result.state)
+    attack, key = PGD(5, None), jax.random.key(2)
+    slope = [FlowMapSlope()]
+    interval = bracket(
+        predictor, HELD, BALL, attacks=[attack], certificates=slope, key=key, flag_images=0
+    )
+    images, labels = HELD.pixels, HELD.labels
+    report = robust_accuracy(
+        attack, predictor, images, labels, BALL, key=key, state_path=state_path
+    )
+    return result, {
+        "losses": [record["loss"] for record in result.history],
+        "validation": [record["validation"] for record in result.history],
+        "standing": interval.standing.tolist(),
+        "proven": interval.proven.tolist(),
+        "still_correct": report.still_correct.tolist(),
+    }
+
+
+def main(index, port, folder, out, pause):
+    with jax.set_mesh(odejax.batch_mesh()):
+        result, summary = job(folder, pause=float(pause), state_path=f"{out}.state")
+        arrays = weights(result)
+    np.savez(f"{out}_{index}.npz", *arrays, summary=json.dumps(summary))
+
+
+def start(folder, out, pause=0.0):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {
+        "JAX_NUM_CPU_DEVICES": "2",
+        "PYTHONPATH": str(Path(odejax.__file__).parents[1]),
+        "JAX_COMPILATION_CACHE_DIR": str(odejax.data.cache_dir() / "xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    commands = (
+        [sys.executable, __file__, *map(str, (i, port, folder, out, pause))] for i in (0, 1)
+    )
+    return [
+        subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+
+
+def finish(processes):
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors[-3000:]
+
+
+def outcome(out, index=0):
+    with np.load(f"{out}_{index}.npz") as arrays:
+        summary = json.loads(str(arrays["summary"]))
+        return [arrays[name] for name in arrays if name != "summary"], summary
+
+
+def epochs_in(folder):
+    metrics = folder / "metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+
+def test_two_processes_are_one_device_and_survive_a_kill(tmp_path):
+    whole, again, folder = tmp_path / "whole", tmp_path / "again", tmp_path / "again_run"
+    finish(start(tmp_path / "whole_run", whole))
+    arrays, summary = outcome(whole)
+
+    result, expected = job(None)
+    np.testing.assert_allclose(summary["losses"], expected["losses"], rtol=1e-4)
+    for ours, theirs in zip(arrays, weights(result), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert {**summary, "losses": 0} == {**expected, "losses": 0}
+    assert 0 < np.mean(summary["standing"]) < 1
+    others, other_summary = outcome(whole, 1)
+    assert other_summary == summary
+    for ours, theirs in zip(others, arrays, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+    processes = start(folder, again, pause=2.0)
+    deadline = time.monotonic() + 240
+    while epochs_in(folder) == 0:
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGKILL)
+    processes[1].communicate()
+    time.sleep(0.5)
+    processes[0].kill()  # a survivor waits for the dead one until a timeout of JAX's
+    processes[0].communicate()
+    assert 0 < epochs_in(folder) < EPOCHS
+    finish(start(folder, again))
+    resumed, resumed_summary = outcome(again)
+    assert resumed_summary == summary
+    for ours, theirs in zip(resumed, arrays, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_processes_without_a_mesh_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="2 processes need a mesh in common"):
+        train()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
