@@ -1,0 +1,164 @@
+"""Tables 1 to 10 and Figs. 5 and 6 of *enresnet*, from the result alone."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from odejax.evaluation import decode_array
+from odejax.plots import perturbation_grid
+
+from ._enresnet import (
+    PAPER_BLIND,
+    PAPER_INTEGRATED,
+    PAPER_NATURAL,
+    PAPER_ROBUST,
+    shown,
+)
+
+PAPERS_ATTACKS = ("FGSM", "IFGSM-20", "C&W")
+
+
+def _records(result: dict[str, Any], kind: str) -> dict[str, list[dict[str, Any]]]:
+    """What was measured, one record for each seed, by network or pair."""
+    found: dict[str, list] = {}
+    for name, record in result["runs"].items():
+        first, what, _ = name.split("/")
+        if first == kind:
+            found.setdefault(what, []).append(record)
+    return found
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """Accuracy in %: mean +- deviation over the seeds; the paper's below, for its own networks."""
+    settings = result["settings"]
+    dataset, depths = settings["dataset"], settings["depths"]
+    ten = dataset == "cifar10"
+    out = []
+    robust = ("clean", *PAPERS_ATTACKS, "AutoAttack")
+    for kind, title, columns, paper in (
+        (
+            "natural",
+            f"Table {1 if ten else 4}, 4.4: natural",
+            ("clean", "IFGSM-20"),
+            _natural,
+        ),
+        ("robust", f"Tables {'2, 8, 9' if ten else '5, 10'}: PGD-trained", robust, _robust),
+        ("blind", f"Table {3 if ten else 6}: target <- oracle", PAPERS_ATTACKS, _blind),
+        ("integrated", "Table 7: trained alone", robust, _integrated),
+    ):
+        measured = _records(result, kind)
+        if not measured:
+            continue
+        table = Table(title=f"enresnet {title}, {dataset}", box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("", overflow="fold")
+        for column in columns:
+            table.add_column(column, justify="right", no_wrap=True)
+        for name, records in measured.items():
+            table.add_row(shown(name, depths), *(_cell(records, column) for column in columns))
+            printed = paper(name, dataset)
+            if printed:
+                cells = (f"{printed[c]:.1f}" if printed.get(c) else "" for c in columns)
+                same = name == shown(name, depths)
+                table.add_row("  paper" if same else f"  paper, {name}", *cells)
+        out.append(table)
+    return out
+
+
+def _natural(name: str, dataset: str) -> Mapping[str, float | None]:
+    return {"clean": PAPER_NATURAL[dataset].get(name)}
+
+
+def _robust(name: str, dataset: str) -> Mapping[str, float | None]:
+    return _four(PAPER_ROBUST[dataset].get(name))
+
+
+def _blind(name: str, dataset: str) -> Mapping[str, float | None]:
+    target, oracle = name.split(" <- ")
+    figures = PAPER_BLIND[dataset].get((target, oracle))
+    return dict(zip(PAPERS_ATTACKS, figures, strict=True)) if figures else {}
+
+
+def _integrated(name: str, dataset: str) -> Mapping[str, float | None]:
+    first, second = name.split(" + ")
+    return _four(PAPER_INTEGRATED.get((first, second)) if dataset == "cifar10" else None)
+
+
+def _four(figures: Iterable[float | None] | None) -> Mapping[str, float | None]:
+    return dict(zip(("clean", *PAPERS_ATTACKS), figures, strict=True)) if figures else {}
+
+
+def _cell(records: list[dict[str, Any]], column: str) -> str:
+    values = [
+        100 * (record["clean_accuracy"] if column == "clean" else record["per_attack"][column])
+        for record in records
+    ]
+    spread = f" +- {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{spread}"
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """What a reader of the tables must know."""
+    s = result["settings"]
+    out = [
+        f"{s['preset']}: {s['train_images'] - s['held_out']:,} training images, {s['epochs']} "
+        f"epochs, PGD-{s['pgd_steps']}; clean on the first {s['clean_images']:,} test images, "
+        f"attacks on the first {s['test_images']:,}. "
+        f"AutoAttack: APGD-CE and APGD-DLR, {s['draws']} draws where there is noise."
+    ]
+    for kind in ("robust", "integrated"):
+        for name, records in _records(result, kind).items():
+            flags = sorted({flag for record in records for flag in record["flags"]})
+            if flags:
+                out.append(f"{shown(name, s['depths'])}: {', '.join(flags)}.")
+    return out
+
+
+def figures(result: dict[str, Any]) -> dict[str, Figure]:
+    """Fig. 5, and Fig. 6 where a robust network was broken."""
+    settings = result["settings"]
+    drawn = {"fig5": _curves(result)}
+    examples = {
+        shown(name, settings["depths"]): records[0]["example"]
+        | {which: decode_array(records[0]["example"][which]) for which in ("images", "x_adv")}
+        for name, records in _records(result, "robust").items()
+        if records[0]["example"]["labels"]
+    }
+    if examples:
+        title = f"{settings['dataset']}: PGD-trained, broken within 8/255 (Fig. 6)"
+        drawn["fig6"] = perturbation_grid(examples, title=title)
+    return drawn
+
+
+def _curves(result: dict[str, Any]) -> Figure:
+    """Training and validation accuracy of every network's first seed, by epoch."""
+    settings = result["settings"]
+    kinds = [kind for kind in ("natural", "robust") if _records(result, kind)]
+    figure, axes = plt.subplots(
+        1, len(kinds), figsize=(4.6 * len(kinds), 3.6), squeeze=False, layout="constrained"
+    )
+    titles = {"natural": "natural training", "robust": "PGD training: under its own attack"}
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        for i, (name, records) in enumerate(_records(result, kind).items()):
+            history, color = records[0]["history"], f"C{i % 10}"
+            epochs = np.arange(1, len(history) + 1)
+            for what, style in (("train_accuracy", ":"), ("validation", "-")):
+                values = [100 * epoch[what] for epoch in history]
+                label = shown(name, settings["depths"]) if what == "validation" else None
+                axis.plot(epochs, values, style, marker="o", ms=3, color=color, label=label)
+        axis.set_xlabel("epoch")
+        axis.set_title(titles[kind], fontsize=10)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3, lw=0.5)
+        axis.legend(frameon=False, fontsize=8)
+    axes[0, 0].set_ylabel("accuracy (%): validation —, training ···")
+    figure.suptitle(
+        f"{settings['dataset']}, {settings['train_images'] - settings['held_out']:,} training "
+        f"images (Fig. 5)",
+        fontsize=11,
+    )
+    return figure
