@@ -2,6 +2,7 @@
 
 import builtins
 import importlib.util
+import os
 import time
 
 import jax
@@ -13,6 +14,7 @@ from sklearn.datasets import load_digits
 from odejax.data import (
     ArrayDataset,
     DataNotFoundError,
+    StreamedDataset,
     crop_and_flip,
     load,
     random_crop,
@@ -224,6 +226,18 @@ def test_mnist_pixels_have_the_published_mean_and_deviation():
     images = load("mnist", "train").images
     np.testing.assert_allclose(images.mean() / 255, 0.1307, atol=5e-5)
     np.testing.assert_allclose(images.std() / 255, 0.3081, atol=5e-5)
+
+
+@pytest.mark.data
+def test_what_tfds_prepared_can_be_streamed():
+    import tensorflow_datasets as tfds
+
+    source = tfds.data_source("mnist", split="test", data_dir=os.environ["ODEJAX_DATA_DIR"])
+    order, held = np.array([9_999, 3, 5_000, 3]), load("mnist", "test")
+    batches = list(StreamedDataset(source).read(order, 2))
+    images, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
+    np.testing.assert_array_equal(images, held.images[order])
+    np.testing.assert_array_equal(labels, held.labels[order])
 
 
 @pytest.mark.data
