@@ -5,7 +5,8 @@
         interval = bracket(...)
 
 Nothing else changes. With several processes, each runs the same script on the same arguments after
-`jax.distributed.initialize()`; what is returned is the same on all of them.
+`jax.distributed.initialize()`, with checkpoints and state files where all of them can read; what is
+returned is the same on all, but for seconds.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 
@@ -79,11 +80,40 @@ def shard(tree: PyTree) -> Any:
     return _lay_out(tree, cut)
 
 
+def on_mesh(tree: PyTree) -> Any:
+    """The arrays of a network, brought to the mesh if they live on other devices.
+
+    Those of a checkpoint do, that was read outside it. What is on the mesh stays as it is cut.
+    """
+    if mesh_size() == 1:
+        return tree
+    devices = _devices()
+
+    def elsewhere(leaf):
+        return isinstance(leaf, jax.Array) and leaf.sharding.device_set != devices
+
+    return jax.tree.map(lambda leaf: replicate(leaf) if elsewhere(leaf) else leaf, tree)
+
+
+def _devices() -> set:
+    return set(jax.sharding.get_mesh().devices.flat)
+
+
 def _lay_out(tree: PyTree, spec: Callable[[Any], PartitionSpec]) -> Any:
     def one(leaf):
         if isinstance(leaf, jax.core.Tracer):
             return jax.lax.with_sharding_constraint(leaf, spec(leaf))
-        return jax.device_put(leaf, spec(leaf))
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            moved = place(jax.random.key_data(leaf), spec(leaf))
+            return jax.random.wrap_key_data(moved, impl=jax.random.key_impl(leaf))
+        return place(leaf, spec(leaf))
+
+    def place(leaf, spec):
+        if isinstance(leaf, jax.Array) and leaf.sharding.device_set == _devices():
+            return jax.device_put(leaf, spec)
+        # Every process has all of it; `device_put` would gather and compare what they have.
+        host, sharding = np.asarray(leaf), NamedSharding(jax.sharding.get_mesh(), spec)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(one, tree)
 

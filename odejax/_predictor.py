@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._frozen import freeze
-from ._mesh import spread, to_host, whole_batch
+from ._mesh import on_mesh, spread, to_host, whole_batch
 from ._types import Image, Key, Logits, LogitsFn
 
 
@@ -115,7 +115,7 @@ def predict(logits_fn: LogitsFn, images, *, key: Key, batch_size: int = 512) -> 
     """
     if len(images) == 0:
         raise ValueError("there are no images: got an empty array")
-    out = []
+    logits_fn, out = on_mesh(logits_fn), []
     for first, batch, n in batches(len(images), min(batch_size, len(images))):
         # An array, since filter_jit compiles anew for every Python number.
         first = jnp.asarray(first)

@@ -1,5 +1,6 @@
 """Many devices give what one gives: training, checkpoints, evaluation; and data as it is read."""
 
+import sys
 from functools import cache
 
 import equinox as eqx
@@ -10,14 +11,16 @@ import optax
 import pytest
 
 import odejax
+from odejax import _predictor
 from odejax._mesh import replicate, spread, to_host, whole_batch
 from odejax.attacks import APGD, PGD
 from odejax.certificates import FlowMapSlope, LinearRelaxation
 from odejax.data import ArrayDataset, StreamedDataset, load, random_crop
-from odejax.evaluation import bracket
+from odejax.evaluation import bracket, robust_accuracy
 from odejax.models import BatchNorm, EnResNet, NmODENet
 from odejax.training import Adversarial, CrossEntropy, FreeAdversarial, fit
 
+evaluated = sys.modules[robust_accuracy.__module__]
 TRAIN = load("digits", "train").take(slice(256))
 OBJECTIVES = {
     "natural": CrossEntropy(),
@@ -120,7 +123,12 @@ def test_a_bracket_on_eight_devices_is_a_bracket_on_one(mesh):
         key=jax.random.key(1),
         progress=False,
     )
-    predictor = odejax.Predictor(trained.model, trained.state)
+    # As a checkpoint that was read outside the mesh: bound to one device.
+    one = jax.devices()[0]
+    committed = jax.tree.map(
+        lambda leaf: jax.device_put(leaf, one) if eqx.is_array(leaf) else leaf, trained.model
+    )
+    predictor = odejax.Predictor(committed, trained.state)
 
     def measure():
         # Nothing here is a multiple of eight.
@@ -159,17 +167,79 @@ def test_a_mesh_with_explicit_axes_is_refused():
         train()
 
 
+def test_every_device_has_its_part_of_the_batch(mesh):
+    seen = []
+
+    class Spy(CrossEntropy):
+        def __call__(self, model, state, images, labels, *, key):
+            jax.debug.inspect_array_sharding(images, callback=seen.append)
+            return super().__call__(model, state, images, labels, key=key)
+
+    with jax.set_mesh(mesh):
+        train(Spy(), epochs=1)
+        predictor = odejax.Predictor(*train(epochs=1)[:2])
+        keys = jax.random.key(0), jnp.asarray(0)
+        logits = _predictor._batch_logits(predictor, spread(TRAIN.images[:64]), *keys)
+    assert seen
+    assert all(one.shard_shape((64, 8, 8, 1)) == (8, 8, 8, 1) for one in seen)
+    assert logits.sharding.shard_shape(logits.shape) == (8, 10)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 8), (8, 1)])
+def test_an_evaluation_goes_on_with_another_number_of_devices(before, after, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluated, "_SAVE_SECONDS", 0.0)
+    data = load("digits", "test").take(slice(30))
+    shape = (data.images[0].size, 10)
+    attack, path, key = PGD(40, 0.003), tmp_path / "state.npz", jax.random.key(3)
+
+    class Stop(Exception):
+        pass
+
+    def measure(devices, state_path, looks=None):
+        weight = 3 * jax.random.normal(jax.random.key(4), shape)
+
+        def logits_fn(x, *, key):
+            return jnp.ravel(x) @ weight
+
+        labels = odejax.predict(logits_fn, data.images, key=key).argmax(axis=1).astype(np.int32)
+        save = evaluated._State.save
+
+        def interrupted(self, *arguments):
+            save(self, *arguments)
+            if looks is not None and path.exists():
+                raise Stop
+
+        monkeypatch.setattr(evaluated._State, "save", interrupted)
+        try:
+            with jax.set_mesh(odejax.batch_mesh(jax.devices()[:devices])):
+                return robust_accuracy(
+                    attack, logits_fn, data.pixels, labels, odejax.LinfBall(0.1),
+                    key=key, batch_size=21, state_path=state_path,
+                )  # fmt: skip
+        finally:
+            monkeypatch.setattr(evaluated._State, "save", save)
+
+    expected = measure(1, None)
+    assert 0 < expected.accuracy < 1
+    with pytest.raises(Stop):
+        measure(before, path, looks=1)
+    result = measure(after, path)
+    np.testing.assert_array_equal(result.still_correct, expected.still_correct)
+    np.testing.assert_allclose(result.x_adv, expected.x_adv, atol=1e-6)
+    np.testing.assert_array_equal(result.queries, expected.queries)
+
+
 class Rows:
-    """A data source that counts what is read of it."""
+    """A data source that remembers what was read of it."""
 
     def __init__(self, dataset=TRAIN):
-        self.dataset, self.read = dataset, 0
+        self.dataset, self.read = dataset, []
 
     def __len__(self):
         return len(self.dataset)
 
     def __getitem__(self, i):
-        self.read += 1
+        self.read.append(i)
         return {"image": self.dataset.images[i], "label": self.dataset.labels[i]}
 
 
@@ -182,7 +252,8 @@ def test_a_streamed_run_is_the_run_in_memory_bit_for_bit(devices, name, tmp_path
         streamed = StreamedDataset(rows, 10)
         train(OBJECTIVES[name], streamed, epochs=1, checkpoint_dir=tmp_path)
         result = train(OBJECTIVES[name], streamed, checkpoint_dir=tmp_path)
-    assert rows.read >= 2 * len(TRAIN)
+    assert set(range(len(TRAIN))) <= set(rows.read)
+    assert len(rows.read) < 2 * len(TRAIN) + 40  # twice over, and some to tell it apart
     assert_same(result, expected, 0)
 
 

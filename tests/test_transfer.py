@@ -19,8 +19,8 @@ def test_the_matrix_holds_every_oracle_against_every_target():
         PGD(10, None), networks, networks, data.pixels, data.labels, ball, key=KEY
     )
     assert matrix.oracles == matrix.targets == ("MLP", "nmODE")
-    assert matrix.still_correct.shape == (2, 2, 100)
-    np.testing.assert_array_equal(matrix.accuracy, matrix.still_correct.mean(axis=2))
+    assert matrix.correct.shape == (2, 2, 100)
+    np.testing.assert_array_equal(matrix.accuracy, matrix.correct.mean(axis=2))
     # White box is the strongest column, and every transfer does something.
     assert (np.diag(matrix.accuracy) < matrix.accuracy[[0, 1], [1, 0]]).all()
     assert (matrix.accuracy < matrix.clean).all()
@@ -31,19 +31,23 @@ def test_the_matrix_holds_every_oracle_against_every_target():
             PGD(10, None), network, data.pixels, data.labels, ball,
             key=jax.random.fold_in(KEY, i), stop=False,
         )  # fmt: skip
-        np.testing.assert_array_equal(matrix.still_correct[i, i], alone.still_correct)
+        np.testing.assert_array_equal(matrix.correct[i, i], alone.still_correct)
 
 
-def test_an_oracle_that_is_wrong_from_the_start_shows_the_images_as_they_are():
+def test_what_an_oracle_gets_wrong_from_the_start_is_attacked_as_well():
     target = linear_logits(scale=0.2)
-    opposite = LinearLogits(-target.weight, -target.bias)
     images = np.full((4, 8, 8, 1), 0.5, np.float32)
     labels = np.asarray(jax.vmap(target)(images)).argmax(axis=1).astype(np.int32)
+    oracles = {
+        "same": target,
+        "opposite": LinearLogits(-target.weight, -target.bias),
+        # Wrong about every image, with the target's own gradients.
+        "biased": LinearLogits(target.weight, target.bias - 100 * jax.nn.one_hot(labels[0], 2)),
+    }
     matrix = transfer_matrix(
-        FGSM(), {"same": target, "opposite": opposite}, {"target": target}, images, labels,
-        LinfBall(0.3), key=KEY,
-    )  # fmt: skip
-    np.testing.assert_array_equal(matrix.accuracy, [[0.0], [1.0]])
+        FGSM(), oracles, {"target": target}, images, labels, LinfBall(0.3), key=KEY
+    )
+    np.testing.assert_array_equal(matrix.accuracy, [[0.0], [1.0], [0.0]])
     np.testing.assert_array_equal(matrix.clean, [1.0])
 
 

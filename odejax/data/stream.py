@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,10 +15,11 @@ class StreamedDataset:
 
     `source`: anything with a length whose item `i` is `{"image": uint8 (h, w, c), "label": int}`,
     such as `tfds.data_source(...)` or a data source of Grain's. Grain reads ahead in `threads`
-    threads; each host reads the rows of its own devices. The order is `fit`'s, so a streamed run
-    is the in-memory run, bit for bit.
+    threads, several items at once; each host reads the rows of its own devices. The order is
+    `fit`'s, so a streamed run is the in-memory run.
 
-    `transform(image)` is applied on the host, and must bring all images to one shape.
+    `transform(image)` is applied on the host, must bring all images to one shape, and draws nothing
+    at random (`fit` augments on the device).
 
     Raises `ValueError` for no images, and where one read has another form than the first.
     """
@@ -44,7 +45,7 @@ class StreamedDataset:
 
     @cached_property
     def digest(self) -> int:
-        """Of ten images and labels: enough to tell another data set in a checkpoint."""
+        """Of ten images and labels, by which a checkpoint knows the data set."""
         some = np.linspace(0, len(self) - 1, 10, dtype=int).tolist()
         rows = (self._row(i, self.image_shape) for i in some)
         digest = 0
@@ -54,7 +55,7 @@ class StreamedDataset:
 
     def read(
         self, order: np.ndarray, batch_size: int, *, ahead: int = 2
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ) -> Generator[tuple[np.ndarray, np.ndarray]]:
         """Batches (images uint8 (b, h, w, c), labels int32 (b,)) of the rows `order`.
 
         Up to `ahead` batches are read before they are asked for.

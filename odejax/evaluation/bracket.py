@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from scipy.stats import beta
 
-from .._mesh import spread, to_host
+from .._mesh import on_mesh, spread, to_host
 from .._predictor import MeanLogits, Predictor, batches, predict
 from .._threat_model import AbstractBall
 from .._types import Key, LogitsFn
@@ -189,7 +189,7 @@ def certified_radii(
     batch_size: int = 512,
 ) -> np.ndarray:
     """The certified radius of every image in the ball's norm, 0 where the prediction is wrong."""
-    out = []
+    predictor, out = on_mesh(predictor), []
     for _, batch, n in batches(len(images), min(batch_size, len(images))):
         x, y = spread(images[batch]), spread(labels[batch])
         result = _certify_batch(certificate, predictor, x, y, ball, key)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._mesh import to_host
+from .._mesh import on_mesh, to_host
 from .._predictor import predict
 from .._threat_model import AbstractBall, LinfBall
 from .._types import Key, LogitsFn
@@ -135,6 +135,7 @@ def masking_flags(
     know the others; a neural ODE's own are `solver_flags`.
     """
     first_key, second_key, key = jax.random.split(key, 3)
+    logits_fn = on_mesh(logits_fn)
     logits = predict(logits_fn, images, key=first_key, batch_size=batch_size)
     again = predict(logits_fn, images, key=second_key, batch_size=batch_size)
     flags = []

@@ -64,6 +64,7 @@ def robust_accuracy(
     judge: LogitsFn | None = None,
     already_broken: np.ndarray | None = None,
     stop: bool | None = None,
+    everyone: bool = False,
     state_path: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> AttackReport:
@@ -80,8 +81,10 @@ def robust_accuracy(
       without another attack.
     - `stop`: whether an image's attack ends with its first success. By default only if `logits_fn`
       gives the judge's logits under any key; else a lucky draw would end it.
+    - `everyone`: attack what is misclassified from the start as well, for the sake of `x_adv`, by
+      the first attack of a sequence (to its end, with `stop=False`).
     - `state_path`: a file that keeps the state of the evaluation, written every few seconds. A run
-      that was killed goes on from it; it is deleted at the end.
+      that was killed goes on from it; it is deleted at the end. Several processes must share it.
 
     Raises `ValueError` for images of another form, no images, pixels outside [0, 1], labels out of
     range, several eps; `FloatingPointError` where logits are not finite, at the images or at what
@@ -99,6 +102,7 @@ def robust_accuracy(
     logits = predict(judged_by, images, key=clean_key, batch_size=batch_size)
     check_labels(labels, logits.shape[1])
     still_correct = logits.argmax(axis=1) == labels
+    others = ~still_correct & everyone
     if already_broken is not None:
         already_broken = np.asarray(already_broken)
         if already_broken.shape != labels.shape or already_broken.dtype != bool:
@@ -115,7 +119,7 @@ def robust_accuracy(
     broken_by = np.full(len(images), -1)
 
     sequence = attack.attacks if isinstance(attack, AutoAttack) else {_name(attack): attack}
-    parts = (attack, logits_fn, judge, images, labels, ball, key, still_correct, stop)
+    parts = (attack, logits_fn, judge, images, labels, ball, key, still_correct, stop, everyone)
     if len(sequence) > 1:  # what the last attack refuses must not come after hours of the first
         for one in sequence.values():
             _rehearse(one, images[0], labels[0], ball, logits.shape[1], key)
@@ -125,12 +129,15 @@ def robust_accuracy(
         first, x_adv, queries = int(saved["stage"]), saved["x_adv"], saved["queries"]
         still_correct, broken_by = saved["still_correct"], saved["broken_by"]
     after = {}
-    with progress_bar(enabled=progress, transient=True) as bar:
+    shown = progress and jax.process_index() == 0
+    with progress_bar(enabled=shown, transient=True) as bar:
         for stage, (name, one) in enumerate(sequence.items()):
             if stage < first:
                 assert saved is not None
                 after[name] = float(saved["after"][stage])
                 continue
+            standing = still_correct.copy()
+            targets = standing | others if stage == 0 else standing
             # Never fewer rows than the full set would have: one shape, whoever still stands.
             work = Survivors(
                 one,
@@ -138,14 +145,13 @@ def robust_accuracy(
                 images,
                 labels,
                 ball,
-                targets=np.flatnonzero(still_correct),
+                targets=np.flatnonzero(targets),
                 x_adv=x_adv,
                 queries=queries,
                 key=attack_key if len(sequence) == 1 else jax.random.fold_in(attack_key, stage),
                 batch_size=size,
                 stop=stop,
             )
-            targets = still_correct.copy()
             if saved is not None and stage == first:
                 work.restore(saved)
             task = bar.add_task(name, total=int(targets.sum()), note="")
@@ -159,7 +165,7 @@ def robust_accuracy(
                 _check_inside(name, images, x_adv, ball)
                 logits = predict(judged_by, x_adv, key=judge_key, batch_size=batch_size)
                 still_correct &= logits.argmax(axis=1) == labels
-                broken_by[targets & ~still_correct] = stage
+                broken_by[standing & ~still_correct] = stage
                 # Who stands goes into the next attack as it was.
                 if stage + 1 < len(sequence):
                     x_adv[still_correct] = images[still_correct]

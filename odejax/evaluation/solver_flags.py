@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._mesh import to_host
+from .._mesh import on_mesh, to_host
 from .._predictor import Predictor
 from .._threat_model import AbstractBall
 from .._types import Key, LogitsFn
@@ -73,6 +73,7 @@ def solver_flags(
     key: Key,
 ) -> tuple[Flag, ...]:
     """The flags of a network that is an ODE solve (see `FLAGS`); none for any other network."""
+    predictor = on_mesh(predictor)
     if not (isinstance(predictor, Predictor) and hasattr(predictor.model, "ode")):
         return ()
     flags, n = [], len(images)

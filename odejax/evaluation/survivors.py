@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._mesh import agreed, spread, to_host, whole_batch
+from .._mesh import agreed, on_mesh, spread, to_host, whole_batch
 from .._threat_model import AbstractBall
 from .._types import Key, LogitsFn
 from ..attacks import AbstractIterativeAttack, Problem, Worst, start, step
@@ -82,7 +82,8 @@ class Survivors:
         iterative = isinstance(attack, AbstractIterativeAttack)
         self.attack: AbstractIterativeAttack = attack if iterative else Whole(attack)
         self.project = iterative
-        self.logits_fn, self.ball, self.key, self.stop = logits_fn, ball, key, stop
+        self.logits_fn = on_mesh(logits_fn)
+        self.ball, self.key, self.stop = ball, key, stop
         self.images, self.labels = images, labels
         self.x_adv, self.queries = x_adv, queries
         self.queue = np.asarray(targets)
@@ -143,17 +144,26 @@ class Survivors:
 
     def restore(self, arrays: Mapping[str, np.ndarray]):
         """Go on from what `save` returned."""
-        index, run, i = (np.array(arrays[name]) for name in ("index", "run", "i"))
+        # With free slots added, as many as the devices of this mesh ask for.
+        more = whole_batch(len(arrays["index"])) - len(arrays["index"])
+        index, run, i = (
+            np.pad(arrays[name], (0, more), constant_values=free)
+            for name, free in (("index", -1), ("run", 0), ("i", 0))
+        )
         self.queue, self.slots = np.array(arrays["queue"]), Slots(index, run, i, None, None)
         if "run_key" not in arrays:
             return
         everybody = np.ones(len(index), bool)
         self._start(everybody, fresh=everybody)  # for the structure of the state
-        leaves = [spread(arrays[name]) for name in arrays if name.startswith("state")]
+
+        def padded(rows):
+            return spread(jnp.asarray(np.concatenate([rows, np.repeat(rows[:1], more, axis=0)])))
+
+        leaves = [padded(arrays[name]) for name in arrays if name.startswith("state")]
         self.slots = self.slots._replace(
             state=jax.tree.unflatten(jax.tree.structure(self.slots.state), leaves),
             run_key=jax.random.wrap_key_data(
-                jnp.asarray(arrays["run_key"]), impl=jax.random.key_impl(self.key)
+                padded(arrays["run_key"]), impl=jax.random.key_impl(self.key)
             ),
         )
 
@@ -232,8 +242,8 @@ class Survivors:
             return
         # Busy slots first, free ones to make up the number.
         keep = np.concatenate([busy, np.flatnonzero(slots.index < 0)])[:smaller]
-        kept = jax.tree.map(lambda leaf: leaf[keep], slots)
-        self.slots = kept._replace(state=spread(kept.state), run_key=spread(kept.run_key))
+        index, run, i = (rows[keep] for rows in slots[:3])
+        self.slots = Slots(index, run, i, *_take((slots.state, slots.run_key), keep))
         self.compiled = False
 
 
@@ -311,6 +321,11 @@ def _slow_in_loops(logits_fn, image) -> bool:
 @eqx.filter_jit
 def _project(x_adv, images, labels, ball):
     return jax.vmap(ball.project)(x_adv, images)
+
+
+@jax.jit
+def _take(tree, rows):
+    return spread(jax.tree.map(lambda leaf: leaf[rows], tree))
 
 
 @jax.jit

@@ -15,14 +15,14 @@ from .robust_accuracy import check_arrays, robust_accuracy
 class TransferMatrix(NamedTuple):
     """Accuracy of every target on the images that were made for every oracle.
 
-    `accuracy` (oracles, targets); `still_correct` (oracles, targets, n); `clean` (targets,).
+    `accuracy` (oracles, targets); `correct` (oracles, targets, n); `clean` (targets,).
     Where an oracle is its own target the figure is the white-box one.
     """
 
     oracles: tuple[str, ...]
     targets: tuple[str, ...]
     accuracy: np.ndarray
-    still_correct: np.ndarray
+    correct: np.ndarray
     clean: np.ndarray
 
 
@@ -41,19 +41,19 @@ def transfer_matrix(
     """Attack every oracle once, and show what it found to every target (*enresnet* Tables 3, 6).
 
     The attack goes to its end even where the oracle is fooled before, since it is the target that
-    is to be fooled. Images that an oracle gets wrong at once are shown to the targets as they are.
+    is to be fooled, and to images that the oracle gets wrong anyhow.
     For randomised targets pass `MeanLogits`. Raises `ValueError` without oracles or targets.
     """
     if not oracles or not targets:
         raise ValueError(f"got {len(oracles)} oracles and {len(targets)} targets; at least 1 each")
     images, labels = check_arrays(images, labels)
 
-    def correct(target, x):
+    def classified(target, x):
         logits = predict(target, x, key=key, batch_size=batch_size)
         return logits.argmax(axis=1) == labels
 
-    clean = np.stack([correct(target, images) for target in targets.values()])
-    still_correct = []
+    clean = np.stack([classified(target, images) for target in targets.values()])
+    rows = []
     for i, oracle in enumerate(oracles.values()):
         report = robust_accuracy(
             attack,
@@ -64,15 +64,15 @@ def transfer_matrix(
             key=jax.random.fold_in(key, i),
             batch_size=batch_size,
             stop=False,
+            everyone=True,
             progress=progress,
         )
-        row = [correct(target, report.x_adv) for target in targets.values()]
-        still_correct.append(np.stack(row) & clean)
-    still_correct = np.stack(still_correct)
+        rows.append([classified(target, report.x_adv) for target in targets.values()])
+    correct = np.array(rows)
     return TransferMatrix(
         tuple(oracles),
         tuple(targets),
-        still_correct.mean(axis=2),
-        still_correct,
+        correct.mean(axis=2),
+        correct,
         clean.mean(axis=1),
     )

@@ -1,6 +1,7 @@
 """Where the batches of an epoch come from: the device's memory, or a stream."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -19,9 +20,12 @@ class Resident:
 
     def __init__(self, dataset: ArrayDataset, batch_size: int):
         self.batch_size = batch_size
-        self.images, self.labels = replicate((jnp.asarray(dataset.images), dataset.labels))
+        self.images, self.labels = (
+            jnp.asarray(rows) if mesh_size() == 1 else replicate(rows)
+            for rows in (dataset.images, dataset.labels)
+        )
 
-    def windows(self, order) -> Iterator[tuple[Any, int, int]]:
+    def windows(self, order) -> Generator[tuple[Any, int, int]]:
         """(data, first, last): what `batch` needs for the batches `first` to `last` of an epoch."""
         yield (self.images, self.labels, order), 0, len(order) // self.batch_size
 
@@ -33,23 +37,24 @@ class Resident:
 
 
 class Streamed:
-    """A window of batches is brought to the device at a time; Grain reads the next meanwhile."""
+    """A window of batches is brought to the device at a time; Grain reads rows of the next."""
 
     def __init__(self, dataset: StreamedDataset, batch_size: int):
         self.dataset, self.batch_size = dataset, batch_size
         self.length = max(1, _WINDOW_BYTES // (batch_size * int(np.prod(dataset.image_shape))))
 
-    def windows(self, order) -> Iterator[tuple[Any, int, int]]:
+    def windows(self, order) -> Generator[tuple[Any, int, int]]:
         n = len(order) // self.batch_size
         rows = np.asarray(order)[: n * self.batch_size].reshape(n, self.batch_size)
         length = min(self.length, n)
         mine = rows[:, self._rows_of_this_process()]
-        batches = self.dataset.read(mine.ravel(), mine.shape[1], ahead=length)
-        for first in range(0, n, length):
-            last = min(first + length, n)
-            window = [next(batches) for _ in range(first, last)]
-            window += window[-1:] * (length - len(window))  # one shape for all
-            yield [self._global(np.stack(part)) for part in zip(*window, strict=True)], first, last
+        with closing(self.dataset.read(mine.ravel(), mine.shape[1], ahead=length)) as batches:
+            for first in range(0, n, length):
+                last = min(first + length, n)
+                window = [next(batches) for _ in range(first, last)]
+                window += window[-1:] * (length - len(window))  # one shape for all
+                data = [self._global(np.stack(part)) for part in zip(*window, strict=True)]
+                yield data, first, last
 
     def batch(self, data, i):
         images, labels = data

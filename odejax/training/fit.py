@@ -6,6 +6,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,7 +91,8 @@ def fit(
       steps it keeps less, (1 + step) / (10 + step), so as to forget the initial weights.
     - `shard_weights`: under a mesh (`odejax.batch_mesh`) each batch is spread over its devices,
       which must divide it; the weights, with all that the optimizer keeps for them, are whole on
-      every device, or cut into as many parts as there are. A run may go on with other devices.
+      every device, or cut into as many parts where an axis allows it. A run may go on with other
+      devices.
     - `checkpoint_dir`: after every epoch the run is saved there (atomically), with its metrics in
       `metrics.jsonl`. A run found there is continued, and ends bit for bit where an
       uninterrupted one would; raises `CheckpointError` if it is another run's (another key, data,
@@ -143,7 +145,8 @@ def fit(
     run_steps = _make_run_steps(static, rule, optimizer, augment, average, feed, lay_out)
     steps = steps_per_epoch(len(dataset), batch_size) * rule.replays
     first_epoch = len(history) + 1
-    with progress_bar(enabled=progress and jax.process_index() == 0) as bar:
+    shown = progress and jax.process_index() == 0
+    with progress_bar(enabled=shown) as bar, ExitStack() as stack:
         total = max(0, epochs - len(history)) * steps
         task = bar.add_task(f"epoch {len(history)}/{epochs}", total=total, note=_note(history))
         for epoch in range(first_epoch, epochs + 1):
@@ -152,7 +155,8 @@ def fit(
             order = jax.random.permutation(shuffle_key, len(dataset))
             sums = (jnp.zeros(()), jnp.zeros((), jnp.int32))
             done, length = 0, 1
-            for data, first_batch, last_batch in feed.windows(order):
+            windows = stack.enter_context(closing(feed.windows(order)))  # and its reader
+            for data, first_batch, last_batch in windows:
                 while done < last_batch * rule.replays:
                     last = min(done + length, last_batch * rule.replays)
                     call_started = time.perf_counter()

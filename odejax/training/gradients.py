@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from .._mesh import spread
 from .._types import Key, Scalar
 from ..attacks import check_at_least_one
 from .objectives import Aux
@@ -91,7 +92,8 @@ class Derivative(AbstractGradientRule):
 
         def add(total, part):
             (loss, (state, correct)), gradient = total
-            (value, (state, right)), slope = derivative(state, *part)
+            images, labels, key = part
+            (value, (state, right)), slope = derivative(state, spread(images), spread(labels), key)
             gradient = jax.tree.map(jnp.add, gradient, slope)
             return ((loss + value, (state, correct + right)), gradient), None
 
