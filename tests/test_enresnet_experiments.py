@@ -15,7 +15,7 @@ from experiments._cli import UsageError
 from odejax import LinfBall, predict
 from odejax.attacks import PGD, AutoAttack
 from odejax.data import ArrayDataset, load
-from odejax.models import EnResNet, PreActResNet, ResNet
+from odejax.models import MLP, EnResNet, PreActResNet
 from odejax.solvers import RelativeNoise
 
 
@@ -45,7 +45,7 @@ def test_no_steps_are_refused():
 def quick(monkeypatch, tmp_path):
     """The smoke preset on digits, with short attacks and networks that compile in a second."""
     small = {"depth": 1, "width": 4}
-    monkeypatch.setitem(_enresnet.NETWORKS, "ResNet20", lambda _: partial(ResNet, **small))
+    monkeypatch.setitem(_enresnet.NETWORKS, "ResNet20", lambda _: partial(MLP, width=16))
     ensemble = partial(EnResNet, members=2, noise=RelativeNoise(0.1), **small)
     monkeypatch.setitem(_enresnet.NETWORKS, "En2 ResNet20", lambda _: ensemble)
     attacks = {name: PGD(1, None) for name in enresnet_cifar.ATTACKS}
@@ -84,8 +84,10 @@ def test_the_tables_are_of_what_was_trained_and_resume(quick, tmp_path):
     assert all(f"Table{number}" in shown for number in (" 1", "s 2", " 3", " 7"))
     assert "En2 ResNet8" in shown
     row = next(line for line in shown.splitlines() if "paper, En2 ResNet20" in line)
-    assert row.split()[-1:] == ["92.6"]
-    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("fig5", "fig6"))
+    assert row.split()[-2:] == ["92.6", "0.0"]
+    assert (tmp_path / "fig5.png").stat().st_size > 10_000
+    broken = any(runs[f"robust/{name}/0"]["example"]["labels"] for name in pair)
+    assert (tmp_path / "fig6.png").exists() == broken
 
     before = (tmp_path / "result.json").stat().st_mtime_ns
     enresnet_cifar.main(enresnet_cifar.Config(**quick, epochs=3, resume=True))

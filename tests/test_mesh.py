@@ -17,7 +17,8 @@ from odejax.attacks import APGD, PGD
 from odejax.certificates import FlowMapSlope, LinearRelaxation
 from odejax.data import ArrayDataset, StreamedDataset, load, random_crop
 from odejax.evaluation import bracket, robust_accuracy
-from odejax.models import BatchNorm, EnResNet, NmODENet
+from odejax.models import BatchNorm, NmODENet, ResNet
+from odejax.solvers import RelativeNoise
 from odejax.training import Adversarial, CrossEntropy, FreeAdversarial, fit
 
 evaluated = sys.modules[robust_accuracy.__module__]
@@ -31,8 +32,13 @@ OBJECTIVES = {
 
 def train(objective=OBJECTIVES["natural"], dataset=TRAIN, epochs=2, key=1, **settings):
     # All that couples a batch or draws: batch statistics, noise in every layer, augmentation.
-    model, state = eqx.nn.make_with_state(EnResNet)(
-        (8, 8, 1), width=8, depth=1, members=2, norm=BatchNorm, key=jax.random.key(0)
+    model, state = eqx.nn.make_with_state(ResNet)(
+        (8, 8, 1),
+        width=8,
+        depth=1,
+        noise=RelativeNoise(0.1),
+        norm=BatchNorm,
+        key=jax.random.key(0),
     )
     return fit(
         model,
