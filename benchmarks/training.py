@@ -39,7 +39,7 @@ from ._timing import medians
 
 KIND = "benchmarks.training"
 RESULT = Path(__file__).parent / "results" / "training.json"
-SHAPE, BATCH, ROUNDS, DEPTHS = (32, 32, 3), 128, 5, (20, 110)
+SHAPE, BATCH, ROUNDS, DEPTHS = (32, 32, 3), 128, 3, (20, 110)
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
 NOISE = 0.1
 KEY = jax.random.key(0)
