@@ -53,14 +53,9 @@ def _resnet(depth: int, preset: Preset):
     return partial(PreActResNet, depth=preset.depths[depth])
 
 
-def _ensemble(members: int, depth: int, preset: Preset):
+def _ensemble(members: int, depth: int, preset: Preset, noise: float = NOISE):
     base = {"base": PreActResNet, "depth": preset.depths[depth]}
-    return partial(EnResNet, members=members, noise=RelativeNoise(NOISE), **base)
-
-
-def _without_noise(depth: int, preset: Preset):
-    base = {"base": PreActResNet, "depth": preset.depths[depth]}
-    return partial(EnResNet, members=2, noise=RelativeNoise(0.0), **base)
+    return partial(EnResNet, members=members, noise=RelativeNoise(noise), **base)
 
 
 def _mixed(preset: Preset):
@@ -87,7 +82,7 @@ NETWORKS: dict[str, Callable[[Preset], Callable[..., Any]]] = {
     "WRN-14-2": partial(_wide, 14, 2, None),
     "En2 ResNet32": partial(_ensemble, 2, 32),
     MIXED: _mixed,
-    "2 ResNet20, no noise": partial(_without_noise, 20),
+    "2 ResNet20, no noise": partial(_ensemble, 2, 20, noise=0.0),
 }
 
 # Natural training: clean accuracy in %, by data set (Tables 1 and 4).

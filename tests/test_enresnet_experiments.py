@@ -50,7 +50,6 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setitem(_enresnet.NETWORKS, "En2 ResNet20", lambda _: ensemble)
     attacks = {name: PGD(1, None) for name in enresnet_cifar.ATTACKS}
     monkeypatch.setattr(enresnet_cifar, "ATTACKS", attacks)
-    monkeypatch.setattr(enresnet_cifar, "IFGSM", attacks["IFGSM-20"])
     monkeypatch.setattr(AutoAttack, "rand", lambda draws: AutoAttack({"APGD": PGD(2, None)}))
     digits = load("digits", "train"), load("digits", "test")
     monkeypatch.setattr(enresnet_cifar, "load_data", lambda config, n: digits)

@@ -4,13 +4,10 @@ Run as a program, this file is one of them: `python test_processes.py ID PORT FO
 """
 
 import json
-import os
 import signal
 import socket
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -22,6 +19,7 @@ if __name__ == "__main__":  # before anything makes an array
     jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
 
 from test_mesh import Rows, train, weights
+from test_resume import epochs_in, launch
 
 import odejax
 from odejax.attacks import PGD
@@ -89,19 +87,8 @@ def start(folder, out, pause=0.0):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    env = os.environ | {
-        "JAX_NUM_CPU_DEVICES": "2",
-        "PYTHONPATH": str(Path(odejax.__file__).parents[1]),
-        "JAX_COMPILATION_CACHE_DIR": str(odejax.data.cache_dir() / "xla"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
-    commands = (
-        [sys.executable, __file__, *map(str, (i, port, folder, out, pause))] for i in (0, 1)
-    )
-    return [
-        subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
-        for command in commands
-    ]
+    devices = {"JAX_NUM_CPU_DEVICES": "2"}
+    return [launch(__file__, i, port, folder, out, pause, **devices) for i in (0, 1)]
 
 
 def finish(processes):
@@ -118,11 +105,6 @@ def outcome(out, index=0):
     with np.load(f"{out}_{index}.npz") as arrays:
         summary = json.loads(str(arrays["summary"]))
         return [arrays[name] for name in arrays if name != "summary"], summary
-
-
-def epochs_in(folder):
-    metrics = folder / "metrics.jsonl"
-    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
 
 
 def test_two_processes_are_one_device_and_survive_a_kill(tmp_path):

@@ -55,13 +55,18 @@ def arrays(result):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(eqx.filter(result[:2], eqx.is_array))]
 
 
-def start(folder, out, pause):
-    env = os.environ | {
-        "PYTHONPATH": str(Path(odejax.__file__).parents[1]),
-        "JAX_COMPILATION_CACHE_DIR": str(odejax.data.cache_dir() / "xla"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
-    command = [sys.executable, __file__, str(folder), str(out), str(pause)]
+def launch(program, *arguments, **variables):
+    """`python program arguments`, with what compiled programs there are."""
+    env = (
+        os.environ
+        | variables
+        | {
+            "PYTHONPATH": str(Path(odejax.__file__).parents[1]),
+            "JAX_COMPILATION_CACHE_DIR": str(odejax.data.cache_dir() / "xla"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        }
+    )
+    command = [sys.executable, program, *map(str, arguments)]
     return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 
 
@@ -77,7 +82,7 @@ def without_timings(history):
 
 def test_a_killed_and_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path):
     folder, out = tmp_path / "run", tmp_path / "out"
-    process = start(folder, out, pause=1.0)
+    process = launch(__file__, folder, out, 1.0)
     try:
         deadline = time.monotonic() + 120
         while epochs_in(folder) < 2 and process.poll() is None and time.monotonic() < deadline:
@@ -88,7 +93,7 @@ def test_a_killed_and_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_p
     assert process.returncode == -signal.SIGKILL, errors  # it had not ended by itself
     assert 2 <= epochs_in(folder) < EPOCHS
 
-    resumed = start(folder, out, pause=0.0)
+    resumed = launch(__file__, folder, out, 0.0)
     _, errors = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, errors
 
