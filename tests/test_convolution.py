@@ -270,9 +270,9 @@ def test_values_and_gradients_inside_scan_are_those_outside():
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_shared_kernel_never_has_one_gradient_per_example(stride):
-    # Images this small have fewer entries altogether than seven kernels, so any array of that
-    # size would be a kernel gradient per example.
-    xs, kernel = normal(32, 7, 6, 6, 5), normal(33, 3, 3, 5, 11)
+    # Images this small have fewer entries altogether than seven kernels, stacked for every column
+    # of the kernel too, so any array of that size would be a kernel gradient per example.
+    xs, kernel = normal(32, 7, 4, 4, 5), normal(33, 3, 3, 5, 11)
     per_example = len(xs) * kernel.size
 
     def loss(k, x):
@@ -300,7 +300,7 @@ def test_matmul_precision_is_captured_when_called_and_reaches_the_gradients():
         for equation in equations(jax.make_jaxpr(traced)(x, kernel).jaxpr)
         if equation.primitive.name in ("odejax_conv2d", "dot_general", "conv_general_dilated")
     ]
-    assert len(used) > 9  # forward, input gradient and a product for each tap
+    assert len(used) > 2  # forward and both gradients
     high = (lax.Precision.HIGH, lax.Precision.HIGH)
     assert {high if p == "high" else p for p in used} == {high}
 
