@@ -19,15 +19,19 @@ from odejax.models import (
     ConvODENet,
     DenseODENet,
     EnResNet,
+    FractalNet,
     LipschitzNet,
     NmODE,
     NmODENet,
+    PolyNet,
     ResNet,
+    RevNet,
     SSPNet,
 )
 
 KEY = jax.random.key(42)
-SHAPED = [MLP, ResNet, SSPNet, EnResNet, ConvODENet, DenseODENet, NmODENet, LipschitzNet]
+LAYERED = [ResNet, SSPNet, PolyNet, FractalNet, RevNet, EnResNet]
+SHAPED = [MLP, *LAYERED, ConvODENet, DenseODENet, NmODENet, LipschitzNet]
 
 each_model = pytest.mark.parametrize("name", all_models)
 traces = Counter()
@@ -197,13 +201,13 @@ def test_an_image_shape_without_channels_is_refused(cls):
         _make(cls, (8, 8, 0))
 
 
-@pytest.mark.parametrize("cls", [ResNet, SSPNet, EnResNet])
+@pytest.mark.parametrize("cls", LAYERED)
 def test_no_layers_are_refused(cls):
     with pytest.raises(ValueError, match=r"depth .* got 0"):
         _make(cls, IMAGE_SHAPE, width=4, depth=0)
 
 
-@pytest.mark.parametrize("cls", [MLP, ResNet, SSPNet, EnResNet, LipschitzNet])
+@pytest.mark.parametrize("cls", [MLP, *LAYERED, LipschitzNet])
 def test_a_negative_depth_is_refused(cls):
     with pytest.raises(ValueError, match=r"depth .* got -1"):
         _make(cls, IMAGE_SHAPE, width=4, depth=-1)
@@ -222,9 +226,25 @@ def test_a_width_that_groups_do_not_divide_is_refused(cls):
 
 
 @pytest.mark.parametrize("step_size", [-0.1, float("nan"), float("inf")])
-def test_a_step_size_that_is_negative_or_not_finite_is_refused(step_size):
+@pytest.mark.parametrize("cls", [ResNet, PolyNet, RevNet])
+def test_a_step_size_that_is_negative_or_not_finite_is_refused(cls, step_size):
     with pytest.raises(ValueError, match=f"step_size .* got {step_size}"):
-        _make(ResNet, IMAGE_SHAPE, width=4, depth=1, step_size=step_size)
+        _make(cls, IMAGE_SHAPE, width=4, depth=1, step_size=step_size)
+
+
+def test_a_polynomial_without_a_first_power_is_refused():
+    with pytest.raises(ValueError, match=r"order .* got 0"):
+        _make(PolyNet, IMAGE_SHAPE, order=0)
+
+
+def test_a_fractal_without_columns_is_refused():
+    with pytest.raises(ValueError, match=r"columns .* got 0"):
+        _make(FractalNet, IMAGE_SHAPE, columns=0)
+
+
+def test_an_odd_width_does_not_halve():
+    with pytest.raises(ValueError, match=r"width must be even.* got 5"):
+        _make(RevNet, IMAGE_SHAPE, width=5)
 
 
 @pytest.mark.parametrize("t1", [0.0, -1.0, float("nan"), float("inf")])

@@ -14,6 +14,7 @@ from .conv_ode import ConvODENet as ConvODENet
 from .convolution import conv2d as conv2d
 from .dense_ode import DenseODENet as DenseODENet, HopfieldODENet as HopfieldODENet
 from .enresnet import EnResNet as EnResNet, MixedEnResNet as MixedEnResNet
+from .fractalnet import FractalField as FractalField, FractalNet as FractalNet
 from .lipschitz import GradientFlow as GradientFlow, LipschitzNet as LipschitzNet
 from .mlp import MLP as MLP
 from .nmode import NmODE as NmODE, NmODENet as NmODENet, sin_squared as sin_squared
@@ -23,6 +24,8 @@ from .plug_in import (
     BeforeClassifier as BeforeClassifier,
     insert_before_classifier as insert_before_classifier,
 )
+from .polynet import PolyNet as PolyNet
 from .preact_resnet import PreActResNet as PreActResNet, WideResNet as WideResNet
 from .resnet import ResNet as ResNet, SSPNet as SSPNet
+from .revnet import RevNet as RevNet
 from .spectral import conv_norm_bound as conv_norm_bound, matrix_norm_bound as matrix_norm_bound

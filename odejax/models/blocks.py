@@ -38,6 +38,12 @@ def check_sizes(**sizes: int):
             raise ValueError(f"{name} must be at least 1; got {size}")
 
 
+def check_step_size(step_size: float):
+    """Raise `ValueError` unless a residual layer can take this step."""
+    if not 0 <= step_size < float("inf"):
+        raise ValueError(f"step_size must be finite and not negative; got {step_size}")
+
+
 class Conv(eqx.Module):
     """A 2-D convolution, He initialised: variance 2 / fan-in, without a bias 2 / fan-out.
 

@@ -1,11 +1,19 @@
 """Residual networks: one set of layers, integrated by Euler (*natural*: step size h) or better."""
 
+from collections.abc import Callable
+
 import diffrax
 import equinox as eqx
 import jax
 
 from .._types import Image, Key, Logits
-from ..solvers import SSPRK33, AbstractNoise, integrate_layers, stack_layers
+from ..solvers import (
+    SSPRK33,
+    AbstractLayerStep,
+    AbstractNoise,
+    integrate_layers,
+    stack_layers,
+)
 from .blocks import (
     Head,
     ImageShape,
@@ -15,6 +23,7 @@ from .blocks import (
     check_image,
     check_image_shape,
     check_sizes,
+    check_step_size,
 )
 from .norms import GroupNorm
 
@@ -24,16 +33,18 @@ class ResNet(eqx.Module):
 
     - `depth` residual layers of `width` channels, all of one shape.
     - `step_size`: h, 1 in an ordinary ResNet; *natural* Fig. 1 takes it down to 1e-10.
-    - `solver`: any explicit Diffrax solver in place of Euler; one set of weights per step.
+    - `solver`: any explicit Diffrax solver or `AbstractLayerStep` in place of Euler; one set of
+      weights per step.
+    - `field`: f_l, built as `field(width, norm, key=key)`.
     - `noise`: added after every step; the network then needs a `key`.
     - `norm`: `GroupNorm` or `BatchNorm`.
     """
 
     stem: Stem
-    layers: ResidualField  # stacked: every array has a leading axis of `depth`
+    layers: Callable  # the fields, stacked: every array has a leading axis of `depth`
     head: Head
     noise: AbstractNoise | None
-    solver: diffrax.AbstractSolver
+    solver: diffrax.AbstractSolver | AbstractLayerStep
     step_size: float = eqx.field(static=True)
     image_shape: ImageShape = eqx.field(static=True)
 
@@ -45,19 +56,19 @@ class ResNet(eqx.Module):
         width: int = 32,
         depth: int = 6,
         step_size: float = 1.0,
-        solver: diffrax.AbstractSolver | None = None,
+        solver: diffrax.AbstractSolver | AbstractLayerStep | None = None,
+        field: Callable[..., eqx.Module] = ResidualField,
         noise: AbstractNoise | None = None,
         norm: Norm = GroupNorm,
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
         check_sizes(width=width, depth=depth)
-        if not 0 <= step_size < float("inf"):
-            raise ValueError(f"step_size must be finite and not negative; got {step_size}")
+        check_step_size(step_size)
         stem_key, layers_key, head_key = jax.random.split(key, 3)
         self.stem = Stem(image_shape, width, norm, key=stem_key)
         self.layers = stack_layers(  # pyright: ignore[reportAttributeAccessIssue]
-            lambda key: ResidualField(width, norm, key=key), depth, key=layers_key
+            lambda key: field(width, norm, key=key), depth, key=layers_key
         )
         self.head = Head(width, n_classes, norm, key=head_key)
         self.noise = noise

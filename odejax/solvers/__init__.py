@@ -17,10 +17,24 @@ from .feynman_kac import (
 )
 from .flow_map import AbstractFlowMap as AbstractFlowMap
 from .fourier import FourierFlowMap as FourierFlowMap, periodic_flow_map as periodic_flow_map
-from .layered import integrate_layers as integrate_layers, stack_layers as stack_layers
+from .layer_steps import (
+    AbstractLayerStep as AbstractLayerStep,
+    Composition as Composition,
+    NeumannSeries as NeumannSeries,
+    RungeKutta as RungeKutta,
+)
+from .layered import (
+    integrate_layers as integrate_layers,
+    layer_step as layer_step,
+    stack_layers as stack_layers,
+)
 from .multilevel import (
     Level as Level,
     MultilevelExpectation as MultilevelExpectation,
     multilevel_feynman_kac as multilevel_feynman_kac,
+)
+from .reversible import (
+    integrate_reversible as integrate_reversible,
+    invert_reversible as invert_reversible,
 )
 from .ssprk import SSPRK22 as SSPRK22, SSPRK33 as SSPRK33

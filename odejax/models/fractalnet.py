@@ -1,0 +1,83 @@
+"""FractalNet: depth from an expansion rule, no identity mappings (*natural* Section 3.3.2)."""
+
+from collections.abc import Callable
+from functools import partial
+
+import equinox as eqx
+import jax
+
+from .._types import Image, Key, Logits
+from ..solvers import Composition
+from .blocks import Conv, ImageShape, Norm, check_sizes
+from .norms import GroupNorm
+from .resnet import ResNet
+
+
+class FractalField(eqx.Module):
+    """f_1 = conv3x3 . relu . norm, f_{C+1} = (f_C . f_C + f_1) / 2 (*natural* Eq. 19).
+
+    Every f_C and f_1 in it has weights of its own: 2^C - 1 convolutions, the longest path through
+    2^{C-1} of them.
+    """
+
+    norm: Callable
+    conv: Conv
+    halves: "tuple[FractalField, FractalField] | None"
+
+    def __init__(self, width: int, norm: Norm, *, columns: int, key: Key):
+        check_sizes(columns=columns)
+        conv_key, *keys = jax.random.split(key, 3)
+        self.norm = norm(width)
+        self.conv = Conv(width, width, 3, padding=1, key=conv_key)
+        self.halves = None
+        if columns > 1:
+            first, second = (FractalField(width, norm, columns=columns - 1, key=k) for k in keys)
+            self.halves = first, second
+
+    def __call__(
+        self, y: Image, state: eqx.nn.State, *, key: Key | None = None
+    ) -> tuple[Image, eqx.nn.State]:
+        short, state = self.norm(y, state)
+        short = self.conv(jax.nn.relu(short))
+        if self.halves is None:
+            return short, state
+        for field in self.halves:
+            y, state = field(y, state)
+        return (y + short) / 2, state
+
+
+class FractalNet(eqx.Module):
+    """y_{l+1} = f_C(y_l): `depth` fractal blocks of C `columns`, no identity mappings.
+
+    Larsson et al. 2016 as in *natural* Section 3.3.2, where the join is the mean of two paths;
+    between the stem and the head of `ResNet`, without drop-path.
+    """
+
+    net: ResNet
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        n_classes: int = 10,
+        *,
+        columns: int = 3,
+        width: int = 32,
+        depth: int = 3,
+        norm: Norm = GroupNorm,
+        key: Key,
+    ):
+        self.net = ResNet(
+            image_shape,
+            n_classes,
+            width=width,
+            depth=depth,
+            solver=Composition(),
+            field=partial(FractalField, columns=columns),
+            norm=norm,
+            key=key,
+        )
+
+    def __call__(
+        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
+    ) -> tuple[Logits, eqx.nn.State]:
+        return self.net(x, state, key=key)

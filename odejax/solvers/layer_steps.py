@@ -1,0 +1,107 @@
+"""One step of a state along a layer's vector field: what makes of it a ResNet, SSP net or PolyNet.
+
+A step also says how much it can enlarge a perturbation: if f is Lipschitz with constant K, then
+|z+ - y+| <= growth(h K) |z - y|, whose product over N steps is the bound of *natural*'s
+Theorems 3.1 and 3.2 (Euler: (1 + h K)^N <= exp(N h K)).
+"""
+
+import abc
+from collections.abc import Callable
+from typing import cast
+
+import diffrax
+import equinox as eqx
+import numpy as np
+from jaxtyping import Array, Float
+
+State = Float[Array, "..."]
+Field = Callable[[State], State]
+
+
+class AbstractLayerStep(eqx.Module):
+    """y+ = step(f, y, h), from the layer's field f alone."""
+
+    @abc.abstractmethod
+    def __call__(self, f: Field, y: State, h: float | Float[Array, ""]) -> State:
+        """The state after a step of size h."""
+
+    @abc.abstractmethod
+    def growth(self, hk: float | Float[Array, ""]) -> float | Float[Array, ""]:
+        """The most that a step enlarges a distance; `hk` is h times f's Lipschitz constant."""
+
+
+class RungeKutta(AbstractLayerStep):
+    """An explicit Runge-Kutta step: k_i = f(y + h sum_j a_ij k_j), y+ = y + h sum_i b_i k_i.
+
+    Of an explicit Diffrax solver; `ValueError` for any other. Every stage has the layer's weights.
+    """
+
+    rows: tuple[tuple[float, ...], ...] = eqx.field(static=True)
+    weights: tuple[float, ...] = eqx.field(static=True)
+
+    def __init__(self, solver: diffrax.AbstractSolver):
+        if isinstance(solver, diffrax.Euler):
+            self.rows, self.weights = ((),), (1.0,)
+        elif isinstance(solver, diffrax.AbstractERK):
+            tableau = cast(diffrax.ButcherTableau, solver.tableau)
+            # A last stage of weight zero only serves to estimate the error of a step.
+            used = int(np.flatnonzero(tableau.b_sol)[-1]) + 1
+            self.rows = ((), *(tuple(map(float, row)) for row in tableau.a_lower[: used - 1]))
+            self.weights = tuple(map(float, tableau.b_sol[:used]))
+        else:
+            raise ValueError(
+                f"layers are integrated by diffrax.Euler, by an explicit Runge-Kutta method (a "
+                f"subclass of diffrax.AbstractERK) or by an AbstractLayerStep; "
+                f"got {type(solver).__name__}"
+            )
+
+    def __call__(self, f: Field, y: State, h: float | Float[Array, ""]) -> State:
+        slopes = []
+        for a in self.rows:
+            slopes.append(f(_combine(y, h, a, slopes)))
+        return _combine(y, h, self.weights, slopes)
+
+    def growth(self, hk: float | Float[Array, ""]) -> float | Float[Array, ""]:
+        slopes = []  # how far the slopes may be apart, over K times the distance
+        for a in self.rows:
+            slopes.append(_combine(1.0, hk, [abs(w) for w in a], slopes))
+        return _combine(1.0, hk, [abs(w) for w in self.weights], slopes)
+
+
+class NeumannSeries(AbstractLayerStep):
+    """y+ = y + h f(y) + h f(h f(y)) + ... : PolyNet's module (I + F + F^2) y for `order` 2.
+
+    For a linear f the truncated series of a backward Euler step (I - h f)^{-1} y (*natural*
+    Eqs. 15 to 18).
+    """
+
+    order: int = eqx.field(static=True, default=2)
+
+    def __check_init__(self):
+        if self.order < 1:
+            raise ValueError(f"order must be at least 1; got {self.order}")
+
+    def __call__(self, f: Field, y: State, h: float | Float[Array, ""]) -> State:
+        total = term = y
+        for _ in range(self.order):
+            term = h * f(term)
+            total = total + term
+        return total
+
+    def growth(self, hk: float | Float[Array, ""]) -> float | Float[Array, ""]:
+        return sum((hk**k for k in range(1, self.order + 1)), start=1.0 + 0 * hk)
+
+
+class Composition(AbstractLayerStep):
+    """y+ = f(y): a network without identity mappings, such as FractalNet; h plays no part."""
+
+    def __call__(self, f: Field, y: State, h: float | Float[Array, ""]) -> State:
+        return f(y)
+
+    def growth(self, hk: float | Float[Array, ""]) -> float | Float[Array, ""]:
+        return hk
+
+
+def _combine(y, h, weights, slopes):
+    terms = [w * k for w, k in zip(weights, slopes, strict=True) if w != 0]
+    return y + h * sum(terms[1:], start=terms[0]) if terms else y

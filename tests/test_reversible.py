@@ -1,0 +1,151 @@
+"""Reversible layers: the inverse, and a gradient that needs the last state alone."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import IMAGE_SHAPE
+
+from odejax.models import BatchNorm, ResidualField, RevNet
+from odejax.solvers import integrate_reversible, invert_reversible, stack_layers
+
+KEY = jax.random.key(0)
+
+
+class Tanh(eqx.Module):
+    weight: jax.Array
+
+    def __call__(self, y, state):
+        return jnp.tanh(self.weight @ y), state
+
+
+def tanh_layers(depth, n=4):
+    return tuple(
+        stack_layers(lambda key: Tanh(jax.random.normal(key, (n, n))), depth, key=jax.random.key(i))
+        for i in range(2)
+    )
+
+
+def written_out(layers, halves, h):
+    x, y = halves
+    for first, second in zip(layers[0].weight, layers[1].weight, strict=True):
+        x = x + h * jnp.tanh(first @ y)
+        y = y + h * jnp.tanh(second @ x)
+    return x, y
+
+
+HALVES = (jnp.linspace(-1.0, 1.0, 4), jnp.linspace(2.0, 0.0, 4))
+
+
+def test_values_and_gradients_are_those_of_the_formula():
+    layers, h = tanh_layers(5), 0.3
+
+    def loss(run):
+        def of(layers, halves):
+            x, y = run(layers, halves)
+            return jnp.sum(x**2) + jnp.sum(jnp.cos(y))
+
+        return jax.value_and_grad(of, (0, 1))
+
+    def ours(layers, halves):
+        state = eqx.nn.State(layers)
+        return integrate_reversible(layers, halves, state, step_size=h)
+
+    with jax.enable_x64(True):
+        layers, halves = jax.tree.map(lambda a: a.astype(jnp.float64), (layers, HALVES))
+        found = loss(ours)(layers, halves)
+        expected = loss(lambda layers, halves: written_out(layers, halves, h))(layers, halves)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
+
+
+def test_the_inverse_undoes_a_hundred_layers():
+    layers = tanh_layers(100)
+    state = eqx.nn.State(layers)
+    with jax.enable_x64(True):
+        layers, halves = jax.tree.map(lambda a: a.astype(jnp.float64), (layers, HALVES))
+        out = integrate_reversible(layers, halves, state, step_size=0.1)
+        assert float(jnp.abs(out[0] - halves[0]).max()) > 0.1
+        back = invert_reversible(layers, out, state, step_size=0.1)
+    np.testing.assert_allclose(back, halves, atol=1e-11)
+
+
+def kept_bytes(f, *arguments):
+    """What a backward pass holds beside the arguments."""
+    held = {id(leaf) for leaf in jax.tree.leaves(arguments)}
+    _, pull_back = jax.vjp(f, *arguments)
+    leaves = jax.tree.leaves(pull_back)
+    return sum(leaf.nbytes for leaf in leaves if eqx.is_array(leaf) and id(leaf) not in held)
+
+
+def test_the_memory_of_a_gradient_does_not_grow_with_depth():
+    # The weights are small beside the state, so what is kept for each layer would show.
+    def kept(depth, run):
+        keys = jax.random.split(KEY, depth)
+        layers = tuple(jax.vmap(lambda k: jax.random.normal(k, ()))(keys) for _ in range(2))
+        return kept_bytes(run, layers, (jnp.ones(1000), jnp.ones(1000)))
+
+    class Scale(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, y, state):
+            return jnp.tanh(self.weight * y), state
+
+    def ours(layers, halves):
+        layers = tuple(map(Scale, layers))
+        return integrate_reversible(layers, halves, eqx.nn.State(layers))
+
+    def plain(layers, halves):
+        def step(halves, weights):
+            x = halves[0] + jnp.tanh(weights[0] * halves[1])
+            return (x, halves[1] + jnp.tanh(weights[1] * x)), None
+
+        return jax.lax.scan(step, halves, layers)[0]
+
+    assert kept(64, ours) - kept(2, ours) < 1000
+    assert kept(64, plain) - kept(2, plain) > 60 * 2 * 4000
+
+
+def test_batch_statistics_are_those_of_the_state():
+    def field(key):
+        return ResidualField(2, BatchNorm, key=key)
+
+    @eqx.nn.make_with_state
+    def make():
+        return tuple(stack_layers(field, 3, key=key) for key in jax.random.split(KEY))
+
+    layers, state = make()
+    layers = eqx.nn.inference_mode(layers)
+    state = jax.tree.map(lambda a: a + jnp.linspace(0.0, 1.0, a.size).reshape(a.shape), state)
+    halves = tuple(jax.random.normal(KEY, (2, 4, 4, 2)))
+
+    def loop(x, y):
+        for i in range(3):
+            first, second = (
+                jax.tree.map(
+                    lambda a, i=i: a[i] if eqx.is_array(a) else a, (stack, state.substate(stack))
+                )
+                for stack in layers
+            )
+            x = x + 0.5 * first[0](y, first[1])[0]
+            y = y + 0.5 * second[0](x, second[1])[0]
+        return x, y
+
+    found = integrate_reversible(layers, halves, state, step_size=0.5)
+    for a, b in zip(found, loop(*halves), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_batch_statistics_of_training_are_refused():
+    with pytest.raises(ValueError, match="use GroupNorm"):
+        eqx.nn.make_with_state(RevNet)(IMAGE_SHAPE, norm=BatchNorm, key=KEY)
+
+
+def test_a_revnet_gives_back_the_features_of_its_stem():
+    model, state = eqx.nn.make_with_state(RevNet)(IMAGE_SHAPE, width=8, depth=5, key=KEY)
+    x = jax.random.uniform(jax.random.key(1), IMAGE_SHAPE)
+    features, _ = model.stem(x, state)
+    ahead = model.forward(features, state)
+    assert float(jnp.abs(ahead - features).max()) > 0.1
+    np.testing.assert_allclose(model.inverse(ahead, state), features, atol=1e-5)
