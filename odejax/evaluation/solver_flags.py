@@ -22,7 +22,7 @@ def solver_variants(predictor: Predictor, *, steps: int = 32) -> dict[str, Predi
     """The network's equation, solved or differentiated in other ways, by name.
 
     - "fixed steps": Dopri5 with `steps` equal steps, differentiated through them.
-    - "own steps": the network's solver, differentiated through the steps it takes (checkpointed).
+    - "own steps": the network's solver, differentiated through the steps it takes.
     - "continuous adjoint": the network's solver, its gradient from solving the adjoint equation
       backwards, as many published neural ODEs compute it.
 
@@ -35,11 +35,11 @@ def solver_variants(predictor: Predictor, *, steps: int = 32) -> dict[str, Predi
         "solver": diffrax.Dopri5(),
         "stepsize_controller": diffrax.ConstantStepSize(),
         "dt0": model.ode.t1 / steps,
-        "adjoint": diffrax.RecursiveCheckpointAdjoint(),
+        "adjoint": None,
     }
     variants = {
         "fixed steps": fixed,
-        "own steps": {"adjoint": diffrax.RecursiveCheckpointAdjoint()},
+        "own steps": {"adjoint": None},
         "continuous adjoint": {"adjoint": diffrax.BacksolveAdjoint()},
     }
     return {

@@ -20,6 +20,7 @@ from .mlp import MLP as MLP
 from .nmode import NmODE as NmODE, NmODENet as NmODENet, sin_squared as sin_squared
 from .norms import BatchNorm as BatchNorm, GroupNorm as GroupNorm
 from .ode_net import AbstractODENet as AbstractODENet
+from .ode_solve import ODESolve as ODESolve
 from .plug_in import (
     BeforeClassifier as BeforeClassifier,
     insert_before_classifier as insert_before_classifier,

@@ -8,6 +8,8 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
+from ..solvers import AcceptedSteps
+
 
 class ODESolve(eqx.Module):
     """y(t1) of y' = field(t, y, args), y(0) = y0.
@@ -16,7 +18,9 @@ class ODESolve(eqx.Module):
       steps adapted to rtol = atol = 1e-3, as the papers have it; for constant steps pass
       `diffrax.ConstantStepSize()` and `dt0`. Under `vmap` every example has its own steps (and all
       wait for the slowest).
-    - `adjoint`: by default the gradient is that of the solver's own steps, with checkpoints.
+    - `adjoint`: Diffrax's own, or `AcceptedSteps()`. None is the latter for an explicit Runge-Kutta
+      method and `diffrax.RecursiveCheckpointAdjoint()` for any other: both give the gradient of
+      the solver's own steps.
     - A solve that needs more than `max_steps` does not raise: look at `solution.result`.
 
     The solve runs at the highest matrix precision: rounding of TF32 size makes an adaptive
@@ -26,7 +30,7 @@ class ODESolve(eqx.Module):
 
     solver: diffrax.AbstractSolver
     stepsize_controller: diffrax.AbstractStepSizeController
-    adjoint: diffrax.AbstractAdjoint
+    adjoint: diffrax.AbstractAdjoint | AcceptedSteps
     t1: float = eqx.field(static=True)
     dt0: float | None = eqx.field(static=True)
     max_steps: int = eqx.field(static=True)
@@ -37,7 +41,7 @@ class ODESolve(eqx.Module):
         solver: diffrax.AbstractSolver | None = None,
         stepsize_controller: diffrax.AbstractStepSizeController | None = None,
         dt0: float | None = None,
-        adjoint: diffrax.AbstractAdjoint | None = None,
+        adjoint: diffrax.AbstractAdjoint | AcceptedSteps | None = None,
         max_steps: int = 256,
     ):
         if not 0 < t1 < float("inf"):
@@ -48,7 +52,10 @@ class ODESolve(eqx.Module):
         if stepsize_controller is None:
             stepsize_controller = diffrax.PIDController(rtol=1e-3, atol=1e-3)
         self.stepsize_controller = stepsize_controller
-        self.adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
+        if adjoint is None:
+            explicit = isinstance(self.solver, diffrax.Euler | diffrax.AbstractERK)
+            adjoint = AcceptedSteps() if explicit else diffrax.RecursiveCheckpointAdjoint()
+        self.adjoint = adjoint
         self.t1, self.dt0, self.max_steps = t1, dt0, max_steps
 
     def __call__(
@@ -57,6 +64,17 @@ class ODESolve(eqx.Module):
         """`field` must take what it is differentiated by from `args`: the continuous adjoint sees
         nothing that is closed over."""
         with jax.default_matmul_precision("highest"):
+            if isinstance(self.adjoint, AcceptedSteps):
+                return self.adjoint(
+                    field,
+                    y0,
+                    args,
+                    solver=self.solver,
+                    stepsize_controller=self.stepsize_controller,
+                    t1=self.t1,
+                    dt0=self.dt0,
+                    max_steps=self.max_steps,
+                )
             return diffrax.diffeqsolve(
                 diffrax.ODETerm(field),  # pyright: ignore[reportArgumentType]
                 self.solver,

@@ -1,5 +1,6 @@
 """Integrators: of layers, of stochastic equations, and of scalar fields once and for all."""
 
+from .accepted_steps import AcceptedSteps as AcceptedSteps
 from .chebyshev import (
     ChebyshevFlowMap as ChebyshevFlowMap,
     interval_flow_map as interval_flow_map,

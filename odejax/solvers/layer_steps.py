@@ -11,8 +11,9 @@ from typing import cast
 
 import diffrax
 import equinox as eqx
+import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 State = Float[Array, "..."]
 Field = Callable[[State], State]
@@ -36,16 +37,18 @@ class RungeKutta(AbstractLayerStep):
     Of an explicit Diffrax solver; `ValueError` for any other. Every stage has the layer's weights.
     """
 
+    times: tuple[float, ...] = eqx.field(static=True)  # c_i
     rows: tuple[tuple[float, ...], ...] = eqx.field(static=True)
     weights: tuple[float, ...] = eqx.field(static=True)
 
     def __init__(self, solver: diffrax.AbstractSolver):
         if isinstance(solver, diffrax.Euler):
-            self.rows, self.weights = ((),), (1.0,)
+            self.times, self.rows, self.weights = (0.0,), ((),), (1.0,)
         elif isinstance(solver, diffrax.AbstractERK):
             tableau = cast(diffrax.ButcherTableau, solver.tableau)
             # A last stage of weight zero only serves to estimate the error of a step.
             used = int(np.flatnonzero(tableau.b_sol)[-1]) + 1
+            self.times = (0.0, *map(float, tableau.c[: used - 1]))
             self.rows = ((), *(tuple(map(float, row)) for row in tableau.a_lower[: used - 1]))
             self.weights = tuple(map(float, tableau.b_sol[:used]))
         else:
@@ -56,9 +59,15 @@ class RungeKutta(AbstractLayerStep):
             )
 
     def __call__(self, f: Field, y: State, h: float | Float[Array, ""]) -> State:
+        return self.at_times(lambda t, y: f(y), 0.0, y, h)
+
+    def at_times(
+        self, f: Callable, t: float | Float[Array, ""], y: PyTree, h: float | Float[Array, ""]
+    ) -> PyTree:
+        """The same step of y' = f(t, y) from time t, y any tree of arrays."""
         slopes = []
-        for a in self.rows:
-            slopes.append(f(_combine(y, h, a, slopes)))
+        for c, a in zip(self.times, self.rows, strict=True):
+            slopes.append(f(t + c * h, _combine(y, h, a, slopes)))
         return _combine(y, h, self.weights, slopes)
 
     def growth(self, hk: float | Float[Array, ""]) -> float | Float[Array, ""]:
@@ -103,5 +112,13 @@ class Composition(AbstractLayerStep):
 
 
 def _combine(y, h, weights, slopes):
-    terms = [w * k for w, k in zip(weights, slopes, strict=True) if w != 0]
-    return y + h * sum(terms[1:], start=terms[0]) if terms else y
+    used = [(w, k) for w, k in zip(weights, slopes, strict=True) if w != 0]
+    if not used:
+        return y
+    weights, slopes = zip(*used, strict=True)
+
+    def leaf(y, *slopes):
+        terms = [w * k for w, k in zip(weights, slopes, strict=True)]
+        return y + h * sum(terms[1:], start=terms[0])
+
+    return jax.tree.map(leaf, y, *slopes)

@@ -1,0 +1,161 @@
+"""AcceptedSteps: Diffrax's own gradient of the same steps, of one example or a batch at once."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_convolution import largest_intermediate
+
+from odejax._types import BATCH_AXIS
+from odejax.models import ODESolve
+from odejax.solvers import SSPRK33, AcceptedSteps
+
+WEIGHTS = jax.random.normal(jax.random.key(0), (5, 5))
+STARTS = jax.random.normal(jax.random.key(1), (7, 5))
+ADAPTIVE = diffrax.PIDController(1e-5, 1e-5)
+
+
+def field(t, y, args):
+    return jnp.tanh(args @ y) * jnp.cos(3 * t)
+
+
+def losses(ode, name=None):
+    def loss(weights, starts):
+        def one(y0):
+            return jnp.sum(jnp.sin(ode(field, y0, weights).ys[0]))
+
+        return jnp.sum(jax.vmap(one, axis_name=name)(starts))
+
+    return loss
+
+
+def ode(adjoint, solver=None, **settings):
+    settings = {"stepsize_controller": ADAPTIVE, "t1": 3.0, "max_steps": 64} | settings
+    return ODESolve(solver=solver, adjoint=adjoint, **settings)
+
+
+def assert_same(found, expected, tol=1e-13):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tol)
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def arguments():
+    return WEIGHTS.astype(jnp.float64), STARTS.astype(jnp.float64)
+
+
+@pytest.mark.parametrize("name", [None, BATCH_AXIS], ids=["one by one", "the batch at once"])
+@pytest.mark.parametrize("every", [None, 3, 64])
+def test_values_and_gradients_are_those_of_checkpointed_reverse_mode(every, name):
+    theirs = losses(ode(diffrax.RecursiveCheckpointAdjoint()))
+    ours = losses(ode(AcceptedSteps(every)), name)
+    found, expected = (jax.jit(jax.value_and_grad(f, (0, 1)))(*arguments()) for f in (ours, theirs))
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("solver", "settings"),
+    [
+        (diffrax.Heun(), {}),
+        (diffrax.Dopri8(), {}),
+        (SSPRK33(), {}),
+        (diffrax.Euler(), {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 0.11}),
+        (diffrax.Dopri5(), {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 0.3}),
+    ],
+    ids=["Heun", "Dopri8", "SSPRK33", "Euler, constant", "Dopri5, constant"],
+)
+def test_every_explicit_method_is_differentiated(solver, settings):
+    settings |= {"max_steps": 4096}
+    theirs = losses(ode(diffrax.RecursiveCheckpointAdjoint(), solver, **settings))
+    found, expected = (
+        jax.jit(jax.value_and_grad(f, (0, 1)))(*arguments())
+        for f in (losses(ode(None, solver, **settings), BATCH_AXIS), theirs)
+    )
+    assert_same(found, expected, 1e-12)
+
+
+def test_the_gradient_of_an_accurate_solve_is_that_of_central_differences():
+    accurate = ode(None, stepsize_controller=diffrax.PIDController(1e-11, 1e-11), max_steps=4096)
+    loss = jax.jit(losses(accurate, BATCH_AXIS))
+    weights, starts = arguments()
+    gradient = jax.jit(jax.grad(loss))(weights, starts)
+    for entry in ((0, 0), (2, 4)):
+        h = jnp.zeros_like(weights).at[entry].set(1e-5)
+        difference = (loss(weights + h, starts) - loss(weights - h, starts)) / 2e-5
+        assert float(gradient[entry]) == pytest.approx(float(difference), rel=1e-7)
+
+
+def test_per_example_gradients_are_those_of_a_loop():
+    weights, starts = arguments()
+    loss = losses(ode(AcceptedSteps()))
+    gradient = jax.jit(jax.grad(lambda y: loss(weights, y[None])))
+    found = jax.jit(jax.vmap(jax.grad(lambda y: loss(weights, y[None]))))(starts)
+    assert_same(found, jnp.stack([gradient(y) for y in starts]))
+
+
+def test_a_state_may_be_a_tree():
+    weights, starts = arguments()
+
+    def paired(t, y, args):
+        return field(t, y[0], args), jnp.sum(y[0] ** 2)
+
+    def loss(adjoint, weights):
+        def one(y0):
+            y, total = ode(adjoint)(paired, (y0, jnp.zeros(())), weights).ys
+            return jnp.sum(jnp.sin(y[0])) + total[0]
+
+        return jnp.sum(jax.vmap(one, axis_name=BATCH_AXIS)(starts))
+
+    found, expected = (
+        jax.grad(lambda w, a=a: loss(a, w))(weights)
+        for a in (AcceptedSteps(2), diffrax.RecursiveCheckpointAdjoint())
+    )
+    assert_same(found, expected)
+
+
+def test_statistics_and_results_are_each_examples_own():
+    weights, starts = arguments()
+    few = ode(AcceptedSteps(), max_steps=10)
+    theirs = ode(diffrax.RecursiveCheckpointAdjoint(), max_steps=10)
+    for name in (None, BATCH_AXIS):
+        found = jax.vmap(lambda y: few(field, y, weights), axis_name=name)(starts)
+        expected = jax.vmap(lambda y: theirs(field, y, weights))(starts)
+        successful = np.asarray(found.result == diffrax.RESULTS.successful)
+        assert 0 < successful.sum() < len(starts)
+        np.testing.assert_array_equal(successful, expected.result == diffrax.RESULTS.successful)
+        np.testing.assert_array_equal(found.stats["num_steps"], expected.stats["num_steps"])
+
+
+def test_in_a_batch_no_example_has_a_weight_gradient_of_its_own():
+    # The weights are far larger than all states together.
+    n, steps = 60, 4
+    weights, starts = jnp.ones((n, n)) / n, jnp.ones((7, n))
+    settings = {"max_steps": steps}
+    alone, at_once = (
+        jax.grad(losses(ode(AcceptedSteps(), **settings), name)) for name in (None, BATCH_AXIS)
+    )
+    assert largest_intermediate(lambda w: at_once(w, starts), weights) < 7 * weights.size
+    assert largest_intermediate(lambda w: alone(w, starts), weights) >= 7 * weights.size
+
+
+def test_implicit_methods_keep_the_checkpointed_gradient():
+    assert isinstance(ODESolve().adjoint, AcceptedSteps)
+    assert isinstance(
+        ODESolve(solver=diffrax.Kvaerno3()).adjoint, diffrax.RecursiveCheckpointAdjoint
+    )
+    with pytest.raises(ValueError, match="got Kvaerno3"):
+        eqx.filter_eval_shape(
+            lambda y: ode(AcceptedSteps(), diffrax.Kvaerno3())(field, y, WEIGHTS), STARTS[0]
+        )
+
+
+def test_no_states_cannot_be_kept():
+    with pytest.raises(ValueError, match=r"every .* got 0"):
+        AcceptedSteps(0)
