@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from test_convolution import largest_intermediate
 
+import odejax
+from odejax._mesh import spread
 from odejax._types import BATCH_AXIS
 from odejax.models import ODESolve
 from odejax.solvers import SSPRK33, AcceptedSteps
@@ -159,3 +161,14 @@ def test_implicit_methods_keep_the_checkpointed_gradient():
 def test_no_states_cannot_be_kept():
     with pytest.raises(ValueError, match=r"every .* got 0"):
         AcceptedSteps(0)
+
+
+def test_a_batch_spread_over_devices_has_the_same_gradient():
+    gradient = jax.jit(jax.grad(losses(ode(AcceptedSteps()), BATCH_AXIS), (0, 1)))
+    weights, starts = arguments()
+    starts = jnp.concatenate([starts, starts[:1]])
+    expected = gradient(weights, starts)
+    with jax.set_mesh(odejax.batch_mesh()):
+        found = gradient(weights, spread(starts))
+    assert len(found[1].sharding.device_set) == 8
+    assert_same(found, expected, 1e-12)
