@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._types import Features, Image, Key, Logits
+from .._types import Features, Image, Key, Logits, Scalar
 from .convolution import conv2d
+from .spectral import conv_norm_bound
 
 ImageShape = tuple[int, int, int]  # (h, w, c)
 Norm = Callable[[int], Callable[[Image, eqx.nn.State], tuple[Image, eqx.nn.State]]]
@@ -98,6 +99,17 @@ class ResidualField(eqx.Module):
             y, state = norm(y, state)
             y = conv(jax.nn.relu(y))
         return y, state
+
+    def lipschitz_bound(self, state: eqx.nn.State, image_size: tuple[int, int]) -> Scalar:
+        """A proven l2 Lipschitz constant on images of (h, w) pixels: its parts' product.
+
+        That of GroupNorm is 1 / sqrt(eps), over 300: proven, and far from what a network does.
+        """
+        constant = jnp.ones(())
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            of_norm = norm.lipschitz_bound(state)  # pyright: ignore[reportFunctionMemberAccess]
+            constant = constant * of_norm * conv_norm_bound(conv.kernel, image_size)
+        return constant
 
 
 class Stem(eqx.Module):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._types import BATCH_AXIS, Image
+from .._types import BATCH_AXIS, Image, Scalar
 
 
 class GroupNorm(eqx.Module):
@@ -30,6 +30,10 @@ class GroupNorm(eqx.Module):
         if channels % self.groups:
             raise ValueError(f"{channels} channels do not divide into {self.groups} groups")
         self.scale, self.shift, self.eps = jnp.ones(channels), jnp.zeros(channels), eps
+
+    def lipschitz_bound(self, state: eqx.nn.State) -> Scalar:
+        """max |scale| / sqrt(eps), of an image whose variance vanishes; l2."""
+        return jnp.max(jnp.abs(self.scale)) / self.eps**0.5
 
     def __call__(self, x: Image, state: eqx.nn.State) -> tuple[Image, eqx.nn.State]:
         # Moments in float32, of features in bfloat16 too.
@@ -65,6 +69,11 @@ class BatchNorm(eqx.Module):
         self.scale, self.shift = jnp.ones(channels), jnp.zeros(channels)
         self.statistics = eqx.nn.StateIndex((jnp.zeros(channels), jnp.ones(channels)))
         self.momentum, self.eps, self.inference = momentum, eps, False
+
+    def lipschitz_bound(self, state: eqx.nn.State) -> Scalar:
+        """max |scale| / sqrt(running variance + eps), of inference; l2."""
+        _, variance = state.get(self.statistics)
+        return jnp.max(jnp.abs(self.scale) / jnp.sqrt(variance + self.eps))
 
     def __call__(self, x: Image, state: eqx.nn.State) -> tuple[Image, eqx.nn.State]:
         running = state.get(self.statistics)

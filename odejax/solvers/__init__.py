@@ -26,6 +26,7 @@ from .layer_steps import (
 )
 from .layered import (
     integrate_layers as integrate_layers,
+    layer_states as layer_states,
     layer_step as layer_step,
     stack_layers as stack_layers,
 )
@@ -39,3 +40,9 @@ from .reversible import (
     invert_reversible as invert_reversible,
 )
 from .ssprk import SSPRK22 as SSPRK22, SSPRK33 as SSPRK33
+from .stability import (
+    growth as growth,
+    growth_bound as growth_bound,
+    jacobian_norm as jacobian_norm,
+    logarithmic_norm as logarithmic_norm,
+)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import diffrax
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._types import Key
@@ -52,9 +53,28 @@ def integrate_layers(
       Weights shared by all layers make the former `diffrax.diffeqsolve` with constant steps.
     - `noise`: added after each step; needs `key`.
     """
-    take = layer_step(solver)
     if noise is not None and key is None:
         raise ValueError("a network with noise needs a key: call it with key=jax.random.key(...)")
+    y, substate, _ = _scan(layers, y, state, layer_step(solver), step_size, noise, key)
+    # Equinox invalidates a state that is updated: leave alone one that holds nothing of ours.
+    return y, state.update(substate) if jax.tree.leaves(substate) else state
+
+
+def layer_states(
+    layers: Callable,
+    y: Float[Array, "..."],
+    state: eqx.nn.State,
+    *,
+    solver: diffrax.AbstractSolver | AbstractLayerStep | None = None,
+    step_size: float | Float[Array, ""] = 1.0,
+) -> Float[Array, "n ..."]:
+    """All states that `integrate_layers` goes through, the first and the last included."""
+    states = _scan(layers, y, state, layer_step(solver), step_size, every=True)[-1]
+    return jnp.concatenate([y[None], states])
+
+
+def _scan(layers, y, state, take, step_size, noise=None, key=None, *, every=False):
+    """The last state, the layers' new substate and, with `every`, the state after each layer."""
     arrays, static = eqx.partition(layers, eqx.is_array)
     depth = jax.tree.leaves(arrays)[0].shape[0]
     keys = None if key is None else jax.random.split(key, (depth, 2))  # of field and noise
@@ -72,8 +92,7 @@ def integrate_layers(
         y = take(slope, y, step_size)
         if noise is not None and noise_key is not None:
             y = noise.add(y, noise_key, step_size)
-        return y, substate
+        return y, (substate, y if every else None)
 
-    y, substate = jax.lax.scan(step, y, (arrays, state.substate(layers), keys))
-    # Equinox invalidates a state that is updated: leave alone one that holds nothing of ours.
-    return y, state.update(substate) if jax.tree.leaves(substate) else state
+    y, (substate, states) = jax.lax.scan(step, y, (arrays, state.substate(layers), keys))
+    return y, substate, states
