@@ -38,7 +38,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from odejax._types import BATCH_AXIS
+from odejax._batch import vmap_batch
 from odejax.evaluation import provenance, save_result
 from odejax.models import GroupNorm, ODESolve, ResidualField
 from odejax.solvers import AcceptedSteps
@@ -86,7 +86,7 @@ def _jax_job(ode, residual, y0, direction) -> Job:
         return ode(field, y, params)
 
     def end(params, y0):
-        return jax.vmap(lambda y: solve(params, y).ys[0], axis_name=BATCH_AXIS)(y0)
+        return vmap_batch(lambda y: solve(params, y).ys[0])(y0)
 
     def loss(params, y0, direction):
         return jnp.sum(end(params, y0) * direction)

@@ -9,6 +9,7 @@ import pytest
 from test_convolution import largest_intermediate
 
 import odejax
+from odejax._batch import vmap_batch
 from odejax._mesh import spread
 from odejax._types import BATCH_AXIS
 from odejax.models import ODESolve
@@ -23,12 +24,12 @@ def field(t, y, args):
     return jnp.tanh(args @ y) * jnp.cos(3 * t)
 
 
-def losses(ode, name=None):
+def losses(ode, vmap=jax.vmap):
     def loss(weights, starts):
         def one(y0):
             return jnp.sum(jnp.sin(ode(field, y0, weights).ys[0]))
 
-        return jnp.sum(jax.vmap(one, axis_name=name)(starts))
+        return jnp.sum(vmap(one)(starts))
 
     return loss
 
@@ -53,11 +54,11 @@ def arguments():
     return WEIGHTS.astype(jnp.float64), STARTS.astype(jnp.float64)
 
 
-@pytest.mark.parametrize("name", [None, BATCH_AXIS], ids=["one by one", "the batch at once"])
+@pytest.mark.parametrize("vmap", [jax.vmap, vmap_batch], ids=["one by one", "the batch at once"])
 @pytest.mark.parametrize("every", [None, 3, 64])
-def test_values_and_gradients_are_those_of_checkpointed_reverse_mode(every, name):
+def test_values_and_gradients_are_those_of_checkpointed_reverse_mode(every, vmap):
     theirs = losses(ode(diffrax.RecursiveCheckpointAdjoint()))
-    ours = losses(ode(AcceptedSteps(every)), name)
+    ours = losses(ode(AcceptedSteps(every)), vmap)
     found, expected = (jax.jit(jax.value_and_grad(f, (0, 1)))(*arguments()) for f in (ours, theirs))
     assert_same(found, expected)
 
@@ -78,14 +79,14 @@ def test_every_explicit_method_is_differentiated(solver, settings):
     theirs = losses(ode(diffrax.RecursiveCheckpointAdjoint(), solver, **settings))
     found, expected = (
         jax.jit(jax.value_and_grad(f, (0, 1)))(*arguments())
-        for f in (losses(ode(None, solver, **settings), BATCH_AXIS), theirs)
+        for f in (losses(ode(None, solver, **settings), vmap_batch), theirs)
     )
     assert_same(found, expected, 1e-12)
 
 
 def test_the_gradient_of_an_accurate_solve_is_that_of_central_differences():
     accurate = ode(None, stepsize_controller=diffrax.PIDController(1e-11, 1e-11), max_steps=4096)
-    loss = jax.jit(losses(accurate, BATCH_AXIS))
+    loss = jax.jit(losses(accurate, vmap_batch))
     weights, starts = arguments()
     gradient = jax.jit(jax.grad(loss))(weights, starts)
     for entry in ((0, 0), (2, 4)):
@@ -113,7 +114,7 @@ def test_a_state_may_be_a_tree():
             y, total = ode(adjoint)(paired, (y0, jnp.zeros(())), weights).ys
             return jnp.sum(jnp.sin(y[0])) + total[0]
 
-        return jnp.sum(jax.vmap(one, axis_name=BATCH_AXIS)(starts))
+        return jnp.sum(vmap_batch(one)(starts))
 
     found, expected = (
         jax.grad(lambda w, a=a: loss(a, w))(weights)
@@ -126,8 +127,8 @@ def test_statistics_and_results_are_each_examples_own():
     weights, starts = arguments()
     few = ode(AcceptedSteps(), max_steps=10)
     theirs = ode(diffrax.RecursiveCheckpointAdjoint(), max_steps=10)
-    for name in (None, BATCH_AXIS):
-        found = jax.vmap(lambda y: few(field, y, weights), axis_name=name)(starts)
+    for vmap in (jax.vmap, vmap_batch):
+        found = vmap(lambda y: few(field, y, weights))(starts)
         expected = jax.vmap(lambda y: theirs(field, y, weights))(starts)
         successful = np.asarray(found.result == diffrax.RESULTS.successful)
         assert 0 < successful.sum() < len(starts)
@@ -141,10 +142,22 @@ def test_in_a_batch_no_example_has_a_weight_gradient_of_its_own():
     weights, starts = jnp.ones((n, n)) / n, jnp.ones((7, n))
     settings = {"max_steps": steps}
     alone, at_once = (
-        jax.grad(losses(ode(AcceptedSteps(), **settings), name)) for name in (None, BATCH_AXIS)
+        jax.grad(losses(ode(AcceptedSteps(), **settings), vmap)) for vmap in (jax.vmap, vmap_batch)
     )
     assert largest_intermediate(lambda w: at_once(w, starts), weights) < 7 * weights.size
     assert largest_intermediate(lambda w: alone(w, starts), weights) >= 7 * weights.size
+
+
+def test_a_gradient_of_each_example_is_its_own_where_batch_statistics_are_taken():
+    # As in an attack on a model in training: the axis has its name, and no example may be solved,
+    # or differentiated, with all others.
+    weights, starts = jnp.ones((5, 5)), jnp.ones((60, 5))
+
+    def one(y0):
+        return jnp.sum(ode(AcceptedSteps(), max_steps=4)(field, y0, weights).ys[0])
+
+    gradients = jax.vmap(jax.grad(one), axis_name=BATCH_AXIS)
+    assert largest_intermediate(gradients, starts) < 60 * starts.size
 
 
 def test_implicit_methods_keep_the_checkpointed_gradient():
@@ -164,7 +177,7 @@ def test_no_states_cannot_be_kept():
 
 
 def test_a_batch_spread_over_devices_has_the_same_gradient():
-    gradient = jax.jit(jax.grad(losses(ode(AcceptedSteps()), BATCH_AXIS), (0, 1)))
+    gradient = jax.jit(jax.grad(losses(ode(AcceptedSteps()), vmap_batch), (0, 1)))
     weights, starts = arguments()
     starts = jnp.concatenate([starts, starts[:1]])
     expected = gradient(weights, starts)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from .._batch import batch_is_whole
 from .._types import BATCH_AXIS
 from .layer_steps import RungeKutta
 
@@ -31,8 +32,8 @@ class AcceptedSteps(eqx.Module):
     - `every`: keep the state of every so many steps, and recompute those between, which costs a
       further evaluation for each of their stages; by default as few as make at most 256 states.
 
-    In `jax.vmap(..., axis_name=BATCH_AXIS)`, as in training, the gradient by the weights is that of
-    the whole batch at once, not one for each example, summed.
+    In training (within `vmap_batch`) the gradient by the weights is that of the whole batch at
+    once, not one for each example, summed.
     """
 
     every: int | None = eqx.field(static=True, default=None)
@@ -55,14 +56,15 @@ class AcceptedSteps(eqx.Module):
     ) -> diffrax.Solution:
         """`diffrax.diffeqsolve` of y' = field(t, y, args) from 0 to `t1`, saving y(t1).
 
-        What it is differentiated by must be in `y0` and `args`. Raises `ValueError` for a solver
+        What it is differentiated by must be in `y0` and `args`; `args` is the same for all examples
+        of a batch. Raises `ValueError` for a solver
         that is not an explicit Runge-Kutta method.
         """
         every = math.ceil(max_steps / _STATES) if self.every is None else self.every
         problem = _Problem(
             field, RungeKutta(solver), solver, stepsize_controller, t1, dt0, max_steps, every
         )
-        batched = _batch_axis_is_bound()
+        batched = batch_is_whole()
         start = jax.tree.map(
             lambda a: lax.all_gather(a, BATCH_AXIS) if batched else jnp.asarray(a)[None], y0
         )
@@ -108,14 +110,6 @@ class _Problem(eqx.Module):
             return self.step.at_times(lambda s, y: self.field(s, y, args), t, y, h)
 
         return jax.vmap(one)(t, h, y)
-
-
-def _batch_axis_is_bound() -> bool:
-    try:
-        lax.axis_index(BATCH_AXIS)
-    except NameError:
-        return False
-    return True
 
 
 @eqx.filter_custom_vjp

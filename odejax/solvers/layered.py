@@ -69,8 +69,8 @@ def layer_states(
     step_size: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "n ..."]:
     """All states that `integrate_layers` goes through, the first and the last included."""
-    states = _scan(layers, y, state, layer_step(solver), step_size, every=True)[-1]
-    return jnp.concatenate([y[None], states])
+    _, _, states = _scan(layers, y, state, layer_step(solver), step_size, every=True)
+    return jnp.concatenate([y[None], states])  # pyright: ignore[reportArgumentType]
 
 
 def _scan(layers, y, state, take, step_size, noise=None, key=None, *, every=False):

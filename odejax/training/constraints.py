@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from .._types import BATCH_AXIS, Key, Scalar
+from .._batch import vmap_batch
+from .._types import Key, Scalar
 from .objectives import Aux, CrossEntropy
 
 Penalty = Callable[[Any, eqx.nn.State, Float[Array, "n h w c"]], Scalar]
@@ -69,7 +69,7 @@ def drift_penalty(model, state: eqx.nn.State, images: Float[Array, "n h w c"]) -
             f"drift_penalty is for models with a drift(x, state), such as DenseODENet; "
             f"{type(model).__name__} has none"
         )
-    return jnp.mean(jax.vmap(lambda x: model.drift(x, state), axis_name=BATCH_AXIS)(images))
+    return jnp.mean(vmap_batch(lambda x: model.drift(x, state))(images))
 
 
 def clip_weights(c: float, where: Callable[[Any], Array]) -> optax.GradientTransformation:

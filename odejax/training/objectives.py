@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .._batch import vmap_batch
 from .._predictor import Predictor, stateless_logits
 from .._threat_model import AbstractBall
 from .._types import BATCH_AXIS, Image, Key, Logits, Scalar
@@ -24,9 +25,8 @@ def batch_logits(
 ) -> tuple[Float[Array, "n k"], eqx.nn.State]:
     """Logits of a batch in training mode, and the new state (the same for all examples)."""
     keys = jax.random.split(key, len(images))
-    return jax.vmap(
-        lambda x, key: model(x, state, key=key), out_axes=(0, None), axis_name=BATCH_AXIS
-    )(images, keys)
+    logits = vmap_batch(lambda x, key: model(x, state, key=key), out_axes=(0, None))
+    return logits(images, keys)
 
 
 def loss_and_correct(

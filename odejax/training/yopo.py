@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from .._batch import vmap_batch
 from .._threat_model import AbstractBall
-from .._types import BATCH_AXIS, Key
+from .._types import Key
 from ..attacks import check_at_least_one, check_positive
 from .gradients import AbstractGradientRule, Gradient
 from .objectives import loss_and_correct
@@ -112,7 +113,7 @@ class YOPO(AbstractGradientRule):
             return tapped(x, state, key=key)
 
         keys = jax.random.split(key, len(images))
-        return jax.vmap(one, out_axes=(0, None), axis_name=BATCH_AXIS)(images, taps, keys)
+        return vmap_batch(one, out_axes=(0, None))(images, taps, keys)
 
 
 class _Tapped(eqx.Module):
