@@ -55,7 +55,7 @@ def arguments():
 
 
 @pytest.mark.parametrize("vmap", [jax.vmap, vmap_batch], ids=["one by one", "the batch at once"])
-@pytest.mark.parametrize("every", [None, 3, 64])
+@pytest.mark.parametrize("every", [None, 3])
 def test_values_and_gradients_are_those_of_checkpointed_reverse_mode(every, vmap):
     theirs = losses(ode(diffrax.RecursiveCheckpointAdjoint()))
     ours = losses(ode(AcceptedSteps(every)), vmap)
@@ -67,12 +67,10 @@ def test_values_and_gradients_are_those_of_checkpointed_reverse_mode(every, vmap
     ("solver", "settings"),
     [
         (diffrax.Heun(), {}),
-        (diffrax.Dopri8(), {}),
         (SSPRK33(), {}),
         (diffrax.Euler(), {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 0.11}),
-        (diffrax.Dopri5(), {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 0.3}),
     ],
-    ids=["Heun", "Dopri8", "SSPRK33", "Euler, constant", "Dopri5, constant"],
+    ids=["Heun", "SSPRK33", "Euler, constant"],
 )
 def test_every_explicit_method_is_differentiated(solver, settings):
     settings |= {"max_steps": 4096}
