@@ -84,7 +84,7 @@ def test_a_killed_and_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_p
     folder, out = tmp_path / "run", tmp_path / "out"
     process = launch(__file__, folder, out, 1.0)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while epochs_in(folder) < 2 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
     finally:
@@ -94,7 +94,7 @@ def test_a_killed_and_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_p
     assert 2 <= epochs_in(folder) < EPOCHS
 
     resumed = launch(__file__, folder, out, 0.0)
-    _, errors = resumed.communicate(timeout=120)
+    _, errors = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, errors
 
     uninterrupted = train()
