@@ -5,7 +5,8 @@ start from again. The backward pass then takes each accepted step once more, fro
 first, and differentiates through that one step. This is the gradient of the numbers that were
 computed (as with `diffrax.RecursiveCheckpointAdjoint`), step sizes held fixed, at the cost of the
 solve and 3 evaluations of the field for each of its stages: 4/3 of what a tape would take that had
-the accepted steps alone on it, and memory for one state a step.
+the accepted steps alone on it, and memory for as many states as `max_steps` lets it keep, few steps
+or many.
 """
 
 import math
