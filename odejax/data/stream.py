@@ -14,9 +14,10 @@ class StreamedDataset:
     """What `fit` takes in the place of an `ArrayDataset` for data beyond memory.
 
     `source`: anything with a length whose item `i` is `{"image": uint8 (h, w, c), "label": int}`,
-    such as `tfds.data_source(...)` or a data source of Grain's. Grain reads ahead in `threads`
-    threads, several items at once; each host reads the rows of its own devices. The order is
-    `fit`'s, so a streamed run is the in-memory run.
+    such as `tfds.data_source(...)` or a data source of Grain's; `__getitems__`, where it has one,
+    reads the rows of a batch in one call. Grain reads ahead in `threads` threads, a batch in each;
+    each host reads the rows of its own devices. The order is `fit`'s, so a streamed run is the
+    in-memory run.
 
     `transform(image)` is applied on the host, must bring all images to one shape, and draws nothing
     at random (`fit` augments on the device).
@@ -40,16 +41,15 @@ class StreamedDataset:
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
-        image, _ = self._row(0, None)
+        image, _ = self._checked(0, self.source[0], None)
         return image.shape  # pyright: ignore[reportReturnType]
 
     @cached_property
     def digest(self) -> int:
         """Of ten images and labels, by which a checkpoint knows the data set."""
         some = np.linspace(0, len(self) - 1, 10, dtype=int).tolist()
-        rows = (self._row(i, self.image_shape) for i in some)
         digest = 0
-        for image, label in rows:
+        for image, label in zip(*self._batch(some, self.image_shape), strict=True):
             digest = zlib.crc32(image.tobytes(), digest ^ int(label))
         return digest
 
@@ -58,18 +58,27 @@ class StreamedDataset:
     ) -> Generator[tuple[np.ndarray, np.ndarray]]:
         """Batches (images uint8 (b, h, w, c), labels int32 (b,)) of the rows `order`.
 
-        Up to `ahead` batches are read before they are asked for.
+        Up to `ahead` batches, or one in each thread, are read before they are asked for.
         """
         import grain
 
         shape = self.image_shape
-        rows = grain.MapDataset.source(order.tolist()).map(lambda i: self._row(i, shape))
-        buffered = max(ahead * batch_size, self.threads)
+        rows = order.tolist()
+        batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        # A batch is one item of Grain's: an image each would cost more than it takes to read it.
+        items = grain.MapDataset.source(batches).map(lambda rows: self._batch(rows, shape))
+        buffered = max(ahead, self.threads)
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=buffered)
-        yield from rows.to_iter_dataset(options).batch(batch_size)
+        yield from items.to_iter_dataset(options)
 
-    def _row(self, i: int, shape: tuple[int, ...] | None):
-        row = self.source[int(i)]
+    def _batch(self, rows: list[int], shape: tuple[int, ...]):
+        read: Any = getattr(self.source, "__getitems__", None)
+        found = [self.source[i] for i in rows] if read is None else read(rows)
+        checked = [self._checked(i, row, shape) for i, row in zip(rows, found, strict=True)]
+        images, labels = zip(*checked, strict=True)
+        return np.stack(images), np.asarray(labels)
+
+    def _checked(self, i: int, row: Any, shape: tuple[int, ...] | None):
         image, label = np.asarray(row["image"]), np.int32(row["label"])
         if self.transform is not None:
             image = self.transform(image)

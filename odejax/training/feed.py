@@ -1,6 +1,7 @@
 """Where the batches of an epoch come from: the device's memory, or a stream."""
 
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -37,7 +38,7 @@ class Resident:
 
 
 class Streamed:
-    """A window of batches is brought to the device at a time; Grain reads rows of the next."""
+    """A window of batches is brought to the device at a time, while steps are taken on the last."""
 
     def __init__(self, dataset: StreamedDataset, batch_size: int):
         self.dataset, self.batch_size = dataset, batch_size
@@ -48,12 +49,21 @@ class Streamed:
         rows = np.asarray(order)[: n * self.batch_size].reshape(n, self.batch_size)
         length = min(self.length, n)
         mine = rows[:, self._rows_of_this_process()]
-        with closing(self.dataset.read(mine.ravel(), mine.shape[1], ahead=length)) as batches:
+        # Here and not in the reader, whose thread knows of no mesh.
+        sharding = None if mesh_size() == 1 else self._sharding()
+        reading = closing(self.dataset.read(mine.ravel(), mine.shape[1], ahead=length))
+        with reading as batches, ThreadPoolExecutor(1) as reader:
+
+            def window(first: int):
+                found = [next(batches) for _ in range(first, min(first + length, n))]
+                found += found[-1:] * (length - len(found))  # one shape for all
+                return [self._global(np.stack(part), sharding) for part in zip(*found, strict=True)]
+
+            ahead = reader.submit(window, 0)
             for first in range(0, n, length):
-                last = min(first + length, n)
-                window = [next(batches) for _ in range(first, last)]
-                window += window[-1:] * (length - len(window))  # one shape for all
-                data = [self._global(np.stack(part)) for part in zip(*window, strict=True)]
+                data, last = ahead.result(), min(first + length, n)
+                if last < n:
+                    ahead = reader.submit(window, last)
                 yield data, first, last
 
     def batch(self, data, i):
@@ -70,8 +80,8 @@ class Streamed:
         mine: Any = self._sharding().addressable_devices_indices_map((1, self.batch_size)).values()
         return np.unique(np.concatenate([np.arange(self.batch_size)[rows] for _, rows in mine]))
 
-    def _global(self, rows: np.ndarray):
-        if mesh_size() == 1:
+    def _global(self, rows: np.ndarray, sharding: NamedSharding | None):
+        if sharding is None:
             return jnp.asarray(rows)
         shape = (len(rows), self.batch_size, *rows.shape[2:])
-        return jax.make_array_from_process_local_data(self._sharding(), rows, shape)
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
