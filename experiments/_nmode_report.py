@@ -182,8 +182,9 @@ def figure(result: dict[str, Any]):
         axis.set_ylim(-2, 102)
         axis.grid(alpha=0.3, lw=0.5)
         axis.tick_params(labelsize=8)
-    for axis in axes[-1]:
+    for axis in axes.flat[len(runs) - columns : len(runs)]:  # the lowest of each column
         axis.set_xlabel(AXIS_LABELS["linf"])
+        axis.tick_params(labelbottom=True)
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy (%)")
     for axis in axes.flat[len(runs) :]:
