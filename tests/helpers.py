@@ -39,6 +39,7 @@ from odejax.certificates import (
 )
 from odejax.models import (
     MLP,
+    AugmentedODENet,
     BatchNorm,
     ConvODENet,
     DenseODENet,
@@ -69,6 +70,12 @@ def _maker(cls, **settings):
     return make
 
 
+_HEUN = {
+    "solver": diffrax.Heun(),
+    "stepsize_controller": diffrax.ConstantStepSize(),
+    "dt0": 0.25,
+}
+
 # name -> (key -> (model, state)): a new architecture joins here and inherits the contract.
 all_models = {
     "MLP": _maker(MLP, width=8),
@@ -84,13 +91,9 @@ all_models = {
     "MixedEnResNet": _maker(MixedEnResNet, bases=(partial(ResNet, width=4, depth=1),) * 2),
     "PreActResNet": _maker(PreActResNet, depth=8),
     "WideResNet": _maker(WideResNet, depth=8, width=2),
-    "ConvODENet fixed": _maker(
-        ConvODENet,
-        width=4,
-        solver=diffrax.Heun(),
-        stepsize_controller=diffrax.ConstantStepSize(),
-        dt0=0.25,
-    ),
+    "ConvODENet": _maker(ConvODENet, width=4, **_HEUN),
+    "ConvODENet in time": _maker(ConvODENet, width=4, layers=1, time=True, last_norm=True, **_HEUN),
+    "AugmentedODENet": _maker(AugmentedODENet, width=4, augment=2, time=True, **_HEUN),
     "DenseODENet": _maker(DenseODENet, width=8),
     "HopfieldODENet": _maker(HopfieldODENet, width=8),
     "NmODENet flow map": _maker(NmODENet, width=8),

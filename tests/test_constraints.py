@@ -20,6 +20,7 @@ from odejax.training import (
     Penalised,
     clip_weights,
     drift_penalty,
+    energy_penalty,
     fit,
     mixture_weights,
     row_sum_penalty,
@@ -117,9 +118,9 @@ def test_the_row_sum_penalty_is_equation_7_and_its_gradient_that_of_the_largest_
     weight = np.asarray(first_weight(model))
     penalty = row_sum_penalty(first_weight)
     np.testing.assert_allclose(
-        penalty(model, state, IMAGES), np.abs(weight).sum(axis=1).max(), rtol=1e-6
+        penalty(model, state, IMAGES, key=KEY), np.abs(weight).sum(axis=1).max(), rtol=1e-6
     )
-    gradient = first_weight(eqx.filter_grad(lambda m: penalty(m, state, IMAGES))(model))
+    gradient = first_weight(eqx.filter_grad(lambda m: penalty(m, state, IMAGES, key=KEY))(model))
     largest = np.abs(weight).sum(axis=1).argmax()
     np.testing.assert_array_equal(gradient[largest], np.sign(weight[largest]))
     np.testing.assert_array_equal(np.delete(gradient, largest, axis=0), 0)
@@ -133,7 +134,9 @@ def test_a_penalty_adds_to_any_objective(objective):
     plain, _ = objective(model, state, IMAGES, LABELS, key=KEY)
     penalised = Penalised(objective, penalty=penalty, eta=0.5)
     loss, _ = penalised(model, state, IMAGES, LABELS, key=KEY)
-    np.testing.assert_allclose(loss - plain, 0.5 * penalty(model, state, IMAGES), rtol=1e-4)
+    np.testing.assert_allclose(
+        loss - plain, 0.5 * penalty(model, state, IMAGES, key=KEY), rtol=1e-4
+    )
 
 
 def test_clipped_weights_stay_in_their_interval_and_the_others_do_not():
@@ -159,7 +162,11 @@ def test_clipped_weights_stay_in_their_interval_and_the_others_do_not():
 def test_the_penalty_makes_the_largest_row_smaller_in_training():
     penalised = Penalised(penalty=row_sum_penalty(first_weight), eta=0.05)
     tau = [
-        float(row_sum_penalty(first_weight)(train(NMODE, objective=o, epochs=8).model, None, None))
+        float(
+            row_sum_penalty(first_weight)(
+                train(NMODE, objective=o, epochs=8).model, None, None, key=KEY
+            )
+        )
         for o in (CrossEntropy(), penalised)
     ]
     assert tau[1] < 0.7 * tau[0]
@@ -193,7 +200,7 @@ def test_the_drift_is_the_integral_of_the_speed_after_the_end():
     for t1 in np.linspace(0.5, 1.0, n + 1):
         longer = eqx.tree_at(lambda m: m.ode, model, model.ode.replace(t1=float(t1)))
         ys.append(longer.solve(IMAGES[0], state)[0].ys[0])
-    speed = jnp.stack([jnp.abs(model.field(y, model.parameters(state))) for y in ys])
+    speed = jnp.stack([jnp.abs(model.field(0.0, y, model.parameters(state))) for y in ys])
     expected = np.trapezoid(np.asarray(speed), dx=0.5 / n, axis=0).mean()
     np.testing.assert_allclose(model.drift(IMAGES[0], state), expected, rtol=2e-2)
 
@@ -207,17 +214,55 @@ def test_a_penalised_flow_comes_to_rest():
     make = _maker(DenseODENet, width=8)
 
     def drift(predictor):
-        return float(drift_penalty(predictor.model, predictor.state, IMAGES))
+        return float(drift_penalty(predictor.model, predictor.state, IMAGES, key=KEY))
 
     free = train(make, epochs=1)
     steady = train(make, objective=Penalised(penalty=drift_penalty, eta=1.0), epochs=1)
     assert drift(steady) < 0.7 * drift(free)
 
 
-def test_a_model_without_a_flow_has_no_drift():
+def test_the_energies_are_integrals_along_the_way():
+    # By sums over snapshots of shorter solves, the Jacobian by forward mode.
+    model, state = _maker(DenseODENet, width=8, t1=0.5)(KEY)
+    parameters, n, ends = model.parameters(state), 8, []
+    for t1 in np.linspace(0.0, 0.5, n + 1)[1:]:
+        shorter = eqx.tree_at(lambda m: m.ode, model, model.ode.replace(t1=float(t1)))
+        ends.append(shorter.solve(IMAGES[0], state)[0].ys[0])
+    ys = [model.encode(IMAGES[0], state)[0], *ends]
+    draw = jax.random.normal(KEY, ys[0].shape)
+    rows = [draw @ jax.jacfwd(lambda y: model.field(0.0, y, parameters))(y) for y in ys]
+    slopes = [model.field(0.0, y, parameters) for y in ys]
+    for found, vectors in zip(
+        model.energies(IMAGES[0], state, key=KEY), (slopes, rows), strict=True
+    ):
+        squares = np.asarray([jnp.mean(v**2) for v in vectors])
+        np.testing.assert_allclose(found, np.trapezoid(squares, dx=0.5 / n), rtol=2e-2)
+
+
+def test_a_flow_trained_for_little_energy_takes_fewer_steps():
+    make = _maker(DenseODENet, width=8, t1=10.0)
+
+    def steps(predictor):
+        solve = jax.vmap(lambda x: predictor.model.solve(x, predictor.state)[0])
+        return float(jnp.mean(solve(IMAGES).stats["num_steps"]))
+
+    objective = Penalised(penalty=energy_penalty(1.0, 1.0), eta=1.0)
+    cheap = train(make, objective=objective, epochs=2)
+    assert steps(cheap) < 0.8 * steps(train(make, epochs=2))
+
+
+def test_factors_of_energies_are_checked():
+    with pytest.raises(ValueError, match=r"jacobian .* got -1"):
+        energy_penalty(1.0, -1.0)
+    with pytest.raises(ValueError, match=r"kinetic .* got inf"):
+        energy_penalty(float("inf"), 0.0)
+
+
+@pytest.mark.parametrize("penalty", [drift_penalty, energy_penalty(1.0, 1.0)])
+def test_a_model_without_a_flow_has_no_drift_and_no_energies(penalty):
     model, state = all_models["MLP"](KEY)
     with pytest.raises(ValueError, match="MLP has none"):
-        drift_penalty(model, state, IMAGES)
+        penalty(model, state, IMAGES, key=KEY)
     assert Predictor(model, state)(IMAGES[0]).shape == (10,)
 
 

@@ -124,7 +124,8 @@ def test_history_and_metrics_file_agree(tmp_path):
     assert [json.loads(line) for line in lines] == result.history
     assert [record["epoch"] for record in result.history] == [1, 2, 3]
     assert set(result.history[0]) == {
-        "epoch", "loss", "train_accuracy", "validation", "seconds", "examples_per_second"
+        "epoch", "loss", "train_accuracy", "validation", "seconds", "examples_per_second",
+        "peak_memory_bytes",
     }  # fmt: skip
 
 

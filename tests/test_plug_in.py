@@ -16,7 +16,7 @@ X = jnp.asarray(digits().pixels[0])
 
 
 # One of each architecture: its norm or solver has no part in this.
-ARCHITECTURES = ["MLP", "ResNet", "SSPNet SSPRK33", "EnResNet", "ConvODENet fixed", "DenseODENet"]
+ARCHITECTURES = ["MLP", "ResNet", "SSPNet SSPRK33", "EnResNet", "ConvODENet", "DenseODENet"]
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "NmODENet flow map"])

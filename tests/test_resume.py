@@ -76,7 +76,7 @@ def epochs_in(folder):
 
 
 def without_timings(history):
-    timings = ("seconds", "examples_per_second")
+    timings = ("seconds", "examples_per_second", "peak_memory_bytes")
     return [{k: v for k, v in record.items() if k not in timings} for record in history]
 
 

@@ -3,6 +3,7 @@
 All are called alike: `model(x, state, key=key) -> (logits, state)`, x (h, w, c) in [0, 1].
 """
 
+from .augmented_ode import AugmentedODENet as AugmentedODENet
 from .blocks import (
     Conv as Conv,
     Head as Head,

@@ -78,37 +78,69 @@ class Conv(eqx.Module):
         return y if self.bias is None else y + self.bias
 
 
+def with_time(y: Image, t: float | Scalar) -> Features:
+    """y and a further channel that is t everywhere."""
+    return jnp.concatenate([y, jnp.full((*y.shape[:2], 1), t, y.dtype)], axis=-1)
+
+
 class ResidualField(eqx.Module):
-    """f = conv3x3 . relu . norm . conv3x3 . relu . norm, at constant width (pre-activation).
+    """f = conv3x3 . relu . norm, twice or `layers` times, at constant width (pre-activation).
 
     The vector field of every convolutional family: `field(y, state) -> (dy, state)`.
+
+    - `time`: every convolution sees t as a further, constant channel: `field(y, state, t=t)`.
+    - `last_norm`: a norm behind the last convolution. With both this is the field of Chen et al.
+      (2018).
     """
 
-    norms: tuple[Callable, Callable]
-    convs: tuple[Conv, Conv]
+    norms: tuple[Callable, ...]
+    convs: tuple[Conv, ...]
+    last_norm: Callable | None
+    time: bool = eqx.field(static=True)
 
-    def __init__(self, width: int, norm: Norm, *, key: Key):
-        keys = jax.random.split(key)
-        self.norms = (norm(width), norm(width))
-        self.convs = tuple(Conv(width, width, 3, padding=1, key=k) for k in keys)  # pyright: ignore
+    def __init__(
+        self,
+        width: int,
+        norm: Norm,
+        *,
+        layers: int = 2,
+        time: bool = False,
+        last_norm: bool = False,
+        key: Key,
+    ):
+        check_sizes(layers=layers)
+        self.norms = tuple(norm(width) for _ in range(layers))
+        self.convs = tuple(
+            Conv(width + time, width, 3, padding=1, key=k) for k in jax.random.split(key, layers)
+        )
+        self.last_norm = norm(width) if last_norm else None
+        self.time = time
 
     def __call__(
-        self, y: Image, state: eqx.nn.State, *, key: Key | None = None
+        self,
+        y: Image,
+        state: eqx.nn.State,
+        *,
+        t: float | Scalar = 0.0,
+        key: Key | None = None,
     ) -> tuple[Image, eqx.nn.State]:
         for norm, conv in zip(self.norms, self.convs, strict=True):
             y, state = norm(y, state)
-            y = conv(jax.nn.relu(y))
-        return y, state
+            y = jax.nn.relu(y)
+            y = conv(with_time(y, t) if self.time else y)
+        return (y, state) if self.last_norm is None else self.last_norm(y, state)
 
     def lipschitz_bound(self, state: eqx.nn.State, image_size: tuple[int, int]) -> Scalar:
         """A proven l2 Lipschitz constant on images of (h, w) pixels: its parts' product.
 
         That of GroupNorm is 1 / sqrt(eps), over 300: proven, and far from what a network does.
         """
+        norms = [*self.norms, *([] if self.last_norm is None else [self.last_norm])]
         constant = jnp.ones(())
-        for norm, conv in zip(self.norms, self.convs, strict=True):
-            of_norm = norm.lipschitz_bound(state)  # pyright: ignore[reportFunctionMemberAccess]
-            constant = constant * of_norm * conv_norm_bound(conv.kernel, image_size)
+        for norm in norms:
+            constant *= norm.lipschitz_bound(state)  # pyright: ignore[reportFunctionMemberAccess]
+        for conv in self.convs:
+            constant *= conv_norm_bound(conv.kernel[:, :, : conv.kernel.shape[-1]], image_size)
         return constant
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._types import Image, Key, Logits
+from .._types import Image, Key, Logits, Scalar
 from .blocks import ImageShape, check_image_shape, check_sizes
 from .ode_net import AbstractODENet
 from .ode_solve import ODESolve
@@ -47,7 +47,7 @@ class DenseODENet(AbstractODENet):
         return self.hidden
 
     @staticmethod
-    def field(y: Array, parameters) -> Array:
+    def field(t: float | Scalar, y: Array, parameters) -> Array:
         first, second = parameters
         return second(jnp.tanh(first(y)))
 
@@ -90,7 +90,7 @@ class HopfieldODENet(AbstractODENet):
         return self.recurrent
 
     @staticmethod
-    def field(y: Array, parameters) -> Array:
+    def field(t: float | Scalar, y: Array, parameters) -> Array:
         return -y + jnp.tanh(parameters(y))
 
     def decode(self, y: Array, state: eqx.nn.State) -> tuple[Logits, eqx.nn.State]:

@@ -5,6 +5,7 @@ from typing import Any, final
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -14,10 +15,10 @@ from .ode_solve import ODESolve
 
 
 class AbstractODENet(eqx.Module):
-    """y' = field(y), y(0) = encode(x), logits = decode(y(t1)); the field does not know the time.
+    """y' = field(t, y), y(0) = encode(x), logits = decode(y(t1)).
 
     A solve that needs more than `ode.max_steps` gives logits that are NaN, which training and
-    evaluation refuse.
+    evaluation refuse. What the solves take is in every record of `fit`'s history.
     """
 
     ode: eqx.AbstractVar[ODESolve]
@@ -33,7 +34,7 @@ class AbstractODENet(eqx.Module):
 
     @staticmethod
     @abc.abstractmethod
-    def field(y: Array, parameters: Any) -> Array:
+    def field(t: float | Scalar, y: Array, parameters: Any) -> Array:
         """y'."""
 
     @abc.abstractmethod
@@ -44,27 +45,60 @@ class AbstractODENet(eqx.Module):
     def __call__(
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None
     ) -> tuple[Logits, eqx.nn.State]:
+        logits, state, _ = self.with_solution(x, state)
+        return logits, state
+
+    @final
+    def with_solution(
+        self, x: Image, state: eqx.nn.State
+    ) -> tuple[Logits, eqx.nn.State, diffrax.Solution]:
+        """The logits and the solve behind them, which `ode.statistics` reads."""
         solution, state = self.solve(x, state)
         assert solution.ys is not None
         solved = solution.result == diffrax.RESULTS.successful
-        return self.decode(jnp.where(solved, solution.ys[0], jnp.nan), state)
+        logits, state = self.decode(jnp.where(solved, solution.ys[0], jnp.nan), state)
+        return logits, state, solution
 
     @final
     def solve(self, x: Image, state: eqx.nn.State) -> tuple[diffrax.Solution, eqx.nn.State]:
         """The solve behind the logits: y(t1), whether it succeeded, and its statistics."""
         check_image(x, self.image_shape)
         y, state = self.encode(x, state)
-        return self.ode(lambda t, y, args: self.field(y, args), y, self.parameters(state)), state
+        return self.ode(self.field, y, self.parameters(state)), state
+
+    @final
+    def energies(self, x: Image, state: eqx.nn.State, *, key: Key) -> tuple[Scalar, Scalar]:
+        """int |f|^2 dt and int |e^T df/dy|^2 dt from 0 to t1, divided by the entries of y.
+
+        e is one normal draw, so the mean of the latter is the Jacobian's squared Frobenius norm
+        (RNODE, Finlay et al. 2020). NaN if not solved.
+        """
+        y, state = self.encode(x, state)
+
+        # The draw rides along as a state that stands still: it is not shared by a batch.
+        def field(t, carry, args):
+            y, draw, _, _ = carry
+            dy, pull_back = jax.vjp(lambda y: self.field(t, y, args), y)
+            (row,) = pull_back(draw)
+            return dy, jnp.zeros_like(draw), jnp.mean(dy**2), jnp.mean(row**2)
+
+        zero = jnp.zeros((), y.dtype)
+        start = y, jax.random.normal(key, y.shape, y.dtype), zero, zero
+        solution = self.ode(field, start, self.parameters(state))
+        assert solution.ys is not None
+        solved = solution.result == diffrax.RESULTS.successful
+        _, _, kinetic, jacobian = (jnp.where(solved, end[0], jnp.nan) for end in solution.ys)
+        return kinetic, jacobian
 
     @final
     def drift(self, x: Image, state: eqx.nn.State) -> Scalar:
-        """The mean over the entries of y of int_{t1}^{2 t1} |f(y(t))| dt (NaN if not solved)."""
+        """The mean over the entries of y of int_{t1}^{2 t1} |f(t, y)| dt (NaN if not solved)."""
         solution, state = self.solve(x, state)
         assert solution.ys is not None
         y = solution.ys[0]
 
         def field(t, carry, args):
-            dy = self.field(carry[0], args)
+            dy = self.field(t + self.ode.t1, carry[0], args)
             return dy, jnp.abs(dy)
 
         after = self.ode(field, (y, jnp.zeros_like(y)), self.parameters(state))

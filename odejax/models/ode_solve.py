@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import cast
 
 import diffrax
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ..solvers import AcceptedSteps
@@ -88,6 +90,24 @@ class ODESolve(eqx.Module):
                 max_steps=self.max_steps,
                 throw=False,  # raising needs a host callback, which defeats the compilation cache
             )
+
+    def statistics(self, solution: diffrax.Solution) -> dict[str, Array]:
+        """What a solve took, and whether it came to its end.
+
+        "steps", of them "rejected"; "evaluations" of the field in them (of explicit Runge-Kutta
+        methods alone); "unsolved": 1 where `max_steps` were not enough, else 0.
+        """
+        steps = solution.stats["num_steps"]
+        told = {"steps": steps, "rejected": solution.stats["num_rejected_steps"]}
+        if isinstance(self.solver, diffrax.Euler | diffrax.AbstractERK):
+            fsal, stages = False, 1
+            if isinstance(self.solver, diffrax.AbstractERK):
+                tableau = cast(diffrax.ButcherTableau, self.solver.tableau)
+                # First same as last: a step begins with the last slope of the step before.
+                fsal, stages = tableau.fsal, tableau.num_stages
+            told["evaluations"] = steps * (stages - fsal) + fsal
+        told["unsolved"] = (solution.result != diffrax.RESULTS.successful).astype(jnp.int32)
+        return told
 
     def replace(self, **changes) -> "ODESolve":
         """The same with other settings; `TypeError` for a name that is none."""

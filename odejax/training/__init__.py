@@ -5,6 +5,7 @@ from .constraints import (
     Penalised as Penalised,
     clip_weights as clip_weights,
     drift_penalty as drift_penalty,
+    energy_penalty as energy_penalty,
     mixture_weights as mixture_weights,
     row_sum_penalty as row_sum_penalty,
 )

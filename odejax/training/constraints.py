@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
@@ -17,14 +18,15 @@ from .._batch import vmap_batch
 from .._types import Key, Scalar
 from .objectives import Aux, CrossEntropy
 
-Penalty = Callable[[Any, eqx.nn.State, Float[Array, "n h w c"]], Scalar]
+Penalty = Callable[..., Scalar]  # penalty(model, state, images, key=key)
 
 
 class Penalised(eqx.Module):
-    """objective + eta * penalty(model, state, images).
+    """objective + eta * penalty(model, state, images, key=key).
 
     - `row_sum_penalty(where)`: nmODE+ (*nmode* Eqs. 6 and 7).
     - `drift_penalty`: TisODE (Yan et al. 2019).
+    - `energy_penalty(kinetic, jacobian)`: RNODE (Finlay et al. 2020), solves that stay cheap.
     """
 
     objective: Callable[..., tuple[Scalar, Aux]] = CrossEntropy()
@@ -45,31 +47,58 @@ class Penalised(eqx.Module):
         key: Key,
     ) -> tuple[Scalar, Aux]:
         loss, aux = self.objective(model, state, images, labels, key=key)
-        return loss + self.eta * self.penalty(model, state, images), aux
+        penalty_key = jax.random.fold_in(key, 1)
+        return loss + self.eta * self.penalty(model, state, images, key=penalty_key), aux
 
 
 def row_sum_penalty(where: Callable[[Any], Array]) -> Penalty:
     """max_i sum_j |w_ij| of the matrix W = `where(model)`: L_stable (*nmode* Eq. 7)."""
 
-    def penalty(model, state, images):
+    def penalty(model, state, images, *, key):
         return jnp.max(jnp.sum(jnp.abs(where(model)), axis=1))
 
     return penalty
 
 
-def drift_penalty(model, state: eqx.nn.State, images: Float[Array, "n h w c"]) -> Scalar:
+def drift_penalty(
+    model, state: eqx.nn.State, images: Float[Array, "n h w c"], *, key: Key
+) -> Scalar:
     """The mean of `model.drift(x, state)`: int |f(y(t))| dt over the time after the end.
 
     A flow that stands still from t1 to 2 t1 has forgotten where it started. TisODE is this, with
     a field that does not depend on time, such as `DenseODENet`'s. Raises `ValueError` for a model
     without `drift`.
     """
-    if not hasattr(model, "drift"):
+    _check_flow(model, "drift")
+    return jnp.mean(vmap_batch(lambda x: model.drift(x, state))(images))
+
+
+def energy_penalty(kinetic: float, jacobian: float) -> Penalty:
+    """kinetic int |f|^2 dt + jacobian int |df/dy|_F^2 dt, divided by the entries of the state.
+
+    Straight lines at constant speed take an adaptive solver few steps (RNODE, Finlay et al. 2020,
+    who take 0.01 of each). The Frobenius norm is estimated from one draw for each image. Raises
+    `ValueError` for factors that are negative or not finite, and for a model without `energies`.
+    """
+    for name, factor in (("kinetic", kinetic), ("jacobian", jacobian)):
+        if not 0 <= factor < float("inf"):
+            raise ValueError(f"{name} must be finite and not negative; got {factor}")
+
+    def penalty(model, state, images, *, key):
+        _check_flow(model, "energies")
+        energies = vmap_batch(lambda x, key: model.energies(x, state, key=key))
+        of_flow, of_jacobian = energies(images, jax.random.split(key, len(images)))
+        return kinetic * jnp.mean(of_flow) + jacobian * jnp.mean(of_jacobian)
+
+    return penalty
+
+
+def _check_flow(model, name: str):
+    if not hasattr(model, name):
         raise ValueError(
-            f"drift_penalty is for models with a drift(x, state), such as DenseODENet; "
+            f"this penalty is for models with {name}(x, state, ...), such as DenseODENet; "
             f"{type(model).__name__} has none"
         )
-    return jnp.mean(vmap_batch(lambda x: model.drift(x, state))(images))
 
 
 def clip_weights(c: float, where: Callable[[Any], Array]) -> optax.GradientTransformation:

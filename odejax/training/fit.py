@@ -3,7 +3,10 @@
 import json
 import os
 import re
+import resource
+import sys
 import time
+import warnings
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -18,7 +21,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from .._mesh import agreed, mesh_size, replicate, shard, spread, to_host
+from .._mesh import agreed, mesh_size, on_mesh, replicate, shard, spread, to_host
 from .._predictor import Predictor, as_pixels, predict
 from .._progress import progress_bar
 from .._types import Image, Key
@@ -27,6 +30,7 @@ from .checkpoints import CheckpointError, Checkpoints, array_digest
 from .feed import Resident, Streamed
 from .gradients import AbstractGradientRule, Derivative
 
+_SOLVES = 256  # that statistics are taken of
 _SECONDS_PER_CALL = 0.5  # how long the device runs before the progress bar, and Ctrl-C, get a turn
 
 
@@ -35,7 +39,13 @@ class TrainingDiverged(FloatingPointError):
 
 
 class Fit(NamedTuple):
-    """A trained model. `history` has one dictionary of metrics for each epoch."""
+    """A trained model, and one dictionary of metrics for each epoch.
+
+    "loss", "train_accuracy", "validation" (where there is some), "seconds",
+    "examples_per_second", "peak_memory_bytes" (so far, of the first device where it counts them,
+    else of the process); for a neural ODE the means of "steps", "rejected", "evaluations" and
+    "unsolved" (`ODESolve.statistics`) over the first 256 images of the validation or training set.
+    """
 
     model: Any
     state: eqx.nn.State
@@ -99,7 +109,7 @@ def fit(
       model, objective or batch size; the optimizer's constants are not stored).
 
     Raises `TrainingDiverged` when the loss or a weight stops being finite, naming the epoch and
-    the last good checkpoint.
+    the last good checkpoint. Warns where solves of a neural ODE hit their step limit.
     """
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1; got {epochs}")
@@ -141,6 +151,8 @@ def fit(
             _write_metrics(checkpoints.folder / "metrics.jsonl", history)
 
     streamed = isinstance(dataset, StreamedDataset)
+    is_solve = hasattr(model, "with_solution")
+    sample = _first_images(dataset if validation is None else validation) if is_solve else None
     feed = Streamed(dataset, batch_size) if streamed else Resident(dataset, batch_size)
     run_steps = _make_run_steps(static, rule, optimizer, augment, average, feed, lay_out)
     steps = steps_per_epoch(len(dataset), batch_size) * rule.replays
@@ -183,9 +195,12 @@ def fit(
                 "train_accuracy": int(sums[1]) / (steps * batch_size),
                 "seconds": seconds,
                 "examples_per_second": steps * batch_size / seconds,
+                "peak_memory_bytes": _peak_memory(),
             }
             value = float(epoch)  # without validation data the latest epoch is the best
             current = (train.params, train.state) if train.average is None else train.average[1]
+            if sample is not None:
+                record |= _solves(eqx.combine(current[0], static), current[1], sample, epoch)
             if validation is not None:
                 predictor = Predictor(eqx.combine(current[0], static), current[1])
                 value = record["validation"] = score(predictor, validation, key=score_key)
@@ -206,6 +221,48 @@ def fit(
         checkpoints.close()
     params, state = best
     return Fit(eqx.combine(params, static), state, history, best_epoch)
+
+
+def _first_images(dataset: ArrayDataset | StreamedDataset) -> np.ndarray:
+    n = min(_SOLVES, len(dataset))
+    if isinstance(dataset, ArrayDataset):
+        return dataset.images[:n]
+    with closing(dataset.read(np.arange(n), n)) as batches:
+        return next(batches)[0]
+
+
+@eqx.filter_jit
+def _solve_statistics(model, state, images):
+    def one(x):
+        _, _, solution = model.with_solution(as_pixels(x), jax.tree.map(lambda a: a, state))
+        return model.ode.statistics(solution)
+
+    return jax.vmap(one)(images)
+
+
+def _solves(model, state, images, epoch: int) -> dict[str, float]:
+    """The means over `images` of what the solves of a neural ODE take."""
+    model, state = on_mesh((eqx.nn.inference_mode(model), state))
+    told = _solve_statistics(model, state, images)
+    record = {name: float(np.mean(to_host(values))) for name, values in told.items()}
+    if record["unsolved"] > 0:
+        warnings.warn(
+            f"epoch {epoch}: {record['unsolved']:.1%} of {len(images)} solves need more than "
+            f"max_steps={model.ode.max_steps} steps, so their logits are NaN; "
+            f"allow more, or loosen the tolerance",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return record
+
+
+def _peak_memory() -> int:
+    """Bytes, the most so far: of a device that counts them, else of this process."""
+    told = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in told:
+        return int(told["peak_bytes_in_use"])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def steps_per_epoch(n_examples: int, batch_size: int) -> int:
@@ -304,7 +361,7 @@ def _diverged(what, epoch, step, checkpoints):
         checkpoints.close()
     return TrainingDiverged(
         f"the {what} became NaN or infinite in epoch {epoch}, by step {step}: "
-        f"lower the learning rate or clip gradients; {kept}"
+        f"lower the learning rate or clip gradients, or let an ODE solve take more steps; {kept}"
     )
 
 
@@ -320,5 +377,5 @@ def _note(history):
     if not history:
         return ""
     last = history[-1]
-    validation = f"  validation {last['validation']:.4f}" if "validation" in last else ""
-    return f"loss {last['loss']:.4f}{validation}"
+    shown = {name: last[name] for name in ("loss", "validation", "steps") if name in last}
+    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())

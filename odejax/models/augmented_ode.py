@@ -1,0 +1,71 @@
+"""Augmented neural ODEs: room for the flow that the image alone does not leave (Dupont et al.)."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._types import Image, Key, Logits, Scalar
+from .blocks import Conv, ImageShape, check_image_shape, check_sizes, with_time
+from .ode_net import AbstractODENet
+from .ode_solve import ODESolve
+
+
+class AugmentedODENet(AbstractODENet):
+    """y' = f(t, y), y(0) = [x, 0], logits = W ravel(y(t1)) + b (Dupont et al. 2019).
+
+    The image itself is the state, with `augment` channels of zeros beside it (none: their NODE). f
+    is conv1x1, ReLU, conv3x3, ReLU, conv1x1, of `width` channels inside.
+
+    - `time`: every convolution sees the time as a further, constant channel.
+    - `solve`: how it is solved, the arguments of `ODESolve`, such as `t1` and `solver`.
+    """
+
+    convs: tuple[Conv, Conv, Conv]
+    outputs: eqx.nn.Linear
+    ode: ODESolve
+    image_shape: ImageShape = eqx.field(static=True)
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        n_classes: int = 10,
+        *,
+        width: int = 64,
+        augment: int = 5,
+        time: bool = False,
+        key: Key,
+        **solve,
+    ):
+        self.image_shape = height, columns, channels = check_image_shape(image_shape, n_classes)
+        check_sizes(width=width)
+        if augment < 0:
+            raise ValueError(f"augment must be at least 0 channels; got {augment}")
+        *keys, outputs_key = jax.random.split(key, 4)
+        channels += augment
+        shapes = [(channels, width, 1), (width, width, 3), (width, channels, 1)]
+        self.convs = tuple(  # pyright: ignore[reportAttributeAccessIssue]
+            Conv(inputs + time, outputs, size, padding=size // 2, key=key)
+            for (inputs, outputs, size), key in zip(shapes, keys, strict=True)
+        )
+        self.outputs = eqx.nn.Linear(height * columns * channels, n_classes, key=outputs_key)
+        self.ode = ODESolve(**solve)
+
+    def encode(self, x: Image, state: eqx.nn.State) -> tuple[Array, eqx.nn.State]:
+        inputs = self.outputs.weight.shape[1] // math.prod(x.shape[:2])
+        return jnp.pad(x, ((0, 0), (0, 0), (0, inputs - x.shape[-1]))), state
+
+    def parameters(self, state: eqx.nn.State):
+        return self.convs
+
+    @staticmethod
+    def field(t: float | Scalar, y: Array, parameters) -> Array:
+        for i, conv in enumerate(parameters):
+            y = jax.nn.relu(y) if i else y
+            y = conv(with_time(y, t) if conv.kernel.shape[2] > y.shape[-1] else y)
+        return y
+
+    def decode(self, y: Array, state: eqx.nn.State) -> tuple[Logits, eqx.nn.State]:
+        return self.outputs(jnp.ravel(y)), state
