@@ -27,6 +27,8 @@ from odejax.training import (
     steps_per_epoch,
 )
 
+from ._claims import printed
+
 NOISE = 0.1  # a, of sigma = a sqrt(Var(x + F(x)))
 BALL = odejax.LinfBall(8 / 255)
 BATCH_SIZE = 128
@@ -85,78 +87,22 @@ NETWORKS: dict[str, Callable[[Preset], Callable[..., Any]]] = {
     "2 ResNet20, no noise": partial(_ensemble, 2, 20, noise=0.0),
 }
 
-# Natural training: clean accuracy in %, by data set (Tables 1 and 4).
-PAPER_NATURAL = {
-    "cifar10": {
-        "ResNet20": 92.10,
-        "En1 ResNet20": 92.59,
-        "En2 ResNet20": 92.60,
-        "En5 ResNet20": 92.74,
-        "ResNet44": 93.22,
-        "En1 ResNet44": 93.37,
-        "En2 ResNet44": 93.54,
-        "ResNet110": 94.30,
-        "En2 ResNet110": 93.49,
-    },
-    "cifar100": {
-        "ResNet20": 68.53,
-        "ResNet44": 71.48,
-        "En2 ResNet20": 69.57,
-        "En5 ResNet20": 70.22,
-    },
+# The tables that show a kind of measurement.
+TABLES = {
+    "natural": ("Table 1", "Table 4", "Section 4.4, natural"),
+    "robust": ("Table 2", "Table 5", "Table 8", "Table 9", "Table 10", "Section 4.4"),
+    "blind": ("Table 3", "Table 6"),  # target <- oracle
+    "integrated": ("Table 7", "Section 4.4, integrated"),  # first + second
 }
-# Robust training: clean, FGSM, IFGSM-20, C&W (Tables 2, 5, 8 to 10, and Section 4.4).
-PAPER_ROBUST = {
-    "cifar10": {
-        "ResNet20": (75.11, 50.89, 46.03, 58.73),
-        "En1 ResNet20": (77.21, 55.35, 49.06, 65.69),
-        "En2 ResNet20": (80.34, 57.23, 50.06, 66.47),
-        "En5 ResNet20": (82.52, 58.92, 51.48, 67.73),
-        "ResNet44": (78.89, 54.54, 48.85, 61.33),
-        "En1 ResNet44": (82.03, 57.80, 51.83, 66.00),
-        "En2 ResNet44": (82.91, 58.29, 51.86, 66.89),
-        "ResNet110": (82.19, 57.61, 52.02, 62.92),
-        "En2 ResNet110": (82.43, 59.24, 53.03, 68.67),
-        "En1 WRN-34-10": (86.19, 61.82, 56.60, 69.32),
-        "WRN-14-2": (78.37, 52.93, 48.85, 60.30),
-        "En2 ResNet32": (81.46, None, 52.06, 68.41),
-        MIXED: (81.56, None, 51.99, 68.62),
-        "2 ResNet20, no noise": (75.75, 51.11, 47.28, 59.73),
-    },
-    "cifar100": {
-        "ResNet20": (46.02, 24.77, 23.23, 32.42),
-        "En2 ResNet20": (50.68, 30.20, 26.25, 40.06),
-        "En5 ResNet20": (51.72, 31.64, 27.80, 40.44),
-        "ResNet44": (50.38, 28.40, 25.81, 36.06),
-        "En2 ResNet32": (53.14, None, 27.27, 41.50),
-        MIXED: (53.07, None, 27.01, 42.23),
-    },
-}
-# Blind attacks: (target, oracle) -> FGSM, IFGSM-20, C&W (Tables 3 and 6).
-PAPER_BLIND = {
-    "cifar10": {
-        ("ResNet20", "En5 ResNet20"): (61.69, 58.74, 73.77),
-        ("En5 ResNet20", "ResNet20"): (64.07, 62.99, 76.57),
-        ("ResNet44", "En2 ResNet44"): (63.87, 60.66, 75.83),
-        ("En2 ResNet44", "ResNet44"): (64.52, 61.23, 76.99),
-        ("ResNet110", "En2 ResNet110"): (64.19, 61.80, 75.19),
-        ("En2 ResNet110", "ResNet110"): (66.26, 62.89, 77.71),
-    },
-    "cifar100": {
-        ("ResNet20", "En2 ResNet20"): (33.08, 30.79, 41.52),
-        ("En2 ResNet20", "ResNet20"): (34.15, 33.34, 48.21),
-    },
-}
-# Section 4.4: what IFGSM-20 leaves of naturally trained ensembles.
-PAPER_NATURAL_IFGSM = {"En1 ResNet20": 0.0, "En2 ResNet20": 0.02, "En5 ResNet20": 0.03}
-# Separately trained: clean, FGSM, IFGSM-20, C&W (Table 7, and the last one Section 4.4).
-PAPER_INTEGRATED = {
-    ("En2 ResNet20", "En5 ResNet20"): (82.82, 59.14, 53.15, 68.00),
-    ("En2 ResNet44", "En5 ResNet20"): (82.99, 59.64, 53.86, 69.36),
-    ("En2 ResNet110", "En5 ResNet20"): (83.57, 60.63, 54.87, 70.02),
-    ("En2 ResNet110", "En1 WRN-34-10"): (85.62, 62.48, 57.94, 70.20),
-    ("ResNet20", "ResNet44"): (77.92, 54.73, 51.47, 61.77),
-}
+JOINED = {"blind": " <- ", "integrated": " + "}
+
+
+def printed_pairs(kind: str, dataset: str) -> list[tuple[str, str]]:
+    """The pairs of networks that the paper has of a kind."""
+    claims = printed("enresnet", dataset, *TABLES[kind])
+    pairs = dict.fromkeys(tuple(claim.model.split(JOINED[kind])) for claim in claims)
+    # Of two ResNet20s that were trained alone `train_network` knows but one.
+    return [(first, second) for first, second in pairs if first != second]
 
 
 def shown(name: str, depths: Mapping[str, int]) -> str:

@@ -1,6 +1,5 @@
 """Tables 1 to 10 and Figs. 5 and 6 of *enresnet*, from the result alone."""
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,14 +11,8 @@ from rich.table import Table
 from odejax.evaluation import confidence_interval, decode_array
 from odejax.plots import perturbation_grid
 
-from ._enresnet import (
-    PAPER_BLIND,
-    PAPER_INTEGRATED,
-    PAPER_NATURAL,
-    PAPER_NATURAL_IFGSM,
-    PAPER_ROBUST,
-    shown,
-)
+from ._claims import claimed
+from ._enresnet import TABLES, shown
 
 PAPERS_ATTACKS = ("FGSM", "IFGSM-20", "C&W")
 
@@ -41,16 +34,12 @@ def tables(result: dict[str, Any]) -> list[Table]:
     ten = dataset == "cifar10"
     out = []
     robust = ("clean", *PAPERS_ATTACKS, "AA-rand")
-    for kind, title, columns, paper in (
-        (
-            "natural",
-            "Table 1, Section 4.4: natural" if ten else "Table 4: natural",
-            ("clean", "IFGSM-20"),
-            _natural,
-        ),
-        ("robust", f"Tables {'2, 8, 9' if ten else '5, 10'}: PGD-trained", robust, _robust),
-        ("blind", f"Table {3 if ten else 6}: target <- oracle", PAPERS_ATTACKS, _blind),
-        ("integrated", "Table 7: trained alone, integrated", robust, _integrated),
+    natural = "Table 1, Section 4.4: natural" if ten else "Table 4: natural"
+    for kind, title, columns in (
+        ("natural", natural, ("clean", "IFGSM-20")),
+        ("robust", f"Tables {'2, 8, 9' if ten else '5, 10'}: PGD-trained", robust),
+        ("blind", f"Table {3 if ten else 6}: target <- oracle", PAPERS_ATTACKS),
+        ("integrated", "Table 7: trained alone, integrated", robust),
     ):
         measured = _records(result, kind)
         if not measured:
@@ -61,38 +50,14 @@ def tables(result: dict[str, Any]) -> list[Table]:
             table.add_column(column, justify="right", no_wrap=True)
         for name, records in measured.items():
             table.add_row(shown(name, depths), *(_cell(records, column) for column in columns))
-            printed = paper(name, dataset)
-            if printed:
-                cells = ("" if printed.get(c) is None else f"{printed[c]:.1f}" for c in columns)
+            paper = claimed("enresnet", dataset, name, *TABLES[kind])
+            if paper:
+                printed = {attack: figure for (attack, _, _), figure in paper.items()}
+                cells = (f"{printed[c]:.1f}" if c in printed else "" for c in columns)
                 same = name == shown(name, depths)
                 table.add_row("  paper" if same else f"  paper, {name}", *cells)
         out.append(table)
     return out
-
-
-def _natural(name: str, dataset: str) -> Mapping[str, float | None]:
-    if dataset == "cifar10" and name in PAPER_NATURAL_IFGSM:
-        return {"clean": PAPER_NATURAL[dataset][name], "IFGSM-20": PAPER_NATURAL_IFGSM[name]}
-    return {"clean": PAPER_NATURAL[dataset][name]} if name in PAPER_NATURAL[dataset] else {}
-
-
-def _robust(name: str, dataset: str) -> Mapping[str, float | None]:
-    return _four(PAPER_ROBUST[dataset].get(name))
-
-
-def _blind(name: str, dataset: str) -> Mapping[str, float | None]:
-    target, oracle = name.split(" <- ")
-    figures = PAPER_BLIND[dataset].get((target, oracle))
-    return dict(zip(PAPERS_ATTACKS, figures, strict=True)) if figures else {}
-
-
-def _integrated(name: str, dataset: str) -> Mapping[str, float | None]:
-    first, second = name.split(" + ")
-    return _four(PAPER_INTEGRATED.get((first, second)) if dataset == "cifar10" else None)
-
-
-def _four(figures: Iterable[float | None] | None) -> Mapping[str, float | None]:
-    return dict(zip(("clean", *PAPERS_ATTACKS), figures, strict=True)) if figures else {}
 
 
 def _cell(records: list[dict[str, Any]], column: str) -> str:

@@ -9,47 +9,7 @@ from rich.table import Table
 
 from odejax.plots.curves import AXIS_LABELS
 
-# The paper's figures, by network, attack and eps.
-PAPER_CLEAN = {
-    "nmODE t=0.05": 98.38,
-    "nmODE+ t=0.05, wd=1e-5": 98.36,
-    "nmODE+ t=0.05, wd=1e-4": 98.30,
-    "nmODE+ t=0.05, wd=1e-3": 97.25,
-}
-PAPER_LINF = {  # Table 2, by eps: 0.01, 0.03, 0.05
-    "NODE": {
-        "PGD-40": (86.14, 71.04, 47.40),
-        "AutoPGD": (84.41, 68.99, 46.31),
-        "Square": (86.55, 72.50, 51.58),
-    },
-    "AT-NODE": {
-        "PGD-40": (91.76, 85.80, 78.38),
-        "AutoPGD": (91.34, 87.60, 78.35),
-        "Square": (92.65, 89.50, 81.13),
-    },
-    "ODE-TRADES": {
-        "PGD-40": (91.46, 85.08, 77.32),
-        "AutoPGD": (92.19, 85.31, 76.89),
-        "Square": (92.06, 90.08, 82.41),
-    },
-    "TisODE": {
-        "PGD-40": (92.67, 87.48, 81.28),
-        "AutoPGD": (91.12, 87.02, 79.48),
-        "Square": (94.10, 87.60, 83.24),
-    },
-    "nmODE": {
-        "PGD-40": (94.92, 93.02, 90.23),
-        "AutoPGD": (97.92, 94.16, 85.13),
-        "Square": (98.35, 97.82, 95.77),
-    },
-}
-PAPER_L2 = {"nmODE": {"PGD-40": (99.49, 99.36)}}  # Table 3, by eps: 0.1, 0.2
-PAPER_TABLE_5 = {
-    "nmODE t=0.05": 96.71,
-    "nmODE+ t=0.05, wd=1e-5": 97.87,
-    "nmODE+ t=0.05, wd=1e-4": 97.91,
-    "nmODE+ t=0.05, wd=1e-3": 96.37,
-}
+from ._claims import claimed
 
 
 def _by_network(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -60,10 +20,10 @@ def _by_network(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return runs
 
 
-def _published(result: dict[str, Any], paper: dict[str, Any], name: str) -> dict[str, Any]:
-    """What the paper has of a network (it does not say which t1 Table 2 has), if on this data."""
-    on_mnist = result["settings"]["dataset"] == "mnist"
-    return paper.get(name.split(" t=")[0], {}) if on_mnist else {}
+def _claimed(result: dict[str, Any], name: str, number: int) -> dict[tuple, float]:
+    """What a table of the paper has of a network; Tables 2 and 3 do not say which t1 nmODE has."""
+    model = name if number == 5 else name.split(" t=")[0]
+    return claimed("nmode", result["settings"]["dataset"], model, f"Table {number}")
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
@@ -74,22 +34,21 @@ def tables(result: dict[str, Any]) -> list[Table]:
     runs = _by_network(result)
     title = "nmode {}: {dataset}, the first {n} test images, accuracy in %"
     out = []
-    for number, ball, attacks, published in (
-        (2, "linf", ["PGD-40", "AutoPGD", "Square", "AutoAttack"], (0.01, 0.03, 0.05)),
-        (3, "l2", ["PGD-40", "AutoAttack"], (0.1, 0.2)),
+    for number, ball, attacks in (
+        (2, "linf", ["PGD-40", "AutoPGD", "Square", "AutoAttack"]),
+        (3, "l2", ["PGD-40", "AutoAttack"]),
     ):
         table = _table(title.format(f"Table {number}", **result["settings"]), ball, "eps", *attacks)
         for name, records in runs.items():
-            paper = _published(result, PAPER_LINF if number == 2 else PAPER_L2, name)
+            paper = _claimed(result, name, number)
             for i, first in enumerate(records[0]["balls"][ball]):
                 eps = first["eps"]
                 measured = [record["balls"][ball][i]["per_attack"] for record in records]
                 cells = (_cell([m[attack] for m in measured]) for attack in attacks)
                 table.add_row(name, f"{eps:g}", *cells)
-                if paper and eps in published:
-                    printed = (paper.get(attack) for attack in attacks)
-                    at = published.index(eps)
-                    table.add_row("  paper", "", *(f"{p[at]:.1f}" if p else "" for p in printed))
+                printed = [paper.get((attack, ball, round(eps, 6))) for attack in attacks]
+                if any(printed):
+                    table.add_row("  paper", "", *(f"{p:.1f}" if p else "" for p in printed))
         out.append(table)
     certificates = max(
         ([*records[0]["balls"]["linf"][0]["per_certificate"]] for records in runs.values()), key=len
@@ -124,9 +83,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
             _cell([m["certified"] for m in last]) if last[0]["per_certificate"] else "",
             f"{np.mean(tau):.1f}" if tau else "",
         )
-        if name in PAPER_TABLE_5 and result["settings"]["dataset"] == "mnist":
-            clean, left = PAPER_CLEAN[name], PAPER_TABLE_5[name]
-            table.add_row("  paper", f"{clean:.1f}", f"{left:.1f}")
+        if paper := _claimed(result, name, 5):
+            table.add_row("  paper", *(f"{figure:.1f}" for figure in paper.values()))
     return [*out, table]
 
 
@@ -173,11 +131,10 @@ def figure(result: dict[str, Any]):
         axis.plot(eps, attacked, "-o", ms=3, color="#b2182b", label="worst case of all attacks")
         if brackets[0][0]["per_certificate"]:
             axis.plot(eps, certified, "-o", ms=3, color="#2166ac", label="certified")
-        paper = _published(result, PAPER_LINF, name).get("PGD-40")
-        if paper:
-            axis.plot((0.01, 0.03, 0.05), paper, "kx", label="paper, PGD (Table 2)")
-        if name in PAPER_TABLE_5 and settings["dataset"] == "mnist":
-            axis.plot(0.05, PAPER_TABLE_5[name], "k+", ms=9, label="paper, PGD (Table 5)")
+        for number, marker in ((2, "kx"), (5, "k+")):
+            for (attack, _, at), figure in _claimed(result, name, number).items():
+                if attack == "PGD-40":
+                    axis.plot(at, figure, marker, label=f"paper, PGD (Table {number})")
         axis.set_title(name, fontsize=9)
         axis.set_ylim(-2, 102)
         axis.grid(alpha=0.3, lw=0.5)

@@ -51,12 +51,11 @@ from ._cli import (
 )
 from ._enresnet import (
     BALL,
+    JOINED,
     NETWORKS,
-    PAPER_BLIND,
-    PAPER_INTEGRATED,
-    PAPER_NATURAL,
     TRAININGS,
     Preset,
+    printed_pairs,
     train_network,
 )
 from ._enresnet_report import figures, notes, tables
@@ -174,12 +173,12 @@ def main(config: Config):
                 record(f"{training}/{name}/{seed}", partial(trained, name, training, seed))
         if "robust" not in config.trainings:
             continue
-        for pair in _pairs(preset, PAPER_BLIND[config.dataset]):
+        for pair in _pairs(preset, printed_pairs("blind", config.dataset)):
             for target, oracle in dict.fromkeys((pair, pair[::-1])):
-                name = f"blind/{target} <- {oracle}/{seed}"
+                name = f"blind/{target}{JOINED['blind']}{oracle}/{seed}"
                 record(name, partial(blind, target, oracle, seed))
-        for members in _pairs(preset, PAPER_INTEGRATED):
-            joined = f"integrated/{' + '.join(members)}/{seed}"
+        for members in _pairs(preset, printed_pairs("integrated", "cifar10")):
+            joined = f"integrated/{JOINED['integrated'].join(members)}/{seed}"
             record(joined, partial(integrated, members, seed))
 
     for table in tables(result):
@@ -199,7 +198,7 @@ def main(config: Config):
 
 def _check(config: Config) -> Preset:
     check_choice("preset", config.preset, PRESETS)
-    check_choice("dataset", config.dataset, PAPER_NATURAL)
+    check_choice("dataset", config.dataset, ("cifar10", "cifar100"))
     check_counts(config, "seeds")
     preset = config.settle(PRESETS[config.preset])
     if config.networks is not None:

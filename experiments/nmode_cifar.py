@@ -40,6 +40,7 @@ from odejax.models import NmODE, PreActResNet, insert_before_classifier
 from odejax.plots.curves import AXIS_LABELS
 from odejax.training import TRADES, CrossEntropy, Fit, clean_accuracy, fit, steps_per_epoch
 
+from ._claims import claimed
 from ._cli import RunConfig, check_choice, check_choices, load_data, open_result, run
 from ._report import copy_to_repository
 
@@ -55,13 +56,6 @@ TRAINED_AT = 8 / 255
 EPS = {"linf": (1 / 255, 2 / 255, 4 / 255, 8 / 255), "l2": (36 / 255,)}
 EPS_TRADES = {"linf": (8 / 255, 15 / 255), "l2": ()}
 BALLS = {"linf": odejax.LinfBall, "l2": odejax.L2Ball}
-# (network, norm, eps): what the paper has.
-PAPER = {
-    ("ResNet + nmODE", "l2", 36 / 255): 91.36,
-    ("TRADES", "linf", 15 / 255): 68.70,
-    ("TRADES + nmODE", "linf", 15 / 255): 70.89,
-}
-PAPER_CLEAN = {"ResNet + nmODE": 95.46, "TRADES": 86.72, "TRADES + nmODE": 86.30}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,26 +223,17 @@ def table(result: dict[str, Any]) -> Table:
     settings = result["settings"]
     title = "nmode Tables 3 and 4: {dataset}, PreActResNet-{depth}, {test_images} test images"
     shown = Table(title=title.format(**settings), box=SIMPLE_HEAD)
-    published = settings["dataset"] == "cifar10"
     for column in ("", "norm", "eps, 1/255", "clean (all)", *PAPERS_ATTACK, settings["strongest"]):
         shown.add_column(column, justify="right" if column else "left")
     for name, record in result["runs"].items():
-        clean = _cell(record["clean_accuracy"], PAPER_CLEAN.get(name) if published else None)
+        paper = claimed("nmode", settings["dataset"], name, "Table 3", "Table 4")
+        clean = _cell(record["clean_accuracy"], paper.get(("clean", "", 0)))
         for ball, intervals in record["balls"].items():
             for interval in intervals:
                 eps = interval["eps"]
-                paper = next(
-                    (
-                        value
-                        for (network, norm, at), value in PAPER.items()
-                        if published and (network, norm) == (name, ball) and np.isclose(at, eps)
-                    ),
-                    None,
-                )
                 pgd, strongest = interval["per_attack"].values()
-                shown.add_row(
-                    name, ball, f"{255 * eps:g}", clean, _cell(pgd, paper), _cell(strongest, None)
-                )
+                pgd = _cell(pgd, paper.get((*PAPERS_ATTACK, ball, round(eps, 6))))
+                shown.add_row(name, ball, f"{255 * eps:g}", clean, pgd, _cell(strongest, None))
     return shown
 
 

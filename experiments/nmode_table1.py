@@ -22,6 +22,7 @@ from rich.table import Table
 from odejax.evaluation import provenance, save_result
 from odejax.models import NmODE
 
+from ._claims import printed
 from ._cli import run
 from ._report import copy_to_repository
 
@@ -35,15 +36,10 @@ SOLVERS = {
     "Dopri8, 1e-8": {"solver": diffrax.Dopri8(), "rtol": 1e-8, "atol": 1e-13},
 }
 COLUMNS = ("y1", "y1'", "|y1 - y1'|", "y2", "y2'", "|y2 - y2'|")
-# As printed. The last row of P-nmODE is in units of 1e9.
-PAPER = {
-    ("nmODE", 0.6): (0.0100, 0.0135, 0.0035, 0.0157, 0.0212, 0.0055),
-    ("nmODE", 1.0): (0.0105, 0.0143, 0.0038, 0.0167, 0.0226, 0.0059),
-    ("nmODE", 5.0): (0.0107, 0.0145, 0.0038, 0.0169, 0.0229, 0.0060),
-    ("P-nmODE", 0.6): (0.2302, 0.3193, 0.0837, 0.3767, 0.5231, 0.1464),
-    ("P-nmODE", 1.0): (2.3067, 3.0890, 0.7823, 3.5706, 4.7678, 1.1972),
-    ("P-nmODE", 5.0): (1.15e9, 1.54e9, 0.39e9, 1.78e9, 2.35e9, 0.57e9),
-}
+PAPER: dict[tuple[str, float], list[float]] = {}  # as printed, by family and t
+for claim in printed("nmode", "two neurons", "Table 1"):
+    name, at = claim.model.split(" t=")
+    PAPER.setdefault((name, float(at)), []).append(claim.claimed)
 
 
 @dataclasses.dataclass
@@ -64,9 +60,9 @@ def main(config: Config):
     shown.add_column("t")
     for column in COLUMNS:
         shown.add_column(column, justify="right")
-    for (family, t), printed in PAPER.items():
+    for (family, t), figures in PAPER.items():
         ours = printed_row(rows["Dopri5, 1e-7"][family, t])
-        cells = [f"{o}\n({as_printed(p)})" for o, p in zip(ours, printed, strict=True)]
+        cells = [f"{o}\n({as_printed(p)})" for o, p in zip(ours, figures, strict=True)]
         shown.add_row(family, f"{t:g}", *cells)
     console = Console()
     console.print(shown)
@@ -78,9 +74,9 @@ def main(config: Config):
         | {
             "columns": COLUMNS,
             "rows": [
-                {"family": family, "t": t, "paper": printed}
+                {"family": family, "t": t, "paper": figures}
                 | {name: solved[family, t] for name, solved in rows.items()}
-                for (family, t), printed in PAPER.items()
+                for (family, t), figures in PAPER.items()
             ],
         },
     )

@@ -11,6 +11,7 @@ from helpers import LinearLogits
 from rich.console import Console
 
 from experiments import _enresnet, _enresnet_report, enresnet_cifar, enresnet_fig4
+from experiments._claims import printed
 from experiments._cli import UsageError
 from odejax import LinfBall, predict
 from odejax.attacks import PGD, AutoAttack
@@ -95,8 +96,14 @@ def test_the_tables_are_of_what_was_trained_and_resume(quick, tmp_path):
 
 def test_every_network_of_the_paper_is_built_with_its_depth():
     preset = enresnet_cifar.PRESETS["paper"]
-    for figures in (*_enresnet.PAPER_NATURAL.values(), *_enresnet.PAPER_ROBUST.values()):
-        assert set(figures) <= set(_enresnet.NETWORKS)
+    for dataset, networks in (("cifar10", 14), ("cifar100", 6)):
+        tables = (*_enresnet.TABLES["natural"], *_enresnet.TABLES["robust"])
+        shown = {claim.model for claim in printed("enresnet", dataset, *tables)}
+        assert shown <= set(_enresnet.NETWORKS)
+        assert len(shown) == networks
+        for kind in ("blind", "integrated"):
+            pairs = _enresnet.printed_pairs(kind, dataset)
+            assert {name for pair in pairs for name in pair} <= set(_enresnet.NETWORKS)
     base = _enresnet.NETWORKS["ResNet110"](preset)
     assert (base.func, base.keywords) == (PreActResNet, {"depth": 110})
     ensemble = _enresnet.NETWORKS["En5 ResNet20"](preset).keywords

@@ -1,0 +1,312 @@
+"""The ledger: every figure that the five papers print, beside what was measured here.
+
+    python -m experiments.claims                     # from the committed results; seconds
+    python -m experiments.claims --papers nmode
+
+A claim is measured where `experiments/results` has its network, at the paper's size, under its
+attack: what that attack leaves, what the worst of all attacks leaves, what is proven, as means over
+the seeds. All others are listed as not measured yet. A claim is "not reached" where it lies above
+what the worst attack leaves of our network by more than sampling error (95 %).
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from odejax.evaluation import confidence_interval, load_result, save_result
+
+from ._claims import Claim, all_claims
+from ._cli import check_choices, run
+from ._enresnet import TABLES
+from ._report import copy_to_repository
+from .nmode_table1 import COLUMNS, as_printed, printed_row
+
+KIND = "claims"
+PAPERS = ("natural", "nmode", "enresnet", "ssp", "structured")
+RESULTS = Path(__file__).parent / "results"
+COLORS = dict(zip(PAPERS, ("#7570b3", "#b2182b", "#1b9e77", "#e7298a", "#d95f02"), strict=True))
+
+
+@dataclasses.dataclass
+class Config:
+    """Gather every numeric claim of the five papers, and what was measured of it."""
+
+    papers: tuple[str, ...] = PAPERS
+    """Which papers."""
+    out: Path = Path("runs/claims")
+    """Run folder."""
+    publish: bool = False
+    """Also copy the ledger and its figure into experiments/results and experiments/figures."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The experiment that measures some claims: `read(result, claim)` is a measurement or None."""
+
+    result: str  # its file in `experiments/results`, and its kind
+    kind: str
+    command: str
+    read: Callable[[dict[str, Any], Claim], dict[str, Any] | None]
+
+
+def _measured(records: list[dict[str, Any]], claim: Claim, bracket_of) -> dict[str, Any] | None:
+    """The means over `records`, one for each seed."""
+    if not records:
+        return None
+    told = {"seeds": len(records), "device": records[0]["device"]}
+    if claim.attack == "clean":
+        if "clean_accuracy" not in records[0]:
+            return None
+        return told | _mean([record["clean_accuracy"] for record in records])
+    brackets = [bracket_of(record) for record in records]
+    if None in brackets or claim.attack not in brackets[0]["per_attack"]:
+        return None
+    first = brackets[0]
+    told |= _mean([b["per_attack"][claim.attack] for b in brackets])
+    if "attacked" in first:  # a transfer attack has no interval
+        told |= {
+            "n": first["n"],
+            "worst_attack": 100 * float(np.mean([b["attacked"] for b in brackets])),
+            "flags": sorted({flag for b in brackets for flag in b["flags"]}),
+        }
+        if first["per_certificate"]:
+            told["certified"] = 100 * float(np.mean([b["certified"] for b in brackets]))
+    return told
+
+
+def _mean(fractions: list[float]) -> dict[str, float]:
+    percent = 100 * np.asarray(fractions)
+    told = {"papers_attack": float(percent.mean())}
+    if len(percent) > 1:
+        told["deviation"] = float(percent.std(ddof=1))
+    return told
+
+
+def _of_runs(result: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The records of a network: "NAME" or "NAME/SEED"."""
+    return [r for run, r in result["runs"].items() if run == name or run.rpartition("/")[0] == name]
+
+
+def _from_nmode(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
+    # Tables 2 and 3 do not say which t their nmODE has: the more robust one stands for it.
+    name = "nmODE t=1" if claim.model == "nmODE" else claim.model
+
+    def bracket_of(record):
+        intervals = record["balls"][claim.norm]
+        return next((b for b in intervals if np.isclose(b["eps"], claim.radius)), None)
+
+    found = _measured(_of_runs(result, name), claim, bracket_of)
+    return found and {"network": name} | found
+
+
+def _from_enresnet(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
+    kind = next(kind for kind, tables in TABLES.items() if claim.table in tables)
+    records = _of_runs(result, f"{kind}/{claim.model}")
+    return _measured(records, claim, lambda record: record)
+
+
+def _from_table1(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
+    family, t = claim.model.split(" t=")
+    for row in result["rows"]:
+        if (row["family"], f"{row['t']:g}") == (family, t):
+            ours = float(printed_row(row["Dopri5, 1e-7"])[COLUMNS.index(claim.attack)])
+            return {"device": result["device"], "value": ours}
+    return None
+
+
+def _source(claim: Claim) -> Source | None:
+    """Which experiment measures a claim; None if there is none yet."""
+    if (claim.paper, claim.table) == ("nmode", "Table 1"):
+        command = "python -m experiments.nmode_table1"
+        return Source("nmode_table1", "nmode_table1", command, _from_table1)
+    data = f"--dataset {claim.dataset} --data-dir FOLDER"
+    if claim.paper == "nmode" and claim.dataset in ("mnist", "fashion_mnist"):
+        command = f"python -m experiments.nmode_mnist {data} --test-images 250"
+        return Source(f"nmode_mnist_{claim.dataset}", "nmode_mnist", command, _from_nmode)
+    if claim.paper == "nmode":
+        command = "python -m experiments.nmode_cifar --preset paper --data-dir FOLDER"
+        return Source(f"nmode_{claim.dataset}_paper", "nmode_cifar", command, _from_nmode)
+    if claim.paper == "enresnet":
+        command = f"python -m experiments.enresnet_cifar --preset paper {data}"
+        name = f"enresnet_{claim.dataset}_paper"
+        return Source(name, "enresnet_cifar", command, _from_enresnet)
+    return None
+
+
+def ledger(papers: Collection[str], results: Path = RESULTS) -> list[dict[str, Any]]:
+    """Every claim of `papers` with its measurement, or why there is none."""
+    loaded: dict[Path, dict[str, Any] | None] = {}
+    entries = []
+    for claim in all_claims():
+        if claim.paper not in papers:
+            continue
+        entry = {k: v for k, v in dataclasses.asdict(claim).items() if v not in ("", None)}
+        source = _source(claim)
+        if source is None:
+            entries.append(entry | {"not_measured": "no experiment yet"})
+            continue
+        entry["command"] = source.command
+        path = results / f"{source.result}.json"
+        if path not in loaded:
+            loaded[path] = load_result(path, source.kind) if path.exists() else None
+        result = loaded[path]
+        if result is None:
+            entries.append(entry | {"not_measured": "not run yet"})
+            continue
+        measured = source.read(result, claim)
+        if measured is None:
+            entries.append(entry | {"not_measured": "not among the networks of the experiment"})
+            continue
+        entries.append(entry | measured | {"result": path.name})
+    return entries
+
+
+def not_reached(entry: dict[str, Any]) -> bool:
+    """Whether a claim lies above what the worst attack leaves, by more than sampling error."""
+    if "worst_attack" not in entry:
+        return False
+    left, n = entry["worst_attack"] / 100, entry["n"]
+    _, high = confidence_interval(round(left * n), n)
+    return entry["claimed"] > 100 * high
+
+
+def tables(entries: list[dict[str, Any]]) -> list[Table]:
+    """One for each table of each paper and data set, then one of counts."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for entry in entries:
+        groups.setdefault((entry["paper"], entry["table"], entry["dataset"]), []).append(entry)
+    out = []
+    for (paper, name, dataset), rows in groups.items():
+        table = Table(
+            title=f"{paper} {name}, {dataset}",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        table.add_column("", overflow="fold", min_width=14)
+        for column in ("attack", "eps"):
+            table.add_column(column, no_wrap=True)
+        for column in ("claimed", "measured", "worst", "proven"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(*_cells(row))
+        reasons = {row["not_measured"] for row in rows if "not_measured" in row}
+        flags = {flag for row in rows for flag in row.get("flags", ())}
+        notes = [f"-: {', '.join(sorted(reasons))}"] if reasons else []
+        notes += [f"*: {', '.join(sorted(flags))}"] if flags else []
+        table.caption = "; ".join(notes)
+        out.append(table)
+    counts = Table(title="the ledger", box=SIMPLE_HEAD, pad_edge=False)
+    counts.add_column("")
+    for column in ("claims", "measured", "under attack", "not reached"):
+        counts.add_column(column, justify="right")
+    for paper in dict.fromkeys(entry["paper"] for entry in entries):
+        mine = [entry for entry in entries if entry["paper"] == paper]
+        measured = [entry for entry in mine if "not_measured" not in entry]
+        attacked = [entry for entry in measured if "worst_attack" in entry]
+        beyond = sum(map(not_reached, attacked))
+        counts.add_row(paper, *map(str, (len(mine), len(measured), len(attacked), beyond)))
+    return [*out, counts]
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    def percent(value: float | None) -> str:
+        return "" if value is None else f"{value:.1f}"
+
+    claimed, measured = percent(row["claimed"]), "-"
+    if "value" in row:  # a quantity, not an accuracy in percent
+        claimed, measured = (as_printed(row[k]) for k in ("claimed", "value"))
+    elif "papers_attack" in row:
+        measured = percent(row["papers_attack"]) + ("*" if row.get("flags") else "")
+    worst = percent(row.get("worst_attack")) + (" <" if not_reached(row) else "")
+    return [
+        row["model"],
+        row["attack"],
+        f"{row.get('norm', '')} {row.get('eps', '')}".strip(),
+        claimed,
+        measured,
+        worst,
+        percent(row.get("certified")),
+    ]
+
+
+def figure(entries: list[dict[str, Any]]):
+    """Claimed against measured, in percent: under attack, and clean."""
+    drawn, axes = plt.subplots(
+        1, 2, figsize=(11, 5.6), sharex=True, sharey=True, layout="constrained"
+    )
+    for axis, clean in zip(axes, (False, True), strict=True):
+        axis.plot((0, 100), (0, 100), "k-", lw=0.8)
+        missing = 0
+        for paper, color in COLORS.items():
+            mine = [
+                entry
+                for entry in entries
+                if entry["paper"] == paper
+                and (entry["attack"] == "clean") == clean
+                and (clean or "norm" in entry)
+            ]
+            measured = [e for e in mine if "papers_attack" in e]
+            left = [e for e in mine if "papers_attack" not in e]
+            missing += len(left)
+            if left:
+                axis.plot([e["claimed"] for e in left], [-3] * len(left), "|", color=color, ms=8)
+            x = [e["claimed"] for e in measured]
+            worst = [e.get("worst_attack", e["papers_attack"]) for e in measured]
+            for entry, at, high in zip(measured, x, worst, strict=True):
+                low = entry.get("certified")
+                if low is not None:
+                    axis.plot((at, at), (low, high), "-", color=color, lw=2, alpha=0.35)
+            if not clean:
+                theirs = [e["papers_attack"] for e in measured]
+                axis.plot(x, theirs, "o", mfc="none", color=color, ms=6)
+            label = f"{paper}: {len(measured)} of {len(mine)}" if mine else None
+            axis.plot(x, worst, "o", color=color, ms=4, label=label)
+        axis.set_title("clean accuracy" if clean else "accuracy under attack")
+        axis.set_xlabel(f"claimed (%); at the foot: {missing} not measured yet")
+        axis.set_xlim(-2, 102)
+        axis.set_ylim(-6, 102)
+        axis.set_aspect("equal")
+        axis.grid(alpha=0.3, lw=0.5)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(loc="upper left", fontsize=8, title="measured")
+    axes[0].set_ylabel("measured (%)")
+    axes[0].text(
+        0.02,
+        0.66,
+        "dot: left by the worst attack\ncircle: by the paper's\nbar: down to what is proven",
+        transform=axes[0].transAxes,
+        fontsize=8,
+    )
+    return drawn
+
+
+def main(config: Config):
+    check_choices("paper", config.papers, PAPERS)
+    entries = ledger(config.papers)
+    console = Console()
+    for table in tables(entries):
+        console.print(table)
+    console.print(
+        "in %: measured under the paper's attack, worst of all attacks, proven; <: not "
+        "reached, the claim is above what the worst attack leaves by more than sampling error"
+    )
+    path = config.out / "claims.json"
+    save_result(path, KIND, {"claims": entries})
+    figure(entries).savefig(config.out / "claims.png", dpi=150)
+    plt.close("all")
+    if config.publish:
+        copy_to_repository(path, "claims.json")
+        copy_to_repository(config.out / "claims.png", "claims.png")
+    console.print(f"{path} and claims.png written")
+
+
+if __name__ == "__main__":
+    run(main, Config)
