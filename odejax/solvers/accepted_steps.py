@@ -1,22 +1,25 @@
 """The gradient of an adaptive solve through its accepted steps alone.
 
-The solve runs without a tape; what stays of it are the times of the accepted steps and states to
-start from again. The backward pass then takes each accepted step once more, from the last to the
+The solve runs without a tape; what stays of it are the times of the accepted steps and a few states
+to start from again. The backward pass then takes each accepted step once more, from the last to the
 first, and differentiates through that one step. This is the gradient of the numbers that were
 computed (as with `diffrax.RecursiveCheckpointAdjoint`), step sizes held fixed, at the cost of the
 solve and 3 evaluations of the field for each of its stages: 4/3 of what a tape would take that had
-the accepted steps alone on it, and memory for as many states as `max_steps` lets it keep, few steps
-or many.
+the accepted steps alone on it.
+
+Steps and their sizes are those of `diffrax.diffeqsolve`, from its own solvers and controllers. The
+loop over them is written out here, for a whole batch: it can keep a state without copying all that
+it kept before.
 """
 
-import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
@@ -24,24 +27,25 @@ from .._batch import batch_is_whole
 from .._types import BATCH_AXIS
 from .layer_steps import RungeKutta
 
-_STATES = 256  # kept by default
+_FIRST_STEP = 0.01  # where none is given; Diffrax's own
 
 
 class AcceptedSteps(eqx.Module):
     """Differentiate a solve through its accepted steps; reverse mode, once.
 
-    - `every`: keep the state of every so many steps, and recompute those between, which costs a
-      further evaluation for each of their stages; by default as few as make at most 256 states.
+    - `states`: how many to keep of each solve. One that takes more steps keeps the state of every
+      second (fourth, ...) of them and recomputes those between, which costs a further evaluation
+      for each of their stages.
 
     In training (within `vmap_batch`) the gradient by the weights is that of the whole batch at
     once, not one for each example, summed.
     """
 
-    every: int | None = eqx.field(static=True, default=None)
+    states: int = eqx.field(static=True, default=32)
 
     def __check_init__(self):
-        if self.every is not None and self.every < 1:
-            raise ValueError(f"every must be at least 1; got {self.every}")
+        if self.states < 2 or self.states % 2:
+            raise ValueError(f"states must be even and at least 2; got {self.states}")
 
     def __call__(
         self,
@@ -57,21 +61,45 @@ class AcceptedSteps(eqx.Module):
     ) -> diffrax.Solution:
         """`diffrax.diffeqsolve` of y' = field(t, y, args) from 0 to `t1`, saving y(t1).
 
-        What it is differentiated by must be in `y0` and `args`; `args` is the same for all examples
-        of a batch. Raises `ValueError` for a solver
-        that is not an explicit Runge-Kutta method.
+        What it is differentiated by must be in `y0` and `args`. Raises `ValueError` for a solver
+        that is not an explicit Runge-Kutta method, and for a controller that is neither
+        `diffrax.PIDController` nor `diffrax.ConstantStepSize`.
         """
-        every = math.ceil(max_steps / _STATES) if self.every is None else self.every
+        if not isinstance(stepsize_controller, diffrax.PIDController | diffrax.ConstantStepSize):
+            raise ValueError(
+                f"AcceptedSteps takes a diffrax.PIDController or diffrax.ConstantStepSize; "
+                f"got {type(stepsize_controller).__name__}"
+            )
+        if dt0 is None and isinstance(stepsize_controller, diffrax.PIDController):
+            dt0 = _FIRST_STEP
         problem = _Problem(
-            field, RungeKutta(solver), solver, stepsize_controller, t1, dt0, max_steps, every
+            field, RungeKutta(solver), solver, stepsize_controller, t1, dt0, max_steps, self.states
         )
         batched = batch_is_whole()
         start = jax.tree.map(
             lambda a: lax.all_gather(a, BATCH_AXIS) if batched else jnp.asarray(a)[None], y0
         )
-        solution = _solve((start, args), problem)
         index = lax.axis_index(BATCH_AXIS) if batched else 0
-        return jax.tree.map(lambda a: a[index] if eqx.is_array(a) else a, solution)
+        end = jax.tree.map(lambda a: a[index], _solve((start, args), problem))
+        results = diffrax.RESULTS
+        return diffrax.Solution(
+            t0=jnp.zeros_like(end.t),
+            t1=end.t,
+            ts=end.t[None],
+            ys=jax.tree.map(lambda a: a[None], end.y),
+            interpolation=None,
+            stats={
+                "max_steps": max_steps,
+                "num_steps": end.steps,
+                "num_accepted_steps": end.accepted,
+                "num_rejected_steps": end.steps - end.accepted,
+            },
+            result=results.where(end.t < t1, results.max_steps_reached, results.successful),
+            solver_state=None,
+            controller_state=None,
+            made_jump=None,
+            event_mask=None,
+        )
 
 
 class _Problem(eqx.Module):
@@ -82,27 +110,7 @@ class _Problem(eqx.Module):
     t1: float = eqx.field(static=True)
     dt0: float | None = eqx.field(static=True)
     max_steps: int = eqx.field(static=True)
-    every: int = eqx.field(static=True)
-
-    def solve(self, start, args, saveat: diffrax.SaveAt) -> diffrax.Solution:
-        """Of each of a batch of initial values."""
-
-        def one(y0):
-            return diffrax.diffeqsolve(
-                diffrax.ODETerm(self.field),
-                self.solver,
-                0.0,
-                self.t1,
-                self.dt0,
-                y0,
-                args,
-                saveat=saveat,
-                stepsize_controller=self.stepsize_controller,
-                max_steps=self.max_steps,
-                throw=False,  # raising needs a host callback, which defeats compilation caches
-            )
-
-        return jax.vmap(one)(start)
+    states: int = eqx.field(static=True)
 
     def take(self, t, h, y, args):
         """A step of each of a batch, from its own time and of its own size."""
@@ -113,94 +121,236 @@ class _Problem(eqx.Module):
         return jax.vmap(one)(t, h, y)
 
 
+class _Progress(NamedTuple):
+    """Where each of a batch of solves is."""
+
+    t: Array
+    t_next: Array
+    y: PyTree[Array]
+    of_solver: PyTree[Array]
+    of_controller: PyTree[Array]
+    steps: Array
+    accepted: Array
+
+
+class _Kept(NamedTuple):
+    """Of each solve: when its accepted steps ended, and the states before some of them.
+
+    State i is that before step i `stride`, which is the same of all.
+    """
+
+    times: Array
+    states: PyTree[Array]
+    stride: Array
+
+
 @eqx.filter_custom_vjp
-def _solve(start_and_args, problem):
+def _solve(start_and_args, problem) -> _Progress:
     start, args = start_and_args
-    return problem.solve(start, args, diffrax.SaveAt(t1=True))
+    progress, _ = _whole(_integrate, problem, (start,), args, keep=False)
+    return progress
 
 
 @_solve.def_fwd
 def _solve_forward(perturbed, start_and_args, problem):
     start, args = start_and_args
-    saveat = diffrax.SaveAt(
-        subs=(
-            diffrax.SubSaveAt(t1=True),
-            diffrax.SubSaveAt(steps=1, fn=lambda t, y, args: t),
-            diffrax.SubSaveAt(t0=True, steps=problem.every),
-        )
-    )
-    solution = problem.solve(start, args, saveat)
-    (t, _, _), (y, times, states) = solution.ts, solution.ys
-    accepted = solution.stats["num_accepted_steps"]
-    solution = eqx.tree_at(lambda s: (s.ts, s.ys), solution, (t, y))
-    return solution, (times, states, accepted)
+    progress, kept = _whole(_integrate, problem, (start,), args, keep=True)
+    return progress, (kept, progress.accepted)
 
 
 @_solve.def_bwd
 def _solve_backward(residuals, cotangent, perturbed, start_and_args, problem):
-    times, states, accepted = residuals
     start, args = start_and_args
     wanted, rest = eqx.partition(args, perturbed[1])
-    every = problem.every
+    of_end = jax.tree.map(lambda y, a: jnp.zeros_like(y) if a is None else a, start, cotangent.y)
+    # The gradient by the weights is a sum over the batch: then two batches must stay two.
+    fold = not jax.tree.leaves(wanted)
+    return _whole(_differentiate, problem, (start, of_end, *residuals), (wanted, rest), fold=fold)
 
-    def times_of(i):
-        """When step i starts, how long it is, and whether the example takes it."""
-        end = times[:, i]
-        t = jnp.where(i > 0, times[:, jnp.maximum(i - 1, 0)], 0.0)
-        taken = i < accepted
-        return jnp.where(taken, t, 0.0), jnp.where(taken, end - t, 0.0), taken
 
-    def where(taken, a, b):
-        def leaf(a, b):
-            return jnp.where(taken.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+def _whole(function, problem, batch, shared, *, fold=True, **settings):
+    """`function(problem, batch, shared, **settings)`, under `vmap` of both batches as one.
 
-        return jax.tree.map(leaf, a, b)
+    The first axis of all of `batch`, and of what is returned, is that of the batch. The loops in it
+    change their buffers in place; under `vmap` they would copy them in every step.
+    """
+    arrays, static = eqx.partition(shared, eqx.is_array)
 
-    def state_at(i):
-        # Behind an example's last step the buffer holds infinities, and 0 x inf would be NaN.
-        return where(i <= accepted, jax.tree.map(lambda a: a[:, i // every], states), start)
+    def run(batch, arrays):
+        return function(problem, batch, eqx.combine(arrays, static), **settings)
+
+    @jax.custom_batching.custom_vmap
+    def of_one_batch(batch, arrays):
+        return run(batch, arrays)
+
+    @of_one_batch.def_vmap
+    def of_many(size, in_batched, batch, arrays):
+        if fold and not any(jax.tree.leaves(in_batched[1])):
+
+            def merge(a, batched):
+                a = a if batched else jnp.broadcast_to(a, (size, *a.shape))
+                return a.reshape(-1, *a.shape[2:])
+
+            out = of_one_batch(jax.tree.map(merge, batch, in_batched[0]), arrays)
+            out = jax.tree.map(lambda a: a.reshape(size, -1, *a.shape[1:]), out)
+        else:
+            axes = jax.tree.map(lambda batched: 0 if batched else None, in_batched)
+            out = jax.vmap(run, in_axes=axes, axis_size=size)(batch, arrays)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return of_one_batch(batch, arrays)
+
+
+def _integrate(problem: _Problem, batch, args, *, keep: bool):
+    """The end of each solve, and what it kept (None unless asked for)."""
+    (start,) = batch
+    n = len(jax.tree.leaves(start)[0])
+    solver, controller = problem.solver, problem.stepsize_controller
+    term: Any = diffrax.ODETerm(problem.field)
+    order: Any = solver.error_order(term)
+    dtype = jnp.result_type(float, *jax.tree.leaves(start))
+    t1 = near = np.asarray(problem.t1, dtype)
+    for _ in range(100):  # as Diffrax does: a step that ends this close to t1 ends there
+        near = np.nextafter(near, np.asarray(0, dtype))
+
+    def begin(y):
+        zero = jnp.zeros((), dtype)
+        dt0 = None if problem.dt0 is None else jnp.asarray(problem.dt0, dtype)
+        t_next, of_controller = controller.init(term, zero, t1, y, dt0, args, solver.func, order)
+        t_next = jnp.minimum(t_next, t1)
+        of_solver = solver.init(term, zero, t_next, y, args)
+        none = jnp.zeros((), jnp.int32)
+        progress = _Progress(zero, t_next, y, of_solver, of_controller, none, none)
+        return jax.tree.map(jnp.asarray, progress)
+
+    def advance(now: _Progress):
+        y, error, _, of_solver, _ = solver.step(
+            term, now.t, now.t_next, now.y, args, now.of_solver, made_jump=False
+        )
+        error = jax.tree.map(lambda e: jnp.where(jnp.isnan(e), jnp.inf, e), error)
+        accepted, t, t_next, _, of_controller, _ = controller.adapt_step_size(
+            now.t, now.t_next, now.y, y, args, error, order, now.of_controller
+        )
+        t = jnp.minimum(t, t1)
+        last = jnp.where(accepted, t1, t + 0.5 * (t1 - t))
+        t_next = jnp.where(t_next > near, last, t_next)
+        y, of_solver = jax.tree.map(
+            lambda a, b: jnp.where(accepted, a, b), (y, of_solver), (now.y, now.of_solver)
+        )
+        counts = now.steps + 1, now.accepted + jnp.where(accepted, 1, 0)
+        return _Progress(t, t_next, y, of_solver, of_controller, *counts)
+
+    def goes_on(now: _Progress):
+        return (now.t < t1) & (now.steps < problem.max_steps)
+
+    def move(now: _Progress):
+        return _where(goes_on(now), jax.vmap(advance)(now), now)
+
+    progress = jax.vmap(begin)(start)
+    if not keep:
+        return lax.while_loop(lambda now: jnp.any(goes_on(now)), move, progress), None
+
+    rows = jnp.arange(n)
+
+    def full(now: _Progress, kept: _Kept):
+        return jnp.any(goes_on(now) & (now.accepted == problem.states * kept.stride))
+
+    def step(carry):
+        now, kept = carry
+        # Written again where the last step was rejected; dropped where the index is out of bounds.
+        due = goes_on(now) & (now.accepted % kept.stride == 0)
+        slot = jnp.where(due, now.accepted // kept.stride, problem.states)
+        states = jax.tree.map(
+            lambda buffer, y: buffer.at[rows, slot].set(y, mode="drop"), kept.states, now.y
+        )
+        then = move(now)
+        ended = jnp.where(then.accepted > now.accepted, now.accepted, problem.max_steps)
+        times = kept.times.at[rows, ended].set(then.t, mode="drop")
+        return then, _Kept(times, states, kept.stride)
+
+    def steps_until_full(carry):
+        """Half of the states are given up, then steps taken until there are as many again."""
+        now, kept = carry
+        half = problem.states // 2
+        states = jax.tree.map(lambda a: a.at[:, :half].set(a[:, ::2]), kept.states)
+        stride = jnp.where(jnp.any(now.steps > 0), 2 * kept.stride, kept.stride)
+        return lax.while_loop(
+            lambda carry: jnp.any(goes_on(carry[0])) & ~full(*carry),
+            step,
+            (now, _Kept(kept.times, states, stride)),
+        )
+
+    kept = _Kept(
+        jnp.zeros((n, problem.max_steps), dtype),
+        jax.tree.map(lambda a: jnp.zeros((n, problem.states, *a.shape[1:]), a.dtype), start),
+        jnp.ones((), jnp.int32),
+    )
+    progress, kept = lax.while_loop(
+        lambda carry: jnp.any(goes_on(carry[0])), steps_until_full, (progress, kept)
+    )
+    return progress, kept._replace(stride=jnp.full(n, kept.stride))
+
+
+def _differentiate(problem: _Problem, batch, shared):
+    """The cotangents of the initial values and of what is wanted of `args`."""
+    start, of_end, (times, states, stride), accepted = batch
+    wanted, rest = shared
+    stride = stride[0]
+    longest = 1
+    while problem.states * longest < problem.max_steps:
+        longest *= 2
 
     def back(i, y, carry):
-        t, h, taken = times_of(i)
         of_y, of_args = carry
-        seed = where(taken, of_y, jax.tree.map(jnp.zeros_like, of_y))
+        taken = i < accepted
+        t = jnp.where(i > 0, times[:, jnp.maximum(i - 1, 0)], 0.0)
+        t, h = jnp.where(taken, t, 0.0), jnp.where(taken, times[:, i] - t, 0.0)
+        seed = _where(taken, of_y, jax.tree.map(jnp.zeros_like, of_y))
 
         def take(y, wanted):
             return problem.take(t, h, y, eqx.combine(wanted, rest))
 
         _, pull_back = jax.vjp(take, y, wanted)
         before, more = pull_back(seed)
-        return where(taken, before, of_y), jax.tree.map(jnp.add, of_args, more)
+        return _where(taken, before, of_y), jax.tree.map(jnp.add, of_args, more)
 
     def segment(carry):
         """The steps from one kept state to the next, taken again and then back."""
         j, carry = carry
-        first = j * every
-        last = jnp.minimum(first + every, jnp.max(accepted))
-        y = state_at(first)
-        if every == 1:
+        first = j * stride
+        last = jnp.minimum(first + stride, jnp.max(accepted))
+        # Behind an example's last step there are the zeros, or states, of nobody.
+        y = _where(first < accepted, jax.tree.map(lambda a: a[:, j], states), start)
+        if longest == 1:
             return j - 1, back(first, y, carry)
 
-        kept = jax.tree.map(lambda a: jnp.zeros((every, *a.shape), a.dtype).at[0].set(a), y)
+        again = jax.tree.map(lambda a: jnp.zeros((longest, *a.shape), a.dtype).at[0].set(a), y)
 
-        def ahead(i, kept):
-            t, h, _ = times_of(first + i)
-            y = problem.take(t, h, jax.tree.map(lambda a: a[i], kept), args)
-            return jax.tree.map(lambda a, new: a.at[i + 1].set(new), kept, y)
+        def ahead(i, again):
+            t = jnp.where(first + i > 0, times[:, jnp.maximum(first + i - 1, 0)], 0.0)
+            h = jnp.where(first + i < accepted, times[:, first + i] - t, 0.0)
+            y = problem.take(t, h, jax.tree.map(lambda a: a[i], again), eqx.combine(wanted, rest))
+            return jax.tree.map(lambda a, new: a.at[i + 1].set(new), again, y)
 
-        kept = lax.fori_loop(0, last - first - 1, ahead, kept)
+        again = lax.fori_loop(0, last - first - 1, ahead, again)
 
         def inner(carry):
             i, carry = carry
-            return i - 1, back(first + i, jax.tree.map(lambda a: a[i], kept), carry)
+            return i - 1, back(first + i, jax.tree.map(lambda a: a[i], again), carry)
 
         _, carry = lax.while_loop(lambda c: c[0] >= 0, inner, (last - first - 1, carry))
         return j - 1, carry
 
-    of_y = jax.tree.map(
-        lambda y, a: jnp.zeros_like(y) if a is None else a[:, 0], start, cotangent.ys
-    )
-    carry = of_y, jax.tree.map(jnp.zeros_like, wanted)
-    segments = -(-jnp.max(accepted) // every)
-    _, (of_y, of_args) = lax.while_loop(lambda c: c[0] >= 0, segment, (segments - 1, carry))
-    return of_y, of_args
+    carry = of_end, jax.tree.map(jnp.zeros_like, wanted)
+    segments = -(-jnp.max(accepted) // stride)
+    _, (of_start, of_args) = lax.while_loop(lambda c: c[0] >= 0, segment, (segments - 1, carry))
+    return of_start, of_args
+
+
+def _where(chosen, a, b):
+    """Of each example of a batch, `a` or `b`."""
+
+    def leaf(a, b):
+        return jnp.where(chosen.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(leaf, a, b)
