@@ -1,12 +1,11 @@
 """AcceptedSteps: Diffrax's own gradient of the same steps, of one example or a batch at once."""
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_convolution import largest_intermediate
+from test_convolution import equations, largest_intermediate
 
 import odejax
 from odejax._batch import vmap_batch
@@ -158,15 +157,37 @@ def test_a_gradient_of_each_example_is_its_own_where_batch_statistics_are_taken(
     assert largest_intermediate(gradients, starts) < 60 * starts.size
 
 
-def test_implicit_methods_keep_the_checkpointed_gradient():
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"solver": diffrax.Kvaerno3()}, "got Kvaerno3 and PIDController"),
+        (
+            {"stepsize_controller": diffrax.StepTo(jnp.linspace(0.0, 3.0, 9))},
+            "got Dopri5 and StepTo",
+        ),
+    ],
+    ids=["implicit", "other controller"],
+)
+def test_what_it_cannot_take_keeps_the_checkpointed_gradient(settings, named):
     assert isinstance(ODESolve().adjoint, AcceptedSteps)
-    assert isinstance(
-        ODESolve(solver=diffrax.Kvaerno3()).adjoint, diffrax.RecursiveCheckpointAdjoint
-    )
-    with pytest.raises(ValueError, match="got Kvaerno3"):
-        eqx.filter_eval_shape(
-            lambda y: ode(AcceptedSteps(), diffrax.Kvaerno3())(field, y, WEIGHTS), STARTS[0]
-        )
+    assert isinstance(ODESolve(**settings).adjoint, diffrax.RecursiveCheckpointAdjoint)
+    with pytest.raises(ValueError, match=named):
+        ode(AcceptedSteps(), **settings)(field, STARTS[0], WEIGHTS)
+
+
+def test_under_vmap_kept_states_are_not_copied_one_example_at_a_time():
+    # In the loops both batches are one: the states have no axis for each.
+    weights, starts = jnp.ones((5, 5)), jnp.ones((6, 4, 5))
+    loss = losses(ode(AcceptedSteps()))
+    gradients = jax.vmap(jax.grad(lambda y: loss(weights, y)))
+    shapes = {
+        tuple(v.aval.shape)
+        for equation in equations(jax.make_jaxpr(gradients)(starts).jaxpr)
+        if equation.primitive.name == "while"
+        for v in equation.outvars
+    }
+    assert (24, 32, 5) in shapes
+    assert not any(shape[-2:] == (32, 5) and len(shape) > 3 for shape in shapes)
 
 
 def test_no_states_cannot_be_kept():

@@ -20,9 +20,9 @@ class ODESolve(eqx.Module):
       steps adapted to rtol = atol = 1e-3, as the papers have it; for constant steps pass
       `diffrax.ConstantStepSize()` and `dt0`. Under `vmap` every example has its own steps (and all
       wait for the slowest).
-    - `adjoint`: Diffrax's own, or `AcceptedSteps()`. None is the latter for an explicit Runge-Kutta
-      method and `diffrax.RecursiveCheckpointAdjoint()` for any other: both give the gradient of
-      the solver's own steps.
+    - `adjoint`: Diffrax's own, or `AcceptedSteps()`. None is the latter where it can be, for an
+      explicit Runge-Kutta method, and else `diffrax.RecursiveCheckpointAdjoint()`: both give the
+      gradient of the solver's own steps.
     - A solve that needs more than `max_steps` does not raise: look at `solution.result`.
 
     The solve runs at the highest matrix precision: rounding of TF32 size makes an adaptive
@@ -55,8 +55,8 @@ class ODESolve(eqx.Module):
             stepsize_controller = diffrax.PIDController(rtol=1e-3, atol=1e-3)
         self.stepsize_controller = stepsize_controller
         if adjoint is None:
-            explicit = isinstance(self.solver, diffrax.Euler | diffrax.AbstractERK)
-            adjoint = AcceptedSteps() if explicit else diffrax.RecursiveCheckpointAdjoint()
+            takes = AcceptedSteps.takes(self.solver, stepsize_controller)
+            adjoint = AcceptedSteps() if takes else diffrax.RecursiveCheckpointAdjoint()
         self.adjoint = adjoint
         self.t1, self.dt0, self.max_steps = t1, dt0, max_steps
 

@@ -47,6 +47,15 @@ class AcceptedSteps(eqx.Module):
         if self.states < 2 or self.states % 2:
             raise ValueError(f"states must be even and at least 2; got {self.states}")
 
+    @staticmethod
+    def takes(
+        solver: diffrax.AbstractSolver, stepsize_controller: diffrax.AbstractStepSizeController
+    ) -> bool:
+        """Whether it can differentiate what these make: explicit Runge-Kutta steps, no jumps."""
+        explicit = isinstance(solver, diffrax.Euler | diffrax.AbstractERK)
+        controllers = diffrax.PIDController | diffrax.ConstantStepSize
+        return explicit and isinstance(stepsize_controller, controllers)
+
     def __call__(
         self,
         field: Callable[..., PyTree[Array]],
@@ -62,13 +71,13 @@ class AcceptedSteps(eqx.Module):
         """`diffrax.diffeqsolve` of y' = field(t, y, args) from 0 to `t1`, saving y(t1).
 
         What it is differentiated by must be in `y0` and `args`. Raises `ValueError` for a solver
-        that is not an explicit Runge-Kutta method, and for a controller that is neither
-        `diffrax.PIDController` nor `diffrax.ConstantStepSize`.
+        or controller that it does not take (`takes`).
         """
-        if not isinstance(stepsize_controller, diffrax.PIDController | diffrax.ConstantStepSize):
+        if not self.takes(solver, stepsize_controller):
             raise ValueError(
-                f"AcceptedSteps takes a diffrax.PIDController or diffrax.ConstantStepSize; "
-                f"got {type(stepsize_controller).__name__}"
+                f"AcceptedSteps takes diffrax.Euler or an explicit Runge-Kutta method, and a "
+                f"diffrax.PIDController or diffrax.ConstantStepSize; got "
+                f"{type(solver).__name__} and {type(stepsize_controller).__name__}"
             )
         if dt0 is None and isinstance(stepsize_controller, diffrax.PIDController):
             dt0 = _FIRST_STEP
