@@ -27,7 +27,7 @@ from odejax.training import (
     steps_per_epoch,
 )
 
-from ._claims import printed
+from ._claims import claims_of
 
 NOISE = 0.1  # a, of sigma = a sqrt(Var(x + F(x)))
 BALL = odejax.LinfBall(8 / 255)
@@ -99,7 +99,7 @@ JOINED = {"blind": " <- ", "integrated": " + "}
 
 def printed_pairs(kind: str, dataset: str) -> list[tuple[str, str]]:
     """The pairs of networks that the paper has of a kind."""
-    claims = printed("enresnet", dataset, *TABLES[kind])
+    claims = claims_of("enresnet", dataset, *TABLES[kind])
     pairs = dict.fromkeys(tuple(claim.model.split(JOINED[kind])) for claim in claims)
     # Of two ResNet20s that were trained alone `train_network` knows but one.
     return [(first, second) for first, second in pairs if first != second]

@@ -1,4 +1,4 @@
-"""The ledger: every figure that the five papers print, beside what was measured here.
+"""The ledger: the figures that the papers print, beside what was measured here.
 
     python -m experiments.claims                     # from the committed results; seconds
     python -m experiments.claims --papers nmode
@@ -36,7 +36,7 @@ COLORS = dict(zip(PAPERS, ("#7570b3", "#b2182b", "#1b9e77", "#e7298a", "#d95f02"
 
 @dataclasses.dataclass
 class Config:
-    """Gather every numeric claim of the five papers, and what was measured of it."""
+    """Gather the numeric claims of the papers, and what was measured of them."""
 
     papers: tuple[str, ...] = PAPERS
     """Which papers."""

@@ -22,7 +22,7 @@ from rich.table import Table
 from odejax.evaluation import provenance, save_result
 from odejax.models import NmODE
 
-from ._claims import printed
+from ._claims import claims_of
 from ._cli import run
 from ._report import copy_to_repository
 
@@ -37,7 +37,7 @@ SOLVERS = {
 }
 COLUMNS = ("y1", "y1'", "|y1 - y1'|", "y2", "y2'", "|y2 - y2'|")
 PAPER: dict[tuple[str, float], list[float]] = {}  # as printed, by family and t
-for claim in printed("nmode", "two neurons", "Table 1"):
+for claim in claims_of("nmode", "two neurons", "Table 1"):
     name, at = claim.model.split(" t=")
     PAPER.setdefault((name, float(at)), []).append(claim.claimed)
 

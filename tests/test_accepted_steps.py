@@ -1,6 +1,7 @@
 """AcceptedSteps: Diffrax's own gradient of the same steps, of one example or a batch at once."""
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +12,9 @@ import odejax
 from odejax._batch import vmap_batch
 from odejax._mesh import spread
 from odejax._types import BATCH_AXIS
-from odejax.models import ODESolve
+from odejax.models import ConvODENet, DenseODENet, ODESolve
 from odejax.solvers import SSPRK33, AcceptedSteps
+from odejax.training import CrossEntropy, MixedPrecision
 
 WEIGHTS = jax.random.normal(jax.random.key(0), (5, 5))
 STARTS = jax.random.normal(jax.random.key(1), (7, 5))
@@ -165,8 +167,12 @@ def test_a_gradient_of_each_example_is_its_own_where_batch_statistics_are_taken(
             {"stepsize_controller": diffrax.StepTo(jnp.linspace(0.0, 3.0, 9))},
             "got Dopri5 and StepTo",
         ),
+        (
+            {"stepsize_controller": diffrax.PIDController(1e-3, 1e-3, dtmin=1, force_dtmin=False)},
+            "got Dopri5 and PIDController",
+        ),
     ],
-    ids=["implicit", "other controller"],
+    ids=["implicit", "other controller", "gives up"],
 )
 def test_what_it_cannot_take_keeps_the_checkpointed_gradient(settings, named):
     assert isinstance(ODESolve().adjoint, AcceptedSteps)
@@ -188,6 +194,66 @@ def test_under_vmap_kept_states_are_not_copied_one_example_at_a_time():
     }
     assert (24, 32, 5) in shapes
     assert not any(shape[-2:] == (32, 5) and len(shape) > 3 for shape in shapes)
+
+
+@pytest.mark.parametrize("states", [4, 16])
+def test_as_many_steps_as_there_is_room_for(states):
+    # 16 steps fill 4 states at a stride of 4, or all of 16 at a stride of 1.
+    settings = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 3 / 16, "max_steps": 16}
+    found, expected = (
+        jax.grad(losses(ode(adjoint, diffrax.Heun(), **settings)))(*arguments())
+        for adjoint in (AcceptedSteps(states), diffrax.RecursiveCheckpointAdjoint())
+    )
+    assert_same(found, expected)
+
+
+def test_weights_may_be_vmapped_too():
+    weights, starts = arguments()
+    many = jnp.stack([weights, 2 * weights, weights.T])
+    gradient = jax.grad(losses(ode(AcceptedSteps(2))), (0, 1))
+    found = jax.vmap(gradient, (0, None))(many, starts)
+    each = [gradient(one, starts) for one in many]
+    assert_same(found, jax.tree.map(lambda *a: jnp.stack(a), *each))
+
+
+def test_states_of_16_bits_are_solved_for_in_32():
+    solve = ODESolve(stepsize_controller=diffrax.PIDController(1e-3, 1e-6), t1=2.0)
+
+    def decay(t, y, args):
+        assert y.dtype == jnp.bfloat16
+        return -3 * y
+
+    def end(y):
+        solution = solve(decay, y, None)
+        return solution.ys[0], solution
+
+    y = jnp.ones(3, jnp.bfloat16)
+    found, solution = end(y)
+    assert found.dtype == jnp.bfloat16
+    assert solution.result == diffrax.RESULTS.successful
+    assert solution.stats["num_rejected_steps"] < 5
+    np.testing.assert_allclose(np.asarray(found, float), np.exp(-6.0), rtol=0.02)
+    gradient = jax.grad(lambda y: end(y)[0][0].astype(jnp.float32))(y)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(gradient, float), [np.exp(-6.0), 0, 0], rtol=0.03)
+
+
+@pytest.mark.parametrize("make", [ConvODENet, DenseODENet])
+def test_neural_odes_train_in_bfloat16(make):
+    key = jax.random.key(0)
+    model, state = eqx.nn.make_with_state(make)((8, 8, 1), width=8, key=key)
+    model = jax.tree.map(lambda a: a.astype(jnp.float32) if eqx.is_inexact_array(a) else a, model)
+    images = jax.random.uniform(key, (4, 8, 8, 1), jnp.float32)
+    labels = jnp.arange(4, dtype=jnp.int32)
+    losses = [
+        objective(model, state, images, labels, key=key)[0]
+        for objective in (CrossEntropy(), MixedPrecision(CrossEntropy()))
+    ]
+    assert float(losses[1]) == pytest.approx(float(losses[0]), rel=0.05)
+    gradient = eqx.filter_grad(
+        lambda m: MixedPrecision(CrossEntropy())(m, state, images, labels, key=key)[0]
+    )(model)
+    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient))
 
 
 def test_no_states_cannot_be_kept():

@@ -11,7 +11,7 @@ from helpers import LinearLogits
 from rich.console import Console
 
 from experiments import _enresnet, _enresnet_report, enresnet_cifar, enresnet_fig4
-from experiments._claims import printed
+from experiments._claims import claims_of
 from experiments._cli import UsageError
 from odejax import LinfBall, predict
 from odejax.attacks import PGD, AutoAttack
@@ -98,7 +98,7 @@ def test_every_network_of_the_paper_is_built_with_its_depth():
     preset = enresnet_cifar.PRESETS["paper"]
     for dataset, networks in (("cifar10", 14), ("cifar100", 6)):
         tables = (*_enresnet.TABLES["natural"], *_enresnet.TABLES["robust"])
-        shown = {claim.model for claim in printed("enresnet", dataset, *tables)}
+        shown = {claim.model for claim in claims_of("enresnet", dataset, *tables)}
         assert shown <= set(_enresnet.NETWORKS)
         assert len(shown) == networks
         for kind in ("blind", "integrated"):

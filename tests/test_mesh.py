@@ -263,6 +263,24 @@ def test_a_streamed_run_is_the_run_in_memory_bit_for_bit(devices, name, tmp_path
     assert_same(result, expected, 0)
 
 
+@pytest.mark.parametrize("part", [1, 3 * 64, 2**20])
+def test_a_stream_has_the_rows_in_order_whatever_a_thread_reads_at_once(part, monkeypatch):
+    monkeypatch.setattr("odejax.data.stream._PART_BYTES", part)
+    calls = []
+
+    class Batched(Rows):
+        def __getitems__(self, rows):
+            calls.append(len(rows))
+            return [self[i] for i in rows]
+
+    order = np.random.default_rng(0).permutation(len(TRAIN))[:23]
+    batches = list(StreamedDataset(Batched(), 10).read(order, 8))
+    assert [len(images) for images, _ in batches] == [8, 8, 7]
+    np.testing.assert_array_equal(np.concatenate([b[0] for b in batches]), TRAIN.images[order])
+    np.testing.assert_array_equal(np.concatenate([b[1] for b in batches]), TRAIN.labels[order])
+    assert max(calls) == min(8, max(1, part // 64))
+
+
 def test_a_stream_names_what_it_cannot_take():
     with pytest.raises(ValueError, match="no images"):
         StreamedDataset([], 10)

@@ -266,6 +266,12 @@ def test_constant_steps_without_a_step_are_refused():
         _make(ConvODENet, IMAGE_SHAPE, width=4, stepsize_controller=diffrax.ConstantStepSize())
 
 
+@pytest.mark.parametrize("dt0", [0.0, -0.1, float("inf")])
+def test_steps_that_lead_nowhere_are_refused(dt0):
+    with pytest.raises(ValueError, match=f"dt0 .* got {dt0}"):
+        _make(ConvODENet, IMAGE_SHAPE, width=4, dt0=dt0)
+
+
 def test_an_ensemble_without_members_is_refused():
     with pytest.raises(ValueError, match=r"members .* got 0"):
         _make(EnResNet, IMAGE_SHAPE, members=0)

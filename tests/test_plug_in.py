@@ -16,7 +16,15 @@ X = jnp.asarray(digits().pixels[0])
 
 
 # One of each architecture: its norm or solver has no part in this.
-ARCHITECTURES = ["MLP", "ResNet", "SSPNet SSPRK33", "EnResNet", "ConvODENet", "DenseODENet"]
+ARCHITECTURES = [
+    "MLP",
+    "ResNet",
+    "SSPNet SSPRK33",
+    "EnResNet",
+    "ConvODENet",
+    "AugmentedODENet",
+    "DenseODENet",
+]
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "NmODENet flow map"])

@@ -1,12 +1,15 @@
 """Labelled images that are read while they are used, since they do not fit into memory."""
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable, Generator, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+_PART_BYTES = 2**20  # of a batch, that a thread reads at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,9 +18,9 @@ class StreamedDataset:
 
     `source`: anything with a length whose item `i` is `{"image": uint8 (h, w, c), "label": int}`,
     such as `tfds.data_source(...)` or a data source of Grain's; `__getitems__`, where it has one,
-    reads the rows of a batch in one call. Grain reads ahead in `threads` threads, a batch in each;
-    each host reads the rows of its own devices. The order is `fit`'s, so a streamed run is the
-    in-memory run.
+    reads several rows in one call. Grain reads ahead in `threads` threads, about a megabyte in
+    each; each host reads the rows of its own devices. The order is `fit`'s, so a streamed run is
+    the in-memory run.
 
     `transform(image)` is applied on the host, must bring all images to one shape, and draws nothing
     at random (`fit` augments on the device).
@@ -58,18 +61,24 @@ class StreamedDataset:
     ) -> Generator[tuple[np.ndarray, np.ndarray]]:
         """Batches (images uint8 (b, h, w, c), labels int32 (b,)) of the rows `order`.
 
-        Up to `ahead` batches, or one in each thread, are read before they are asked for.
+        Up to `ahead` batches, or a part of one in each thread, are read before they are asked for.
         """
         import grain
 
         shape = self.image_shape
         rows = order.tolist()
         batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-        # A batch is one item of Grain's: an image each would cost more than it takes to read it.
-        items = grain.MapDataset.source(batches).map(lambda rows: self._batch(rows, shape))
-        buffered = max(ahead, self.threads)
+        # A part of a batch is one item of Grain's: an image each would cost more than reading it.
+        size = min(batch_size, max(1, _PART_BYTES // math.prod(shape)))
+        parts = [batch[i : i + size] for batch in batches for i in range(0, len(batch), size)]
+        items = grain.MapDataset.source(parts).map(lambda rows: self._batch(rows, shape))
+        buffered = max(ahead * -(-batch_size // size), self.threads)
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=buffered)
-        yield from items.to_iter_dataset(options)
+        found = iter(items.to_iter_dataset(options))
+        for batch in batches:
+            read = [next(found) for _ in range(0, len(batch), size)]
+            images, labels = zip(*read, strict=True)
+            yield np.concatenate(images), np.concatenate(labels)
 
     def _batch(self, rows: list[int], shape: tuple[int, ...]):
         read: Any = getattr(self.source, "__getitems__", None)

@@ -1,7 +1,5 @@
 """Augmented neural ODEs: room for the flow that the image alone does not leave (Dupont et al.)."""
 
-import math
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -26,6 +24,7 @@ class AugmentedODENet(AbstractODENet):
     convs: tuple[Conv, Conv, Conv]
     outputs: eqx.nn.Linear
     ode: ODESolve
+    augment: int = eqx.field(static=True)
     image_shape: ImageShape = eqx.field(static=True)
 
     def __init__(
@@ -43,6 +42,7 @@ class AugmentedODENet(AbstractODENet):
         check_sizes(width=width)
         if augment < 0:
             raise ValueError(f"augment must be at least 0 channels; got {augment}")
+        self.augment = augment
         *keys, outputs_key = jax.random.split(key, 4)
         channels += augment
         shapes = [(channels, width, 1), (width, width, 3), (width, channels, 1)]
@@ -54,8 +54,7 @@ class AugmentedODENet(AbstractODENet):
         self.ode = ODESolve(**solve)
 
     def encode(self, x: Image, state: eqx.nn.State) -> tuple[Array, eqx.nn.State]:
-        inputs = self.outputs.weight.shape[1] // math.prod(x.shape[:2])
-        return jnp.pad(x, ((0, 0), (0, 0), (0, inputs - x.shape[-1]))), state
+        return jnp.pad(x, ((0, 0), (0, 0), (0, self.augment))), state
 
     def parameters(self, state: eqx.nn.State):
         return self.convs

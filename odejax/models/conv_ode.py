@@ -22,8 +22,8 @@ from .ode_solve import ODESolve
 class ConvODENet(AbstractODENet):
     """y' = f(t, y), y(0) = stem(x), logits = head(y(t1)), f norm-ReLU-conv `layers` times.
 
-    - `time`, `last_norm`: see `ResidualField`; with both and `width=64` this is the network of Chen
-      et al. (2018) for MNIST.
+    - `time`, `last_norm`: see `ResidualField`; with both, `width=64` and
+      `norm=partial(GroupNorm, groups=32)` this is the network of Chen et al. (2018) for MNIST.
     - `solve`: how it is solved, the arguments of `ODESolve`, such as `t1` and `solver`.
 
     *natural* Table A1: `width=128, layers=4, t1=100` for MNIST, `width=256, layers=5, t1=500` for

@@ -75,7 +75,8 @@ class AbstractODENet(eqx.Module):
         """
         y, state = self.encode(x, state)
 
-        # The draw rides along as a state that stands still: it is not shared by a batch.
+        # The draw rides along as a state that stands still, since it is not shared by a batch; the
+        # controller's mean error is then of more entries, most of them without any.
         def field(t, carry, args):
             y, draw, _, _ = carry
             dy, pull_back = jax.vjp(lambda y: self.field(t, y, args), y)

@@ -26,8 +26,8 @@ class ODESolve(eqx.Module):
     - A solve that needs more than `max_steps` does not raise: look at `solution.result`.
 
     The solve runs at the highest matrix precision: rounding of TF32 size makes an adaptive
-    controller take many times more steps. Raises `ValueError` for a `t1` that is not finite and
-    positive, and for constant steps without `dt0`.
+    controller take many times more steps. Raises `ValueError` for a `t1` or `dt0` that is
+    not finite and positive, and for constant steps without `dt0`.
     """
 
     solver: diffrax.AbstractSolver
@@ -50,6 +50,8 @@ class ODESolve(eqx.Module):
             raise ValueError(f"t1 must be finite and positive; got {t1}")
         if isinstance(stepsize_controller, diffrax.ConstantStepSize) and dt0 is None:
             raise ValueError("constant steps need dt0")
+        if dt0 is not None and not 0 < dt0 < float("inf"):
+            raise ValueError(f"dt0 must be finite and positive; got {dt0}")
         self.solver = diffrax.Dopri5() if solver is None else solver
         if stepsize_controller is None:
             stepsize_controller = diffrax.PIDController(rtol=1e-3, atol=1e-3)

@@ -27,7 +27,9 @@ from .._batch import batch_is_whole
 from .._types import BATCH_AXIS
 from .layer_steps import RungeKutta
 
-_FIRST_STEP = 0.01  # where none is given; Diffrax's own
+# Where none is given: what `diffeqsolve` comes to, since Diffrax's choice of a first step does not
+# take terms for those of an ODE once `diffeqsolve` has wrapped them.
+_FIRST_STEP = 0.01
 
 
 class AcceptedSteps(eqx.Module):
@@ -35,7 +37,7 @@ class AcceptedSteps(eqx.Module):
 
     - `states`: how many to keep of each solve. One that takes more steps keeps the state of every
       second (fourth, ...) of them and recomputes those between, which costs a further evaluation
-      for each of their stages.
+      for each of their stages, and memory for `max_steps / states` states more.
 
     In training (within `vmap_batch`) the gradient by the weights is that of the whole batch at
     once, not one for each example, summed.
@@ -51,10 +53,17 @@ class AcceptedSteps(eqx.Module):
     def takes(
         solver: diffrax.AbstractSolver, stepsize_controller: diffrax.AbstractStepSizeController
     ) -> bool:
-        """Whether it can differentiate what these make: explicit Runge-Kutta steps, no jumps."""
+        """Whether it can differentiate what these make.
+
+        Explicit Runge-Kutta steps of a `diffrax.ConstantStepSize`, or of a `diffrax.PIDController`
+        that does not give up at a smallest step.
+        """
         explicit = isinstance(solver, diffrax.Euler | diffrax.AbstractERK)
-        controllers = diffrax.PIDController | diffrax.ConstantStepSize
-        return explicit and isinstance(stepsize_controller, controllers)
+        if isinstance(stepsize_controller, diffrax.PIDController):
+            return explicit and (
+                stepsize_controller.dtmin is None or stepsize_controller.force_dtmin
+            )
+        return explicit and isinstance(stepsize_controller, diffrax.ConstantStepSize)
 
     def __call__(
         self,
@@ -70,8 +79,10 @@ class AcceptedSteps(eqx.Module):
     ) -> diffrax.Solution:
         """`diffrax.diffeqsolve` of y' = field(t, y, args) from 0 to `t1`, saving y(t1).
 
-        What it is differentiated by must be in `y0` and `args`. Raises `ValueError` for a solver
-        or controller that it does not take (`takes`).
+        What it is differentiated by, and what differs between the examples of a batch, must be in
+        `y0` and `args`. States of less than 32 bits are solved for in float32; the field sees, and
+        the end is, what they round to. Raises `ValueError` for a solver or controller that it does
+        not take (`takes`).
         """
         if not self.takes(solver, stepsize_controller):
             raise ValueError(
@@ -81,13 +92,21 @@ class AcceptedSteps(eqx.Module):
             )
         if dt0 is None and isinstance(stepsize_controller, diffrax.PIDController):
             dt0 = _FIRST_STEP
+        y0 = jax.tree.map(lambda a: a if eqx.is_inexact_array(a) else jnp.asarray(a, float), y0)
+        dtypes = jax.tree.map(lambda a: a.dtype, y0)
+
+        def rounded(y):
+            return jax.tree.map(lambda a, dtype: a.astype(dtype), y, dtypes)
+
+        def wide(t, y, args):
+            return jax.tree.map(lambda dy, a: dy.astype(a.dtype), field(t, rounded(y), args), y)
+
         problem = _Problem(
-            field, RungeKutta(solver), solver, stepsize_controller, t1, dt0, max_steps, self.states
+            wide, RungeKutta(solver), solver, stepsize_controller, t1, dt0, max_steps, self.states
         )
+        start = jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(a, jnp.float32)), y0)
         batched = batch_is_whole()
-        start = jax.tree.map(
-            lambda a: lax.all_gather(a, BATCH_AXIS) if batched else jnp.asarray(a)[None], y0
-        )
+        start = jax.tree.map(lambda a: lax.all_gather(a, BATCH_AXIS) if batched else a[None], start)
         index = lax.axis_index(BATCH_AXIS) if batched else 0
         end = jax.tree.map(lambda a: a[index], _solve((start, args), problem))
         results = diffrax.RESULTS
@@ -95,7 +114,7 @@ class AcceptedSteps(eqx.Module):
             t0=jnp.zeros_like(end.t),
             t1=end.t,
             ts=end.t[None],
-            ys=jax.tree.map(lambda a: a[None], end.y),
+            ys=jax.tree.map(lambda a: a[None], rounded(end.y)),
             interpolation=None,
             stats={
                 "max_steps": max_steps,

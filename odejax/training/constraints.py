@@ -47,7 +47,8 @@ class Penalised(eqx.Module):
         key: Key,
     ) -> tuple[Scalar, Aux]:
         loss, aux = self.objective(model, state, images, labels, key=key)
-        penalty_key = jax.random.fold_in(key, 1)
+        # Not one of the keys that the objective splits its own into, one for each image.
+        penalty_key = jax.random.fold_in(key, 2**31)
         return loss + self.eta * self.penalty(model, state, images, key=penalty_key), aux
 
 

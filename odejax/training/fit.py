@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import resource
 import sys
 import time
 import warnings
@@ -261,6 +260,8 @@ def _peak_memory() -> int:
     told = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in told:
         return int(told["peak_bytes_in_use"])
+    import resource  # which not every system has
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
