@@ -105,7 +105,7 @@ def figure(result: dict[str, Any]):
     drawn, axes = plt.subplots(
         rows,
         columns,
-        figsize=(2.4 * columns + 0.6, 2.3 * rows + 0.9),
+        figsize=(max(7.0, 2.4 * columns + 0.6), 2.3 * rows + 0.9),  # the legend takes 7
         sharex=True,
         sharey=True,
         squeeze=False,
