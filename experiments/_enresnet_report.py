@@ -13,22 +13,23 @@ from odejax.plots import perturbation_grid
 
 from ._claims import claimed
 from ._enresnet import TABLES, shown
+from ._seeds import by_name, cell
 
 PAPERS_ATTACKS = ("FGSM", "IFGSM-20", "C&W")
 
 
 def _records(result: dict[str, Any], kind: str) -> dict[str, list[dict[str, Any]]]:
     """What was measured, one record for each seed, by network or pair."""
-    found: dict[str, list] = {}
-    for name, record in result["runs"].items():
-        first, what, _ = name.split("/")
-        if first == kind:
-            found.setdefault(what, []).append(record)
-    return found
+    start = f"{kind}/"
+    return {
+        name.removeprefix(start): records
+        for name, records in by_name(result).items()
+        if name.startswith(start)
+    }
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """Accuracy in %: mean +- deviation over the seeds; the paper's below, for its own networks."""
+    """Accuracy in %: mean ± deviation over the seeds; the paper's below, for its own networks."""
     settings = result["settings"]
     dataset, depths = settings["dataset"], settings["depths"]
     ten = dataset == "cifar10"
@@ -61,12 +62,12 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def _cell(records: list[dict[str, Any]], column: str) -> str:
-    values = [
-        100 * (record["clean_accuracy"] if column == "clean" else record["per_attack"][column])
-        for record in records
-    ]
-    spread = f" +- {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{spread}"
+    return cell(
+        [
+            record["clean_accuracy"] if column == "clean" else record["per_attack"][column]
+            for record in records
+        ]
+    )
 
 
 def notes(result: dict[str, Any]) -> list[str]:

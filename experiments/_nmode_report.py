@@ -10,14 +10,7 @@ from rich.table import Table
 from odejax.plots.curves import AXIS_LABELS
 
 from ._claims import claimed
-
-
-def _by_network(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The records of every network, one for each seed."""
-    runs: dict[str, list] = {}
-    for name, record in result["runs"].items():
-        runs.setdefault(name.split("/")[0], []).append(record)
-    return runs
+from ._seeds import by_name, cell
 
 
 def _claimed(result: dict[str, Any], name: str, number: int) -> dict[tuple, float]:
@@ -31,7 +24,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
     The paper's figures are in rows of their own.
     """
-    runs = _by_network(result)
+    runs = by_name(result)
     title = "nmode {}: {dataset}, the first {n} test images, accuracy in %"
     out = []
     for number, ball, attacks in (
@@ -44,7 +37,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
             for i, first in enumerate(records[0]["balls"][ball]):
                 eps = first["eps"]
                 measured = [record["balls"][ball][i]["per_attack"] for record in records]
-                cells = (_cell([m[attack] for m in measured]) for attack in attacks)
+                cells = (cell([m[attack] for m in measured]) for attack in attacks)
                 table.add_row(name, f"{eps:g}", *cells)
                 printed = [paper.get((attack, ball, round(eps, 6))) for attack in attacks]
                 if any(printed):
@@ -59,7 +52,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
             for i, first in enumerate(intervals):
                 measured = [record["balls"][ball][i]["per_certificate"] for record in records]
                 cells = (
-                    _cell([m[c] for m in measured]) if c in first["per_certificate"] else ""
+                    cell([m[c] for m in measured]) if c in first["per_certificate"] else ""
                     for c in certificates
                 )
                 if first["per_certificate"]:
@@ -76,11 +69,11 @@ def tables(result: dict[str, Any]) -> list[Table]:
         tau = [record["tau"] for record in records if "tau" in record]
         table.add_row(
             name,
-            _cell([record["clean_accuracy"] for record in records]),
-            _cell(pgd),
-            _cell([record["pgd_standardised"][-1]["PGD-40"] for record in records]),
-            _cell([m["per_attack"]["AutoAttack"] for m in last]),
-            _cell([m["certified"] for m in last]) if last[0]["per_certificate"] else "",
+            cell([record["clean_accuracy"] for record in records]),
+            cell(pgd),
+            cell([record["pgd_standardised"][-1]["PGD-40"] for record in records]),
+            cell([m["per_attack"]["AutoAttack"] for m in last]),
+            cell([m["certified"] for m in last]) if last[0]["per_certificate"] else "",
             f"{np.mean(tau):.1f}" if tau else "",
         )
         if paper := _claimed(result, name, 5):
@@ -99,7 +92,7 @@ def _table(title: str, first: str, *columns: str) -> Table:
 
 def figure(result: dict[str, Any]):
     """A panel for each network: the interval against eps, and what the paper has there."""
-    runs, settings = _by_network(result), result["settings"]
+    runs, settings = by_name(result), result["settings"]
     columns = min(5, len(runs))
     rows = -(-len(runs) // columns)
     drawn, axes = plt.subplots(
@@ -163,9 +156,3 @@ def figure(result: dict[str, Any]):
         fontsize=11,
     )
     return drawn
-
-
-def _cell(fractions: list[float]) -> str:
-    percent = 100 * np.asarray(fractions)
-    spread = f" ± {percent.std(ddof=1):.1f}" if len(percent) > 1 else ""
-    return f"{percent.mean():.1f}{spread}"

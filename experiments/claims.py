@@ -26,6 +26,7 @@ from ._claims import Claim, all_claims
 from ._cli import check_choices, run
 from ._enresnet import TABLES
 from ._report import copy_to_repository
+from ._seeds import by_name, mean_and_deviation
 from .nmode_table1 import COLUMNS, as_printed, printed_row
 
 KIND = "claims"
@@ -82,16 +83,8 @@ def _measured(records: list[dict[str, Any]], claim: Claim, bracket_of) -> dict[s
 
 
 def _mean(fractions: list[float]) -> dict[str, float]:
-    percent = 100 * np.asarray(fractions)
-    told = {"papers_attack": float(percent.mean())}
-    if len(percent) > 1:
-        told["deviation"] = float(percent.std(ddof=1))
-    return told
-
-
-def _of_runs(result: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The records of a network: "NAME" or "NAME/SEED"."""
-    return [r for run, r in result["runs"].items() if run == name or run.rpartition("/")[0] == name]
+    mean, deviation = mean_and_deviation(fractions)
+    return {"papers_attack": mean} | ({} if deviation is None else {"deviation": deviation})
 
 
 def _from_nmode(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
@@ -102,13 +95,13 @@ def _from_nmode(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
         intervals = record["balls"][claim.norm]
         return next((b for b in intervals if np.isclose(b["eps"], claim.radius)), None)
 
-    found = _measured(_of_runs(result, name), claim, bracket_of)
+    found = _measured(by_name(result).get(name, []), claim, bracket_of)
     return found and {"network": name} | found
 
 
 def _from_enresnet(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
     kind = next(kind for kind, tables in TABLES.items() if claim.table in tables)
-    records = _of_runs(result, f"{kind}/{claim.model}")
+    records = by_name(result).get(f"{kind}/{claim.model}", [])
     return _measured(records, claim, lambda record: record)
 
 

@@ -180,4 +180,4 @@ def test_the_tables_print_what_the_paper_has_and_nothing_where_it_has_nothing():
         ["61.7", "58.7", "73.8"],
         ["77.9", "54.7", "51.5", "61.8"],
     ]
-    assert ["WRN-14-2", "80.0", "+-", "0.0", "50.0", "+-", "0.0"] in rows
+    assert ["WRN-14-2", "80.0", "±", "0.0", "50.0", "±", "0.0"] in rows

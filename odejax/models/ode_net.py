@@ -76,7 +76,7 @@ class AbstractODENet(eqx.Module):
         y, state = self.encode(x, state)
 
         # The draw rides along as a state that stands still, since it is not shared by a batch; the
-        # controller's mean error is then of more entries, most of them without any.
+        # controller's mean error is then of twice as many entries, half of them without any.
         def field(t, carry, args):
             y, draw, _, _ = carry
             dy, pull_back = jax.vjp(lambda y: self.field(t, y, args), y)

@@ -5,7 +5,6 @@ import os
 import re
 import sys
 import time
-import warnings
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -20,7 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from .._mesh import agreed, mesh_size, on_mesh, replicate, shard, spread, to_host
+from .._mesh import agreed, mesh_size, replicate, shard, spread, to_host
 from .._predictor import Predictor, as_pixels, predict
 from .._progress import progress_bar
 from .._types import Image, Key
@@ -28,8 +27,8 @@ from ..data import ArrayDataset, StreamedDataset
 from .checkpoints import CheckpointError, Checkpoints, array_digest
 from .feed import Resident, Streamed
 from .gradients import AbstractGradientRule, Derivative
+from .solve_statistics import solve_statistics
 
-_SOLVES = 256  # that statistics are taken of
 _SECONDS_PER_CALL = 0.5  # how long the device runs before the progress bar, and Ctrl-C, get a turn
 
 
@@ -150,8 +149,6 @@ def fit(
             _write_metrics(checkpoints.folder / "metrics.jsonl", history)
 
     streamed = isinstance(dataset, StreamedDataset)
-    is_solve = hasattr(model, "with_solution")
-    sample = _first_images(dataset if validation is None else validation) if is_solve else None
     feed = Streamed(dataset, batch_size) if streamed else Resident(dataset, batch_size)
     run_steps = _make_run_steps(static, rule, optimizer, augment, average, feed, lay_out)
     steps = steps_per_epoch(len(dataset), batch_size) * rule.replays
@@ -198,10 +195,11 @@ def fit(
             }
             value = float(epoch)  # without validation data the latest epoch is the best
             current = (train.params, train.state) if train.average is None else train.average[1]
-            if sample is not None:
-                record |= _solves(eqx.combine(current[0], static), current[1], sample, epoch)
+            trained = eqx.combine(current[0], static)
+            sample = dataset if validation is None else validation
+            record |= solve_statistics(trained, current[1], sample, epoch=epoch)
             if validation is not None:
-                predictor = Predictor(eqx.combine(current[0], static), current[1])
+                predictor = Predictor(trained, current[1])
                 value = record["validation"] = score(predictor, validation, key=score_key)
             if value > best_score:
                 best, best_epoch, best_score = current, epoch, value
@@ -220,39 +218,6 @@ def fit(
         checkpoints.close()
     params, state = best
     return Fit(eqx.combine(params, static), state, history, best_epoch)
-
-
-def _first_images(dataset: ArrayDataset | StreamedDataset) -> np.ndarray:
-    n = min(_SOLVES, len(dataset))
-    if isinstance(dataset, ArrayDataset):
-        return dataset.images[:n]
-    with closing(dataset.read(np.arange(n), n)) as batches:
-        return next(batches)[0]
-
-
-@eqx.filter_jit
-def _solve_statistics(model, state, images):
-    def one(x):
-        _, _, solution = model.with_solution(as_pixels(x), jax.tree.map(lambda a: a, state))
-        return model.ode.statistics(solution)
-
-    return jax.vmap(one)(images)
-
-
-def _solves(model, state, images, epoch: int) -> dict[str, float]:
-    """The means over `images` of what the solves of a neural ODE take."""
-    model, state = on_mesh((eqx.nn.inference_mode(model), state))
-    told = _solve_statistics(model, state, images)
-    record = {name: float(np.mean(to_host(values))) for name, values in told.items()}
-    if record["unsolved"] > 0:
-        warnings.warn(
-            f"epoch {epoch}: {record['unsolved']:.1%} of {len(images)} solves need more than "
-            f"max_steps={model.ode.max_steps} steps, so their logits are NaN; "
-            f"allow more, or loosen the tolerance",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return record
 
 
 def _peak_memory() -> int:
