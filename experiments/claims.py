@@ -99,6 +99,14 @@ def _from_nmode(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
     return found and {"network": name} | found
 
 
+def _from_natural(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
+    def bracket_of(record):
+        intervals = record["brackets"]
+        return next((b for b in intervals if np.isclose(b["eps"], claim.radius)), None)
+
+    return _measured(by_name(result).get(claim.model, []), claim, bracket_of)
+
+
 def _from_enresnet(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
     kind = next(kind for kind, tables in TABLES.items() if claim.table in tables)
     records = by_name(result).get(f"{kind}/{claim.model}", [])
@@ -126,6 +134,9 @@ def _source(claim: Claim) -> Source | None:
     if claim.paper == "nmode":
         command = "python -m experiments.nmode_cifar --preset paper --data-dir FOLDER"
         return Source(f"nmode_{claim.dataset}_paper", "nmode_cifar", command, _from_nmode)
+    if claim.paper == "natural":
+        command = f"python -m experiments.natural --preset paper {data}"
+        return Source(f"natural_{claim.dataset}_paper", "natural", command, _from_natural)
     if claim.paper == "enresnet":
         command = f"python -m experiments.enresnet_cifar --preset paper {data}"
         name = f"enresnet_{claim.dataset}_paper"

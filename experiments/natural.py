@@ -1,0 +1,351 @@
+"""*natural* Tables 1 and 2, Figs. 2 and 3: are neural ODEs robust by nature?
+
+    python -m experiments.natural --data-dir DIR                          # MNIST, small networks
+    python -m experiments.natural --preset paper --data-dir DIR           # Table A1, for a GPU
+    python -m experiments.natural --preset paper --dataset cifar10 --data-dir DIR
+
+A ResNet and convolutional neural ODEs (Dopri5, rtol = atol = 1e-3), trained on clean images, under
+the paper's attacks and under those that masked gradients cannot fool:
+
+- FGSM, PGD-40 (step 0.01, random start) and DI2-FGSM, through the solver's own steps; Boundary,
+  1,000 queries; on CIFAR-10 PGD-20, of Table 2, whose adversarially trained networks are trained
+  here too;
+- AutoAttack; Square and SPSA, which see no gradient; and images made on other networks: on the
+  ResNet, and on the same neural ODE with its solve stopped after a tenth of the time.
+
+"Worst" is what withstands all of them, in the ball and in the smaller ones. Nothing here has a
+certificate, so the other end of the interval is 0.
+
+What the paper does not say is chosen here: its ResNet-50 is pre-activated, and trained as the
+neural ODE is; its PreActResNet-18s are trained by SGD for 100 epochs; DI2-FGSM takes 10 steps.
+A finished network is not trained or attacked again, an interrupted one goes on from its last epoch:
+--resume.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from rich.console import Console
+
+import odejax
+from odejax.attacks import DI2FGSM, FGSM, PGD, SPSA, AutoAttack, Boundary, Square
+from odejax.data import ArrayDataset, crop_and_flip
+from odejax.evaluation import (
+    bracket,
+    confidence_interval,
+    provenance,
+    robust_accuracy,
+    save_result,
+)
+from odejax.models import AbstractODENet, ConvODENet, PreActResNet, ResNet
+from odejax.training import (
+    TRADES,
+    YOPO,
+    Adversarial,
+    CrossEntropy,
+    clean_accuracy,
+    fit,
+    steps_per_epoch,
+)
+
+from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, open_result, run
+from ._natural_report import TRANSFERS, figure, tables
+from ._report import copy_to_repository
+
+KIND = "natural"
+EPS = {
+    "digits": (0.1, 0.2, 0.3),
+    "mnist": (0.1, 0.2, 0.3, 0.4, 0.5),
+    "cifar10": (8 / 255, 12 / 255, 16 / 255, 20 / 255),
+}
+TRAINED_AT = odejax.LinfBall(8 / 255)
+PAPERS_ATTACKS = ("FGSM", "PGD-40", "PGD-20", "DI2-FGSM")  # run anew in every ball
+FLAG_IMAGES = 64
+EARLY = 0.1  # of the time, after which the solves stop that are attacked in the whole one's stead
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """An architecture and how it is trained; `optimizer(steps an epoch, epochs)`."""
+
+    make: Callable[..., Any]
+    epochs: int
+    batch_size: int
+    optimizer: Callable[[int, int], optax.GradientTransformation]
+    objective: Any = dataclasses.field(default_factory=CrossEntropy)
+    augment: Callable | None = None
+
+
+def _halved(learning_rate: float):
+    """Adam, its rate halved every 50 epochs (Table A1)."""
+
+    def optimizer(steps: int, epochs: int):
+        schedule = optax.exponential_decay(learning_rate, 50 * steps, 0.5, staircase=True)
+        return optax.adam(schedule)
+
+    return optimizer
+
+
+def _one_cycle(learning_rate: float):
+    def optimizer(steps: int, epochs: int):
+        return optax.adam(optax.cosine_onecycle_schedule(steps * epochs, learning_rate, 0.2))
+
+    return optimizer
+
+
+def _sgd(steps: int, epochs: int):
+    """A tenth of the rate after three quarters of the epochs, and again after nine tenths."""
+    drops = {round(share * steps * epochs): 0.1 for share in (0.75, 0.9)}
+    rate = optax.piecewise_constant_schedule(0.1, drops)
+    return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9))
+
+
+def _from_table_a1(dataset: str) -> dict[str, Network]:
+    settings = {"mnist": (128, 4, 100.0, 100, 1e-3), "cifar10": (256, 5, 500.0, 200, 1e-4)}
+    width, layers, t1, epochs, rate = settings[dataset]
+    ode = partial(ConvODENet, width=width, layers=layers, t1=t1, max_steps=1024)
+    networks = {
+        "ResNet-50": Network(partial(PreActResNet, depth=50), epochs, 32, _halved(rate)),
+        "Neural ODE": Network(ode, epochs, 32, _halved(rate)),
+    }
+    if dataset == "cifar10":
+        attack = PGD(10, 2 / 255)
+        objectives = {
+            "PGD-10": Adversarial(attack, TRAINED_AT),
+            "TRADES-10": TRADES(TRAINED_AT, attack=attack),
+            "YOPO-5-3": YOPO(TRAINED_AT, lambda model: model.net.stem),
+        }
+        for name, objective in objectives.items():
+            networks[f"PreActResNet-18, {name}"] = Network(
+                partial(PreActResNet, depth=18), 100, 128, _sgd, objective, crop_and_flip
+            )
+    return networks
+
+
+def _small(epochs: Mapping[str, int]) -> dict[str, Network]:
+    """Networks that two CPU cores can train: 16 channels, two convolutions a field."""
+    makes = {
+        "ResNet": partial(ResNet, width=16, depth=4),
+        "Neural ODE, t1 = 1": partial(ConvODENet, width=16),
+        "Neural ODE, t1 = 100": partial(ConvODENet, width=16, t1=100.0),
+    }
+    return {name: Network(makes[name], n, 128, _one_cycle(5e-3)) for name, n in epochs.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Size and length."""
+
+    networks: Callable[[str], dict[str, Network]]  # of a data set
+    test_images: int  # that are attacked
+    queries: int  # of Square and SPSA, for each image
+    epochs: int | None = None  # in the place of every network's own
+
+
+EPOCHS = {"ResNet": 4, "Neural ODE, t1 = 1": 6, "Neural ODE, t1 = 100": 6}
+PRESETS = {
+    "paper": Preset(_from_table_a1, 1000, 5000),
+    "cpu": Preset(lambda dataset: _small(EPOCHS), 200, 1000),
+    "smoke": Preset(lambda dataset: _small({"ResNet": 1, "Neural ODE, t1 = 1": 1}), 8, 34),
+}
+
+
+@dataclasses.dataclass
+class Config(RunConfig):
+    """Train neural ODEs and ResNets, attack them as the paper does and by all else there is."""
+
+    preset: str = "cpu"
+    """paper (for a GPU), cpu (small networks, few epochs) or smoke."""
+    dataset: str = "mnist"
+    """mnist, cifar10 or digits (embedded; not with the preset paper)."""
+    networks: tuple[str, ...] | None = None
+    """Which networks, by name; by default all of the preset's."""
+    seeds: int = 1
+    """How many seeds of each."""
+    epochs: int | None = None
+    """Epochs; by default each network's own."""
+    test_images: int | None = None
+    """How many test images to attack (the first ones); by default the preset's."""
+
+
+def main(config: Config):
+    preset, networks = _check(config)
+    console = Console()
+    train, test = load_data(config, preset.test_images)
+    folder = config.out or Path("runs/natural") / f"{config.dataset}_{config.preset}"
+    path = folder / "result.json"
+    settings = {"dataset": config.dataset, "preset": config.preset, "n": preset.test_images}
+    settings |= {"epochs": config.epochs}  # None: each network's own, in its record
+    result = open_result(path, KIND, settings, config.resume)
+
+    for seed in range(config.seeds):
+        # Attacked by the images of the first: trained, or read from its checkpoint, once a seed.
+        first = None
+        for name, network in networks.items():
+            if f"{name}/{seed}" in result["runs"]:
+                continue
+            console.print(f"[bold]{name}[/], seed {seed}")
+            origin = provenance(seed)
+
+            def trained(name: str, network: Network, seed=seed):
+                slug = f"{name}_{seed}".replace(" ", "").replace(",", "_")
+                return train_network(network, train, seed, folder / "checkpoints" / slug)
+
+            predictor, record = trained(name, network)
+            oracles = _oracles(predictor)
+            source = next(iter(networks))
+            if name != source:
+                first = first or trained(source, networks[source])[0]
+                oracles |= {source: first}
+            record |= _evaluate(predictor, oracles, test, config.dataset, preset, seed)
+            result["runs"][f"{name}/{seed}"] = origin | record
+            save_result(path, KIND, result)
+    for table in tables(result):
+        console.print(table)
+    figure(result).savefig(folder / "natural.png", dpi=150)
+    plt.close("all")
+    if config.publish:
+        name = f"natural_{config.dataset}_{config.preset}"
+        copy_to_repository(path, f"{name}.json")
+        copy_to_repository(folder / "natural.png", f"{name}.png")
+    console.print(f"{path} and natural.png written")
+
+
+def _check(config: Config) -> tuple[Preset, dict[str, Network]]:
+    check_choice("preset", config.preset, PRESETS)
+    accepted = [name for name in EPS if config.preset != "paper" or name != "digits"]
+    check_choice(f"dataset for the preset {config.preset}", config.dataset, accepted)
+    check_counts(config, "seeds")
+    preset = config.settle(PRESETS[config.preset])
+    networks = preset.networks(config.dataset)
+    if config.networks is not None:
+        check_choices("network", config.networks, networks)
+        networks = {name: networks[name] for name in networks if name in config.networks}
+    if preset.epochs is not None:
+        networks = {
+            name: dataclasses.replace(network, epochs=preset.epochs)
+            for name, network in networks.items()
+        }
+    return preset, networks
+
+
+def train_network(network: Network, train: ArrayDataset, seed: int, folder: Path | None):
+    """The network, and what there is to say about its training; a finished one is only read."""
+    key = jax.random.key(seed)
+    model, state = eqx.nn.make_with_state(network.make)(train.image_shape, train.n_classes, key=key)
+    batch_size = min(network.batch_size, len(train))
+    trained = fit(
+        model,
+        state,
+        train,
+        network.objective,
+        network.optimizer(steps_per_epoch(len(train), batch_size), network.epochs),
+        epochs=network.epochs,
+        batch_size=batch_size,
+        key=jax.random.fold_in(key, 1),
+        checkpoint_dir=folder,
+        augment=network.augment,
+    )
+    return odejax.Predictor(trained.model, trained.state), {
+        "epochs": network.epochs,
+        "parameters": sum(a.size for a in jax.tree.leaves(eqx.filter(model, eqx.is_array))),
+        "training_seconds": sum(epoch["seconds"] for epoch in trained.history),
+        "last_epoch": trained.history[-1],
+    }
+
+
+def _oracles(predictor: odejax.Predictor) -> dict[str, odejax.Predictor]:
+    """Of a neural ODE, the one that stops early."""
+    if not isinstance(predictor.model, AbstractODENet):
+        return {}
+    ode = predictor.model.ode
+    stopped = ode.replace(t1=EARLY * ode.t1)
+    return {"solve stopped early": eqx.tree_at(lambda p: p.model.ode, predictor, stopped)}
+
+
+def _attacks(dataset: str, preset: Preset) -> dict[str, Any]:
+    table2 = {"PGD-20": PGD(20, 2 / 255)} if dataset == "cifar10" else {}
+    return {
+        "FGSM": FGSM(),
+        "PGD-40": PGD(40, 0.01),
+        **table2,
+        "DI2-FGSM": DI2FGSM(),
+        "Boundary": Boundary(1000),
+        "SPSA": SPSA(preset.queries, samples=16),
+        "Square": Square(preset.queries),
+        "AutoAttack": AutoAttack(),
+    }
+
+
+def _evaluate(
+    predictor: odejax.Predictor,
+    oracles: Mapping[str, odejax.Predictor],
+    test: ArrayDataset,
+    dataset: str,
+    preset: Preset,
+    seed: int,
+) -> dict[str, Any]:
+    """Clean accuracy on all of `test`, and for each eps what every attack leaves."""
+    started = time.perf_counter()
+    key = jax.random.key(seed + 1)
+    attacked = test.take(slice(preset.test_images))
+    attacks = _attacks(dataset, preset)
+    broken: dict[str, np.ndarray] = {}  # in a smaller ball, by attack
+    worst = np.ones(len(attacked), bool)
+    brackets = []
+    for i, eps in enumerate(EPS[dataset]):
+        ball = odejax.LinfBall(eps)
+        measured = bracket(
+            predictor,
+            attacked,
+            ball,
+            attacks=attacks,
+            key=key,
+            already_broken={name: lost for name, lost in broken.items() if name in attacks},
+            flag_images=FLAG_IMAGES if i == 1 else 0,
+            progress=True,
+        )
+        left = {
+            name: robust_accuracy(
+                PGD(40, None),
+                oracle,
+                attacked.pixels,
+                attacked.labels,
+                ball,
+                key=key,
+                judge=predictor,
+                stop=False,
+                already_broken=broken.get(name),
+                progress=True,
+            ).still_correct
+            for name, oracle in oracles.items()
+        }
+        every = measured.survivors | left
+        broken = {name: ~still for name, still in every.items() if name not in PAPERS_ATTACKS}
+        worst &= np.logical_and.reduce(list(every.values()))
+        brackets.append(
+            measured.summary()
+            | {
+                "attacked": float(worst.mean()),
+                "attacked_interval": confidence_interval(int(worst.sum()), len(worst)),
+                TRANSFERS: {name: float(still.mean()) for name, still in left.items()},
+            }
+        )
+    return {
+        "clean_accuracy": clean_accuracy(predictor, test, key=key),
+        "brackets": brackets,
+        "evaluation_seconds": time.perf_counter() - started,
+    }
+
+
+if __name__ == "__main__":
+    run(main, Config)
