@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import _natural_report, claims, natural
+from experiments import _natural_report, claims, natural, natural_stability
 from experiments._claims import all_claims
 from experiments._cli import UsageError
 from odejax.attacks import FGSM, PGD, Square
 from odejax.data import ArrayDataset, load
 from odejax.evaluation import save_result
-from odejax.models import MLP, DenseODENet, PreActResNet
+from odejax.models import MLP, DenseODENet, FractalNet, PreActResNet, ResNet, RevNet
 
 
 @pytest.fixture
@@ -157,3 +157,38 @@ def test_the_ledger_reads_the_papers_preset(tmp_path, monkeypatch):
     assert entries["Neural ODE", "mnist", "clean", None]["papers_attack"] == 99.0
     assert "not_measured" in entries["ResNet-50", "mnist", "clean", None]
     assert "not_measured" in entries["Neural ODE", "cifar10", "clean", None]
+
+
+def test_growth_stays_below_its_bounds(monkeypatch, tmp_path):
+    """The constant of the bounds is seen along the way: they are no proofs, and yet far away."""
+    digits = load("digits", "train").take(slice(256)), load("digits", "test")
+    monkeypatch.setattr(natural_stability, "load_data", lambda config, n: digits)
+    monkeypatch.setattr(natural_stability, "STEPS", (1, 4))
+    solvers = {name: natural_stability.SOLVERS[name] for name in ("Euler", "Heun")}
+    monkeypatch.setattr(natural_stability, "SOLVERS", solvers)
+    networks = {
+        "ResNet, h = 1": partial(ResNet, depth=2),
+        "FractalNet": partial(FractalNet, depth=2, columns=2),
+        "RevNet, h = 1": partial(RevNet, depth=2),
+    }
+    monkeypatch.setattr(natural_stability, "NETWORKS", networks)
+    config = natural_stability.Config(epochs=4, width=4, test_images=40, eps=0.2, out=tmp_path)
+    natural_stability.main(config)
+    result = json.loads((tmp_path / "result.json").read_text())
+    theorems = result["theorems"]
+    assert theorems["logarithmic_norm"] <= theorems["constant"]
+    for rows in theorems["methods"].values():
+        for row in rows:
+            for kind in ("PGD-40", "random"):
+                assert 1 <= row[kind]["median"] <= row[kind]["largest"] <= row["bound"]
+    for name, told in result["networks"].items():
+        assert len(told["bound"]) == 3
+        for kind in ("PGD-40", "random"):
+            assert told[kind]["median"][0] == 1
+            for largest, bound in zip(told[kind]["largest"], told["bound"], strict=True):
+                assert largest <= bound * (1 + 1e-5), name
+    assert (tmp_path / "stability.png").stat().st_size > 10_000
+    console = Console(width=80, record=True)
+    for table in natural_stability.tables(result):
+        console.print(table)
+    assert "RevNet, h = 1" in console.export_text()

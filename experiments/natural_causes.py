@@ -1,0 +1,336 @@
+"""*natural*, taken apart: is it the time, the tolerance, the logits' scale, or the dynamics?
+
+    python -m experiments.natural_causes                              # embedded digits
+    python -m experiments.natural_causes --dataset mnist --data-dir DIR
+
+What the paper's attack, PGD-40 through the solver's own steps, leaves beyond what the worst of all
+attacks leaves is not robustness. One experiment for each thing that may hide it:
+
+- *time* and *dynamics*: three fields, a convolutional one (of the paper's kind), y' = f(y) fully
+  connected, and y' = -y + tanh(W y + b), which settles. Each is trained to t1 = 1 and then on to 3,
+  10, 30 and 100 in turn (the paper has 100 and 500), and measured after each: what attacks leave,
+  and by how much the flow enlarges a distance between an image and another nearby.
+- *tolerance*: the networks of the longest time, the same weights solved to other tolerances (the
+  paper has 1e-3).
+- *saturation*: the networks of t1 = 1, their logits multiplied. The decisions are the same, and the
+  cross-entropy's gradient vanishes. That of the margin does not see the factor.
+
+"Worst" is what withstands PGD on either loss, APGD-DLR, Square, and images made on the same network
+with its solve stopped early.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+import odejax
+from odejax.attacks import APGD, PGD, Square, dlr, margin_loss
+from odejax.evaluation import provenance, robust_accuracy, save_result
+from odejax.models import ConvODENet, DenseODENet, HopfieldODENet
+from odejax.training import CrossEntropy, clean_accuracy, fit, steps_per_epoch
+
+from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, open_result, run
+from ._report import copy_to_repository
+
+KIND = "natural_causes"
+PAPERS, MARGIN, EARLY = "PGD-40", "PGD-40, margin", "solve stopped early"
+FIELDS: dict[str, Callable[..., Any]] = {
+    "convolutional": partial(ConvODENet, width=16),
+    "fully connected": partial(DenseODENet, width=64),
+    "settling": partial(HopfieldODENet, width=64),
+}
+COLORS = dict(zip(FIELDS, ("#2166ac", "#1b9e77", "#b2182b"), strict=True))
+TIMES = (1.0, 3.0, 10.0, 30.0, 100.0)
+TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+FACTORS = (1.0, 10.0, 100.0, 1000.0)
+STOPPED = (0.03, 0.1, 0.3)  # of the time
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What depends on the data set."""
+
+    eps: float
+    epochs: int  # a stage of training
+    batch_size: int
+    test_images: int
+
+
+SETTINGS = {"digits": Setting(0.1, 20, 64, 100), "mnist": Setting(0.1, 2, 128, 200)}
+
+
+@dataclasses.dataclass
+class Config(RunConfig):
+    """Train three fields to longer and longer times, and find what hides their gradients."""
+
+    dataset: str = "digits"
+    """digits (embedded) or mnist."""
+    fields: tuple[str, ...] = tuple(FIELDS)
+    """Which fields, by name."""
+    seed: int = 0
+    """Seed of initial weights, batches, and attacks."""
+    queries: int = 1000
+    """Square's, for each image."""
+    epochs: int | None = None
+    """Epochs of each stage of training; by default the data set's."""
+    test_images: int | None = None
+    """How many test images to attack (the first ones); by default 100 (mnist: 200)."""
+
+
+def main(config: Config):
+    setting = _check(config)
+    console = Console()
+    train, test = load_data(config, setting.test_images)
+    folder = config.out or Path("runs/natural_causes") / config.dataset
+    path = folder / "result.json"
+    settings = {"dataset": config.dataset, "seed": config.seed, "queries": config.queries}
+    settings |= dataclasses.asdict(setting)
+    result = open_result(path, KIND, settings, config.resume)
+    attacked = test.take(slice(setting.test_images))
+    key = jax.random.key(config.seed)
+
+    def record(field: str, what: str, value: float, predictor: odejax.Predictor):
+        name = f"{field}/{what}={value:g}"
+        if name in result["runs"]:
+            return
+        console.print(f"[bold]{name}[/]")
+        told = {"field": field, "line": what, "value": value}
+        told |= {"clean_accuracy": clean_accuracy(predictor, test, key=key)}
+        told |= _evaluate(predictor, attacked, setting.eps, config, key)
+        result["runs"][name] = provenance(config.seed) | told
+        save_result(path, KIND, result)
+
+    for field in config.fields:
+        stages = _train(FIELDS[field], train, setting, key, folder / "checkpoints" / field)
+        for t1, predictor in stages:
+            record(field, "time", t1, predictor)
+            if t1 == TIMES[0]:
+                for factor in FACTORS:
+                    record(field, "factor", factor, _multiplied(predictor, factor))
+            if t1 == TIMES[-1]:
+                for tolerance in TOLERANCES:
+                    record(field, "tolerance", tolerance, _solved_to(predictor, tolerance))
+    for table in tables(result):
+        console.print(table)
+    figure(result).savefig(folder / "causes.png", dpi=150)
+    plt.close("all")
+    if config.publish:
+        copy_to_repository(path, f"{KIND}_{config.dataset}.json")
+        copy_to_repository(folder / "causes.png", f"{KIND}_{config.dataset}.png")
+    console.print(f"{path} and causes.png written")
+
+
+def _check(config: Config) -> Setting:
+    check_choice("dataset", config.dataset, SETTINGS)
+    check_choices("field", config.fields, FIELDS)
+    check_counts(config, "queries")
+    return config.settle(SETTINGS[config.dataset])
+
+
+def _train(
+    make: Callable[..., Any], train, setting: Setting, key, folder: Path
+) -> Iterable[tuple[float, odejax.Predictor]]:
+    """The network after each stage, with its time."""
+    model, state = eqx.nn.make_with_state(make)(train.image_shape, train.n_classes, key=key)
+    steps = setting.epochs * steps_per_epoch(len(train), setting.batch_size)
+    for stage, t1 in enumerate(TIMES):
+        model = eqx.tree_at(lambda m: m.ode, model, model.ode.replace(t1=t1))
+        trained = fit(
+            model,
+            state,
+            train,
+            CrossEntropy(),
+            optax.chain(
+                optax.clip_by_global_norm(1.0),
+                optax.adam(optax.cosine_decay_schedule(3e-3, steps)),
+            ),
+            epochs=setting.epochs,
+            batch_size=setting.batch_size,
+            key=jax.random.fold_in(key, stage),
+            checkpoint_dir=folder / f"{t1:g}",
+        )
+        model = trained.model
+        yield t1, odejax.Predictor(model, trained.state)
+
+
+def _with_solve(predictor: odejax.Predictor, **changes) -> odejax.Predictor:
+    return eqx.tree_at(lambda p: p.model.ode, predictor, predictor.model.ode.replace(**changes))
+
+
+def _solved_to(predictor: odejax.Predictor, tolerance: float) -> odejax.Predictor:
+    controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
+    return _with_solve(predictor, stepsize_controller=controller, max_steps=4096)
+
+
+def _multiplied(predictor: odejax.Predictor, factor: float) -> odejax.Predictor:
+    """The same decisions, with logits `factor` times as large."""
+
+    def last_layer(p):
+        linear = p.model.head.linear if isinstance(p.model, ConvODENet) else p.model.outputs
+        return linear.weight, linear.bias
+
+    weight, bias = last_layer(predictor)
+    return eqx.tree_at(last_layer, predictor, (factor * weight, factor * bias))
+
+
+def _evaluate(predictor: Any, attacked, eps: float, config: Config, key) -> dict[str, Any]:
+    pixels, labels, ball = attacked.pixels, attacked.labels, odejax.LinfBall(eps)
+    t1 = predictor.model.ode.t1
+    stopped = [_with_solve(predictor, t1=share * t1) for share in STOPPED]
+    # name: (the attack, the networks whose images it shows to this one)
+    attacks = {
+        PAPERS: (PGD(40, 0.01), [predictor]),
+        MARGIN: (PGD(40, 0.01, loss=margin_loss), [predictor]),
+        "APGD-DLR": (APGD(100, loss=dlr), [predictor]),
+        "Square": (Square(config.queries), [predictor]),
+        EARLY: (PGD(40, None, loss=margin_loss), stopped),
+    }
+    left = {}
+    for name, (attack, oracles) in attacks.items():
+        left[name] = np.ones(len(labels), bool)
+        for oracle in oracles:
+            left[name] &= robust_accuracy(
+                attack,
+                oracle,
+                pixels,
+                labels,
+                ball,
+                key=key,
+                judge=predictor,
+                stop=oracle is predictor,
+                already_broken=~left[name],
+                progress=True,
+            ).still_correct
+    left["worst"] = np.logical_and.reduce(list(left.values()))
+    corners = np.clip(pixels + eps * np.sign(jax.random.normal(key, pixels.shape)), 0, 1)
+    growth, gap, steps = _flow(predictor, jnp.asarray(pixels), jnp.asarray(corners, pixels.dtype))
+    return {
+        "left": {name: float(still.mean()) for name, still in left.items()},
+        "median_growth": float(np.median(growth)),
+        "median_logit_gap": float(np.median(gap)),
+        "mean_steps": float(np.mean(steps)),
+    }
+
+
+@eqx.filter_jit
+def _flow(predictor, images, others):
+    """|z(t1) - y(t1)| / |z(0) - y(0)|, by how much the largest logit leads, and the steps."""
+    model, state = predictor.model, predictor.state
+
+    def ends(x):
+        y, _ = model.encode(x, state)
+        logits, _, solution = model.with_solution(x, state)
+        return jnp.ravel(y), jnp.ravel(solution.ys[0]), logits, solution.stats["num_steps"]
+
+    def one(x, z):
+        (start, end, logits, steps), (other_start, other_end, _, _) = ends(x), ends(z)
+        growth = jnp.linalg.norm(other_end - end) / jnp.linalg.norm(other_start - start)
+        top, _ = jax.lax.top_k(logits, 2)
+        return growth, top[0] - top[1], steps
+
+    return jax.vmap(one)(images, others)
+
+
+def _lines(result: dict[str, Any], line: str) -> dict[str, list[dict[str, Any]]]:
+    """The records of a line, by field, in the order of their values."""
+    found: dict[str, list] = {}
+    for record in result["runs"].values():
+        if record["line"] == line:
+            found.setdefault(record["field"], []).append(record)
+    return {f: sorted(rows, key=lambda r: r["value"]) for f, rows in found.items()}
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """One for each line, accuracies in %."""
+    settings, out = result["settings"], []
+    for line, column in (("time", "t1"), ("tolerance", "rtol"), ("factor", "factor")):
+        title = f"{settings['dataset']}, {line}: % left at {settings['eps']:g}"
+        table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        table.add_column("")
+        names = ("PGD", "margin", "DLR", "Square", "early", "worst")
+        for name in (column, "clean", *names, "growth", "gap", "steps"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for field, records in _lines(result, line).items():
+            for record in records:
+                table.add_row(
+                    field,
+                    f"{record['value']:g}",
+                    f"{100 * record['clean_accuracy']:.1f}",
+                    *(f"{100 * share:.0f}" for share in record["left"].values()),
+                    f"{record['median_growth']:.2g}",
+                    f"{record['median_logit_gap']:.2g}",
+                    f"{record['mean_steps']:.0f}",
+                )
+        out.append(table)
+    return out
+
+
+def figure(result: dict[str, Any]):
+    """Time, tolerance and saturation: PGD against the worst; dynamics: how the flow contracts."""
+    settings = result["settings"]
+    drawn, axes = plt.subplots(2, 2, figsize=(11, 7.6), layout="constrained")
+    panels = (
+        (axes[0, 0], "time", "integration time $t_1$", (PAPERS, "worst")),
+        (axes[0, 1], "tolerance", "tolerance of the solver", (PAPERS, "worst")),
+        (axes[1, 0], "factor", "logits multiplied by", (PAPERS, MARGIN, "worst")),
+    )
+    styles = {
+        PAPERS: ("--s", PAPERS),
+        MARGIN: (":^", "PGD-40 on the margin"),
+        "worst": ("-o", "worst"),
+    }
+    for axis, line, label, attacks in panels:
+        for field, records in _lines(result, line).items():
+            values = [record["value"] for record in records]
+            for attack in attacks:
+                left = [100 * record["left"][attack] for record in records]
+                axis.plot(values, left, styles[attack][0], ms=4, color=COLORS[field])
+            if len(attacks) == 2:
+                ends = ([100 * record["left"][attack] for record in records] for attack in attacks)
+                axis.fill_between(values, *ends, color=COLORS[field], alpha=0.12)
+        for attack in attacks:
+            axis.plot([], [], styles[attack][0], color="0.3", ms=4, label=styles[attack][1])
+        axis.set_title(line, fontsize=11)
+        axis.set_xlabel(label)
+        axis.set_ylabel("accuracy (%)")
+        axis.set_ylim(-2, 102)
+    axis = axes[1, 1]
+    for field, records in _lines(result, "time").items():
+        values = [record["value"] for record in records]
+        growth = [record["median_growth"] for record in records]
+        axis.plot(values, growth, "-o", ms=4, color=COLORS[field])
+    axis.axhline(1, color="k", lw=0.8)
+    axis.set_yscale("log")
+    axis.set_title("dynamics", fontsize=11)
+    axis.set_xlabel("integration time $t_1$")
+    axis.set_ylabel("growth of a random distance (median)")
+    for axis in axes.flat:
+        axis.set_xscale("log")
+        axis.grid(alpha=0.3, lw=0.5)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
+    fields = [plt.Line2D([], [], color=color, label=field) for field, color in COLORS.items()]
+    drawn.legend(handles=fields, loc="outside lower center", ncols=3, fontsize=9)
+    drawn.suptitle(
+        f"{settings['dataset']}, L-infinity {settings['eps']:g}, {settings['test_images']} test "
+        "images: between PGD (dashed) and the worst of all attacks lies what is hidden",
+        fontsize=11,
+    )
+    return drawn
+
+
+if __name__ == "__main__":
+    run(main, Config)

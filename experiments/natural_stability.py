@@ -1,0 +1,380 @@
+"""*natural* Section 3: how perturbations grow from layer to layer, and what the theorems say.
+
+    python -m experiments.natural_stability                       # embedded digits
+
+Theorems 3.1 and 3.2: one field, that of a trained neural ODE, solved to t = 1 by Euler's and by
+Runge-Kutta methods of n equal steps, the same weights for every n. Section 3.3: ResNet, PolyNet,
+FractalNet and RevNet with h = 1, which the paper holds responsible for their failure, and a ResNet
+with h = 1/6.
+
+A perturbation is of the features behind the stem, by PGD-40 against the network or at random with
+the same eps. Its growth is max_n |z_n - y_n| / |z_0 - y_0| in l2. The bounds are those of the
+theorems with K the largest norm of a Jacobian on the way: K is no smaller, so that no bound with
+this K proves anything, but also no bound with the true K is below.
+"""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+import odejax
+from odejax.attacks import PGD
+from odejax.evaluation import provenance, robust_accuracy, save_result
+from odejax.models import ConvODENet, FractalNet, PolyNet, ResNet, RevNet
+from odejax.solvers import (
+    SSPRK33,
+    growth_bound,
+    jacobian_norm,
+    layer_states,
+    layer_step,
+    logarithmic_norm,
+    stack_layers,
+)
+from odejax.training import CrossEntropy, clean_accuracy, fit
+
+from ._cli import RunConfig, check_choice, check_counts, load_data, open_result, run
+from ._report import copy_to_repository
+
+KIND = "natural_stability"
+BATCH_SIZE = 64
+SOLVERS: dict[str, Any] = {
+    "Euler": diffrax.Euler(),
+    "Heun": diffrax.Heun(),
+    "SSPRK33": SSPRK33(),
+    "Dopri5": diffrax.Dopri5(),
+}
+STEPS = (1, 2, 4, 8, 16, 32)
+DEPTH = 6
+CURVES = (("PGD-40", "largest", "^"), ("PGD-40", "median", "o"), ("random", "median", "x"))
+CYCLE = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd")
+NETWORKS = {
+    "ResNet, h = 1": partial(ResNet, depth=DEPTH),
+    f"ResNet, h = 1/{DEPTH}": partial(ResNet, depth=DEPTH, step_size=1 / DEPTH),
+    "PolyNet, h = 1": partial(PolyNet, depth=DEPTH),
+    "FractalNet": partial(FractalNet, depth=DEPTH, columns=2),
+    "RevNet, h = 1": partial(RevNet, depth=DEPTH),
+}
+
+
+@dataclasses.dataclass
+class Config(RunConfig):
+    """Measure how adversarial perturbations grow, beside the bounds of *natural* Section 3."""
+
+    dataset: str = "digits"
+    """digits (embedded) or mnist."""
+    epochs: int = 20
+    """Epochs of each network."""
+    width: int = 16
+    """Channels of each network."""
+    test_images: int = 200
+    """How many test images to attack (the first ones)."""
+    eps: float = 0.1
+    """Radius of the perturbation in L-infinity."""
+
+
+def main(config: Config):
+    check_choice("dataset", config.dataset, ("digits", "mnist"))
+    check_counts(config, "epochs", "width", "test_images")
+    console = Console()
+    train, test = load_data(config, config.test_images)
+    test = test.take(slice(config.test_images))
+    folder = config.out or Path("runs/natural_stability") / config.dataset
+    told = {name: getattr(config, name) for name in ("dataset", "epochs", "width", "eps")}
+    settings = told | {"test_images": len(test)}
+    open_result(folder / "result.json", KIND, settings, config.resume)
+    key = jax.random.key(0)
+
+    def trained(name: str, make):
+        console.print(f"[bold]{name}[/]")
+        checkpoints = folder / "checkpoints" / name.replace(" ", "").replace("/", "-")
+        return _train(make, train, config, key, checkpoints)
+
+    ode = trained("neural ODE", ConvODENet)
+    theorems = _theorems(ode, test, config, key)
+    layered = {
+        name: _layered(trained(name, make), test, config, key) for name, make in NETWORKS.items()
+    }
+    result = provenance(0) | {"settings": settings, "theorems": theorems, "networks": layered}
+    for table in tables(result):
+        console.print(table)
+    save_result(folder / "result.json", KIND, result)
+    figure(result).savefig(folder / "stability.png", dpi=150)
+    plt.close("all")
+    if config.publish:
+        copy_to_repository(folder / "result.json", f"{KIND}_{config.dataset}.json")
+        copy_to_repository(folder / "stability.png", f"{KIND}_{config.dataset}.png")
+    console.print(f"{folder / 'result.json'} and stability.png written")
+
+
+def _train(make, train, config: Config, key, checkpoints):
+    model, state = eqx.nn.make_with_state(make)(
+        train.image_shape, train.n_classes, width=config.width, key=key
+    )
+    trained = fit(
+        model,
+        state,
+        train,
+        CrossEntropy(),
+        optax.adam(3e-3),
+        epochs=config.epochs,
+        batch_size=min(BATCH_SIZE, len(train)),
+        key=jax.random.fold_in(key, 1),
+        checkpoint_dir=checkpoints,
+    )
+    return odejax.Predictor(trained.model, trained.state)
+
+
+def _attack(predictor, test, config: Config, key):
+    """What PGD-40 leaves, its images, and images at random corners of the same balls."""
+    ball = odejax.LinfBall(config.eps)
+    report = robust_accuracy(PGD(40, None), predictor, test.pixels, test.labels, ball, key=key)
+    # An attack leaves images alone that are wrong without it: those say nothing of growth.
+    moved = np.flatnonzero((report.x_adv != test.pixels).any(axis=(1, 2, 3)))
+    signs = np.where(jax.random.bernoulli(key, shape=test.pixels.shape), 1, -1)
+    corners = np.clip(test.pixels + config.eps * signs, 0, 1).astype(np.float32)
+    images = (test.pixels[moved], {"PGD-40": report.x_adv[moved], "random": corners[moved]})
+    told: dict[str, Any] = {
+        "clean": clean_accuracy(predictor, test, key=key),
+        "attacked": report.accuracy,
+    }
+    return told, images
+
+
+def _theorems(ode: odejax.Predictor, test, config: Config, key) -> dict[str, Any]:
+    """Growth and bound by method and number of steps, and what attacks leave by Euler's."""
+    told, (images, perturbed) = _attack(ode, test, config, key)
+    model, state = ode.model, ode.state
+    field = model.residual
+
+    def start(x):
+        return model.stem(x, state)[0]
+
+    def f(y):
+        return field(y, state)[0]
+
+    @jax.jit
+    @jax.vmap
+    def norms(x):
+        """The Jacobian's along the way, in 32 steps of Heun's method."""
+        layers: Any = stack_layers(lambda key: field, 32, key=key)
+        ys = layer_states(layers, start(x), state, solver=diffrax.Heun(), step_size=1 / 32)[::4]
+        along = [jax.vmap(partial(g, f, key=key))(ys) for g in (jacobian_norm, logarithmic_norm)]
+        return jnp.max(along[0]), jnp.mean(along[1])
+
+    k, mu = (np.asarray(values) for values in norms(jnp.asarray(images)))
+    constant = float(k.max())
+    methods: dict[str, Any] = {}
+    for name, solver in SOLVERS.items():
+        step, rows = layer_step(solver), []
+        for n in STEPS:
+            layers: Any = stack_layers(lambda key: field, n, key=key)
+            states = jax.jit(
+                jax.vmap(
+                    lambda x, layers=layers, solver=solver, n=n: layer_states(
+                        layers, start(x), state, solver=solver, step_size=1 / n
+                    )
+                )
+            )
+            ys = states(jnp.asarray(images))
+            rows.append(
+                {"steps": n, "bound": float(growth_bound(step, constant / n, n))}
+                | {kind: _growth(ys, states(jnp.asarray(x))) for kind, x in perturbed.items()}
+            )
+        methods[name] = rows
+    left = {}
+    for n in STEPS:
+        settings = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 1 / n}
+        solve = model.ode.replace(solver=diffrax.Euler(), adjoint=None, **settings)
+        network = eqx.tree_at(lambda p: p.model.ode, ode, solve)
+        left[str(n)] = _attack(network, test, config, key)[0]
+    return {
+        "constant": constant,
+        "logarithmic_norm": float(mu.max()),
+        "methods": methods,
+        "adaptive": told,
+        "euler": left,
+    }
+
+
+def _growth(ys, zs) -> dict[str, float]:
+    """The median and the largest growth over the images, (images, n + 1, ...) states each."""
+    distances = _distances(ys, zs)
+    growths = distances.max(axis=1) / distances[:, 0]
+    return {"median": float(np.median(growths)), "largest": float(growths.max())}
+
+
+def _distances(ys, zs) -> np.ndarray:
+    difference = np.asarray(zs - ys)
+    return np.linalg.norm(difference.reshape(*difference.shape[:2], -1), axis=2)
+
+
+def _layered(predictor: odejax.Predictor, test, config: Config, key) -> dict[str, Any]:
+    """How distances grow from layer to layer, and (1 + h K)^n and its like."""
+    told, (images, perturbed) = _attack(predictor, test, config, key)
+    model: Any = predictor.model
+    state = predictor.state
+    walk: Any = _reversible_walk if isinstance(model, RevNet) else _walk
+
+    @jax.jit
+    @jax.vmap
+    def seen(x):
+        """All states, and the norms of the Jacobians of the fields at their arguments."""
+        states, visits = walk(model, state, x)
+        return states, jnp.stack([jacobian_norm(f, y, key=key) for f, y in visits])
+
+    ys, norms = seen(jnp.asarray(images))
+    constant = float(norms.max())
+    depth = ys.shape[1] - 1
+    told["constant"] = constant
+    if isinstance(model, RevNet):  # a layer is two half steps of Euler's method
+        step, h, per_layer = layer_step(None), model.step_size, 2
+    else:
+        net = model if isinstance(model, ResNet) else model.net
+        step, h, per_layer = layer_step(net.solver), net.step_size, 1
+    told["bound"] = [
+        float(growth_bound(step, h * constant, per_layer * n)) for n in range(depth + 1)
+    ]
+    for kind, x in perturbed.items():
+        zs, _ = seen(jnp.asarray(x))
+        distances = _distances(ys, zs)
+        ratios = distances / distances[:, :1]
+        told[kind] = {
+            "median": np.median(ratios, axis=0).tolist(),
+            "largest": ratios.max(axis=0).tolist(),
+        }
+    return told
+
+
+def _walk(model, state, x):
+    """The states of a `ResNet` (or of one inside), and its fields with their first arguments."""
+    net = model if isinstance(model, ResNet) else model.net
+    ys = layer_states(
+        net.layers, net.stem(x, state)[0], state, solver=net.solver, step_size=net.step_size
+    )
+    fields = [_layer(net.layers, i) for i in range(len(ys) - 1)]
+    return ys, [
+        (partial(_apply, field, state), y) for field, y in zip(fields, ys[:-1], strict=True)
+    ]
+
+
+def _reversible_walk(model: RevNet, state, x):
+    a, b = jnp.split(model.stem(x, state)[0], 2, axis=-1)
+    states, visits = [jnp.concatenate([a, b], axis=-1)], []
+    depth = model.layers[0].convs[0].kernel.shape[0]
+    for i in range(depth):
+        first, second = (partial(_apply, _layer(half, i), state) for half in model.layers)
+        visits.append((first, b))
+        a = a + model.step_size * first(b)
+        visits.append((second, a))
+        b = b + model.step_size * second(a)
+        states.append(jnp.concatenate([a, b], axis=-1))
+    return jnp.stack(states), visits
+
+
+def _layer(layers, i: int):
+    return jax.tree.map(lambda a: a[i] if eqx.is_array(a) else a, layers)
+
+
+def _apply(field, state, y):
+    return field(y, state)[0]
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """By method and steps; then by network."""
+    theorems = result["theorems"]
+    adaptive = theorems["adaptive"]
+    title = (
+        f"one field, to t = 1: K at least {theorems['constant']:.1f}, the logarithmic norm "
+        f"{theorems['logarithmic_norm']:.1f}; adaptive: {100 * adaptive['clean']:.1f} % clean, "
+        f"{100 * adaptive['attacked']:.1f} under PGD"
+    )
+    first = _table(title, ("steps", "growth, PGD", "largest", "random", "bound", "attacked"))
+    for name, rows in theorems["methods"].items():
+        for row in rows:
+            left = theorems["euler"][str(row["steps"])]["attacked"] if name == "Euler" else None
+            pgd, random = row["PGD-40"], row["random"]
+            first.add_row(
+                name,
+                str(row["steps"]),
+                f"{pgd['median']:.2f}",
+                f"{pgd['largest']:.2f}",
+                f"{random['median']:.2f}",
+                f"{row['bound']:.3g}",
+                "" if left is None else f"{100 * left:.1f}",
+            )
+    columns = ("clean", "attacked", "K", "growth, PGD", "largest", "random", "bound")
+    second = _table(f"networks, eps {result['settings']['eps']}", columns)
+    for name, told in result["networks"].items():
+        second.add_row(
+            name,
+            f"{100 * told['clean']:.1f}",
+            f"{100 * told['attacked']:.1f}",
+            f"{told['constant']:.1f}",
+            f"{max(told['PGD-40']['median']):.2f}",
+            f"{max(told['PGD-40']['largest']):.2f}",
+            f"{max(told['random']['median']):.2f}",
+            f"{max(told['bound']):.3g}",
+        )
+    return [first, second]
+
+
+def _table(title: str, columns) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def figure(result: dict[str, Any]):
+    """Theorem 3.1, Theorem 3.2, and the networks of Section 3.3 layer by layer."""
+    theorems, networks = result["theorems"], result["networks"]
+    drawn, axes = plt.subplots(1, 3, figsize=(13, 5.4), layout="constrained", sharey=True)
+    colors = dict(zip(SOLVERS, ("#b2182b", "#7570b3", "#1b9e77", "#2166ac"), strict=True))
+    panels = ((axes[0], ("Euler",), "Theorem 3.1"), (axes[1], tuple(SOLVERS)[1:], "Theorem 3.2"))
+    for axis, names, title in panels:
+        for name in names:
+            rows, color = theorems["methods"][name], colors[name]
+            n = [row["steps"] for row in rows]
+            axis.plot([], [], color=color, label=name)
+            axis.plot(n, [row["bound"] for row in rows], "--", color=color)
+            for kind, which, marker in CURVES:
+                values = [row[kind][which] for row in rows]
+                axis.plot(n, values, f"-{marker}", ms=4, color=color)
+        axis.axhline(np.exp(theorems["constant"]), color="k", ls=":", lw=0.9, label="exp(K)")
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("steps n = 1 / h")
+        axis.set_title(f"{title}: one field, n steps")
+        axis.plot([], [], "k--", label="bound")
+        for kind, which, marker in CURVES:
+            axis.plot([], [], f"k-{marker}", ms=4, label=f"{kind}, {which}")
+    axes[0].set_ylabel("growth of a distance")
+    for (name, told), color in zip(networks.items(), CYCLE, strict=False):
+        n = range(len(told["bound"]))
+        axes[2].plot(n, told["bound"], "--", color=color, lw=0.9)
+        axes[2].plot(n, told["PGD-40"]["median"], "-o", ms=4, color=color, label=name)
+        axes[2].plot(n, told["random"]["median"], "-x", ms=4, color=color, alpha=0.5)
+    axes[2].set_xlabel("layer")
+    axes[2].set_title("Section 3.3: o PGD-40, x random, medians")
+    for axis in axes:
+        axis.set_yscale("log")
+        axis.set_ylim(0.3, 1e8)
+        axis.grid(alpha=0.3, lw=0.5)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+    return drawn
+
+
+if __name__ == "__main__":
+    run(main, Config)
