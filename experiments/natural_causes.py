@@ -179,7 +179,7 @@ def _multiplied(predictor: odejax.Predictor, factor: float) -> odejax.Predictor:
     """The same decisions, with logits `factor` times as large."""
 
     def last_layer(p):
-        linear = p.model.head.linear if isinstance(p.model, ConvODENet) else p.model.outputs
+        linear: Any = p.model.head.linear if isinstance(p.model, ConvODENet) else p.model.outputs
         return linear.weight, linear.bias
 
     weight, bias = last_layer(predictor)

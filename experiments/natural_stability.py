@@ -370,7 +370,7 @@ def figure(result: dict[str, Any]):
     axes[2].set_title("Section 3.3: o PGD-40, x random, medians")
     for axis in axes:
         axis.set_yscale("log")
-        axis.set_ylim(0.3, 1e8)
+        axis.set_ylim(0.3, 1e10)
         axis.grid(alpha=0.3, lw=0.5)
         axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
     return drawn
