@@ -95,7 +95,9 @@ def _halved(learning_rate: float):
     return optimizer
 
 
-def _one_cycle(learning_rate: float):
+def one_cycle(learning_rate: float):
+    """Adam, its rate up in the first fifth of all steps and down to nothing in the rest."""
+
     def optimizer(steps: int, epochs: int):
         return optax.adam(optax.cosine_onecycle_schedule(steps * epochs, learning_rate, 0.2))
 
@@ -138,7 +140,7 @@ def _small(epochs: Mapping[str, int]) -> dict[str, Network]:
         "Neural ODE, t1 = 1": partial(ConvODENet, width=16),
         "Neural ODE, t1 = 100": partial(ConvODENet, width=16, t1=100.0),
     }
-    return {name: Network(makes[name], n, 128, _one_cycle(5e-3)) for name, n in epochs.items()}
+    return {name: Network(makes[name], n, 128, one_cycle(5e-3)) for name, n in epochs.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +170,7 @@ class Config(RunConfig):
     dataset: str = "mnist"
     """mnist, cifar10 or digits (embedded; not with the preset paper)."""
     networks: tuple[str, ...] | None = None
-    """Which networks, by name; by default all of the preset's."""
+    """Which networks, by name; by default all of the preset's. (The ResNet is trained anyhow.)"""
     seeds: int = 1
     """How many seeds of each."""
     epochs: int | None = None
@@ -178,7 +180,9 @@ class Config(RunConfig):
 
 
 def main(config: Config):
-    preset, networks = _check(config)
+    preset, every = _check(config)
+    networks = {name: every[name] for name in config.networks or every}
+    source = next(iter(every))
     console = Console()
     train, test = load_data(config, preset.test_images)
     folder = config.out or Path("runs/natural") / f"{config.dataset}_{config.preset}"
@@ -188,8 +192,8 @@ def main(config: Config):
     result = open_result(path, KIND, settings, config.resume)
 
     for seed in range(config.seeds):
-        # Attacked by the images of the first: trained, or read from its checkpoint, once a seed.
-        first = None
+        # The others see its images: trained, or read from its checkpoint, once a seed.
+        resnet = None
         for name, network in networks.items():
             if f"{name}/{seed}" in result["runs"]:
                 continue
@@ -202,10 +206,9 @@ def main(config: Config):
 
             predictor, record = trained(name, network)
             oracles = _oracles(predictor)
-            source = next(iter(networks))
             if name != source:
-                first = first or trained(source, networks[source])[0]
-                oracles |= {source: first}
+                resnet = resnet or trained(source, every[source])[0]
+                oracles |= {source: resnet}
             record |= _evaluate(predictor, oracles, test, config.dataset, preset, seed)
             result["runs"][f"{name}/{seed}"] = origin | record
             save_result(path, KIND, result)
@@ -229,7 +232,6 @@ def _check(config: Config) -> tuple[Preset, dict[str, Network]]:
     networks = preset.networks(config.dataset)
     if config.networks is not None:
         check_choices("network", config.networks, networks)
-        networks = {name: networks[name] for name in networks if name in config.networks}
     if preset.epochs is not None:
         networks = {
             name: dataclasses.replace(network, epochs=preset.epochs)

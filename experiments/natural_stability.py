@@ -55,6 +55,7 @@ SOLVERS: dict[str, Any] = {
     "SSPRK33": SSPRK33(),
     "Dopri5": diffrax.Dopri5(),
 }
+COLORS = {"Euler": "#b2182b", "Heun": "#7570b3", "SSPRK33": "#1b9e77", "Dopri5": "#2166ac"}
 STEPS = (1, 2, 4, 8, 16, 32)
 DEPTH = 6
 CURVES = (("PGD-40", "largest", "^"), ("PGD-40", "median", "o"), ("random", "median", "x"))
@@ -342,11 +343,10 @@ def figure(result: dict[str, Any]):
     """Theorem 3.1, Theorem 3.2, and the networks of Section 3.3 layer by layer."""
     theorems, networks = result["theorems"], result["networks"]
     drawn, axes = plt.subplots(1, 3, figsize=(13, 5.4), layout="constrained", sharey=True)
-    colors = dict(zip(SOLVERS, ("#b2182b", "#7570b3", "#1b9e77", "#2166ac"), strict=True))
     panels = ((axes[0], ("Euler",), "Theorem 3.1"), (axes[1], tuple(SOLVERS)[1:], "Theorem 3.2"))
     for axis, names, title in panels:
         for name in names:
-            rows, color = theorems["methods"][name], colors[name]
+            rows, color = theorems["methods"][name], COLORS[name]
             n = [row["steps"] for row in rows]
             axis.plot([], [], color=color, label=name)
             axis.plot(n, [row["bound"] for row in rows], "--", color=color)

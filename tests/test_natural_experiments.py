@@ -4,19 +4,28 @@ import dataclasses
 import json
 from functools import partial
 
+import diffrax
 import equinox as eqx
 import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import _natural_report, claims, natural, natural_stability
+import odejax
+from experiments import (
+    _natural_report,
+    claims,
+    natural,
+    natural_causes,
+    natural_fig1,
+    natural_stability,
+)
 from experiments._claims import all_claims
 from experiments._cli import UsageError
 from odejax.attacks import FGSM, PGD, Square
 from odejax.data import ArrayDataset, load
 from odejax.evaluation import save_result
-from odejax.models import MLP, DenseODENet, FractalNet, PreActResNet, ResNet, RevNet
+from odejax.models import MLP, DenseODENet, PreActResNet, ResNet, RevNet
 
 
 @pytest.fixture
@@ -26,7 +35,7 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(natural, "load_data", lambda config, n: digits)
     makes = {"ResNet": partial(MLP, width=32), "Neural ODE, t1 = 2": partial(DenseODENet, t1=2.0)}
     networks = {
-        name: natural.Network(make, 4, 64, natural._one_cycle(5e-3)) for name, make in makes.items()
+        name: natural.Network(make, 4, 64, natural.one_cycle(5e-3)) for name, make in makes.items()
     }
     preset = natural.Preset(lambda dataset: networks, 40, 20)
     monkeypatch.setitem(natural.PRESETS, "smoke", preset)
@@ -69,15 +78,13 @@ def test_the_worst_is_below_every_attack_and_a_run_resumes(quick, tmp_path):
         natural.main(natural.Config(**quick, resume=True, test_images=41))
 
 
-def test_images_of_the_stopped_solve_are_judged_by_the_whole_one(quick, tmp_path):
-    """A solve stopped after a tenth of the time is another network: by its own word it is broken
-    sooner than what it stands for."""
+def test_a_network_alone_still_sees_the_resnets_images(quick, tmp_path):
     natural.main(natural.Config(**quick, networks=("Neural ODE, t1 = 2",)))
     (record,) = json.loads((tmp_path / "result.json").read_text())["runs"].values()
     for b in record["brackets"]:
-        # The first network is the one itself here: there is no other whose images to show.
-        assert set(b["transfers"]) == {"solve stopped early"}
-        assert b["transfers"]["solve stopped early"] >= b["per_attack"]["PGD-40"]
+        assert set(b["transfers"]) == {"solve stopped early", "ResNet"}
+        # Images of another network break no more than the network's own.
+        assert b["transfers"]["ResNet"] >= b["per_attack"]["PGD-40"]
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
@@ -161,18 +168,21 @@ def test_the_ledger_reads_the_papers_preset(tmp_path, monkeypatch):
 
 def test_growth_stays_below_its_bounds(monkeypatch, tmp_path):
     """The constant of the bounds is seen along the way: they are no proofs, and yet far away."""
-    digits = load("digits", "train").take(slice(256)), load("digits", "test")
-    monkeypatch.setattr(natural_stability, "load_data", lambda config, n: digits)
-    monkeypatch.setattr(natural_stability, "STEPS", (1, 4))
-    solvers = {name: natural_stability.SOLVERS[name] for name in ("Euler", "Heun")}
+
+    def untrained(make, train, config, key, checkpoints):
+        make = eqx.nn.make_with_state(make)
+        return odejax.Predictor(*make(train.image_shape, width=config.width, key=key))
+
+    monkeypatch.setattr(natural_stability, "_train", untrained)
+    monkeypatch.setattr(natural_stability, "STEPS", (2,))
+    solvers = {"Euler": diffrax.Euler(), "Heun": diffrax.Heun()}
     monkeypatch.setattr(natural_stability, "SOLVERS", solvers)
     networks = {
         "ResNet, h = 1": partial(ResNet, depth=2),
-        "FractalNet": partial(FractalNet, depth=2, columns=2),
         "RevNet, h = 1": partial(RevNet, depth=2),
     }
     monkeypatch.setattr(natural_stability, "NETWORKS", networks)
-    config = natural_stability.Config(epochs=4, width=4, test_images=40, eps=0.2, out=tmp_path)
+    config = natural_stability.Config(width=4, test_images=60, eps=0.2, out=tmp_path)
     natural_stability.main(config)
     result = json.loads((tmp_path / "result.json").read_text())
     theorems = result["theorems"]
@@ -192,3 +202,62 @@ def test_growth_stays_below_its_bounds(monkeypatch, tmp_path):
     for table in natural_stability.tables(result):
         console.print(table)
     assert "RevNet, h = 1" in console.export_text()
+
+
+def test_fig1_has_a_network_for_every_step_and_resumes(monkeypatch, tmp_path):
+    """A step of 1e-10 leaves the stem and the head: it learns less than a step of 1."""
+    digits = load("digits", "train"), load("digits", "test")
+    monkeypatch.setattr(natural_fig1, "load_data", lambda config, n: digits)
+    monkeypatch.setattr(natural_fig1, "STEP_SIZES", (1.0, 1e-10))
+    make = partial(ResNet, width=8)
+    monkeypatch.setattr(natural_fig1, "PreActResNet", lambda *a, depth, **k: make(*a, **k))
+    config = natural_fig1.Config(epochs=3, test_images=40, out=tmp_path)
+    natural_fig1.main(config)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert list(result["runs"]) == ["1/0", "1e-10/0"]
+    for record in result["runs"].values():
+        assert set(record["transfer"]) == {"0.1", "0.3", "0.5"}
+        assert list(record["own"]) == ["0.02", "0.1"]
+        assert record["own"]["0.1"] <= record["own"]["0.02"] <= 1
+    natural_fig1.main(dataclasses.replace(config, resume=True))
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert (tmp_path / "fig1.png").stat().st_size > 10_000
+    console = Console(width=80, record=True)
+    console.print(natural_fig1.table(result))
+    assert "own PGD 0.02" in console.export_text()
+
+
+def test_what_hides_gradients_is_told_apart(monkeypatch, tmp_path):
+    """Multiplied logits decide as before, and withstand the cross-entropy's gradient alone."""
+    digits = load("digits", "train"), load("digits", "test")
+    monkeypatch.setattr(natural_causes, "load_data", lambda config, n: digits)
+    monkeypatch.setattr(natural_causes, "TIMES", (1.0, 4.0))
+    monkeypatch.setattr(natural_causes, "TOLERANCES", (1e-1, 1e-4))
+    monkeypatch.setattr(natural_causes, "FACTORS", (1.0, 1e4))
+    config = natural_causes.Config(
+        fields=("settling",), epochs=4, test_images=30, queries=20, out=tmp_path
+    )
+    natural_causes.main(config)
+    result = json.loads((tmp_path / "result.json").read_text())
+    lines = {
+        line: natural_causes._lines(result, line)["settling"]
+        for line in ("time", "tolerance", "factor")
+    }
+    assert [r["value"] for r in lines["time"]] == [1, 4]
+    plain, multiplied = lines["factor"]
+    assert plain["clean_accuracy"] == multiplied["clean_accuracy"]
+    assert plain["left"] == lines["time"][0]["left"]
+    assert multiplied["left"]["PGD-40"] > plain["left"]["PGD-40"] + 0.2
+    for name in ("PGD-40, margin", "APGD-DLR", "solve stopped early"):
+        assert abs(multiplied["left"][name] - plain["left"][name]) <= 0.04  # one image
+    tight, loose = lines["tolerance"]
+    assert tight["mean_steps"] > loose["mean_steps"]
+    for record in result["runs"].values():
+        assert record["left"]["worst"] <= min(record["left"].values())
+    natural_causes.main(dataclasses.replace(config, resume=True))
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert (tmp_path / "causes.png").stat().st_size > 10_000
+    console = Console(width=80, record=True)
+    for table in natural_causes.tables(result):
+        console.print(table)
+    assert max(map(len, console.export_text().splitlines())) <= 80

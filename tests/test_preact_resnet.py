@@ -49,8 +49,9 @@ def test_it_has_the_published_number_of_weights(make, millions):
         (partial(PreActResNet, depth=14), (4, 4, 64)),
         (partial(WideResNet, depth=14, width=2), (4, 4, 128)),
         (partial(PreActResNet, depth=50), (2, 2, 2048)),
+        (partial(PreActResNet, depth=14, step_size=0.3), (4, 4, 64)),
     ],
-    ids=("basic", "wide", "bottleneck"),
+    ids=("basic", "wide", "bottleneck", "small steps"),
 )
 def test_it_is_the_network_of_the_paper_written_out(make, shape):
     model, state = eqx.nn.make_with_state(make)((16, 16, 3), norm=GroupNorm, key=KEY)
@@ -78,6 +79,8 @@ def test_it_is_the_network_of_the_paper_written_out(make, shape):
         x = ((groups - mean) / jnp.sqrt(variance + norm.eps)).reshape(x.shape)
         return jnp.maximum(x * scale + shift, 0)
 
+    h = make.keywords.get("step_size", 1.0)
+
     @eqx.filter_jit
     def features(net, x):
         y = conv(net.stem, x)
@@ -92,12 +95,12 @@ def test_it_is_the_network_of_the_paper_written_out(make, shape):
                     z = conv(
                         c, norm_relu(transition.convs.norms[j], z), stride=stride if halves else 1
                     )
-                y = z + conv(transition.shortcut, r, stride=stride)
+                y = h * z + conv(transition.shortcut, r, stride=stride)
             for i in range(len(layers.convs.convs[0].kernel)):
                 z = y
                 for n, c in zip(layers.convs.norms, layers.convs.convs, strict=True):
                     z = conv(c, norm_relu(n, z, i), i=i)
-                y = y + z
+                y = y + h * z
         return y
 
     x, net = jax.random.uniform(KEY, (16, 16, 3)), model.net
@@ -112,6 +115,11 @@ def test_it_is_the_network_of_the_paper_written_out(make, shape):
 def test_a_depth_that_no_such_network_has_is_refused(depth):
     with pytest.raises(ValueError, match=f"depth must be 6 n [+] 2 or one of 18, .* got {depth}"):
         PreActResNet((32, 32, 3), depth=depth, key=KEY)
+
+
+def test_a_step_that_no_layer_can_take_is_refused():
+    with pytest.raises(ValueError, match=r"step_size must be finite and not negative; got -0.1"):
+        PreActResNet((32, 32, 3), step_size=-0.1, key=KEY)
 
 
 @pytest.mark.parametrize("depth", [4, 18, 27])

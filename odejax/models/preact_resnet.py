@@ -8,7 +8,16 @@ import jax
 
 from .._types import Features, Image, Key, Logits
 from ..solvers import AbstractNoise, integrate_layers, stack_layers
-from .blocks import Conv, Head, ImageShape, Norm, check_image, check_image_shape, check_sizes
+from .blocks import (
+    Conv,
+    Head,
+    ImageShape,
+    Norm,
+    check_image,
+    check_image_shape,
+    check_sizes,
+    check_step_size,
+)
 from .norms import BatchNorm
 
 # Residual layers of each of the four groups, 64 to 512 channels; from 50 on bottlenecks.
@@ -68,7 +77,7 @@ class PreActField(eqx.Module):
 
 
 class Transition(eqx.Module):
-    """y -> conv1x1(relu(norm(y))) + convs(y): to another width or resolution.
+    """y -> conv1x1(relu(norm(y))) + h convs(y): to another width or resolution.
 
     The shortcut starts behind the first norm and ReLU of the convolutions.
     """
@@ -83,13 +92,15 @@ class Transition(eqx.Module):
         self.convs = _Convs(inputs, width, stride, bottleneck, norm, key=convs_key)
         self.shortcut = _conv(inputs, width, 1, stride=stride, key=shortcut_key)
 
-    def __call__(self, y: Image, state: eqx.nn.State) -> tuple[Features, eqx.nn.State]:
+    def __call__(
+        self, y: Image, state: eqx.nn.State, *, step_size: float
+    ) -> tuple[Features, eqx.nn.State]:
         y, activated, state = self.convs(y, state)
-        return self.shortcut(activated) + y, state
+        return self.shortcut(activated) + step_size * y, state
 
 
 class GroupedNet(eqx.Module):
-    """conv3x3 stem, groups of residual layers y + f(y), then norm, ReLU, average pool, linear.
+    """conv3x3 stem, groups of residual layers y + h f(y), then norm, ReLU, average pool, linear.
 
     Every group after the first halves the resolution and doubles the channels (He et al. 2016, for
     images of 32 pixels; *enresnet* Fig. 3 a). `counts` are the residual layers of each group,
@@ -101,6 +112,7 @@ class GroupedNet(eqx.Module):
     layers: list[PreActField | None]  # stacked, for each group
     head: Head
     noise: AbstractNoise | None
+    step_size: float = eqx.field(static=True)
     image_shape: ImageShape = eqx.field(static=True)
 
     def __init__(
@@ -114,10 +126,12 @@ class GroupedNet(eqx.Module):
         bottleneck: bool,
         noise: AbstractNoise | None,
         norm: Norm,
+        step_size: float = 1.0,
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
         check_sizes(width=width)
+        check_step_size(step_size)
         keys = iter(jax.random.split(key, 2 + 2 * len(counts)))
         self.stem = _conv(image_shape[2], channels, 3, key=next(keys))
         self.transitions, self.layers = [], []
@@ -135,7 +149,7 @@ class GroupedNet(eqx.Module):
             self.layers.append(layers)  # pyright: ignore[reportArgumentType]
             inputs, outputs = outputs, 2 * outputs
         self.head = Head(inputs, n_classes, norm, key=next(keys))
-        self.noise = noise
+        self.noise, self.step_size = noise, step_size
 
     def __call__(
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None
@@ -147,11 +161,13 @@ class GroupedNet(eqx.Module):
         for i, (transition, layers) in enumerate(zip(self.transitions, self.layers, strict=True)):
             noise_key, layers_key = _keys(key, i)
             if transition is not None:
-                y, state = transition(y, state)
+                y, state = transition(y, state, step_size=self.step_size)
                 if self.noise is not None and noise_key is not None:
                     y = self.noise.add(y, noise_key)
             if layers is not None:
-                y, state = integrate_layers(layers, y, state, noise=self.noise, key=layers_key)
+                y, state = integrate_layers(
+                    layers, y, state, step_size=self.step_size, noise=self.noise, key=layers_key
+                )
         return self.head(y, state)
 
 
@@ -169,6 +185,7 @@ class PreActResNet(eqx.Module):
     - `depth`: 6 n + 2 (20, 32, 44, 56, 110: three groups of n layers, 16, 32 and 64 channels), or
       18, 34, 50, 101 (four groups, 64 to 512 channels, in the last two with bottlenecks four times
       as many).
+    - `step_size`: h, 1 in an ordinary ResNet; *natural* Fig. 1 takes ResNet-56 down to 1e-10.
     - `noise`: added after every residual layer; the network then needs a `key`.
     """
 
@@ -180,6 +197,7 @@ class PreActResNet(eqx.Module):
         n_classes: int = 10,
         *,
         depth: int = 20,
+        step_size: float = 1.0,
         noise: AbstractNoise | None = None,
         norm: Norm = BatchNorm,
         key: Key,
@@ -200,6 +218,7 @@ class PreActResNet(eqx.Module):
             bottleneck=depth in (50, 101),
             noise=noise,
             norm=norm,
+            step_size=step_size,
             key=key,
         )
 

@@ -1,0 +1,205 @@
+"""*natural* Fig. 1: ResNets with a step size from 1 down to 1e-10, under images made on another.
+
+    python -m experiments.natural_fig1                                       # embedded digits
+    python -m experiments.natural_fig1 --preset paper --dataset cifar10 --data-dir DIR  # for a GPU
+
+y_{n+1} = y_n + h f(y_n), each network trained with its own h. The paper attacks them by FGSM at
+0.1, 0.3 and 0.5 on a network with three residual layers, and finds no h robust. Beside that stands
+what PGD-40 on the network itself leaves, at 0.1 and at a smaller radius: images of another network
+say little of one.
+
+Preset paper: ResNet-56, trained as in He et al. (2016), here pre-activated; cpu: ResNet-14, 20
+epochs of Adam. A finished network is not trained or attacked again: --resume.
+"""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+import odejax
+from odejax.attacks import FGSM, PGD
+from odejax.data import ArrayDataset, crop_and_flip
+from odejax.evaluation import provenance, robust_accuracy, save_result, transfer_matrix
+from odejax.models import PreActResNet
+from odejax.training import clean_accuracy
+
+from ._cli import RunConfig, check_choice, check_counts, load_data, open_result, run
+from ._report import copy_to_repository
+from ._seeds import by_name, cell
+from .natural import Network, one_cycle, train_network
+
+KIND = "natural_fig1"
+STEP_SIZES = tuple(10.0**-k for k in range(11))
+PAPERS_EPS = (0.1, 0.3, 0.5)
+SMALL_EPS = {"digits": 0.02, "mnist": 0.02, "cifar10": 2 / 255}
+ORACLE_DEPTH = 8  # one residual layer in each of three groups
+ORACLE_SEED = 1000  # and so on: other initial weights than those of the networks it attacks
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Size and length."""
+
+    depth: int
+    epochs: int
+    test_images: int
+
+
+PRESETS = {"paper": Preset(56, 164, 1000), "cpu": Preset(14, 20, 200), "smoke": Preset(8, 1, 20)}
+
+
+@dataclasses.dataclass
+class Config(RunConfig):
+    """Train ResNets with smaller and smaller steps, attack them through another and themselves."""
+
+    preset: str = "cpu"
+    """paper (ResNet-56, for a GPU), cpu (ResNet-14, few epochs) or smoke."""
+    dataset: str = "digits"
+    """digits (embedded), mnist or cifar10."""
+    seeds: int = 1
+    """How many seeds of each."""
+    epochs: int | None = None
+    """Epochs of every network; by default the preset's."""
+    test_images: int | None = None
+    """How many test images to attack (the first ones); by default the preset's."""
+
+
+def main(config: Config):
+    check_choice("preset", config.preset, PRESETS)
+    check_choice("dataset", config.dataset, SMALL_EPS)
+    check_counts(config, "seeds")
+    preset = config.settle(PRESETS[config.preset])
+    console = Console()
+    train, test = load_data(config, preset.test_images)
+    folder = config.out or Path("runs/natural_fig1") / f"{config.dataset}_{config.preset}"
+    path = folder / "result.json"
+    settings = {"dataset": config.dataset, "preset": config.preset} | dataclasses.asdict(preset)
+    result = open_result(path, KIND, settings, config.resume)
+    attacked = test.take(slice(preset.test_images))
+
+    def trained(depth: int, h: float, seed: int):
+        network = _network(config.preset, depth, h, preset.epochs)
+        return train_network(network, train, seed, folder / "checkpoints" / f"{depth}_{h:g}_{seed}")
+
+    for seed in range(config.seeds):
+        oracle = None  # trained, or read from its checkpoint, once a seed
+        for h in STEP_SIZES:
+            if f"{h:g}/{seed}" in result["runs"]:
+                continue
+            console.print(f"[bold]h = {h:g}[/], seed {seed}")
+            oracle = oracle or trained(ORACLE_DEPTH, 1.0, ORACLE_SEED + seed)[0]
+            origin = provenance(seed)
+            predictor, record = trained(preset.depth, h, seed)
+            key = jax.random.key(seed + 1)
+            record |= {"clean_accuracy": clean_accuracy(predictor, test, key=key)}
+            record |= _evaluate(predictor, oracle, attacked, SMALL_EPS[config.dataset], key)
+            result["runs"][f"{h:g}/{seed}"] = origin | {"h": h} | record
+            save_result(path, KIND, result)
+    console.print(table(result))
+    figure(result).savefig(folder / "fig1.png", dpi=150)
+    plt.close("all")
+    if config.publish:
+        copy_to_repository(path, f"{KIND}_{config.dataset}_{config.preset}.json")
+        copy_to_repository(folder / "fig1.png", f"{KIND}_{config.dataset}_{config.preset}.png")
+    console.print(f"{path} and fig1.png written")
+
+
+def _network(preset: str, depth: int, h: float, epochs: int) -> Network:
+    make = partial(PreActResNet, depth=depth, step_size=h)
+    if preset == "paper":
+        return Network(make, epochs, 128, _he, augment=crop_and_flip)
+    return Network(make, epochs, 64, one_cycle(3e-3))
+
+
+def _he(steps: int, epochs: int):
+    """He et al. (2016): SGD, a tenth of the rate after 32,000 and 48,000 of 64,000 steps."""
+    drops = {round(share * steps * epochs): 0.1 for share in (0.5, 0.75)}
+    rate = optax.piecewise_constant_schedule(0.1, drops)
+    return optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(rate, momentum=0.9))
+
+
+def _evaluate(predictor, oracle, attacked: ArrayDataset, small: float, key) -> dict[str, Any]:
+    pixels, labels = attacked.pixels, attacked.labels
+
+    def transferred(eps: float) -> float:
+        matrix = transfer_matrix(
+            FGSM(),
+            {"oracle": oracle},
+            {"network": predictor},
+            pixels,
+            labels,
+            odejax.LinfBall(eps),
+            key=key,
+        )
+        return float(matrix.accuracy[0, 0])
+
+    def left(eps: float) -> float:
+        ball = odejax.LinfBall(eps)
+        return robust_accuracy(PGD(40, None), predictor, pixels, labels, ball, key=key).accuracy
+
+    return {
+        "transfer": {f"{eps:g}": transferred(eps) for eps in PAPERS_EPS},
+        "own": {f"{eps:.3g}": left(eps) for eps in (small, PAPERS_EPS[0])},
+    }
+
+
+def _columns(records: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """What is shown of the seeds of one h."""
+    columns = {"clean": [record["clean_accuracy"] for record in records]}
+    for kind, shown in (("transfer", "FGSM"), ("own", "own PGD")):
+        for eps in records[0][kind]:
+            columns[f"{shown} {eps}"] = [record[kind][eps] for record in records]
+    return columns
+
+
+def table(result: dict[str, Any]) -> Table:
+    """Accuracy in % by step size: clean, on the other network's images, under its own PGD-40."""
+    settings = result["settings"]
+    title = f"{settings['dataset']}, ResNet-{settings['depth']}: accuracy in %"
+    shown = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    shown.add_column("h", justify="right")
+    rows = {h: _columns(records) for h, records in by_name(result).items()}
+    for column in next(iter(rows.values())):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for h, columns in rows.items():
+        shown.add_row(h, *map(cell, columns.values()))
+    return shown
+
+
+def figure(result: dict[str, Any]):
+    """Fig. 1: accuracy against h, clean and on the other network's images; beside it, its own."""
+    settings, runs = result["settings"], by_name(result)
+    rows = {float(h): _columns(records) for h, records in runs.items()}
+    drawn, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    for axis, kind, title in (
+        (axes[0], "FGSM", "FGSM on another network (Fig. 1)"),
+        (axes[1], "own PGD", "PGD-40 on the network itself"),
+    ):
+        names = [name for name in next(iter(rows.values())) if name.startswith(("clean", kind))]
+        for name, color in zip(names, ("k", "#fdae61", "#f46d43", "#a50026"), strict=False):
+            values = [100 * np.mean(columns[name]) for columns in rows.values()]
+            label = name.replace(kind, r"$\epsilon$ =")
+            axis.plot(list(rows), values, "-o", ms=4, color=color, label=label)
+        axis.set_xscale("log")
+        axis.invert_xaxis()
+        axis.set_xlabel("step size h")
+        axis.set_title(title, fontsize=11)
+        axis.set_ylim(-2, 102)
+        axis.grid(alpha=0.3, lw=0.5)
+        axis.legend(fontsize=9)
+    axes[0].set_ylabel("accuracy (%)")
+    drawn.suptitle(f"{settings['dataset']}, ResNet-{settings['depth']}", fontsize=11)
+    return drawn
+
+
+if __name__ == "__main__":
+    run(main, Config)
