@@ -13,6 +13,7 @@ from ._claims import claimed
 from ._seeds import by_name, cell
 
 TRANSFERS = "transfers"  # of a bracket: by the network whose images are shown
+WORST = "all, then AutoAttack"
 PRINTED = ("Section 4.2", "Table 1", "Table 2")
 STYLES: dict[str, dict[str, Any]] = {
     "FGSM": {"color": "#fdb863", "marker": "v"},
@@ -21,7 +22,6 @@ STYLES: dict[str, dict[str, Any]] = {
     "Boundary": {"color": "#7fbf7b"},
     "SPSA": {"color": "#1b7837"},
     "Square": {"color": "#5ab4ac"},
-    "AutoAttack": {"color": "#2166ac", "marker": "o"},
 }
 
 
@@ -37,7 +37,7 @@ def _left(brackets: list[dict[str, Any]]) -> dict[str, list[float]]:
     }
     for oracle in brackets[0][TRANSFERS]:
         rows[f"from: {oracle}"] = [b[TRANSFERS][oracle] for b in brackets]
-    rows["worst"] = [b["attacked"] for b in brackets]
+    rows[WORST] = [b["attacked"] for b in brackets]
     return rows
 
 
@@ -89,7 +89,7 @@ def figure(result: dict[str, Any]):
         for attack in rows[0]:
             style = {"color": "#998ec3", "ls": ":"} if attack.startswith("from") else {}
             style |= STYLES.get(attack, {})
-            if attack == "worst":
+            if attack == WORST:
                 style = {"color": "#b2182b", "lw": 2.5, "marker": "o"}
             values = 100 * np.array([clean, *(np.mean(row[attack]) for row in rows)])
             label = "images of other networks" if attack.startswith("from") else attack

@@ -10,11 +10,11 @@ the paper's attacks and under those that masked gradients cannot fool:
 - FGSM, PGD-40 (step 0.01, random start) and DI2-FGSM, through the solver's own steps; Boundary,
   1,000 queries; on CIFAR-10 PGD-20, of Table 2, whose adversarially trained networks are trained
   here too;
-- AutoAttack; Square and SPSA, which see no gradient; and images made on other networks: on the
-  ResNet, and on the same neural ODE with its solve stopped after a tenth of the time.
+- Square and SPSA, which see no gradient; images made on other networks: on the ResNet, and on the
+  same neural ODE with its solve stopped after a tenth of the time; and the standard AutoAttack, on
+  what withstands everything else, in this ball and in the smaller ones.
 
-"Worst" is what withstands all of them, in the ball and in the smaller ones. Nothing here has a
-certificate, so the other end of the interval is 0.
+What then is left is "worst". Nothing here has a certificate, so the other end of the interval is 0.
 
 What the paper does not say is chosen here: its ResNet-50 is pre-activated, and trained as the
 neural ODE is; its PreActResNet-18s are trained by SGD for 100 epochs; DI2-FGSM takes 10 steps.
@@ -69,6 +69,7 @@ EPS = {
 }
 TRAINED_AT = odejax.LinfBall(8 / 255)
 PAPERS_ATTACKS = ("FGSM", "PGD-40", "PGD-20", "DI2-FGSM")  # run anew in every ball
+LAST = AutoAttack()  # on what withstands all others
 FLAG_IMAGES = 64
 EARLY = 0.1  # of the time, after which the solves stop that are attacked in the whole one's stead
 
@@ -156,7 +157,7 @@ class Preset:
 EPOCHS = {"ResNet": 4, "Neural ODE, t1 = 1": 6, "Neural ODE, t1 = 100": 6}
 PRESETS = {
     "paper": Preset(_from_table_a1, 1000, 5000),
-    "cpu": Preset(lambda dataset: _small(EPOCHS), 200, 1000),
+    "cpu": Preset(lambda dataset: _small(EPOCHS), 100, 1000),
     "smoke": Preset(lambda dataset: _small({"ResNet": 1, "Neural ODE, t1 = 1": 1}), 8, 34),
 }
 
@@ -284,7 +285,6 @@ def _attacks(dataset: str, preset: Preset) -> dict[str, Any]:
         "Boundary": Boundary(1000),
         "SPSA": SPSA(preset.queries, samples=16),
         "Square": Square(preset.queries),
-        "AutoAttack": AutoAttack(),
     }
 
 
@@ -316,24 +316,27 @@ def _evaluate(
             flag_images=FLAG_IMAGES if i == 1 else 0,
             progress=True,
         )
+        left_by = partial(
+            robust_accuracy,
+            images=attacked.pixels,
+            labels=attacked.labels,
+            ball=ball,
+            key=key,
+            progress=True,
+        )
         left = {
-            name: robust_accuracy(
-                PGD(40, None),
-                oracle,
-                attacked.pixels,
-                attacked.labels,
-                ball,
-                key=key,
-                judge=predictor,
-                stop=False,
-                already_broken=broken.get(name),
-                progress=True,
+            name: left_by(
+                PGD(40, None), oracle, judge=predictor, stop=False, already_broken=broken.get(name)
             ).still_correct
             for name, oracle in oracles.items()
         }
         every = measured.survivors | left
         broken = {name: ~still for name, still in every.items() if name not in PAPERS_ATTACKS}
         worst &= np.logical_and.reduce(list(every.values()))
+        if worst.any():
+            # A small batch, for the few that there are.
+            last = left_by(LAST, predictor, already_broken=~worst, batch_size=32)
+            worst = last.still_correct
         brackets.append(
             measured.summary()
             | {

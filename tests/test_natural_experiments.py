@@ -22,7 +22,7 @@ from experiments import (
 )
 from experiments._claims import all_claims
 from experiments._cli import UsageError
-from odejax.attacks import FGSM, PGD, Square, margin_loss
+from odejax.attacks import FGSM, PGD, AutoAttack, Square, margin_loss
 from odejax.data import ArrayDataset, load
 from odejax.evaluation import save_result
 from odejax.models import MLP, DenseODENet, PreActResNet, ResNet, RevNet
@@ -41,6 +41,7 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setitem(natural.PRESETS, "smoke", preset)
     attacks = {"FGSM": FGSM(), "PGD-40": PGD(10, 0.04), "Square": Square(20)}
     monkeypatch.setattr(natural, "_attacks", lambda dataset, preset: attacks)
+    monkeypatch.setattr(natural, "LAST", AutoAttack({"APGD": PGD(10, None)}))
     monkeypatch.setattr(natural, "FLAG_IMAGES", 0)
     return {"preset": "smoke", "dataset": "digits", "out": tmp_path}
 
