@@ -18,6 +18,7 @@ PRINTED = ("Section 4.2", "Table 1", "Table 2")
 STYLES: dict[str, dict[str, Any]] = {
     "FGSM": {"color": "#fdb863", "marker": "v"},
     "PGD-40": {"color": "#ef8a62", "marker": "s"},
+    "PGD-20": {"color": "#e08214", "marker": "D"},
     "DI2-FGSM": {"color": "#b35806", "marker": "^"},
     "Boundary": {"color": "#7fbf7b"},
     "SPSA": {"color": "#1b7837"},
@@ -52,7 +53,10 @@ def tables(result: dict[str, Any]) -> list[Table]:
     for name, records in by_name(result).items():
         grid = _at_each_eps(records)
         clean = cell([record["clean_accuracy"] for record in records])
-        title = f"{settings['dataset']}, {name}: {clean} % clean; of {settings['n']} test images"
+        title = (
+            f"{settings['dataset']}, {name}: {clean} % of all test images; "
+            f"left of the first {settings['n']}"
+        )
         table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         table.add_column("L-infinity eps")
         for brackets in grid:
@@ -95,10 +99,10 @@ def figure(result: dict[str, Any]):
             label = "images of other networks" if attack.startswith("from") else attack
             (handles[label],) = axis.plot(eps, values, **{"lw": 1, "ms": 3, **style}, label=label)
         printed = claimed("natural", settings["dataset"], _papers_model(name), *PRINTED)
-        for (attack, norm, at), figure in printed.items():
+        for (attack, norm, at), value in printed.items():
             if norm and attack in STYLES:
                 label, color = f"the paper, {attack}", STYLES[attack]["color"]
-                handles[label] = axis.plot(at, figure, "X", ms=8, color=color, mec="k")[0]
+                handles[label] = axis.plot(at, value, "X", ms=8, color=color, mec="k")[0]
         flags = {flag for record in records for b in record["brackets"] for flag in b["flags"]}
         title = f"{name}\nclean {100 * np.mean([r['clean_accuracy'] for r in records]):.1f} %"
         axis.set_title(f"{title}, {len(flags)} flag{'' if len(flags) == 1 else 's'}", fontsize=10)

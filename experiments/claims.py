@@ -22,6 +22,7 @@ from rich.table import Table
 
 from odejax.evaluation import confidence_interval, load_result, save_result
 
+from . import natural
 from ._claims import Claim, all_claims
 from ._cli import check_choices, run
 from ._enresnet import TABLES
@@ -100,6 +101,10 @@ def _from_nmode(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
 
 
 def _from_natural(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
+    network = natural.PRESETS["paper"].networks(claim.dataset)[claim.model]
+    if result["settings"]["epochs"][claim.model] != network.epochs:
+        return None  # cut short
+
     def bracket_of(record):
         intervals = record["brackets"]
         return next((b for b in intervals if np.isclose(b["eps"], claim.radius)), None)

@@ -10,6 +10,7 @@ attacks leaves is not robustness. One experiment for each thing that may hide it
   connected, and y' = -y + tanh(W y + b), which settles. Each is trained to t1 = 1 and then on to 3,
   10, 30 and 100 in turn (the paper has 100 and 500), and measured after each: what attacks leave,
   and by how much the flow enlarges a distance between an image and another nearby.
+- *training*: what is solved longer has been trained longer, too. The same, every time with t1 = 1.
 - *tolerance*: the networks of the longest time, the same weights solved to other tolerances (the
   paper has 1e-3).
 - *saturation*: the networks of t1 = 1, their logits multiplied. The decisions are the same, and the
@@ -44,6 +45,7 @@ from odejax.training import CrossEntropy, clean_accuracy, fit, steps_per_epoch
 
 from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, open_result, run
 from ._report import copy_to_repository
+from .natural import with_solve
 
 KIND = "natural_causes"
 PAPERS, MARGIN, EARLY = "PGD-40", "PGD-40, margin", "solve stopped early"
@@ -97,7 +99,7 @@ def main(config: Config):
     folder = config.out or Path("runs/natural_causes") / config.dataset
     path = folder / "result.json"
     settings = {"dataset": config.dataset, "seed": config.seed, "queries": config.queries}
-    settings |= dataclasses.asdict(setting)
+    settings |= dataclasses.asdict(setting) | {"times": list(TIMES), "stopped": list(STOPPED)}
     result = open_result(path, KIND, settings, config.resume)
     attacked = test.take(slice(setting.test_images))
     key = jax.random.key(config.seed)
@@ -114,8 +116,9 @@ def main(config: Config):
         save_result(path, KIND, result)
 
     for field in config.fields:
-        stages = _train(FIELDS[field], train, setting, key, folder / "checkpoints" / field)
-        for t1, predictor in stages:
+        checkpoints = folder / "checkpoints" / field
+        networks = _train(FIELDS[field], TIMES, train, setting, key, checkpoints)
+        for t1, predictor in zip(TIMES, networks, strict=True):
             record(field, "time", t1, predictor)
             if t1 == TIMES[0]:
                 for factor in FACTORS:
@@ -123,6 +126,11 @@ def main(config: Config):
             if t1 == TIMES[-1]:
                 for tolerance in TOLERANCES:
                     record(field, "tolerance", tolerance, _solved_to(predictor, tolerance))
+        short = len(TIMES) * (TIMES[0],)
+        networks = _train(FIELDS[field], short, train, setting, key, checkpoints)
+        for stage, predictor in enumerate(networks):
+            if stage:
+                record(field, "training", setting.epochs * (stage + 1), predictor)
     for table in tables(result):
         console.print(table)
     figure(result).savefig(folder / "causes.png", dpi=150)
@@ -141,12 +149,12 @@ def _check(config: Config) -> Setting:
 
 
 def _train(
-    make: Callable[..., Any], train, setting: Setting, key, folder: Path
-) -> Iterable[tuple[float, odejax.Predictor]]:
-    """The network after each stage, with its time."""
+    make: Callable[..., Any], times: tuple[float, ...], train, setting: Setting, key, folder: Path
+) -> Iterable[odejax.Predictor]:
+    """The network after each stage of training, to one of `times` each."""
     model, state = eqx.nn.make_with_state(make)(train.image_shape, train.n_classes, key=key)
     steps = setting.epochs * steps_per_epoch(len(train), setting.batch_size)
-    for stage, t1 in enumerate(TIMES):
+    for stage, t1 in enumerate(times):
         model = eqx.tree_at(lambda m: m.ode, model, model.ode.replace(t1=t1))
         trained = fit(
             model,
@@ -160,19 +168,15 @@ def _train(
             epochs=setting.epochs,
             batch_size=setting.batch_size,
             key=jax.random.fold_in(key, stage),
-            checkpoint_dir=folder / f"{t1:g}",
+            checkpoint_dir=folder / "-".join(f"{t:g}" for t in times[: stage + 1]),
         )
         model = trained.model
-        yield t1, odejax.Predictor(model, trained.state)
-
-
-def _with_solve(predictor: odejax.Predictor, **changes) -> odejax.Predictor:
-    return eqx.tree_at(lambda p: p.model.ode, predictor, predictor.model.ode.replace(**changes))
+        yield odejax.Predictor(model, trained.state)
 
 
 def _solved_to(predictor: odejax.Predictor, tolerance: float) -> odejax.Predictor:
     controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
-    return _with_solve(predictor, stepsize_controller=controller, max_steps=4096)
+    return with_solve(predictor, stepsize_controller=controller, max_steps=4096)
 
 
 def _multiplied(predictor: odejax.Predictor, factor: float) -> odejax.Predictor:
@@ -198,7 +202,7 @@ def _attacks(queries: int) -> dict[str, Any]:
 def _evaluate(predictor: Any, attacked, eps: float, config: Config, key) -> dict[str, Any]:
     pixels, labels, ball = attacked.pixels, attacked.labels, odejax.LinfBall(eps)
     t1 = predictor.model.ode.t1
-    stopped = [_with_solve(predictor, t1=share * t1) for share in STOPPED]
+    stopped = [with_solve(predictor, t1=share * t1) for share in STOPPED]
     # name: (the attack, the networks whose images it shows to this one)
     attacks = {name: (attack, [predictor]) for name, attack in _attacks(config.queries).items()}
     attacks[EARLY] = (PGD(40, None, loss=margin_loss), stopped)
@@ -251,7 +255,13 @@ def _flow(predictor, images, others):
 def _lines(result: dict[str, Any], line: str) -> dict[str, list[dict[str, Any]]]:
     """The records of a line, by field, in the order of their values."""
     # The networks of the shortest and the longest time are points of the other lines, too.
-    shared = {"factor": (TIMES[0], 1.0), "tolerance": (TIMES[-1], 1e-3)}.get(line)
+    settings = result["settings"]
+    shortest, longest = settings["times"][0], settings["times"][-1]
+    shared = {
+        "training": (shortest, settings["epochs"]),
+        "factor": (shortest, 1.0),
+        "tolerance": (longest, 1e-3),
+    }.get(line)
     found: dict[str, list] = {}
     for record in result["runs"].values():
         if shared and (record["line"], record["value"]) == ("time", shared[0]):
@@ -265,7 +275,8 @@ def _lines(result: dict[str, Any], line: str) -> dict[str, list[dict[str, Any]]]
 def tables(result: dict[str, Any]) -> list[Table]:
     """One for each line, accuracies in %."""
     settings, out = result["settings"], []
-    for line, column in (("time", "t1"), ("tolerance", "rtol"), ("factor", "factor")):
+    columns = {"time": "t1", "training": "epochs", "tolerance": "rtol", "factor": "factor"}
+    for line, column in columns.items():
         title = f"{settings['dataset']}, {line}: % left at {settings['eps']:g}"
         table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         table.add_column("")
@@ -292,10 +303,11 @@ def tables(result: dict[str, Any]) -> list[Table]:
 def figure(result: dict[str, Any]):
     """Time, tolerance and saturation: PGD against the worst; dynamics: how the flow contracts."""
     settings = result["settings"]
-    drawn, axes = plt.subplots(2, 2, figsize=(11, 7.6), layout="constrained")
+    drawn, axes = plt.subplots(2, 3, figsize=(14, 7.6), layout="constrained")
     panels = (
         (axes[0, 0], "time", "integration time $t_1$", (PAPERS, "worst")),
-        (axes[0, 1], "tolerance", "tolerance of the solver", (PAPERS, "worst")),
+        (axes[0, 1], "training", "epochs, $t_1$ = 1", (PAPERS, "worst")),
+        (axes[0, 2], "tolerance", "tolerance of the solver", (PAPERS, "worst")),
         (axes[1, 0], "factor", "logits multiplied by", (PAPERS, MARGIN, "worst")),
     )
     styles = {
@@ -328,7 +340,8 @@ def figure(result: dict[str, Any]):
     axis.set_title("dynamics", fontsize=11)
     axis.set_xlabel("integration time $t_1$")
     axis.set_ylabel("growth of a random distance (median)")
-    for axis in axes.flat:
+    axes[1, 2].axis("off")
+    for axis in axes.flat[:-1]:
         axis.set_xscale("log")
         axis.grid(alpha=0.3, lw=0.5)
         if axis.get_legend_handles_labels()[0]:

@@ -64,7 +64,7 @@ class Config(RunConfig):
     preset: str = "cpu"
     """paper (ResNet-56, for a GPU), cpu (ResNet-14, few epochs) or smoke."""
     dataset: str = "digits"
-    """digits (embedded), mnist or cifar10."""
+    """digits (embedded), mnist or cifar10; the preset paper takes the last."""
     seeds: int = 1
     """How many seeds of each."""
     epochs: int | None = None
@@ -75,7 +75,8 @@ class Config(RunConfig):
 
 def main(config: Config):
     check_choice("preset", config.preset, PRESETS)
-    check_choice("dataset", config.dataset, SMALL_EPS)
+    accepted = ("cifar10",) if config.preset == "paper" else tuple(SMALL_EPS)
+    check_choice(f"dataset for the preset {config.preset}", config.dataset, accepted)
     check_counts(config, "seeds")
     preset = config.settle(PRESETS[config.preset])
     console = Console()

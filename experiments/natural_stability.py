@@ -7,10 +7,11 @@ Runge-Kutta methods of n equal steps, the same weights for every n. Section 3.3:
 FractalNet and RevNet with h = 1, which the paper holds responsible for their failure, and a ResNet
 with h = 1/6.
 
-A perturbation is of the features behind the stem, by PGD-40 against the network or at random with
-the same eps. Its growth is max_n |z_n - y_n| / |z_0 - y_0| in l2. The bounds are those of the
-theorems with K the largest norm of a Jacobian on the way: K is no smaller, so that no bound with
-this K proves anything, but also no bound with the true K is below.
+A perturbation is of the features behind the stem, by PGD-40 to its end or at random with the same
+eps, of every image. PGD is against the network itself; of the Runge-Kutta methods, against the
+network as it was trained, solved adaptively. The growth is max_n |z_n - y_n| / |z_0 - y_0| in l2.
+The bounds are those of the theorems with K the largest norm of a Jacobian on the way: K is no
+smaller, so that no bound with this K proves anything, but also no bound with the true K is below.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ from odejax.evaluation import provenance, robust_accuracy, save_result
 from odejax.models import ConvODENet, FractalNet, PolyNet, ResNet, RevNet
 from odejax.solvers import (
     SSPRK33,
+    growth,
     growth_bound,
     jacobian_norm,
     layer_states,
@@ -44,7 +46,15 @@ from odejax.solvers import (
 )
 from odejax.training import CrossEntropy, clean_accuracy, fit
 
-from ._cli import RunConfig, check_choice, check_counts, load_data, open_result, run
+from ._cli import (
+    RunConfig,
+    UsageError,
+    check_choice,
+    check_counts,
+    load_data,
+    open_result,
+    run,
+)
 from ._report import copy_to_repository
 
 KIND = "natural_stability"
@@ -88,13 +98,18 @@ class Config(RunConfig):
 def main(config: Config):
     check_choice("dataset", config.dataset, ("digits", "mnist"))
     check_counts(config, "epochs", "width", "test_images")
+    if config.width % 2:
+        raise UsageError(f"width must be even, for RevNet's halves; got {config.width}")
+    if not 0 < config.eps < float("inf"):
+        raise UsageError(f"eps must be finite and positive; got {config.eps}")
     console = Console()
     train, test = load_data(config, config.test_images)
     test = test.take(slice(config.test_images))
     folder = config.out or Path("runs/natural_stability") / config.dataset
     told = {name: getattr(config, name) for name in ("dataset", "epochs", "width", "eps")}
     settings = told | {"test_images": len(test)}
-    open_result(folder / "result.json", KIND, settings, config.resume)
+    path = folder / "result.json"
+    result = open_result(path, KIND, settings, config.resume, records="networks")
     key = jax.random.key(0)
 
     def trained(name: str, make):
@@ -102,21 +117,24 @@ def main(config: Config):
         checkpoints = folder / "checkpoints" / name.replace(" ", "").replace("/", "-")
         return _train(make, train, config, key, checkpoints)
 
-    ode = trained("neural ODE", ConvODENet)
-    theorems = _theorems(ode, test, config, key)
-    layered = {
-        name: _layered(trained(name, make), test, config, key) for name, make in NETWORKS.items()
-    }
-    result = provenance(0) | {"settings": settings, "theorems": theorems, "networks": layered}
+    if "theorems" not in result:
+        origin = provenance(0)
+        ode = trained("neural ODE", ConvODENet)
+        result["theorems"] = origin | _theorems(ode, test, config, key)
+        save_result(path, KIND, result)
+    for name, make in NETWORKS.items():
+        if name not in result["networks"]:
+            origin = provenance(0)
+            result["networks"][name] = origin | _layered(trained(name, make), test, config, key)
+            save_result(path, KIND, result)
     for table in tables(result):
         console.print(table)
-    save_result(folder / "result.json", KIND, result)
     figure(result).savefig(folder / "stability.png", dpi=150)
     plt.close("all")
     if config.publish:
-        copy_to_repository(folder / "result.json", f"{KIND}_{config.dataset}.json")
+        copy_to_repository(path, f"{KIND}_{config.dataset}.json")
         copy_to_repository(folder / "stability.png", f"{KIND}_{config.dataset}.png")
-    console.print(f"{folder / 'result.json'} and stability.png written")
+    console.print(f"{path} and stability.png written")
 
 
 def _train(make, train, config: Config, key, checkpoints):
@@ -140,22 +158,29 @@ def _train(make, train, config: Config, key, checkpoints):
 def _attack(predictor, test, config: Config, key):
     """What PGD-40 leaves, its images, and images at random corners of the same balls."""
     ball = odejax.LinfBall(config.eps)
-    report = robust_accuracy(PGD(40, None), predictor, test.pixels, test.labels, ball, key=key)
-    # An attack leaves images alone that are wrong without it: those say nothing of growth.
-    moved = np.flatnonzero((report.x_adv != test.pixels).any(axis=(1, 2, 3)))
+    report = robust_accuracy(
+        PGD(40, None),
+        predictor,
+        test.pixels,
+        test.labels,
+        ball,
+        key=key,
+        stop=False,
+        everyone=True,
+    )
     signs = np.where(jax.random.bernoulli(key, shape=test.pixels.shape), 1, -1)
     corners = np.clip(test.pixels + config.eps * signs, 0, 1).astype(np.float32)
-    images = (test.pixels[moved], {"PGD-40": report.x_adv[moved], "random": corners[moved]})
     told: dict[str, Any] = {
         "clean": clean_accuracy(predictor, test, key=key),
         "attacked": report.accuracy,
     }
-    return told, images
+    return told, {"PGD-40": report.x_adv, "random": corners}
 
 
 def _theorems(ode: odejax.Predictor, test, config: Config, key) -> dict[str, Any]:
     """Growth and bound by method and number of steps, and what attacks leave by Euler's."""
-    told, (images, perturbed) = _attack(ode, test, config, key)
+    told, perturbed = _attack(ode, test, config, key)
+    images = test.pixels
     model, state = ode.model, ode.state
     field = model.residual
 
@@ -176,6 +201,12 @@ def _theorems(ode: odejax.Predictor, test, config: Config, key) -> dict[str, Any
 
     k, mu = (np.asarray(values) for values in norms(jnp.asarray(images)))
     constant = float(k.max())
+    left, own = {}, {}
+    for n in STEPS:
+        settings = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 1 / n}
+        solve = model.ode.replace(solver=diffrax.Euler(), adjoint=None, **settings)
+        network = eqx.tree_at(lambda p: p.model.ode, ode, solve)
+        left[str(n)], own[n] = _attack(network, test, config, key)
     methods: dict[str, Any] = {}
     for name, solver in SOLVERS.items():
         step, rows = layer_step(solver), []
@@ -189,20 +220,15 @@ def _theorems(ode: odejax.Predictor, test, config: Config, key) -> dict[str, Any
                 )
             )
             ys = states(jnp.asarray(images))
+            moved = own[n] if name == "Euler" else perturbed
             rows.append(
                 {"steps": n, "bound": float(growth_bound(step, constant / n, n))}
-                | {kind: _growth(ys, states(jnp.asarray(x))) for kind, x in perturbed.items()}
+                | {kind: _growth(ys, states(jnp.asarray(x))) for kind, x in moved.items()}
             )
         methods[name] = rows
-    left = {}
-    for n in STEPS:
-        settings = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 1 / n}
-        solve = model.ode.replace(solver=diffrax.Euler(), adjoint=None, **settings)
-        network = eqx.tree_at(lambda p: p.model.ode, ode, solve)
-        left[str(n)] = _attack(network, test, config, key)[0]
     return {
         "constant": constant,
-        "logarithmic_norm": float(mu.max()),
+        "logarithmic_norm": float(mu.max()),  # the mean along the way, of the worst image
         "methods": methods,
         "adaptive": told,
         "euler": left,
@@ -211,8 +237,7 @@ def _theorems(ode: odejax.Predictor, test, config: Config, key) -> dict[str, Any
 
 def _growth(ys, zs) -> dict[str, float]:
     """The median and the largest growth over the images, (images, n + 1, ...) states each."""
-    distances = _distances(ys, zs)
-    growths = distances.max(axis=1) / distances[:, 0]
+    growths = np.asarray(jax.vmap(growth)(ys, zs))
     return {"median": float(np.median(growths)), "largest": float(growths.max())}
 
 
@@ -223,7 +248,7 @@ def _distances(ys, zs) -> np.ndarray:
 
 def _layered(predictor: odejax.Predictor, test, config: Config, key) -> dict[str, Any]:
     """How distances grow from layer to layer, and (1 + h K)^n and its like."""
-    told, (images, perturbed) = _attack(predictor, test, config, key)
+    told, perturbed = _attack(predictor, test, config, key)
     model: Any = predictor.model
     state = predictor.state
     walk: Any = _reversible_walk if isinstance(model, RevNet) else _walk
@@ -235,7 +260,7 @@ def _layered(predictor: odejax.Predictor, test, config: Config, key) -> dict[str
         states, visits = walk(model, state, x)
         return states, jnp.stack([jacobian_norm(f, y, key=key) for f, y in visits])
 
-    ys, norms = seen(jnp.asarray(images))
+    ys, norms = seen(jnp.asarray(test.pixels))
     constant = float(norms.max())
     depth = ys.shape[1] - 1
     told["constant"] = constant

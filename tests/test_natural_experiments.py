@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from functools import partial
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -118,8 +119,44 @@ def test_yopo_takes_its_steps_through_the_first_layer_of_table_2s_network():
     small = dataclasses.replace(
         network, make=partial(PreActResNet, depth=8), epochs=1, batch_size=8, augment=None
     )
-    _, record = natural.train_network(small, data, 0, None)
+    predictor, record = natural.train_network(small, data, 0, None)
     assert np.isfinite(record["last_epoch"]["loss"])
+    rule: Any = network.objective
+    assert rule.first(predictor.model) is predictor.model.net.stem
+    assert (rule.m, rule.n) == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("script", "settings", "message"),
+    [
+        (
+            natural_fig1,
+            {"preset": "paper"},
+            "unknown dataset for the preset paper 'digits'; accepted: cifar10",
+        ),
+        (natural_fig1, {"seeds": 0}, "seeds must be at least 1; got 0"),
+        (natural_stability, {"eps": -0.1}, "eps must be finite and positive; got -0.1"),
+        (natural_stability, {"width": 15}, "width must be even, for RevNet's halves; got 15"),
+        (natural_causes, {"fields": ()}, "no fields; accepted: convolutional, fully connected"),
+        (natural_causes, {"queries": 0}, "queries must be at least 1; got 0"),
+    ],
+)
+def test_the_other_scripts_name_wrong_arguments(script, settings, message):
+    with pytest.raises(UsageError, match=message):
+        script.main(script.Config(**settings))
+
+
+@pytest.mark.parametrize("make", [ResNet, RevNet])
+def test_the_walk_is_the_networks_own(make):
+    """The states of which growth is measured end where the network's head begins."""
+    model, state = eqx.nn.make_with_state(make)((8, 8, 1), width=4, depth=2, key=jax.random.key(0))
+    x = jax.random.uniform(jax.random.key(1), (8, 8, 1))
+    walk: Any = natural_stability._reversible_walk if make is RevNet else natural_stability._walk
+    states, visits = walk(model, state, x)
+    logits, _ = model.head(states[-1], state)
+    np.testing.assert_allclose(logits, model(x, state)[0], rtol=1e-5, atol=1e-6)
+    assert len(states) == 3
+    assert len(visits) == (4 if make is RevNet else 2)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +189,16 @@ def test_the_ledger_reads_the_papers_preset(tmp_path, monkeypatch):
         for eps in natural.EPS["mnist"]
     ]
     runs = {"Neural ODE/0": {"device": "gpu", "clean_accuracy": 0.99, "brackets": brackets}}
-    save_result(tmp_path / "natural_mnist_paper.json", "natural", {"settings": {}, "runs": runs})
+    networks = natural.PRESETS["paper"].networks("mnist")
+    epochs = {name: network.epochs for name, network in networks.items()}
+
+    def save(epochs):
+        result = {"settings": {"epochs": epochs}, "runs": runs}
+        save_result(tmp_path / "natural_mnist_paper.json", "natural", result)
+
+    save(epochs | {"Neural ODE": 1})  # not the paper's training
+    assert all("not_measured" in entry for entry in claims.ledger(["natural"], tmp_path))
+    save(epochs)
     entries = {
         (e["model"], e["dataset"], e["attack"], e.get("eps")): e
         for e in claims.ledger(["natural"], tmp_path)
@@ -206,16 +252,18 @@ def test_growth_stays_below_its_bounds(monkeypatch, tmp_path):
 
 
 def test_fig1_has_a_network_for_every_step_and_resumes(monkeypatch, tmp_path):
-    """A step of 1e-10 leaves the stem and the head: it learns less than a step of 1."""
     digits = load("digits", "train"), load("digits", "test")
     monkeypatch.setattr(natural_fig1, "load_data", lambda config, n: digits)
     monkeypatch.setattr(natural_fig1, "STEP_SIZES", (1.0, 1e-10))
     make = partial(ResNet, width=8)
     monkeypatch.setattr(natural_fig1, "PreActResNet", lambda *a, depth, **k: make(*a, **k))
-    config = natural_fig1.Config(epochs=3, test_images=40, out=tmp_path)
+    config = natural_fig1.Config(epochs=6, test_images=40, out=tmp_path)
     natural_fig1.main(config)
     result = json.loads((tmp_path / "result.json").read_text())
     assert list(result["runs"]) == ["1/0", "1e-10/0"]
+    # A step of 1e-10 leaves no more than the stem and the head.
+    clean = [record["clean_accuracy"] for record in result["runs"].values()]
+    assert clean[0] > clean[1] + 0.1
     for record in result["runs"].values():
         assert set(record["transfer"]) == {"0.1", "0.3", "0.5"}
         assert list(record["own"]) == ["0.02", "0.1"]
@@ -232,7 +280,7 @@ def test_what_hides_gradients_is_told_apart(monkeypatch, tmp_path):
     """Multiplied logits decide as before, and withstand the cross-entropy's gradient alone."""
     digits = load("digits", "train"), load("digits", "test")
     monkeypatch.setattr(natural_causes, "load_data", lambda config, n: digits)
-    monkeypatch.setattr(natural_causes, "TIMES", (1.0,))
+    monkeypatch.setattr(natural_causes, "TIMES", (1.0, 2.0))
     monkeypatch.setattr(natural_causes, "TOLERANCES", (1e-6,))
     monkeypatch.setattr(natural_causes, "FACTORS", (1e4,))
     monkeypatch.setattr(natural_causes, "STOPPED", (0.3,))
@@ -249,6 +297,9 @@ def test_what_hides_gradients_is_told_apart(monkeypatch, tmp_path):
     tight, own = natural_causes._lines(result, "tolerance")["settling"]
     assert (tight["value"], own["value"]) == (1e-6, 1e-3)
     assert tight["mean_steps"] > own["mean_steps"]
+    once, twice = natural_causes._lines(result, "training")["settling"]
+    assert (once["value"], twice["value"]) == (4, 8)
+    assert twice["clean_accuracy"] > once["clean_accuracy"]
     for record in result["runs"].values():
         assert record["left"]["worst"] <= min(record["left"].values())
     natural_causes.main(dataclasses.replace(config, resume=True))
