@@ -1,6 +1,7 @@
 """What the main job shows: its tables and figures, drawn from the result alone."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from odejax.evaluation import decode_array
@@ -95,6 +98,23 @@ def publish(dataset: str, folder: Path, path: Path):
     for figure in ("curves", "images"):
         if (folder / f"{figure}.png").exists():
             copy_to_repository(folder / f"{figure}.png", f"benchmark_{dataset}_{figure}.png")
+
+
+def present(
+    console: Console, tables: Iterable[Table], drawn: Figure, path: Path, png: str, name: str | None
+):
+    """Print the tables and draw the figure beside the result at `path`.
+
+    With a `name` the repository keeps both under it.
+    """
+    for table in tables:
+        console.print(table)
+    drawn.savefig(path.parent / png, dpi=150)
+    plt.close(drawn)
+    if name is not None:
+        copy_to_repository(path, f"{name}.json")
+        copy_to_repository(path.parent / png, f"{name}.png")
+    console.print(f"{path} and {png} written")
 
 
 def copy_to_repository(path: Path, name: str):

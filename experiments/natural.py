@@ -32,7 +32,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from rich.console import Console
@@ -61,7 +60,7 @@ from odejax.training import (
 
 from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, open_result, run
 from ._natural_report import TRANSFERS, figure, tables
-from ._report import copy_to_repository
+from ._report import present
 
 KIND = "natural"
 EPS = {
@@ -216,15 +215,8 @@ def main(config: Config):
             record |= _evaluate(predictor, oracles, test, config.dataset, preset, seed)
             result["runs"][f"{name}/{seed}"] = origin | record
             save_result(path, KIND, result)
-    for table in tables(result):
-        console.print(table)
-    figure(result).savefig(folder / "natural.png", dpi=150)
-    plt.close("all")
-    if config.publish:
-        name = f"natural_{config.dataset}_{config.preset}"
-        copy_to_repository(path, f"{name}.json")
-        copy_to_repository(folder / "natural.png", f"{name}.png")
-    console.print(f"{path} and natural.png written")
+    name = f"natural_{config.dataset}_{config.preset}" if config.publish else None
+    present(console, tables(result), figure(result), path, "natural.png", name)
 
 
 def _check(config: Config) -> tuple[Preset, dict[str, Network]]:

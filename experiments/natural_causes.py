@@ -44,7 +44,7 @@ from odejax.models import ConvODENet, DenseODENet, HopfieldODENet
 from odejax.training import CrossEntropy, clean_accuracy, fit, steps_per_epoch
 
 from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, open_result, run
-from ._report import copy_to_repository
+from ._report import present
 from .natural import with_solve
 
 KIND = "natural_causes"
@@ -131,14 +131,8 @@ def main(config: Config):
         for stage, predictor in enumerate(networks):
             if stage:
                 record(field, "training", setting.epochs * (stage + 1), predictor)
-    for table in tables(result):
-        console.print(table)
-    figure(result).savefig(folder / "causes.png", dpi=150)
-    plt.close("all")
-    if config.publish:
-        copy_to_repository(path, f"{KIND}_{config.dataset}.json")
-        copy_to_repository(folder / "causes.png", f"{KIND}_{config.dataset}.png")
-    console.print(f"{path} and causes.png written")
+    name = f"{KIND}_{config.dataset}" if config.publish else None
+    present(console, tables(result), figure(result), path, "causes.png", name)
 
 
 def _check(config: Config) -> Setting:

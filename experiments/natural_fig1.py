@@ -33,7 +33,7 @@ from odejax.models import PreActResNet
 from odejax.training import clean_accuracy
 
 from ._cli import RunConfig, check_choice, check_counts, load_data, open_result, run
-from ._report import copy_to_repository
+from ._report import present
 from ._seeds import by_name, cell
 from .natural import Network, one_cycle, train_network
 
@@ -105,13 +105,8 @@ def main(config: Config):
             record |= _evaluate(predictor, oracle, attacked, SMALL_EPS[config.dataset], key)
             result["runs"][f"{h:g}/{seed}"] = origin | {"h": h} | record
             save_result(path, KIND, result)
-    console.print(table(result))
-    figure(result).savefig(folder / "fig1.png", dpi=150)
-    plt.close("all")
-    if config.publish:
-        copy_to_repository(path, f"{KIND}_{config.dataset}_{config.preset}.json")
-        copy_to_repository(folder / "fig1.png", f"{KIND}_{config.dataset}_{config.preset}.png")
-    console.print(f"{path} and fig1.png written")
+    name = f"{KIND}_{config.dataset}_{config.preset}" if config.publish else None
+    present(console, [table(result)], figure(result), path, "fig1.png", name)
 
 
 def _network(preset: str, depth: int, h: float, epochs: int) -> Network:

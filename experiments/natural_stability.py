@@ -55,7 +55,7 @@ from ._cli import (
     open_result,
     run,
 )
-from ._report import copy_to_repository
+from ._report import present
 
 KIND = "natural_stability"
 BATCH_SIZE = 64
@@ -127,14 +127,8 @@ def main(config: Config):
             origin = provenance(0)
             result["networks"][name] = origin | _layered(trained(name, make), test, config, key)
             save_result(path, KIND, result)
-    for table in tables(result):
-        console.print(table)
-    figure(result).savefig(folder / "stability.png", dpi=150)
-    plt.close("all")
-    if config.publish:
-        copy_to_repository(path, f"{KIND}_{config.dataset}.json")
-        copy_to_repository(folder / "stability.png", f"{KIND}_{config.dataset}.png")
-    console.print(f"{path} and stability.png written")
+    name = f"{KIND}_{config.dataset}" if config.publish else None
+    present(console, tables(result), figure(result), path, "stability.png", name)
 
 
 def _train(make, train, config: Config, key, checkpoints):

@@ -42,7 +42,7 @@ from odejax.models import NmODE, NmODENet
 from odejax.training import clean_accuracy
 
 from ._cli import RunConfig, check_choice, check_choices, load_data, open_result, run
-from ._report import copy_to_repository
+from ._report import present
 from .nmode_mnist import LEARNING_RATE, Network, row_sums, train_network
 
 KIND = "nmode_ablation"
@@ -176,17 +176,11 @@ def main(config: Config):
             record |= _evaluate(trained, test, setting, config.seed)
             result["runs"][point.name] = origin | record
             save_result(path, KIND, result)
-    for table in tables(result):
-        console.print(table)
     for name, record in result["runs"].items():
         for flag, evidence in record["interval"]["flags"].items():
             console.print(f"{name}: [bold]{flag}[/] ({evidence})")
-    figure(result).savefig(folder / "ablation.png", dpi=150)
-    plt.close("all")
-    if config.publish:
-        copy_to_repository(path, f"nmode_ablation_{config.dataset}.json")
-        copy_to_repository(folder / "ablation.png", f"nmode_ablation_{config.dataset}.png")
-    console.print(f"{path} and ablation.png written")
+    name = f"nmode_ablation_{config.dataset}" if config.publish else None
+    present(console, tables(result), figure(result), path, "ablation.png", name)
 
 
 def _check(config: Config) -> Setting:

@@ -42,7 +42,7 @@ from odejax.training import TRADES, CrossEntropy, Fit, clean_accuracy, fit, step
 
 from ._claims import claimed
 from ._cli import RunConfig, check_choice, check_choices, load_data, open_result, run
-from ._report import copy_to_repository
+from ._report import present
 
 KIND = "nmode_cifar"
 BATCH_SIZE = 128
@@ -132,14 +132,8 @@ def main(config: Config):
         record |= _evaluate(NETWORKS[name], predictor, test, preset, config.seed)
         result["runs"][name] = origin | record
         save_result(path, KIND, result)
-    console.print(table(result))
-    figure(result).savefig(folder / "cifar.png", dpi=150)
-    plt.close("all")
-    if config.publish:
-        name = f"nmode_{config.dataset}_{config.preset}"
-        copy_to_repository(path, f"{name}.json")
-        copy_to_repository(folder / "cifar.png", f"{name}.png")
-    console.print(f"{path} and cifar.png written")
+    name = f"nmode_{config.dataset}_{config.preset}" if config.publish else None
+    present(console, [table(result)], figure(result), path, "cifar.png", name)
 
 
 def _check(config: Config) -> Preset:

@@ -30,7 +30,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from rich.console import Console
@@ -59,7 +58,7 @@ from odejax.training import (
 
 from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, open_result, run
 from ._nmode_report import figure, tables
-from ._report import copy_to_repository
+from ._report import present
 
 KIND = "nmode_mnist"
 BATCH_SIZE = 256
@@ -209,14 +208,8 @@ def main(config: Config):
             record["pgd_standardised"] = pgd_standardised(trained, train, test, setting, seed)
             result["runs"][f"{name}/{seed}"] = origin | record
             save_result(path, KIND, result)
-    for table in tables(result):
-        console.print(table)
-    figure(result).savefig(folder / "intervals.png", dpi=150)
-    plt.close("all")
-    if config.publish:
-        copy_to_repository(path, f"nmode_mnist_{config.dataset}.json")
-        copy_to_repository(folder / "intervals.png", f"nmode_mnist_{config.dataset}.png")
-    console.print(f"{path} and intervals.png written")
+    name = f"nmode_mnist_{config.dataset}" if config.publish else None
+    present(console, tables(result), figure(result), path, "intervals.png", name)
 
 
 def _check(config: Config) -> Setting:

@@ -31,7 +31,7 @@ from odejax.evaluation import decode_array, encode_array, provenance, save_resul
 from odejax.models import ResNet
 
 from ._cli import RunConfig, check_choice, load_data, open_result, run
-from ._report import copy_to_repository
+from ._report import present
 from .nmode_mnist import NETWORKS, Network, train_network
 
 KIND = "nmode_perturbations"
@@ -138,16 +138,8 @@ def main(config: Config):
         for name, values in strengths.items()
     }
     save_result(path, KIND, result)
-    for table in tables(result):
-        console.print(table)
-    figure(result).savefig(folder / "perturbations.png", dpi=150)
-    plt.close("all")
-    if config.publish:
-        copy_to_repository(path, f"nmode_perturbations_{config.dataset}.json")
-        copy_to_repository(
-            folder / "perturbations.png", f"nmode_perturbations_{config.dataset}.png"
-        )
-    console.print(f"{path} and perturbations.png written")
+    name = f"nmode_perturbations_{config.dataset}" if config.publish else None
+    present(console, tables(result), figure(result), path, "perturbations.png", name)
 
 
 def perturb(name: str, images: np.ndarray, strength: float, key) -> np.ndarray:
