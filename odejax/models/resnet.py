@@ -95,8 +95,8 @@ class ResNet(eqx.Module):
 class SSPNet(eqx.Module):
     """A residual network integrated by a strong-stability-preserving method (*ssp*).
 
-    `solver` is `SSPRK22()` (SSP-2) or `SSPRK33()` (SSP-3, the default): a ResNet of the same
-    weights, each used at two or three stages.
+    `solver` is `SSPRK22()` (SSP-2) or `SSPRK33()` (SSP-3, the default), `SSPRK43()`, `SSPRK104()`
+    or `LearnedRK2(depth)`: a ResNet of the same weights, each used at all stages.
     """
 
     net: ResNet
@@ -106,7 +106,7 @@ class SSPNet(eqx.Module):
         image_shape: ImageShape,
         n_classes: int = 10,
         *,
-        solver: diffrax.AbstractSolver | None = None,
+        solver: diffrax.AbstractSolver | AbstractLayerStep | None = None,
         width: int = 32,
         depth: int = 6,
         norm: Norm = GroupNorm,

@@ -30,6 +30,7 @@ from .layered import (
     layer_step as layer_step,
     stack_layers as stack_layers,
 )
+from .learned_rk2 import LearnedRK2 as LearnedRK2, ShuOsher as ShuOsher
 from .multilevel import (
     Level as Level,
     MultilevelExpectation as MultilevelExpectation,
@@ -39,7 +40,12 @@ from .reversible import (
     integrate_reversible as integrate_reversible,
     invert_reversible as invert_reversible,
 )
-from .ssprk import SSPRK22 as SSPRK22, SSPRK33 as SSPRK33
+from .ssprk import (
+    SSPRK22 as SSPRK22,
+    SSPRK33 as SSPRK33,
+    SSPRK43 as SSPRK43,
+    SSPRK104 as SSPRK104,
+)
 from .stability import (
     growth as growth,
     growth_bound as growth_bound,

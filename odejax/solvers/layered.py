@@ -50,7 +50,8 @@ def integrate_layers(
       of weights, as `layer(y, state, key=key) -> (dy, state)`. State (BatchNorm's) is threaded
       through stages and layers.
     - `solver`: any explicit Diffrax solver, by default Euler, or another `AbstractLayerStep`.
-      Weights shared by all layers make the former `diffrax.diffeqsolve` with constant steps.
+      Weights shared by all layers make the former `diffrax.diffeqsolve` with constant steps. A
+      step's arrays, such as learned coefficients, have a leading axis of depth.
     - `noise`: added after each step; needs `key`.
     """
     if noise is not None and key is None:
@@ -75,13 +76,16 @@ def layer_states(
 
 def _scan(layers, y, state, take, step_size, noise=None, key=None, *, every=False):
     """The last state, the layers' new substate and, with `every`, the state after each layer."""
-    arrays, static = eqx.partition(layers, eqx.is_array)
-    depth = jax.tree.leaves(arrays)[0].shape[0]
+    arrays, static = eqx.partition((layers, take), eqx.is_array)
+    depth = jax.tree.leaves(arrays[0])[0].shape[0]
+    for array in jax.tree.leaves(arrays[1]):
+        if array.shape[:1] != (depth,):
+            raise ValueError(f"the step has coefficients {array.shape} for {depth} layers")
     keys = None if key is None else jax.random.split(key, (depth, 2))  # of field and noise
 
     def step(y, layer):
         arrays, substate, key = layer
-        field = eqx.combine(arrays, static)
+        field, take = eqx.combine(arrays, static)
         field_key, noise_key = (None, None) if key is None else key
 
         def slope(stage):
