@@ -44,9 +44,12 @@ from odejax.models import (
     ConvODENet,
     DenseODENet,
     EnResNet,
+    FlexibleSteps,
     FractalNet,
+    HamiltonianNet,
     HopfieldODENet,
     LipschitzNet,
+    MassPreservingNet,
     MixedEnResNet,
     NmODE,
     NmODENet,
@@ -54,7 +57,11 @@ from odejax.models import (
     PreActResNet,
     ResNet,
     RevNet,
+    SpherePreservingNet,
     SSPNet,
+    Structured,
+    StructuredNet,
+    VolumePreservingNet,
     WideResNet,
 )
 from odejax.solvers import SSPRK22, SSPRK33
@@ -90,6 +97,7 @@ all_models = {
     "EnResNet": _maker(EnResNet, width=4, depth=2, members=2),
     "MixedEnResNet": _maker(MixedEnResNet, bases=(partial(ResNet, width=4, depth=1),) * 2),
     "PreActResNet": _maker(PreActResNet, depth=8),
+    "PreActResNet SSPRK22": _maker(PreActResNet, depth=8, solver=SSPRK22()),
     "WideResNet": _maker(WideResNet, depth=8, width=2),
     "ConvODENet": _maker(ConvODENet, width=4, **_HEUN),
     "ConvODENet in time": _maker(ConvODENet, width=4, layers=1, time=True, last_norm=True, **_HEUN),
@@ -99,6 +107,15 @@ all_models = {
     "NmODENet flow map": _maker(NmODENet, width=8),
     "NmODENet solver": _maker(NmODENet, width=8, nmode=NmODE(solver=diffrax.Dopri5())),
     "LipschitzNet": _maker(LipschitzNet, width=4, depth=1, features=16),
+    "LipschitzNet SDP": _maker(LipschitzNet, width=4, depth=1, features=16, sdp=True),
+    "StructuredNet": _maker(StructuredNet, channels=(4,), depth=2),
+    "StructuredNet switching": _maker(
+        StructuredNet, channels=(4,), depth=2, regime=Structured(FlexibleSteps())
+    ),
+    "HamiltonianNet": _maker(HamiltonianNet, features=8, depth=2, width=8),
+    "VolumePreservingNet": _maker(VolumePreservingNet, features=8, depth=2, width=8),
+    "MassPreservingNet": _maker(MassPreservingNet, features=8, depth=2, width=8),
+    "SpherePreservingNet": _maker(SpherePreservingNet, features=8, depth=2, width=8),
 }
 
 all_attacks = {

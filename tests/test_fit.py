@@ -23,6 +23,7 @@ from odejax.training import (
     Adversarial,
     CheckpointError,
     CrossEntropy,
+    Hinge,
     TrainingDiverged,
     clean_accuracy,
     fit,
@@ -424,3 +425,49 @@ def test_a_checkpoint_without_its_arrays_is_refused(copy):
     shutil.rmtree(copy / "2" / "arrays")
     with pytest.raises(CheckpointError, match="2"):
         run(epochs=2, checkpoint_dir=copy)
+
+
+def logits_of_pixels():
+    """A model whose logits are the image's pixels, so that losses can be counted by hand."""
+
+    class Pixels(eqx.Module):
+        def __call__(self, x, state, *, key=None):
+            return jnp.ravel(x), state
+
+    return eqx.nn.make_with_state(Pixels)()
+
+
+def test_the_hinge_is_that_of_pytorch():
+    logits = np.array([[0.5, 0.2, 0.4, 0.1], [0.9, 0.1, 0.2, 0.3]], np.float32)
+    labels, margin = np.array([0, 3], np.int32), 0.3
+    model, state = logits_of_pixels()
+    images = jnp.asarray(logits.reshape(2, 2, 2, 1))
+    loss, (_, correct) = Hinge(margin)(model, state, images, jnp.asarray(labels), key=KEY)
+    # torch.nn.MultiMarginLoss(margin=0.3): (0 + 0.2 + 0) / 4 and (0.9 + 0.1 + 0.2) / 4
+    expected = np.mean([(0.0 + 0.2 + 0.0) / 4, (0.9 + 0.1 + 0.2) / 4])
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert int(correct) == 1
+
+
+def test_a_margin_in_the_cross_entropy_is_taken_from_the_label():
+    logits = np.array([[0.5, 0.2, 0.4, 0.1]], np.float32)
+    model, state = logits_of_pixels()
+    images, labels = jnp.asarray(logits.reshape(1, 2, 2, 1)), jnp.array([0], jnp.int32)
+    objective = CrossEntropy(temperature=0.1, margin=0.3)
+    loss, (_, correct) = objective(model, state, images, labels, key=KEY)
+    shifted = (logits[0] - 0.3 * np.eye(4)[0]) / 0.1
+    assert float(loss) == pytest.approx(np.log(np.exp(shifted).sum()) - shifted[0], rel=1e-5)
+    assert int(correct) == 1  # by the logits themselves
+
+
+@pytest.mark.parametrize("margin", [-0.1, float("inf"), float("nan")])
+@pytest.mark.parametrize("objective", [Hinge, CrossEntropy])
+def test_margins_that_cannot_be_are_refused(objective, margin):
+    with pytest.raises(ValueError, match=f"margin must be finite and not negative; got {margin}"):
+        objective(margin=margin)
+
+
+def test_adversarial_training_takes_any_objective():
+    objective = Adversarial(PGD(1, 0.05), LinfBall(0.05), Hinge(1.0))
+    history = run(objective=objective, epochs=4).history
+    assert history[-1]["loss"] < history[0]["loss"]

@@ -1,6 +1,7 @@
 """Gradient-flow layers expand nothing, and LipschitzNet's bound holds for any weights."""
 
 import math
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -10,8 +11,20 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from odejax import Predictor
-from odejax.models import GradientFlow, LipschitzNet
-from odejax.models.lipschitz import ConvOperator, DenseOperator
+from odejax.models import (
+    ConvOperator,
+    DenseOperator,
+    FlexibleSteps,
+    GradientFlow,
+    LipschitzNet,
+    NaivelyConstrained,
+    NonExpansiveSteps,
+    PrescribedSteps,
+    Structured,
+    StructuredNet,
+    TwoFlows,
+    Unconstrained,
+)
 
 SHAPE = (8, 8, 2)
 deterministic = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -71,17 +84,32 @@ def test_a_layer_with_zero_weights_is_finite(kind):
     assert jnp.isfinite(layer(x)).all()
 
 
-def net(scale=None, seed=0):
-    make = eqx.nn.make_with_state(LipschitzNet)
-    model, state = make(SHAPE, 5, width=4, depth=1, features=16, key=jax.random.key(seed))
+MAKES = {
+    "CPL": partial(LipschitzNet, width=4, depth=1, features=16),
+    "SDP": partial(LipschitzNet, width=4, depth=1, features=16, sdp=True),
+    "non-expansive": partial(StructuredNet, channels=(4, 6), depth=2),
+    "prescribed": partial(
+        StructuredNet, channels=(4,), depth=2, regime=Structured(PrescribedSteps())
+    ),
+    "flexible": partial(StructuredNet, channels=(4,), depth=2, regime=Structured(FlexibleSteps())),
+}
+OTHERS = {
+    "naive": partial(StructuredNet, channels=(4,), depth=2, regime=NaivelyConstrained()),
+    "unconstrained": partial(StructuredNet, channels=(4,), depth=2, regime=Unconstrained()),
+}
+
+
+def net(scale=None, seed=0, make=MAKES["CPL"]):
+    model, state = eqx.nn.make_with_state(make)(SHAPE, 5, key=jax.random.key(seed))
     if scale is not None:
-        leaves, tree = jax.tree.flatten(model)
+        weights, static = eqx.partition(model, eqx.is_array)
+        leaves, tree = jax.tree.flatten(weights)
         keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
         leaves = [
             scale * jax.random.normal(k, leaf.shape)
             for k, leaf in zip(keys, leaves, strict=True)
         ]  # fmt: skip
-        model = jax.tree.unflatten(tree, leaves)
+        model = eqx.combine(jax.tree.unflatten(tree, leaves), static)
     return model, state
 
 
@@ -89,10 +117,9 @@ def net(scale=None, seed=0):
 def largest_ratio(predictor, key, pairs=64, ascents=60):
     """||f(x) - f(x')|| / ||x - x'|| over random pairs, before and after gradient ascent."""
 
-    def ratio(pair):
-        return jnp.linalg.norm(predictor(pair[0]) - predictor(pair[1])) / jnp.linalg.norm(
-            jnp.ravel(pair[0] - pair[1])
-        )
+    def ratio(pair):  # squared: it has a gradient at 0
+        moved = predictor(pair[0]) - predictor(pair[1])
+        return jnp.sum(moved**2) / jnp.sum((pair[0] - pair[1]) ** 2)
 
     def step(pair, _):
         gradient = jax.grad(ratio)(pair)
@@ -101,29 +128,125 @@ def largest_ratio(predictor, key, pairs=64, ascents=60):
 
     start = jax.random.uniform(key, (pairs, 2, *SHAPE))
     end = jax.vmap(lambda p: jax.lax.scan(step, p, length=ascents)[0])(start)
-    return jnp.max(jax.vmap(ratio)(start)), jnp.max(jax.vmap(ratio)(end))
+    return tuple(jnp.sqrt(jnp.max(jax.vmap(ratio)(pairs))) for pairs in (start, end))
 
 
-@pytest.mark.parametrize("scale", [None, 0.1, 1.0, 30.0])
-def test_no_pair_exceeds_the_bound_and_the_bound_is_near_one(scale):
-    model, state = net(scale)
-    sampled, ascended = largest_ratio(Predictor(model, state), jax.random.key(2))
+@pytest.mark.parametrize("scale", [None, 1.0, 30.0])
+@pytest.mark.parametrize("name", MAKES)
+def test_no_pair_exceeds_the_bound_and_the_bound_is_at_most_one(name, scale):
+    model, state = net(scale, make=MAKES[name])
+    predictor = Predictor(model, state)
+    sampled, ascended = largest_ratio(predictor, jax.random.key(2))
+    bounds = [float(m.lipschitz_bound()) for m in (model, predictor.model)]
+    # (Strong biases may leave all ReLUs behind a lifting convolution at 0.)
+    assert 0 < float(sampled) < float(ascended) if scale is None else sampled <= ascended
+    assert float(ascended) <= min(bounds) + 1e-5
+    assert bounds[0] == pytest.approx(bounds[1], abs=1e-4)
+    assert max(bounds) <= 1 + 1e-4
+    if name in ("CPL", "SDP"):
+        assert min(bounds) >= 1 - 1e-4
+
+
+@pytest.mark.parametrize("scale", [None, 1.0])
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_others_stretch_and_say_so(name, scale):
+    model, state = net(scale, make=OTHERS[name])
+    _, ascended = largest_ratio(Predictor(model, state), jax.random.key(2))
     bound = float(model.lipschitz_bound())
-    assert float(sampled) < float(ascended) <= bound * (1 + 1e-5)
-    assert bound <= 1.01
+    assert float(ascended) <= bound * (1 + 1e-5)
+    assert bound > 3.99 if name == "naive" or scale else bound > 1.01
 
 
-def test_the_frozen_predictor_computes_the_same():
-    model, state = net(1.0)
+@pytest.mark.parametrize("name", MAKES)
+def test_the_frozen_predictor_computes_the_same(name):
+    model, state = net(1.0, make=MAKES[name])
     predictor = Predictor(model, state)
     for x in jax.random.uniform(jax.random.key(3), (5, *SHAPE)):
         np.testing.assert_allclose(predictor(x), model(x, state)[0], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(
-        predictor.model.lipschitz_bound(), model.lipschitz_bound(), rtol=1e-6
-    )
 
 
 @pytest.mark.parametrize("shape", [(7, 8, 1), (8, 7, 1), (9, 9, 3)], ids=str)
 def test_images_with_odd_sides_are_refused(shape):
     with pytest.raises(ValueError, match="sides must be even"):
         LipschitzNet(shape, key=jax.random.key(0))
+
+
+@eqx.filter_jit
+def bound_and_jacobian(layer, point):
+    return layer.lipschitz_bound(), jax.jacfwd(layer)(point)
+
+
+def bound_and_stretch(layer, n):
+    """The proven constant, and the norm of the Jacobian at a random point."""
+    point = jnp.asarray(np.random.default_rng(5).normal(size=n), jnp.float32)
+    bound, jacobian = bound_and_jacobian(layer, point)
+    return float(bound), np.linalg.norm(np.asarray(jacobian, np.float64), 2)
+
+
+@pytest.mark.parametrize("step", [-0.4, 0.0, 0.7, 1.9, 3.0])
+@pytest.mark.parametrize("slope", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("inputs", [6, 9], ids=["square", "wide"])
+def test_a_step_stretches_by_no_more_than_its_constant(step, slope, inputs):
+    rng = np.random.default_rng(0)
+    near_orthogonal = np.linalg.qr(rng.normal(size=(9, 9)))[0][:6, :inputs]
+    matrix = jnp.asarray(near_orthogonal + 0.1 * rng.normal(size=(6, inputs)), jnp.float32)
+    bias = jnp.asarray(rng.normal(size=6), jnp.float32)
+    layer = GradientFlow(DenseOperator(matrix, 1.0), bias, jnp.asarray(step, jnp.float32), slope)
+    bound, stretch = bound_and_stretch(layer, inputs)
+    a = np.asarray(DenseOperator(matrix, 1.0).freeze().matrix, np.float64)
+    worst = 0.0
+    for signs in rng.choice([slope, 1.0], size=(500, 6)):  # every Jacobian that there can be
+        worst = max(worst, np.linalg.norm(np.eye(inputs) - step * a.T @ np.diag(signs) @ a, 2))
+    assert stretch <= bound * (1 + 1e-6)
+    assert worst <= bound * (1 + 1e-6)
+    if slope == 1.0 or step <= 0:
+        assert bound <= 1.01 * worst + 1e-3  # then the worst case is among the Jacobians
+
+
+def two_flows(steps, learned, seed=0, noise=0.05):
+    """Near-orthogonal maps, so that both contract."""
+    rng = np.random.default_rng(seed)
+    matrices = np.linalg.qr(rng.normal(size=(2, 8, 8)))[0] + noise * rng.normal(size=(2, 8, 8))
+    operators = tuple(DenseOperator(jnp.asarray(m, jnp.float32), 1.0) for m in matrices)
+    biases = (jnp.zeros(8), jnp.zeros(8))
+    return TwoFlows(operators, biases, jnp.asarray(learned, jnp.float32), steps, 0.5)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize(
+    "steps", [PrescribedSteps(), FlexibleSteps()], ids=lambda s: type(s).__name__
+)
+def test_a_pair_may_expand_first_and_is_still_of_constant_one(steps, noise):
+    layer = two_flows(steps, [0.7, -30.0], noise=noise)  # the second as far uphill as it may
+    first, second = (float(flow.lipschitz_bound()) for flow in layer.flows())
+    assert first * second == pytest.approx(1.0, abs=1e-4)
+    if noise < 1:
+        assert float(layer.flows()[1].step) < 0  # it expands
+        assert second > 1.2
+
+
+@given(
+    learned=st.tuples(st.floats(-20, 20), st.floats(-20, 20)),
+    seed=st.integers(0, 100),
+    noise=st.floats(0, 1),
+)
+@deterministic
+def test_learned_steps_stay_where_the_pair_expands_nothing(learned, seed, noise):
+    for steps in (NonExpansiveSteps(), FlexibleSteps()):
+        layer = two_flows(steps, learned, seed, noise)
+        bound, stretch = bound_and_stretch(layer, 8)
+        assert stretch <= min(bound, 1.0) + 1e-5
+        assert bound <= 1 + 1e-4
+
+
+@pytest.mark.parametrize("changes", [{"depth": 3}, {"channels": (4, 0)}, {"channels": (4,) * 4}])
+def test_sizes_that_cannot_be_are_refused(changes):
+    with pytest.raises(ValueError, match=r"depth|channels|halve"):
+        StructuredNet(SHAPE, key=jax.random.key(0), **changes)
+
+
+def test_slopes_and_kernels_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="slope must be in"):
+        Structured(slope=1.5)
+    with pytest.raises(ValueError, match="odd sides"):
+        ConvOperator(jnp.zeros((2, 2, 1, 1)), (5, 5), 1.0)

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from jax import lax
 
-from odejax.models import conv_norm_bound, matrix_norm_bound
+from odejax.models import (
+    circular_conv_smallest_square,
+    conv_norm_bound,
+    matrix_norm_bound,
+    matrix_smallest_square,
+)
 
 
 def kernel_of(seed, size=3, inputs=2, outputs=3, scale=1.0):
@@ -19,13 +24,13 @@ def smooth_kernel(width):
     return jnp.asarray(np.multiply.outer(np.multiply.outer(taps, taps), np.eye(2)), jnp.float32)
 
 
-def zero_padded_norm(kernel, image_size, padding):
+def zero_padded_norm(kernel, image_size, padding, stride=1):
     """The largest singular value of the dense matrix, in float64."""
     with jax.enable_x64(True):
         kernel = jnp.asarray(np.asarray(kernel, np.float64))
         basis = jnp.eye(image_size[0] * image_size[1] * kernel.shape[2], dtype=jnp.float64)
         out = lax.conv_general_dilated(
-            basis.reshape(-1, *image_size, kernel.shape[2]), kernel, (1, 1),
+            basis.reshape(-1, *image_size, kernel.shape[2]), kernel, (stride, stride),
             [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )  # fmt: skip
         return np.linalg.norm(np.asarray(out).reshape(len(basis), -1), 2)
@@ -44,6 +49,58 @@ def test_no_zero_padded_convolution_exceeds_the_bound(inputs, outputs, image_siz
         kernel = kernel_of(seed, 3, inputs, outputs)
         true = zero_padded_norm(kernel, image_size, padding)
         assert true <= float(conv_norm_bound(kernel, image_size))
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize("image_size", [(6, 6), (7, 5)], ids=str)
+def test_no_strided_convolution_exceeds_the_bound(image_size, size, stride):
+    for padding in (0, 1, 2):
+        for seed in range(3):
+            kernel = kernel_of(seed, size, 2, 3)
+            true = zero_padded_norm(kernel, image_size, padding, stride)
+            assert true <= float(conv_norm_bound(kernel, image_size, stride=stride))
+
+
+def test_strides_cost_five_percent_on_large_images():
+    kernel = kernel_of(0, 4, 3, 4)
+    true = zero_padded_norm(kernel, (16, 16), 1, stride=2)
+    assert true <= float(conv_norm_bound(kernel, (16, 16), stride=2)) <= 1.05 * true
+    assert float(conv_norm_bound(kernel, (16, 16))) > 1.2 * true  # what stride 1 would say
+
+
+@pytest.mark.parametrize("outputs", [3, 5])
+@pytest.mark.parametrize("noise", [0.0, 0.03, 0.3])
+def test_no_singular_value_lies_below_the_smallest(noise, outputs):
+    rng = np.random.default_rng(1)
+    kernel = noise * rng.normal(size=(3, 3, 3, outputs))
+    kernel[1, 1] += np.linalg.qr(rng.normal(size=(5, 5)))[0][:3, :outputs]
+    blocks = np.fft.fft2(kernel, (7, 8), axes=(0, 1)).transpose(0, 1, 3, 2)
+    values = np.linalg.svd(blocks, compute_uv=False) ** 2
+    high = float(values.max()) * 1.0001
+    found = float(circular_conv_smallest_square(jnp.asarray(kernel, jnp.float32), (7, 8), high))
+    assert values.min() - 0.02 * high <= found <= values.min()
+
+
+def test_a_map_to_fewer_dimensions_has_smallest_value_zero():
+    assert float(matrix_smallest_square(jnp.ones((2, 3)), 6.0)) == 0
+    assert float(circular_conv_smallest_square(jnp.ones((3, 3, 3, 2)), (5, 5), 500.0)) == 0
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_smallest_singular_values_of_matrices(noise):
+    rng = np.random.default_rng(2)
+    matrix = np.linalg.qr(rng.normal(size=(12, 12)))[0][:, :7] + noise * rng.normal(size=(12, 7))
+    values = np.linalg.svd(matrix, compute_uv=False) ** 2
+    high = float(values.max()) * 1.0001
+    found = float(matrix_smallest_square(jnp.asarray(matrix, jnp.float32), high))
+    assert values.min() - 0.02 * high <= found <= values.min()
+
+
+@pytest.mark.parametrize(("stride", "circular"), [(0, False), (2, True)])
+def test_strides_that_cannot_be_are_refused(stride, circular):
+    with pytest.raises(ValueError, match=f"stride {stride}|stride must be at least 1; got 0"):
+        conv_norm_bound(kernel_of(0), (5, 6), stride=stride, circular=circular)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

@@ -16,12 +16,31 @@ from .convolution import conv2d as conv2d
 from .dense_ode import DenseODENet as DenseODENet, HopfieldODENet as HopfieldODENet
 from .enresnet import EnResNet as EnResNet, MixedEnResNet as MixedEnResNet
 from .fractalnet import FractalField as FractalField, FractalNet as FractalNet
-from .lipschitz import GradientFlow as GradientFlow, LipschitzNet as LipschitzNet
+from .invariants import (
+    HamiltonianNet as HamiltonianNet,
+    MassLayer as MassLayer,
+    MassPreservingNet as MassPreservingNet,
+    SphereLayer as SphereLayer,
+    SpherePreservingNet as SpherePreservingNet,
+    SymplecticLayer as SymplecticLayer,
+    VolumeLayer as VolumeLayer,
+    VolumePreservingNet as VolumePreservingNet,
+)
+from .lipschitz import LipschitzNet as LipschitzNet
+from .lipschitz_layers import (
+    FlexibleSteps as FlexibleSteps,
+    GradientFlow as GradientFlow,
+    NonExpansiveSteps as NonExpansiveSteps,
+    PrescribedSteps as PrescribedSteps,
+    Residual as Residual,
+    TwoFlows as TwoFlows,
+)
 from .mlp import MLP as MLP
 from .nmode import NmODE as NmODE, NmODENet as NmODENet, sin_squared as sin_squared
 from .norms import BatchNorm as BatchNorm, GroupNorm as GroupNorm
 from .ode_net import AbstractODENet as AbstractODENet
 from .ode_solve import ODESolve as ODESolve
+from .operators import ConvOperator as ConvOperator, DenseOperator as DenseOperator
 from .plug_in import (
     BeforeClassifier as BeforeClassifier,
     insert_before_classifier as insert_before_classifier,
@@ -30,4 +49,15 @@ from .polynet import PolyNet as PolyNet
 from .preact_resnet import PreActResNet as PreActResNet, WideResNet as WideResNet
 from .resnet import ResNet as ResNet, SSPNet as SSPNet
 from .revnet import RevNet as RevNet
-from .spectral import conv_norm_bound as conv_norm_bound, matrix_norm_bound as matrix_norm_bound
+from .spectral import (
+    circular_conv_smallest_square as circular_conv_smallest_square,
+    conv_norm_bound as conv_norm_bound,
+    matrix_norm_bound as matrix_norm_bound,
+    matrix_smallest_square as matrix_smallest_square,
+)
+from .structured import (
+    NaivelyConstrained as NaivelyConstrained,
+    Structured as Structured,
+    StructuredNet as StructuredNet,
+    Unconstrained as Unconstrained,
+)

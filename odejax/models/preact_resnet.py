@@ -1,13 +1,21 @@
 """Pre-activation ResNets in groups: each group integrates one state, between groups it changes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
+import diffrax
 import equinox as eqx
 import jax
 
 from .._types import Features, Image, Key, Logits
-from ..solvers import AbstractNoise, integrate_layers, stack_layers
+from ..solvers import (
+    AbstractLayerStep,
+    AbstractNoise,
+    integrate_layers,
+    layer_states,
+    layer_step,
+    stack_layers,
+)
 from .blocks import (
     Conv,
     Head,
@@ -19,6 +27,8 @@ from .blocks import (
     check_step_size,
 )
 from .norms import BatchNorm
+
+Solver = diffrax.AbstractSolver | AbstractLayerStep | None  # None: Euler
 
 # Residual layers of each of the four groups, 64 to 512 channels; from 50 on bottlenecks.
 _FOUR_GROUPS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -112,6 +122,7 @@ class GroupedNet(eqx.Module):
     layers: list[PreActField | None]  # stacked, for each group
     head: Head
     noise: AbstractNoise | None
+    solvers: tuple[AbstractLayerStep, ...]
     step_size: float = eqx.field(static=True)
     image_shape: ImageShape = eqx.field(static=True)
 
@@ -127,6 +138,7 @@ class GroupedNet(eqx.Module):
         noise: AbstractNoise | None,
         norm: Norm,
         step_size: float = 1.0,
+        solver: Solver | Sequence[Solver] = None,
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
@@ -150,6 +162,7 @@ class GroupedNet(eqx.Module):
             inputs, outputs = outputs, 2 * outputs
         self.head = Head(inputs, n_classes, norm, key=next(keys))
         self.noise, self.step_size = noise, step_size
+        self.solvers = _of_groups(solver, len(counts))
 
     def __call__(
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None
@@ -158,7 +171,8 @@ class GroupedNet(eqx.Module):
         if self.noise is not None and key is None:
             raise ValueError("a network with noise needs a key: call it with key=...")
         y = self.stem(x)
-        for i, (transition, layers) in enumerate(zip(self.transitions, self.layers, strict=True)):
+        groups = zip(self.transitions, self.layers, self.solvers, strict=True)
+        for i, (transition, layers, solver) in enumerate(groups):
             noise_key, layers_key = _keys(key, i)
             if transition is not None:
                 y, state = transition(y, state, step_size=self.step_size)
@@ -166,9 +180,39 @@ class GroupedNet(eqx.Module):
                     y = self.noise.add(y, noise_key)
             if layers is not None:
                 y, state = integrate_layers(
-                    layers, y, state, step_size=self.step_size, noise=self.noise, key=layers_key
+                    layers,
+                    y,
+                    state,
+                    solver=solver,
+                    step_size=self.step_size,
+                    noise=self.noise,
+                    key=layers_key,
                 )
         return self.head(y, state)
+
+    def block_states(self, x: Image, state: eqx.nn.State) -> list[Features]:
+        """The state behind every block: transitions and residual layers."""
+        check_image(x, self.image_shape)
+        y, states = self.stem(x), []
+        for transition, layers, solver in zip(
+            self.transitions, self.layers, self.solvers, strict=True
+        ):
+            if transition is not None:
+                y, state = transition(y, state, step_size=self.step_size)
+                states.append(y)
+            if layers is not None:
+                group = layer_states(layers, y, state, solver=solver, step_size=self.step_size)
+                states += list(group[1:])
+                y = group[-1]
+        return states
+
+
+def _of_groups(solver, n):
+    """One for each group."""
+    solvers = (solver,) * n if not isinstance(solver, Sequence) else tuple(solver)
+    if len(solvers) != n:
+        raise ValueError(f"{n} groups of layers take one solver, or {n}; got {len(solvers)}")
+    return tuple(layer_step(s) for s in solvers)
 
 
 def _field(width, bottleneck, norm, key):
@@ -186,6 +230,7 @@ class PreActResNet(eqx.Module):
       18, 34, 50, 101 (four groups, 64 to 512 channels, in the last two with bottlenecks four times
       as many).
     - `step_size`: h, 1 in an ordinary ResNet; *natural* Fig. 1 takes ResNet-56 down to 1e-10.
+    - `solver`: in place of Euler, as in `integrate_layers`, or one for each group (*ssp*).
     - `noise`: added after every residual layer; the network then needs a `key`.
     """
 
@@ -198,6 +243,7 @@ class PreActResNet(eqx.Module):
         *,
         depth: int = 20,
         step_size: float = 1.0,
+        solver: Solver | Sequence[Solver] = None,
         noise: AbstractNoise | None = None,
         norm: Norm = BatchNorm,
         key: Key,
@@ -219,6 +265,7 @@ class PreActResNet(eqx.Module):
             noise=noise,
             norm=norm,
             step_size=step_size,
+            solver=solver,
             key=key,
         )
 
@@ -226,6 +273,10 @@ class PreActResNet(eqx.Module):
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None
     ) -> tuple[Logits, eqx.nn.State]:
         return self.net(x, state, key=key)
+
+    def block_states(self, x: Image, state: eqx.nn.State) -> list[Features]:
+        """The state behind every block: `GroupedNet.block_states`."""
+        return self.net.block_states(x, state)
 
 
 class WideResNet(eqx.Module):

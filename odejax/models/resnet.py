@@ -6,12 +6,13 @@ import diffrax
 import equinox as eqx
 import jax
 
-from .._types import Image, Key, Logits
+from .._types import Features, Image, Key, Logits
 from ..solvers import (
     SSPRK33,
     AbstractLayerStep,
     AbstractNoise,
     integrate_layers,
+    layer_states,
     stack_layers,
 )
 from .blocks import (
@@ -91,6 +92,13 @@ class ResNet(eqx.Module):
         )
         return self.head(y, state)
 
+    def block_states(self, x: Image, state: eqx.nn.State) -> list[Features]:
+        """The state behind every residual layer, the noise left out."""
+        check_image(x, self.image_shape)
+        y, state = self.stem(x, state)
+        states = layer_states(self.layers, y, state, solver=self.solver, step_size=self.step_size)
+        return list(states[1:])
+
 
 class SSPNet(eqx.Module):
     """A residual network integrated by a strong-stability-preserving method (*ssp*).
@@ -121,3 +129,7 @@ class SSPNet(eqx.Module):
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None
     ) -> tuple[Logits, eqx.nn.State]:
         return self.net(x, state, key=key)
+
+    def block_states(self, x: Image, state: eqx.nn.State) -> list[Features]:
+        """The state behind every residual layer."""
+        return self.net.block_states(x, state)

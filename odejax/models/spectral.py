@@ -1,4 +1,5 @@
-"""Certified upper bounds on the l2 operator norm of matrices and convolutions.
+"""Certified bounds on the singular values of matrices and convolutions: of the largest from above,
+of the smallest from below.
 
 Gram iteration (Delattre et al. 2023): with G_0 = A and G_{i+1} = G_i^* G_i,
 ||A||_2 = ||G_k||_2^{2^-k} <= ||G_k||_F^{2^-k}, above the norm by a factor of at most
@@ -8,7 +9,11 @@ which power iteration always is.
 A zero-padded stride-1 convolution on h x w pixels is the circular one on the torus of
 (h + kh - 1) x (w + kw - 1) pixels, preceded by an embedding and followed by a restriction, both of
 norm 1. The circular one is block diagonal in the Fourier basis, one (o, i) matrix for each
-frequency. So the largest norm of those matrices is a proven bound for the zero-padded one.
+frequency. So the largest norm of those matrices is a proven bound for the zero-padded one. With a
+stride s it is a stride-1 convolution of the image's s x s phases, each a channel of its own.
+
+The smallest singular value m of A comes from the same bound: with M >= ||A||_2,
+m^2 = M^2 - ||M^2 I - A^* A||_2.
 
 The bounds are computed in float32 and raised by `ROUNDING`, which covers their own rounding
 error: a Frobenius norm and k products of n x n matrices are each right to about n 2^-24, and the
@@ -36,16 +41,55 @@ def conv_norm_bound(
     image_size: tuple[int, int],
     iterations: int = ITERATIONS,
     *,
+    stride: int = 1,
     circular: bool = False,
 ) -> Scalar:
-    """An upper bound on the norm of the stride-1 convolution of (h, w, i) images with `kernel`.
+    """An upper bound on the norm of the convolution of (h, w, i) images with `kernel`.
 
     `image_size` is (h, w) of the input; any amount of zero padding (each output sees a patch of
     the zero-extended image, all of which the torus has). With `circular` padding, exact but for
     the Gram iteration's slack.
+
+    Raises `ValueError` for a stride below 1, or one that does not divide a circular image.
     """
-    extra = (0, 0) if circular else (kernel.shape[0] - 1, kernel.shape[1] - 1)
-    rows, columns = (n + e for n, e in zip(image_size, extra, strict=True))
+    return _gram_bound(_frequency_blocks(kernel, image_size, stride, circular), iterations)
+
+
+def circular_conv_smallest_square(
+    kernel: Float[Array, "k k i o"], image_size: tuple[int, int], high: float | Scalar
+) -> Scalar:
+    """A lower bound m >= 0 with m |x|^2 <= |A x|^2, A the circular convolution of (h, w, i) images.
+
+    `high`: a number with |A x|^2 <= high |x|^2.
+    """
+    return _smallest_square(_frequency_blocks(kernel, image_size, 1, True), high)
+
+
+def matrix_smallest_square(matrix: Float[Array, "o i"], high: float | Scalar) -> Scalar:
+    """A lower bound m >= 0 with m |x|^2 <= |A x|^2; `high` with |A x|^2 <= high |x|^2."""
+    return _smallest_square(matrix[None], high)
+
+
+def _smallest_square(matrices, high):
+    if matrices.shape[1] < matrices.shape[2]:
+        return jnp.zeros(())  # more columns than rows: some x has A x = 0
+    rest = high * jnp.eye(matrices.shape[2]) - _gram(matrices)
+    # The difference of two numbers near `high` is right to ROUNDING of those, not of itself.
+    return jnp.maximum(0.0, high * (1 - ROUNDING) - _gram_bound(rest, ITERATIONS))
+
+
+def _frequency_blocks(kernel, image_size, stride, circular):
+    """The (o, i) matrix of each frequency of a torus on which the convolution is at home."""
+    if stride < 1:
+        raise ValueError(f"stride must be at least 1; got {stride}")
+    if circular and any(n % stride for n in image_size):
+        raise ValueError(f"stride {stride} does not divide the circular image {image_size}")
+    kernel = _phases(kernel, stride)
+    # Wherever the image lies in its zero padding, it touches at most this many pixels of a phase.
+    rows, columns = (
+        n // stride if circular else -(-(n + stride - 1) // stride) + k - 1
+        for n, k in zip(image_size, kernel.shape, strict=False)
+    )
     # A real kernel's frequencies come in conjugate pairs of equal norm: half of them suffice.
     phase_rows = np.outer(2 * np.pi * np.arange(rows) / rows, np.arange(kernel.shape[0]))
     half = columns // 2 + 1
@@ -53,8 +97,18 @@ def conv_norm_bound(
     phase = phase_rows[:, None, :, None] + phase_columns[None, :, None, :]
     phase = phase.reshape(rows * half, -1)
     taps = kernel.reshape(-1, *kernel.shape[2:])
-    blocks = jnp.einsum("ft,tio->foi", jnp.exp(-1j * phase), taps, precision="highest")
-    return _gram_bound(blocks, iterations)
+    return jnp.einsum("ft,tio->foi", jnp.exp(-1j * phase), taps, precision="highest")
+
+
+def _phases(kernel, stride):
+    """The kernel on the image's stride x stride phases as channels, to be taken with stride 1."""
+    if stride == 1:
+        return kernel
+    kh, kw, i, o = kernel.shape
+    rows, columns = -(-kh // stride), -(-kw // stride)
+    taps = jnp.pad(kernel, ((0, rows * stride - kh), (0, columns * stride - kw), (0, 0), (0, 0)))
+    taps = taps.reshape(rows, stride, columns, stride, i, o).transpose(0, 2, 1, 3, 4, 5)
+    return taps.reshape(rows, columns, stride * stride * i, o)
 
 
 def _gram_bound(matrices, iterations):

@@ -1,6 +1,11 @@
 """Integrators: of layers, of stochastic equations, and of scalar fields once and for all."""
 
 from .accepted_steps import AcceptedSteps as AcceptedSteps
+from .burgers import (
+    burgers as burgers,
+    burgers_slope as burgers_slope,
+    total_variation as total_variation,
+)
 from .chebyshev import (
     ChebyshevFlowMap as ChebyshevFlowMap,
     interval_flow_map as interval_flow_map,
@@ -22,9 +27,11 @@ from .layer_steps import (
     AbstractLayerStep as AbstractLayerStep,
     Composition as Composition,
     NeumannSeries as NeumannSeries,
+    PublishedMidpoint as PublishedMidpoint,
     RungeKutta as RungeKutta,
 )
 from .layered import (
+    apply_layers as apply_layers,
     integrate_layers as integrate_layers,
     layer_states as layer_states,
     layer_step as layer_step,
@@ -49,6 +56,7 @@ from .ssprk import (
 from .stability import (
     growth as growth,
     growth_bound as growth_bound,
+    growth_ratios as growth_ratios,
     jacobian_norm as jacobian_norm,
     logarithmic_norm as logarithmic_norm,
 )

@@ -101,6 +101,21 @@ class NeumannSeries(AbstractLayerStep):
         return sum((hk**k for k in range(1, self.order + 1)), start=1.0 + 0 * hk)
 
 
+class PublishedMidpoint(AbstractLayerStep):
+    """x1 = y + h f(y) / 2,  y+ = x1 + h f(x1): the mid-point block of the code of *ssp*.
+
+    Not the midpoint rule y + h f(x1), which is `diffrax.Midpoint()`: it moves on from x1, and so
+    goes one and a half steps.
+    """
+
+    def __call__(self, f: Field, y: State, h: float | Float[Array, ""]) -> State:
+        x1 = y + h / 2 * f(y)
+        return x1 + h * f(x1)
+
+    def growth(self, hk: float | Float[Array, ""]) -> float | Float[Array, ""]:
+        return (1 + hk / 2) * (1 + hk)
+
+
 class Composition(AbstractLayerStep):
     """y+ = f(y): a network without identity mappings, such as FractalNet; h plays no part."""
 

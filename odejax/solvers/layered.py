@@ -13,7 +13,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._types import Key
 from .feynman_kac import AbstractNoise
@@ -25,6 +25,13 @@ def stack_layers(make: Callable[[Key], eqx.Module], depth: int, *, key: Key) -> 
     if depth < 1:
         raise ValueError(f"depth must be at least 1; got {depth}")
     return eqx.filter_vmap(make)(jax.random.split(key, depth))
+
+
+def apply_layers(layers: Callable, y: PyTree) -> PyTree:
+    """One stacked layer after the other, y -> layer(y), in a `lax.scan`."""
+    arrays, static = eqx.partition(layers, eqx.is_array)
+    y, _ = jax.lax.scan(lambda y, layer: (eqx.combine(layer, static)(y), None), y, arrays)
+    return y
 
 
 def layer_step(solver: diffrax.AbstractSolver | AbstractLayerStep | None) -> AbstractLayerStep:

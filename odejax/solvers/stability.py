@@ -10,7 +10,7 @@ K lies between the largest `jacobian_norm` that was seen and what a field proves
 exp of its integral along the way, and it may be negative where K never is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,20 @@ def growth(ys: States, zs: States) -> Scalar:
     """max_n |z_n - y_n| / |z_0 - y_0| in l2, of two sequences of states (n + 1, ...)."""
     distances = jnp.linalg.norm((zs - ys).reshape(len(ys), -1), axis=1)
     return jnp.max(distances) / distances[0]
+
+
+def growth_ratios(
+    ys: Sequence[Float[Array, "..."]], zs: Sequence[Float[Array, "..."]], ord: int = 2
+) -> Float[Array, " n"]:
+    """|z_n - y_n| / |z_1 - y_1| behind each block n: the perturbation growth ratio of *ssp*.
+
+    `ys` and `zs` are a network's states behind its blocks, of a clean and an attacked image; they
+    may differ in shape from block to block. `ord` 1 or 2: the norm.
+    """
+    distances = jnp.stack(
+        [jnp.linalg.norm(jnp.ravel(z - y), ord) for y, z in zip(ys, zs, strict=True)]
+    )
+    return distances / distances[0]
 
 
 def growth_bound(step: AbstractLayerStep, hk: float | Scalar, n: int) -> Scalar:

@@ -25,6 +25,7 @@ from .mixed_precision import MixedPrecision as MixedPrecision, in_precision as i
 from .objectives import (
     Adversarial as Adversarial,
     CrossEntropy as CrossEntropy,
+    Hinge as Hinge,
     batch_logits as batch_logits,
 )
 from .trades import TRADES as TRADES

@@ -1,0 +1,252 @@
+"""Layers that know how much they stretch: each has a proven l2 constant, `lipschitz_bound()`.
+
+*structured*: an explicit Euler step along a gradient flow, x+ = x - h A^T sigma(A x + b), sigma
+with slopes in [a, 1], has the symmetric Jacobian I - h A^T D A with D diagonal in [a, 1]. With
+m |x|^2 <= |A x|^2 <= M |x|^2 its eigenvalues lie between 1 - h M and 1 - h a m, so the step
+
+- expands nothing for 0 <= h <= 2 / M;
+- contracts for 0 < h < 2 / M, a > 0 and m > 0;
+- expands by at most 1 - h M for a negative h, and such a step is allowed behind one that contracts
+  as much: "1-Lipschitz networks including layers that are not 1-Lipschitz".
+"""
+
+import abc
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._frozen import AbstractReparametrised
+from .._types import Features, Image, Scalar
+from .operators import AbstractOperator
+
+
+class AbstractLipschitzLayer(eqx.Module):
+    """A map of arrays with a proven l2 Lipschitz constant."""
+
+    @abc.abstractmethod
+    def __call__(self, x: Array) -> Array:
+        """The layer's output."""
+
+    @abc.abstractmethod
+    def lipschitz_bound(self) -> Scalar:
+        """A proven bound on |f(x) - f(x')|_2 / |x - x'|_2."""
+
+
+class Affine(AbstractLipschitzLayer):
+    """x -> A x + b."""
+
+    operator: AbstractOperator
+    bias: Float[Array, " o"]
+
+    def __call__(self, x: Array) -> Array:
+        return self.operator(x) + self.bias
+
+    def lipschitz_bound(self) -> Scalar:
+        return self.operator.norm_bound()
+
+
+class GradientFlow(AbstractLipschitzLayer):
+    """x -> x - h A^T sigma(A x + b), sigma(v) = max(v, a v).
+
+    - `step`: h, of either sign.
+    - `slope`: a in [0, 1]; 0 is the ReLU.
+    """
+
+    operator: AbstractOperator
+    bias: Float[Array, " o"]
+    step: float | Scalar = 1.0
+    slope: float = eqx.field(static=True, default=0.0)
+
+    def __check_init__(self):
+        if not 0 <= self.slope <= 1:
+            raise ValueError(f"slope must be in [0, 1]; got {self.slope}")
+
+    def __call__(self, x: Array) -> Array:
+        operator = self.operator.freeze()
+        raised = operator(x) + self.bias  # pyright: ignore[reportCallIssue]
+        sigma = jnp.maximum(raised, self.slope * raised)
+        return x - self.step * operator.adjoint(sigma)  # pyright: ignore
+
+    def lipschitz_bound(self) -> Scalar:
+        high = self.operator.norm_bound() ** 2
+        low = self.operator.smallest_square() if self.slope else 0.0
+        return growth(self.step, self.slope * low, high)
+
+
+def growth(h: float | Scalar, low: float | Scalar, high: float | Scalar) -> Scalar:
+    """max |1 - h lambda| over lambda in [low, high]: the most that a step of size h stretches."""
+    return jnp.maximum(jnp.abs(1 - h * low), jnp.abs(1 - h * high))
+
+
+class Residual(AbstractLipschitzLayer):
+    """x -> x + B sigma(A x + b): no more is known of it than 1 + |A| |B|.
+
+    `second` is B^T, a map of the same sizes as A.
+    """
+
+    first: AbstractOperator
+    second: AbstractOperator
+    bias: Float[Array, " o"]
+
+    def __call__(self, x: Array) -> Array:
+        return x + self.second.adjoint(jax.nn.relu(self.first(x) + self.bias))
+
+    def lipschitz_bound(self) -> Scalar:
+        return 1 + self.first.norm_bound() * self.second.norm_bound()
+
+
+class AbstractSteps(eqx.Module):
+    """The sizes (h1, h2) of two steps in a row, from two learned numbers of the real line.
+
+    `low` and `high` bound the squared singular values of both maps, `slope` is a. Steps that live
+    on contraction are `switching`: their maps start orthogonal, where all singular values are 1.
+    """
+
+    switching: eqx.AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        learned: Float[Array, " 2"],
+        low: Float[Array, " 2"],
+        high: Float[Array, " 2"],
+        slope: float,
+    ) -> Float[Array, " 2"]:
+        """(h1, h2)."""
+
+
+class NonExpansiveSteps(AbstractSteps):
+    """Both learned in (0, 2 / M)."""
+
+    switching: ClassVar[bool] = False
+
+    def __call__(self, learned, low, high, slope):
+        return 2 * jax.nn.sigmoid(learned) / high
+
+
+class PrescribedSteps(AbstractSteps):
+    """*Switching prescribed*: a step that contracts most, then the largest expansion it allows."""
+
+    switching: ClassVar[bool] = True
+
+    def __call__(self, learned, low, high, slope):
+        h = 2 / (slope * low[0] + high[0])  # both ends of the spectrum shrink alike
+        return jnp.stack([h, -_allowed(h, low, high, slope)])
+
+
+class FlexibleSteps(AbstractSteps):
+    """*Switching flexible*: h1 learned in (0, 2 / M), h2 from the expansion it allows to 2 / M."""
+
+    switching: ClassVar[bool] = True
+
+    def __call__(self, learned, low, high, slope):
+        share = jax.nn.sigmoid(learned)
+        h = 2 * share[0] / high[0]
+        allowed = _allowed(h, low, high, slope)
+        return jnp.stack([h, share[1] * (2 / high[1] + allowed) - allowed])
+
+
+def _allowed(h, low, high, slope):
+    """How far the second step may go uphill: (1 + h2 M2) growth(h) = 1."""
+    # Never less than 0.05, or a step that contracts everything would allow any expansion.
+    contraction = jnp.maximum(growth(h, slope * low[0], high[0]), 0.05)
+    return jnp.maximum(0.0, 1 / contraction - 1) / high[1]
+
+
+class TwoFlows(AbstractReparametrised, AbstractLipschitzLayer):
+    """Two gradient-flow steps whose sizes `steps` keeps where together they expand nothing."""
+
+    operators: tuple[AbstractOperator, AbstractOperator]
+    biases: tuple[Float[Array, " o"], Float[Array, " o"]]
+    learned: Float[Array, " 2"]
+    steps: AbstractSteps
+    slope: float = eqx.field(static=True)
+
+    def flows(self) -> tuple[GradientFlow, GradientFlow]:
+        """The two, with the step sizes that they take."""
+        high = jnp.stack([operator.norm_bound() ** 2 for operator in self.operators])
+        low = jnp.stack([operator.smallest_square() for operator in self.operators])
+        sizes = self.steps(self.learned, low, high, self.slope)
+        first, second = (
+            GradientFlow(operator.freeze(), bias, h, self.slope)  # pyright: ignore
+            for operator, bias, h in zip(self.operators, self.biases, sizes, strict=True)
+        )
+        return first, second
+
+    def freeze(self) -> "Sequential":
+        return Sequential(self.flows())
+
+    def __call__(self, x: Array) -> Array:
+        return self.freeze()(x)
+
+    def lipschitz_bound(self) -> Scalar:
+        return self.freeze().lipschitz_bound()
+
+
+class Sequential(AbstractLipschitzLayer):
+    """One layer after the other; the constants multiply."""
+
+    layers: tuple[AbstractLipschitzLayer, ...]
+
+    def __call__(self, x: Array) -> Array:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def lipschitz_bound(self) -> Scalar:
+        bound = jnp.ones(())
+        for layer in self.layers:
+            bound = bound * layer.lipschitz_bound()
+        return bound
+
+
+class ReLU(AbstractLipschitzLayer):
+    """max(x, 0), of constant 1."""
+
+    def __call__(self, x: Array) -> Array:
+        return jax.nn.relu(x)
+
+    def lipschitz_bound(self) -> Scalar:
+        return jnp.ones(())
+
+
+class SpaceToDepth(AbstractLipschitzLayer):
+    """2 x 2 pixels to 4 channels: halves the image without losing anything, an isometry."""
+
+    def __call__(self, x: Image) -> Features:
+        h, w, c = x.shape
+        x = x.reshape(h // 2, 2, w // 2, 2, c)
+        return jnp.transpose(x, (0, 2, 1, 3, 4)).reshape(h // 2, w // 2, 4 * c)
+
+    def lipschitz_bound(self) -> Scalar:
+        return jnp.ones(())
+
+
+class MaxPool(AbstractLipschitzLayer):
+    """The largest of every 2 x 2 pixels; a last odd row or column is left out.
+
+    |max u - max v| <= |u - v|_inf <= |u - v|_2 in each window, and the windows are disjoint: 1.
+    """
+
+    def __call__(self, x: Image) -> Features:
+        h, w = x.shape[0] // 2 * 2, x.shape[1] // 2 * 2
+        # In pairs: the gradient of `jnp.max` looks for the entries that equal the largest, and is
+        # NaN where XLA rounds the two computations of them differently.
+        x = jnp.maximum(x[:h:2], x[1:h:2])
+        return jnp.maximum(x[:, :w:2], x[:, 1:w:2])
+
+    def lipschitz_bound(self) -> Scalar:
+        return jnp.ones(())
+
+
+class Flatten(AbstractLipschitzLayer):
+    """All entries in one vector, an isometry."""
+
+    def __call__(self, x: Image) -> Float[Array, " n"]:
+        return jnp.ravel(x)
+
+    def lipschitz_bound(self) -> Scalar:
+        return jnp.ones(())

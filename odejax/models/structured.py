@@ -1,0 +1,162 @@
+"""The networks that *structured* compares: one architecture, five kinds of residual layer."""
+
+import abc
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._types import Image, Key, Logits, Scalar
+from .blocks import ImageShape, check_image, check_image_shape, check_sizes
+from .lipschitz import delta_orthogonal, dense, lift
+from .lipschitz_layers import (
+    AbstractLipschitzLayer,
+    AbstractSteps,
+    Flatten,
+    MaxPool,
+    NonExpansiveSteps,
+    ReLU,
+    Residual,
+    Sequential,
+    TwoFlows,
+)
+from .operators import ConvOperator
+
+
+class AbstractRegime(eqx.Module):
+    """What keeps a network's layers in bounds.
+
+    `gain`: the norm of lifting convolutions and head; None leaves them as they are.
+    """
+
+    gain: eqx.AbstractVar[float | None]
+
+    @abc.abstractmethod
+    def layer(
+        self, channels: int, image_size: tuple[int, int], *, key: Key
+    ) -> AbstractLipschitzLayer:
+        """One layer of the network: two residual steps."""
+
+
+class Unconstrained(AbstractRegime):
+    """x + B relu(A x + b) with weights as they are: an ordinary ResNet."""
+
+    gain: float | None = eqx.field(static=True, default=None)
+
+    def layer(self, channels, image_size, *, key):
+        return _residuals(channels, image_size, None, key)
+
+
+class NaivelyConstrained(AbstractRegime):
+    """x + B relu(A x + b) with |A| = |B| = 1: each step stretches by at most 2."""
+
+    gain: float | None = eqx.field(static=True, default=1.0)
+
+    def layer(self, channels, image_size, *, key):
+        return _residuals(channels, image_size, 1.0, key)
+
+
+class Structured(AbstractRegime):
+    """x - h A^T sigma(A x + b) with |A| = 1, in pairs that expand nothing.
+
+    `steps` says how: `NonExpansiveSteps()`, `PrescribedSteps()` or `FlexibleSteps()`. `slope` is
+    sigma's, of the LeakyReLU, 1/2 in the paper: where it is 0 nothing contracts, and switching has
+    nothing to gain.
+    """
+
+    steps: AbstractSteps = NonExpansiveSteps()
+    slope: float = eqx.field(static=True, default=0.5)
+    gain: float | None = eqx.field(static=True, default=1.0)
+
+    def __check_init__(self):
+        if not 0 <= self.slope <= 1:
+            raise ValueError(f"slope must be in [0, 1]; got {self.slope}")
+
+    def layer(self, channels, image_size, *, key):
+        def kernel(key):
+            if self.steps.switching:
+                return delta_orthogonal(key, channels, channels)
+            return jax.random.normal(key, (3, 3, channels, channels))  # only its direction counts
+
+        first, second = (_operator(kernel(k), image_size, 1.0) for k in jax.random.split(key))
+        biases = (jnp.zeros(channels), jnp.zeros(channels))
+        return TwoFlows((first, second), biases, jnp.zeros(2), self.steps, self.slope)
+
+
+def _residuals(channels, image_size, gain, key):
+    # The outer map starts at a tenth, so that the layer starts near the identity (He et al.'s
+    # would double the variance in each); where norms are 1 that makes no difference.
+    shape, std = (3, 3, channels, channels), (2 / (9 * channels)) ** 0.5
+    layers = []
+    for k in jax.random.split(key):
+        kernels = [std * jax.random.normal(k_, shape) for k_ in jax.random.split(k)]
+        first, second = (
+            _operator(factor * kernel, image_size, gain)
+            for factor, kernel in zip((1.0, 0.1), kernels, strict=True)
+        )
+        layers.append(Residual(first, second, jnp.zeros(channels)))
+    return Sequential(tuple(layers))
+
+
+def _operator(kernel, image_size, gain):
+    return ConvOperator(kernel, image_size, gain, circular=True)
+
+
+class StructuredNet(eqx.Module):
+    """Blocks of lifting conv3x3, ReLU, `depth` residual steps and 2x2 max pooling; a linear head.
+
+    - `regime`: what the residual steps are and how they are constrained, by default `Structured()`.
+    - `channels`: those of each block, 32, 64 and 128 in the paper.
+    - `depth`: residual steps in each block, an even number; 4 in the paper.
+
+    Everything between the pixels and the logits is in `lipschitz_bound`: the lifting convolutions,
+    the pooling and the head too. Convolutions are circular, so that the bounds on their norms are
+    exact and smallest singular values have bounds at all.
+    """
+
+    layers: Sequential
+    image_shape: ImageShape = eqx.field(static=True)
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        n_classes: int = 10,
+        *,
+        regime: AbstractRegime | None = None,
+        channels: Sequence[int] = (32, 64, 128),
+        depth: int = 4,
+        key: Key,
+    ):
+        self.image_shape = check_image_shape(image_shape, n_classes)
+        regime = Structured() if regime is None else regime
+        h, w, inputs = image_shape
+        check_sizes(depth=depth, **{f"channels[{i}]": c for i, c in enumerate(channels)})
+        if depth % 2:
+            raise ValueError(f"depth counts residual steps, which come in twos; got {depth}")
+        if min(h, w) < 2 ** len(channels):
+            raise ValueError(
+                f"{len(channels)} blocks halve images of at least {2 ** len(channels)} pixels; "
+                f"got {image_shape}"
+            )
+        gain = regime.gain
+        keys = iter(jax.random.split(key, len(channels) * (1 + depth // 2) + 1))
+        layers: list[AbstractLipschitzLayer] = []
+        for outputs in channels:
+            size = (h, w)
+            layers += [lift(inputs, outputs, size, next(keys), gain=gain, circular=True), ReLU()]
+            layers += [regime.layer(outputs, size, key=next(keys)) for _ in range(depth // 2)]
+            layers.append(MaxPool())
+            h, w, inputs = h // 2, w // 2, outputs
+        layers += [Flatten(), dense(h * w * inputs, n_classes, next(keys), gain=gain)]
+        self.layers = Sequential(tuple(layers))
+
+    def __call__(
+        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
+    ) -> tuple[Logits, eqx.nn.State]:
+        check_image(x, self.image_shape)
+        return self.layers(x), state
+
+    def lipschitz_bound(self) -> Scalar:
+        """A proven bound on |f(x) - f(x')|_2 / |x - x'|_2, from pixels to logits."""
+        return self.layers.lipschitz_bound()
