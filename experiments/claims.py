@@ -22,7 +22,7 @@ from rich.table import Table
 
 from odejax.evaluation import confidence_interval, load_result, save_result
 
-from . import natural
+from . import natural, structured
 from ._claims import Claim, all_claims
 from ._cli import check_choices, run
 from ._enresnet import TABLES
@@ -112,6 +112,18 @@ def _from_natural(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None
     return _measured(by_name(result).get(claim.model, []), claim, bracket_of)
 
 
+def _from_structured(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
+    preset = structured.PRESETS["paper"][claim.dataset]
+    if any(result["settings"][name] != getattr(preset, name) for name in ("epochs", "margin")):
+        return None
+
+    def bracket_of(record):
+        intervals = record["brackets"]
+        return next((b for b in intervals if np.isclose(b["eps"], claim.radius)), None)
+
+    return _measured(by_name(result).get(claim.model, []), claim, bracket_of)
+
+
 def _from_enresnet(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
     kind = next(kind for kind, tables in TABLES.items() if claim.table in tables)
     records = by_name(result).get(f"{kind}/{claim.model}", [])
@@ -146,6 +158,9 @@ def _source(claim: Claim) -> Source | None:
         command = f"python -m experiments.enresnet_cifar --preset paper {data}"
         name = f"enresnet_{claim.dataset}_paper"
         return Source(name, "enresnet_cifar", command, _from_enresnet)
+    if claim.paper == "structured":
+        command = "python -m experiments.structured --preset paper --data-dir FOLDER"
+        return Source("structured_cifar10_paper", "structured", command, _from_structured)
     return None
 
 

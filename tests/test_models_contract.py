@@ -152,8 +152,9 @@ def test_the_input_gradient_is_that_of_central_differences(name):
         predictor = jax.tree.map(
             lambda a: a.astype(jnp.float64) if eqx.is_inexact_array(a) else a, predictor
         )
-        # Off 0, where the ReLU behind a convolution without bias has its kink.
-        x = jnp.asarray(0.01 + 0.98 * digits().images[0] / 255.0)
+        # Off 0 and off each other, where ReLUs and maxima of pixels have their kinks.
+        x = 0.01 + 0.95 * digits().images[0] / 255.0
+        x = jnp.asarray(x + 0.03 * np.random.default_rng(1).random(x.shape))
         weights = jnp.asarray(np.random.default_rng(0).normal(size=10))
 
         def value(x):
