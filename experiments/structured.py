@@ -1,4 +1,4 @@
-"""*structured*: networks that are 1-Lipschitz by construction, what that proves, what attacks leave.
+"""*structured*: networks 1-Lipschitz by construction, what that proves, and what attacks leave.
 
     python -m experiments.structured                                   # digits, small networks
     python -m experiments.structured --dataset mnist --data-dir DIR    # hours on a CPU
@@ -12,7 +12,8 @@ SDP-based), trained with the multi-class hinge loss on clean images. In the l2 b
 - PGD-50 with steps of 2.5 eps / 50, and the standard AutoAttack;
 - what is certified: the margin over sqrt(2) times the Lipschitz constant from pixels to logits,
   every lifting convolution, step, pooling and head counted. The paper's constraints are approximate
-  (a penalty, power iteration), and its networks' constants far from 1.
+  (a penalty, power iteration), and its networks' constants far from 1. (No penalty is needed here
+  and none is used; the JSON has every step's size, a negative one expands.)
 
 The figure shows for each network all three against eps. The paper's networks are LeakyReLU ones
 with slope 1/2, trained for 100 epochs by SGD.
@@ -41,6 +42,7 @@ from odejax.data import ArrayDataset, crop_and_flip
 from odejax.evaluation import bracket, provenance, save_result
 from odejax.models import (
     FlexibleSteps,
+    GradientFlow,
     LipschitzNet,
     NaivelyConstrained,
     PrescribedSteps,
@@ -52,20 +54,29 @@ from odejax.plots.curves import AXIS_LABELS
 from odejax.training import Hinge, clean_accuracy
 
 from ._claims import claimed
-from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, open_result, run
+from ._cli import (
+    RunConfig,
+    UsageError,
+    check_choice,
+    check_choices,
+    check_counts,
+    load_data,
+    open_result,
+    run,
+)
 from ._report import present
 from ._seeds import by_name, cell
 from .natural import Network, one_cycle, train_network
 
 KIND = "structured"
-TABLE = "l2 attack, margin 0.07"
+TABLE, PAPERS_MARGIN = "l2 attack, margin 0.07", 0.07
 PAPERS = "PGD-10"  # the paper's attack, as the ledger calls it
 REGIMES = {
     "unconstrained": Unconstrained(),
     "naively constrained": NaivelyConstrained(),
     "non-expansive": Structured(),
-    "switching prescribed": Structured(PrescribedSteps()),
-    "switching flexible": Structured(FlexibleSteps()),
+    "switching prescribed": Structured(steps=PrescribedSteps()),
+    "switching flexible": Structured(steps=FlexibleSteps()),
 }
 SUCCESSORS = {"convex potential": False, "SDP-based": True}
 LAST = AutoAttack()
@@ -88,7 +99,7 @@ class Preset:
 
 PAPERS_EPS = (8 / 255, 16 / 255, 36 / 255, 0.3, 0.5, 0.6, 0.8, 1.0)
 PRESETS = {
-    "paper": {"cifar10": Preset((32, 64, 128), 4, 32, 100, 0.07, PAPERS_EPS, 1024)},
+    "paper": {"cifar10": Preset((32, 64, 128), 4, 32, 100, PAPERS_MARGIN, PAPERS_EPS, 1024)},
     "cpu": {
         "digits": Preset((8, 16), 2, 8, 60, 1.0, (0.25, 0.5, 1.0, 1.58), 250, 64),
         "mnist": Preset((8, 16, 32), 2, 16, 4, 1.0, (0.25, 0.5, 1.0, 1.58), 250),
@@ -121,7 +132,9 @@ def main(config: Config):
     preset = _check(config)
     console = Console()
     train, test = load_data(config, preset.test_images)
-    folder = config.out or Path("runs") / KIND / f"{config.dataset}_{config.preset}"
+    own = "" if config.margin is None else f"_margin_{config.margin:g}"
+    name = f"{config.dataset}_{config.preset}{own}"
+    folder = config.out or Path("runs") / KIND / name
     path = folder / "result.json"
     settings = {"dataset": config.dataset, "preset": config.preset}
     settings |= dataclasses.asdict(preset) | {
@@ -130,19 +143,19 @@ def main(config: Config):
     }
     result = open_result(path, KIND, settings, config.resume)
     for seed in range(config.seeds):
-        for name in config.networks:
-            if f"{name}/{seed}" in result["runs"]:
+        for network in config.networks:
+            if f"{network}/{seed}" in result["runs"]:
                 continue
-            console.print(f"[bold]{name}[/], seed {seed}")
+            console.print(f"[bold]{network}[/], seed {seed}")
             origin = provenance(seed)
-            slug = f"{name}_{seed}".replace(" ", "_")
-            network = _network(name, config.preset, preset)
-            predictor, record = train_network(network, train, seed, folder / "checkpoints" / slug)
+            checkpoints = folder / "checkpoints" / f"{network}_{seed}".replace(" ", "_")
+            recipe = _network(network, config.preset, preset)
+            predictor, record = train_network(recipe, train, seed, checkpoints)
             record |= _evaluate(predictor, test, preset, seed)
-            result["runs"][f"{name}/{seed}"] = origin | record
+            result["runs"][f"{network}/{seed}"] = origin | record
             save_result(path, KIND, result)
-    name = f"{KIND}_{config.dataset}_{config.preset}" if config.publish else None
-    present(console, [table(result)], figure(result), path, "structured.png", name)
+    published = f"{KIND}_{name}" if config.publish else None
+    present(console, [table(result)], figure(result), path, "structured.png", published)
 
 
 def _check(config: Config) -> Preset:
@@ -153,7 +166,11 @@ def _check(config: Config) -> Preset:
     check_choices("network", config.networks, NAMES)
     check_counts(config, "seeds")
     preset = config.settle(datasets[config.dataset])
-    return preset if config.margin is None else dataclasses.replace(preset, margin=config.margin)
+    if config.margin is None:
+        return preset
+    if not 0 < config.margin < float("inf"):
+        raise UsageError(f"margin must be finite and positive; got {config.margin}")
+    return dataclasses.replace(preset, margin=config.margin)
 
 
 def _network(name: str, kind: str, preset: Preset) -> Network:
@@ -179,7 +196,7 @@ def _sgd(steps: int, epochs: int):
 def _evaluate(predictor: Any, test: ArrayDataset, preset: Preset, seed: int) -> dict[str, Any]:
     started = time.perf_counter()
     key = jax.random.key(seed + 1)
-    brackets = []
+    brackets, broken = [], {}  # in a smaller ball, by attack
     for i, eps in enumerate(preset.eps):
         measured = bracket(
             predictor,
@@ -188,16 +205,37 @@ def _evaluate(predictor: Any, test: ArrayDataset, preset: Preset, seed: int) -> 
             attacks={PAPERS: PGD(10, 0.025 * eps), "PGD-50": PGD(50, None), "AutoAttack": LAST},
             certificates=[LipschitzMargin()],
             key=key,
+            already_broken=broken,
             flag_images=64 if i == 0 else 0,
             progress=True,
         )
+        broken = {name: ~measured.survivors[name] for name in ("PGD-50", "AutoAttack")}
         brackets.append(measured.summary() | {"median_radius": float(np.median(measured.radius))})
     return {
         "clean_accuracy": clean_accuracy(predictor, test, key=key),
         "lipschitz_bound": float(predictor.model.lipschitz_bound()),
+        "steps": _steps(predictor.model),
         "brackets": brackets,
         "evaluation_seconds": time.perf_counter() - started,
     }
+
+
+def _steps(model: Any) -> list[float]:
+    """The sizes of all gradient-flow steps; a negative one expands."""
+    flows = [
+        node
+        for node in jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, GradientFlow))
+        if isinstance(node, GradientFlow)
+    ]
+    return [float(flow.step) for flow in flows]
+
+
+def _claimed(result: dict[str, Any], name: str) -> dict[tuple, float]:
+    """The paper's figures, of a network trained with the margin that they are for."""
+    settings = result["settings"]
+    if settings["margin"] != PAPERS_MARGIN:
+        return {}
+    return claimed("structured", settings["dataset"], name, TABLE)
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -225,7 +263,7 @@ def table(result: dict[str, Any]) -> Table:
         heads = (name, f"  clean {clean}", f"  constant {constant:.3g}")
         for head, (what, read) in zip(heads, rows.items(), strict=True):
             shown.add_row(head, what, *(cell([read(b) for b in brackets]) for brackets in grid))
-        printed = claimed("structured", settings["dataset"], name, TABLE)
+        printed = _claimed(result, name)
         if printed:
             paper = [printed.get((PAPERS, "l2", round(eps, 6))) for eps in settings["eps"]]
             shown.add_row("", "  paper", *("" if p is None else f"{p:.1f}" for p in paper))
@@ -262,7 +300,7 @@ def figure(result: dict[str, Any]):
         axis.plot(eps, weak, ":s", ms=3, color="#ef8a62", label="ten steps of 0.025 eps")
         axis.plot(eps, attacked, "-o", ms=3, color="#b2182b", label="worst case of all attacks")
         axis.plot(eps, certified, "-", color="#2166ac", label="certified")
-        printed = claimed("structured", settings["dataset"], name, TABLE)
+        printed = _claimed(result, name)
         points = [(e, v) for (attack, _, e), v in printed.items() if attack == PAPERS]
         if points:
             axis.plot(*zip(*points, strict=True), "kx", ms=5, label="the paper")

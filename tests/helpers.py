@@ -110,7 +110,7 @@ all_models = {
     "LipschitzNet SDP": _maker(LipschitzNet, width=4, depth=1, features=16, sdp=True),
     "StructuredNet": _maker(StructuredNet, channels=(4,), depth=2),
     "StructuredNet switching": _maker(
-        StructuredNet, channels=(4,), depth=2, regime=Structured(FlexibleSteps())
+        StructuredNet, channels=(4,), depth=2, regime=Structured(steps=FlexibleSteps())
     ),
     "HamiltonianNet": _maker(HamiltonianNet, features=8, depth=2, width=8),
     "VolumePreservingNet": _maker(VolumePreservingNet, features=8, depth=2, width=8),

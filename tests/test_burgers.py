@@ -55,7 +55,7 @@ def test_the_shock_moves_at_half_the_jump_and_mass_is_kept(solver):
     assert abs((right + 1) / n - 0.7) < 0.02  # 1/2 + 0.4 / 2
 
 
-def test_strong_stability_keeps_the_variation_where_euler_does_not():
+def test_stable_methods_keep_the_variation_where_euler_does_not():
     def most(solver, courant=0.5):
         return float(
             total_variation(burgers(step_profile(200), solver=solver, courant=courant)).max()

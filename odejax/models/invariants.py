@@ -130,8 +130,9 @@ class SphereLayer(AbstractInvariantLayer):
         u, v = self.first(y), self.second(y)
         p, q = jnp.stack([u, -v], axis=1), jnp.stack([v, u], axis=1)
         half = self.step_size / 2
-        inner = jnp.eye(2) - half * q.T @ p
-        return y + 2 * half * p @ jnp.linalg.solve(inner, q.T @ y)
+        with jax.default_matmul_precision("highest"):
+            inner = jnp.eye(2) - half * q.T @ p
+            return y + 2 * half * p @ jnp.linalg.solve(inner, q.T @ y)
 
 
 class _Gradient(eqx.Module):

@@ -128,7 +128,11 @@ class NonExpansiveSteps(AbstractSteps):
 
 
 class PrescribedSteps(AbstractSteps):
-    """*Switching prescribed*: a step that contracts most, then the largest expansion it allows."""
+    """*Switching prescribed*: a step that contracts most, then the largest expansion it allows.
+
+    Where nothing is proven to contract (`low` is 0, or `slope`) the second step has size 0, and its
+    map learns nothing: a penalty on |A^T A - I|, as in the paper, keeps it from there.
+    """
 
     switching: ClassVar[bool] = True
 
@@ -168,6 +172,7 @@ class TwoFlows(AbstractReparametrised, AbstractLipschitzLayer):
     def flows(self) -> tuple[GradientFlow, GradientFlow]:
         """The two, with the step sizes that they take."""
         high = jnp.stack([operator.norm_bound() ** 2 for operator in self.operators])
+        high = jnp.where(high > 0, high, 1.0)  # of maps that are 0, any step will do
         low = jnp.stack([operator.smallest_square() for operator in self.operators])
         sizes = self.steps(self.learned, low, high, self.slope)
         first, second = (

@@ -62,6 +62,7 @@ class ConvOperator(AbstractOperator):
     def __check_init__(self):
         if self.kernel.shape[0] % 2 == 0:
             raise ValueError(f"the kernel must have odd sides; got {self.kernel.shape[:2]}")
+        _check_gain(self.gain)
 
     def freeze(self) -> "ConvOperator":
         if self.frozen or self.gain is None:
@@ -79,9 +80,7 @@ class ConvOperator(AbstractOperator):
         return self._convolve(y, jnp.swapaxes(self.freeze().kernel[::-1, ::-1], 2, 3))
 
     def norm_bound(self) -> Scalar:
-        if self.gain is None or self.frozen:
-            return self._bound(self.kernel)
-        return jnp.asarray(self.gain, jnp.float32)  # what scaling has proven
+        return _norm_bound(self, lambda: self._bound(self.kernel))
 
     def smallest_square(self) -> Scalar:
         if not self.circular:
@@ -107,6 +106,9 @@ class DenseOperator(AbstractOperator):
     log_q: Float[Array, " o"] | None = None
     frozen: bool = eqx.field(static=True, default=False, kw_only=True)
 
+    def __check_init__(self):
+        _check_gain(self.gain)
+
     def freeze(self) -> "DenseOperator":
         if self.frozen or self.gain is None:
             return self
@@ -125,12 +127,23 @@ class DenseOperator(AbstractOperator):
         return self.freeze().matrix.T @ y
 
     def norm_bound(self) -> Scalar:
-        if self.gain is None or self.frozen:
-            return matrix_norm_bound(self.matrix)
-        return jnp.asarray(self.gain, jnp.float32)
+        return _norm_bound(self, lambda: matrix_norm_bound(self.matrix))
 
     def smallest_square(self) -> Scalar:
         return matrix_smallest_square(self.freeze().matrix, self.norm_bound() ** 2)
+
+
+def _norm_bound(operator, computed):
+    """What scaling has proven, or what is computed of the frozen weights, if that is less."""
+    if operator.gain is None:
+        return computed()
+    proven = jnp.asarray(operator.gain, jnp.float32)
+    return jnp.minimum(proven, computed()) if operator.frozen else proven
+
+
+def _check_gain(gain):
+    if gain is not None and not 0 < gain < float("inf"):
+        raise ValueError(f"gain must be None, or finite and positive; got {gain}")
 
 
 def _scale(gain, norm):
@@ -156,5 +169,6 @@ def _conv_rows(kernel, log_q):
     """
     shifts = kernel.shape[0] - 1
     images = jnp.moveaxis(kernel, 3, 0)
-    correlation = jax.vmap(lambda image: conv2d(image, kernel, padding=shifts))(images)
+    with jax.default_matmul_precision("highest"):
+        correlation = jax.vmap(lambda image: conv2d(image, kernel, padding=shifts))(images)
     return _dominant(jnp.sum(jnp.abs(correlation), axis=(1, 2)), log_q)

@@ -191,7 +191,7 @@ class GroupedNet(eqx.Module):
         return self.head(y, state)
 
     def block_states(self, x: Image, state: eqx.nn.State) -> list[Features]:
-        """The state behind every block: transitions and residual layers."""
+        """The state behind every block, transitions and residual layers, the noise left out."""
         check_image(x, self.image_shape)
         y, states = self.stem(x), []
         for transition, layers, solver in zip(

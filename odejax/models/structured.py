@@ -22,6 +22,7 @@ from .lipschitz_layers import (
     TwoFlows,
 )
 from .operators import ConvOperator
+from .spectral import conv_norm_bound
 
 
 class AbstractRegime(eqx.Module):
@@ -77,7 +78,7 @@ class Structured(AbstractRegime):
         def kernel(key):
             if self.steps.switching:
                 return delta_orthogonal(key, channels, channels)
-            return jax.random.normal(key, (3, 3, channels, channels))  # only its direction counts
+            return _of_norm_one(jax.random.normal(key, (3, 3, channels, channels)), image_size)
 
         first, second = (_operator(kernel(k), image_size, 1.0) for k in jax.random.split(key))
         biases = (jnp.zeros(channels), jnp.zeros(channels))
@@ -85,18 +86,22 @@ class Structured(AbstractRegime):
 
 
 def _residuals(channels, image_size, gain, key):
-    # The outer map starts at a tenth, so that the layer starts near the identity (He et al.'s
-    # would double the variance in each); where norms are 1 that makes no difference.
-    shape, std = (3, 3, channels, channels), (2 / (9 * channels)) ** 0.5
-    layers = []
+    shape, layers = (3, 3, channels, channels), []
     for k in jax.random.split(key):
-        kernels = [std * jax.random.normal(k_, shape) for k_ in jax.random.split(k)]
-        first, second = (
-            _operator(factor * kernel, image_size, gain)
-            for factor, kernel in zip((1.0, 0.1), kernels, strict=True)
-        )
+        first, second = (jax.random.normal(k_, shape) for k_ in jax.random.split(k))
+        if gain is None:  # He et al.'s variance; the outer one small, for a start near the identity
+            std = (2 / (9 * channels)) ** 0.5
+            first, second = std * first, 0.1 * std * second
+        else:
+            first, second = _of_norm_one(first, image_size), _of_norm_one(second, image_size)
+        first, second = (_operator(kernel, image_size, gain) for kernel in (first, second))
         layers.append(Residual(first, second, jnp.zeros(channels)))
     return Sequential(tuple(layers))
+
+
+def _of_norm_one(kernel, image_size):
+    """A kernel that is scaled in every call learns at the rate / norm^2: all start at the same."""
+    return kernel / conv_norm_bound(kernel, image_size, circular=True)
 
 
 def _operator(kernel, image_size, gain):
@@ -112,7 +117,7 @@ class StructuredNet(eqx.Module):
 
     Everything between the pixels and the logits is in `lipschitz_bound`: the lifting convolutions,
     the pooling and the head too. Convolutions are circular, so that the bounds on their norms are
-    exact and smallest singular values have bounds at all.
+    exact but for the slack of the Gram iteration, and smallest singular values have bounds at all.
     """
 
     layers: Sequential

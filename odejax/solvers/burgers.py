@@ -2,8 +2,10 @@
 
     u_t + (u^2 / 2)_x = 0     on the periodic unit interval
 
-by fifth-order WENO reconstruction (Jiang & Shu 1996) of a Lax-Friedrichs flux: at the shock what
-keeps the total variation from growing is the method in time, not the one in space.
+by fifth-order WENO reconstruction (Jiang & Shu 1996) of a Lax-Friedrichs flux. No step of Euler's,
+however short, keeps the total variation along this slope, so there is no strong stability for a
+method to inherit: Euler oscillates because high-order slopes are unstable under it, and every
+method that is stable there does well, of whatever SSP coefficient.
 """
 
 import diffrax

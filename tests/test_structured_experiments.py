@@ -1,0 +1,149 @@
+"""The experiments of *structured* and *ssp*, small."""
+
+import io
+import json
+from functools import partial
+
+import diffrax
+import equinox as eqx
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import claims, ssp_burgers, structured
+from experiments._claims import all_claims
+from experiments._cli import UsageError
+from experiments.natural import Network, one_cycle
+from odejax.attacks import APGD, AutoAttack
+from odejax.models import LipschitzNet
+from odejax.solvers import SSPRK33
+
+
+def printed(table) -> str:
+    console = Console(width=80, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """One small network, which compiles fast, and a short last attack."""
+    make = partial(LipschitzNet, width=2, depth=1, features=16)
+
+    def network(name, kind, preset):
+        return Network(make, 8, 64, one_cycle(2e-2), structured.Hinge(preset.margin))
+
+    monkeypatch.setattr(structured, "_network", network)
+    monkeypatch.setattr(structured, "LAST", AutoAttack({"APGD": APGD(steps=3)}))
+    return {"preset": "smoke", "test_images": 16, "out": tmp_path}
+
+
+def test_the_table_and_figure_hold_the_interval(quick, capsys):
+    networks = ("convex potential",)
+    structured.main(structured.Config(**quick, networks=networks))
+    result = json.loads((quick["out"] / "result.json").read_text())
+    assert list(result["runs"]) == ["convex potential/0"]
+    record = result["runs"]["convex potential/0"]
+    for bracket in record["brackets"]:
+        assert bracket["certified"] <= bracket["attacked"] <= bracket["per_attack"]["PGD-10"]
+    assert record["lipschitz_bound"] == pytest.approx(1, abs=1e-3)
+    assert record["brackets"][0]["certified"] > 0
+    assert record["steps"] == [1.0] * 2  # one of convolutions, one dense
+    text = printed(structured.table(result))
+    assert "convex potential" in text
+    assert max(map(len, text.splitlines())) <= 80
+    plt.close(structured.figure(result))
+    # Nothing is trained or attacked again.
+    structured.main(structured.Config(**quick, networks=networks, resume=True))
+    assert json.loads((quick["out"] / "result.json").read_text()) == result
+
+
+@pytest.mark.parametrize("name", structured.NAMES)
+def test_every_name_makes_its_network(name):
+    preset = structured.PRESETS["smoke"]["digits"]
+    make = structured._network(name, "smoke", preset).make
+    model, _ = eqx.nn.make_with_state(make)((8, 8, 1), key=jax.random.key(0))
+    bound = float(model.lipschitz_bound())
+    assert bound > 1.5 if "constrained" in name else bound <= 1 + 1e-4
+
+
+def test_ten_small_steps_reach_a_quarter_of_the_ball():
+    attack = structured.PGD(10, 0.025)
+    assert attack.steps * attack.step_size == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"preset": "huge"}, "unknown preset 'huge'; accepted: paper, cpu, smoke"),
+        ({"dataset": "cifar10"}, "dataset for the preset cpu 'cifar10'; accepted: digits, mnist"),
+        ({"networks": ("ResNet",)}, "unknown network 'ResNet'"),
+        ({"seeds": 0}, "seeds must be at least 1; got 0"),
+        ({"margin": -1.0}, "margin must be finite and positive; got -1.0"),
+        ({"margin": float("nan")}, "margin must be finite and positive; got nan"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        structured.main(structured.Config(**arguments))
+
+
+def test_the_ledger_reads_a_run_of_the_papers_size_alone(tmp_path):
+    claim = next(c for c in all_claims() if c.paper == "structured" and c.eps == "36/255")
+    preset = structured.PRESETS["paper"]["cifar10"]
+    record = {
+        "device": "cpu",
+        "clean_accuracy": 0.9,
+        "brackets": [
+            {
+                "eps": 36 / 255, "n": 1024, "attacked": 0.5, "certified": 0.25, "flags": {},
+                "per_attack": {"PGD-10": 0.75}, "per_certificate": {"LipschitzMargin": 0.25},
+            }
+        ],
+    }  # fmt: skip
+    settings = {"epochs": preset.epochs, "margin": preset.margin}
+    result = {"settings": settings, "runs": {f"{claim.model}/0": record}}
+    found = claims._from_structured(result, claim)
+    assert found is not None
+    assert (found["papers_attack"], found["worst_attack"], found["certified"]) == (75, 50, 25)
+    result["settings"] = settings | {"margin": 0.3}
+    assert claims._from_structured(result, claim) is None
+
+
+def test_every_network_of_the_paper_is_one_of_the_experiment():
+    models = {c.model for c in all_claims() if c.paper == "structured"}
+    assert models <= set(structured.NAMES)
+
+
+@pytest.fixture
+def two_methods(monkeypatch, tmp_path):
+    methods = {
+        "Euler": (diffrax.Euler(), 1),
+        "midpoint, published": ssp_burgers.METHODS["midpoint, published"],
+        "SSPRK(3,3)": (SSPRK33(), 3),
+    }
+    monkeypatch.setattr(ssp_burgers, "METHODS", methods)
+    monkeypatch.setattr(ssp_burgers, "COURANTS", (0.8, 4.0))
+    monkeypatch.setattr(ssp_burgers, "SHOWN", 0.8)
+    return tmp_path
+
+
+def test_burgers_tells_the_methods_apart(two_methods, capsys):
+    ssp_burgers.main(ssp_burgers.Config(cells=100, out=two_methods))
+    result = json.loads((two_methods / "result.json").read_text())
+    euler, stable = (
+        result["methods"][name]["largest_variation"] for name in ("Euler", "SSPRK(3,3)")
+    )
+    assert euler["0.8"] > 2.2 > 2.01 > stable["0.8"]
+    assert euler["4"] is None
+    assert "inf" in printed(ssp_burgers.table(result))
+    assert len(result["methods"]["Euler"]["profile"]) == 100
+    assert np.isfinite(result["methods"]["SSPRK(3,3)"]["profile"]).all()
+    assert (two_methods / "burgers.png").exists()
+
+
+def test_burgers_needs_cells():
+    with pytest.raises(UsageError, match="cells must be at least 1; got 0"):
+        ssp_burgers.main(ssp_burgers.Config(cells=0))
