@@ -88,15 +88,17 @@ def _mean(fractions: list[float]) -> dict[str, float]:
     return {"papers_attack": mean} | ({} if deviation is None else {"deviation": deviation})
 
 
+def _at(brackets: list[dict[str, Any]], claim: Claim) -> dict[str, Any] | None:
+    """The one of the claim's eps."""
+    return next((b for b in brackets if np.isclose(b["eps"], claim.radius)), None)
+
+
 def _from_nmode(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
     # Tables 2 and 3 do not say which t their nmODE has: the more robust one stands for it.
     name = "nmODE t=1" if claim.model == "nmODE" else claim.model
 
-    def bracket_of(record):
-        intervals = record["balls"][claim.norm]
-        return next((b for b in intervals if np.isclose(b["eps"], claim.radius)), None)
-
-    found = _measured(by_name(result).get(name, []), claim, bracket_of)
+    records = by_name(result).get(name, [])
+    found = _measured(records, claim, lambda record: _at(record["balls"][claim.norm], claim))
     return found and {"network": name} | found
 
 
@@ -104,24 +106,16 @@ def _from_natural(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None
     network = natural.PRESETS["paper"].networks(claim.dataset)[claim.model]
     if result["settings"]["epochs"][claim.model] != network.epochs:
         return None  # cut short
-
-    def bracket_of(record):
-        intervals = record["brackets"]
-        return next((b for b in intervals if np.isclose(b["eps"], claim.radius)), None)
-
-    return _measured(by_name(result).get(claim.model, []), claim, bracket_of)
+    records = by_name(result).get(claim.model, [])
+    return _measured(records, claim, lambda record: _at(record["brackets"], claim))
 
 
 def _from_structured(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
     preset = structured.PRESETS["paper"][claim.dataset]
     if any(result["settings"][name] != getattr(preset, name) for name in ("epochs", "margin")):
-        return None
-
-    def bracket_of(record):
-        intervals = record["brackets"]
-        return next((b for b in intervals if np.isclose(b["eps"], claim.radius)), None)
-
-    return _measured(by_name(result).get(claim.model, []), claim, bracket_of)
+        return None  # cut short, or for another margin
+    records = by_name(result).get(claim.model, [])
+    return _measured(records, claim, lambda record: _at(record["brackets"], claim))
 
 
 def _from_enresnet(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:

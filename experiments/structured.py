@@ -12,8 +12,9 @@ SDP-based), trained with the multi-class hinge loss on clean images. In the l2 b
 - PGD-50 with steps of 2.5 eps / 50, and the standard AutoAttack;
 - what is certified: the margin over sqrt(2) times the Lipschitz constant from pixels to logits,
   every lifting convolution, step, pooling and head counted. The paper's constraints are approximate
-  (a penalty, power iteration), and its networks' constants far from 1. (No penalty is needed here
-  and none is used; the JSON has every step's size, a negative one expands.)
+  (a penalty, power iteration), and its networks' constants far from 1.
+  (Here the constants hold whatever the weights are, so no penalty is used; where nothing is proven
+  to contract, switching steps stop expanding. The JSON has all step sizes: negative ones expand.)
 
 The figure shows for each network all three against eps. The paper's networks are LeakyReLU ones
 with slope 1/2, trained for 100 epochs by SGD.

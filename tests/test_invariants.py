@@ -57,7 +57,7 @@ def test_a_thousand_mass_layers_keep_the_sum(scale):
     y = state()
     end = apply(layers("mass", 1000, scale), y)
     assert float(jnp.linalg.norm(end - y)) > 0.5  # they do move it
-    assert float(jnp.sum(end)) == pytest.approx(float(jnp.sum(y)), abs=1e-6 * 1000**0.5 * 10)
+    assert float(jnp.sum(end)) == pytest.approx(float(jnp.sum(y)), abs=3e-4)
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])

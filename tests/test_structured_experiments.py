@@ -69,11 +69,6 @@ def test_every_name_makes_its_network(name):
     assert bound > 1.5 if "constrained" in name else bound <= 1 + 1e-4
 
 
-def test_ten_small_steps_reach_a_quarter_of_the_ball():
-    attack = structured.PGD(10, 0.025)
-    assert attack.steps * attack.step_size == pytest.approx(0.25)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Sequence
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -31,7 +32,7 @@ class AbstractRegime(eqx.Module):
     `gain`: the norm of lifting convolutions and head; None leaves them as they are.
     """
 
-    gain: eqx.AbstractVar[float | None]
+    gain: eqx.AbstractClassVar[float | None]
 
     @abc.abstractmethod
     def layer(
@@ -43,7 +44,7 @@ class AbstractRegime(eqx.Module):
 class Unconstrained(AbstractRegime):
     """x + B relu(A x + b) with weights as they are: an ordinary ResNet."""
 
-    gain: float | None = eqx.field(static=True, default=None)
+    gain: ClassVar[float | None] = None
 
     def layer(self, channels, image_size, *, key):
         return _residuals(channels, image_size, None, key)
@@ -52,7 +53,7 @@ class Unconstrained(AbstractRegime):
 class NaivelyConstrained(AbstractRegime):
     """x + B relu(A x + b) with |A| = |B| = 1: each step stretches by at most 2."""
 
-    gain: float | None = eqx.field(static=True, default=1.0)
+    gain: ClassVar[float | None] = 1.0
 
     def layer(self, channels, image_size, *, key):
         return _residuals(channels, image_size, 1.0, key)
@@ -68,7 +69,7 @@ class Structured(AbstractRegime):
 
     steps: AbstractSteps = NonExpansiveSteps()
     slope: float = eqx.field(static=True, default=0.5)
-    gain: float | None = eqx.field(static=True, default=1.0)
+    gain: ClassVar[float | None] = 1.0
 
     def __check_init__(self):
         if not 0 <= self.slope <= 1:
