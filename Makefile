@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.benchmark
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal --durations=20
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

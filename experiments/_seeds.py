@@ -21,5 +21,9 @@ def mean_and_deviation(fractions: list[float]) -> tuple[float, float | None]:
 
 def cell(fractions: list[float]) -> str:
     """The same as a table shows it."""
-    mean, deviation = mean_and_deviation(fractions)
+    return shown(*mean_and_deviation(fractions))
+
+
+def shown(mean: float, deviation: float | None) -> str:
+    """With the deviation where there is one."""
     return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"

@@ -7,6 +7,9 @@ A claim is measured where `experiments/results` has its network, at the paper's 
 attack: what that attack leaves, what the worst of all attacks leaves, what is proven, as means over
 the seeds. All others are listed as not measured yet. A claim is "not reached" where it lies above
 what the worst attack leaves of our network by more than sampling error (95 %).
+
+The figures of *ssp* are not at hand. What it claims, that its blocks keep perturbations small and
+so resist attacks, stands at the end: growth and accuracy of its networks, side by side.
 """
 
 import dataclasses
@@ -22,12 +25,12 @@ from rich.table import Table
 
 from odejax.evaluation import confidence_interval, load_result, save_result
 
-from . import natural, structured
+from . import natural, ssp, structured
 from ._claims import Claim, all_claims
 from ._cli import check_choices, run
 from ._enresnet import TABLES
 from ._report import copy_to_repository
-from ._seeds import by_name, mean_and_deviation
+from ._seeds import by_name, mean_and_deviation, shown
 from .nmode_table1 import COLUMNS, as_printed, printed_row
 
 KIND = "claims"
@@ -133,8 +136,8 @@ def _from_table1(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
     return None
 
 
-def _source(claim: Claim) -> Source | None:
-    """Which experiment measures a claim; None if there is none yet."""
+def _source(claim: Claim) -> Source:
+    """Which experiment measures a claim."""
     if (claim.paper, claim.table) == ("nmode", "Table 1"):
         command = "python -m experiments.nmode_table1"
         return Source("nmode_table1", "nmode_table1", command, _from_table1)
@@ -152,10 +155,8 @@ def _source(claim: Claim) -> Source | None:
         command = f"python -m experiments.enresnet_cifar --preset paper {data}"
         name = f"enresnet_{claim.dataset}_paper"
         return Source(name, "enresnet_cifar", command, _from_enresnet)
-    if claim.paper == "structured":
-        command = "python -m experiments.structured --preset paper --data-dir FOLDER"
-        return Source("structured_cifar10_paper", "structured", command, _from_structured)
-    return None
+    command = "python -m experiments.structured --preset paper --data-dir FOLDER"
+    return Source("structured_cifar10_paper", "structured", command, _from_structured)
 
 
 def ledger(papers: Collection[str], results: Path = RESULTS) -> list[dict[str, Any]]:
@@ -167,9 +168,6 @@ def ledger(papers: Collection[str], results: Path = RESULTS) -> list[dict[str, A
             continue
         entry = {k: v for k, v in dataclasses.asdict(claim).items() if v not in ("", None)}
         source = _source(claim)
-        if source is None:
-            entries.append(entry | {"not_measured": "no experiment yet"})
-            continue
         entry["command"] = source.command
         path = results / f"{source.result}.json"
         if path not in loaded:
@@ -184,6 +182,40 @@ def ledger(papers: Collection[str], results: Path = RESULTS) -> list[dict[str, A
             continue
         entries.append(entry | measured | {"result": path.name})
     return entries
+
+
+def side_by_side(results: Path = RESULTS) -> list[dict[str, Any]]:
+    """Of each run of `ssp`: a network's growth ratio beside what attacks leave of it, in percent.
+
+    At the eps that it was trained for; of those trained on clean images, at the smallest.
+    """
+    rows = []
+    names = [f"{dataset}_{preset}" for preset, sets in ssp.PRESETS.items() for dataset in sets]
+    for path in sorted(path for name in names for path in results.glob(f"ssp_{name}*.json")):
+        result = load_result(path, ssp.KIND)
+        for name, records in by_name(result).items():
+            training, network = name.split("/")
+            brackets = [
+                record["brackets"][0 if training == "natural" else -1] for record in records
+            ]
+            row = {
+                "result": path.name,
+                "dataset": result["settings"]["dataset"],
+                "training": training,
+                "network": network,
+                "seeds": len(records),
+                "eps": brackets[0]["eps"],
+                "growth": float(np.mean([ssp.last_growth(record) for record in records])),
+            }
+            figures = {
+                "clean": [record["clean_accuracy"] for record in records],
+                "papers_attack": [b["per_attack"][ssp.SHOWN] for b in brackets],
+                "worst_attack": [b["attacked"] for b in brackets],
+            }
+            for what, fractions in figures.items():
+                row[what], row[f"{what}_deviation"] = mean_and_deviation(fractions)
+            rows.append(row)
+    return rows
 
 
 def not_reached(entry: dict[str, Any]) -> bool:
@@ -232,6 +264,33 @@ def tables(entries: list[dict[str, Any]]) -> list[Table]:
         beyond = sum(map(not_reached, attacked))
         counts.add_row(paper, *map(str, (len(mine), len(measured), len(attacked), beyond)))
     return [*out, counts]
+
+
+def ssp_tables(rows: list[dict[str, Any]]) -> list[Table]:
+    """One for each run of `ssp`."""
+    out = []
+    for result in dict.fromkeys(row["result"] for row in rows):
+        mine = [row for row in rows if row["result"] == result]
+        table = Table(
+            title=f"ssp, {mine[0]['dataset']} ({result})", box=SIMPLE_HEAD, pad_edge=False
+        )
+        for column in ("trained", "network"):
+            table.add_column(column)
+        for column in ("eps", "growth", "clean", ssp.SHOWN, "all attacks"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in mine:
+            table.add_row(
+                row["training"],
+                row["network"],
+                f"{row['eps']:.3g}",
+                f"{row['growth']:.1f}",
+                *(
+                    shown(row[what], row[f"{what}_deviation"])
+                    for what in ("clean", "papers_attack", "worst_attack")
+                ),
+            )
+        out.append(table)
+    return out
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -310,14 +369,15 @@ def main(config: Config):
     check_choices("paper", config.papers, PAPERS)
     entries = ledger(config.papers)
     console = Console()
-    for table in tables(entries):
+    compared = side_by_side() if "ssp" in config.papers else []
+    for table in (*tables(entries), *ssp_tables(compared)):
         console.print(table)
     console.print(
         "in %: measured under the paper's attack, worst of all attacks, proven; <: not "
         "reached, the claim is above what the worst attack leaves by more than sampling error"
     )
     path = config.out / "claims.json"
-    save_result(path, KIND, {"claims": entries})
+    save_result(path, KIND, {"claims": entries, "ssp": compared})
     figure(entries).savefig(config.out / "claims.png", dpi=150)
     plt.close("all")
     if config.publish:

@@ -16,7 +16,8 @@ SDP-based), trained with the multi-class hinge loss on clean images. In the l2 b
   (Here the constants hold whatever the weights are, so no penalty is used; where nothing is proven
   to contract, switching steps stop expanding. The JSON has all step sizes: negative ones expand.)
 
-The figure shows for each network all three against eps. The paper's networks are LeakyReLU ones
+The figure shows for each network all three against eps; the table has also the area under each
+curve, the mean accuracy over all eps up to the largest. The paper's networks are LeakyReLU ones
 with slope 1/2, trained for 100 epochs by SGD.
 A finished network is not trained or attacked again: --resume.
 """
@@ -239,8 +240,14 @@ def _claimed(result: dict[str, Any], name: str) -> dict[tuple, float]:
     return claimed("structured", settings["dataset"], name, TABLE)
 
 
+def area(record: dict[str, Any], eps: list[float], read: Callable[..., float]) -> float:
+    """The mean accuracy over all radii up to the largest, by the trapezoidal rule."""
+    left = [record["brackets"][0]["clean"], *map(read, record["brackets"])]
+    return float(np.trapezoid(left, [0.0, *eps]) / eps[-1])
+
+
 def table(result: dict[str, Any]) -> Table:
-    """Clean accuracy, then for each eps what the paper's attack leaves, all attacks, and proofs."""
+    """Clean accuracy; for each eps what the paper's attack leaves, all attacks, proofs; areas."""
     settings = result["settings"]
     shown = Table(
         title=f"{settings['dataset']}, {settings['test_images']} test images: accuracy in %, l2",
@@ -252,6 +259,7 @@ def table(result: dict[str, Any]) -> Table:
     shown.add_column("at eps")
     for eps in settings["eps"]:
         shown.add_column(f"{eps:.3g}", justify="right", no_wrap=True)
+    shown.add_column("area", justify="right", no_wrap=True)
     for name, records in by_name(result).items():
         grid = list(zip(*(record["brackets"] for record in records), strict=True))
         clean = cell([record["clean_accuracy"] for record in records])
@@ -263,7 +271,9 @@ def table(result: dict[str, Any]) -> Table:
         }
         heads = (name, f"  clean {clean}", f"  constant {constant:.3g}")
         for head, (what, read) in zip(heads, rows.items(), strict=True):
-            shown.add_row(head, what, *(cell([read(b) for b in brackets]) for brackets in grid))
+            areas = [area(record, settings["eps"], read) for record in records]
+            cells = [cell([read(b) for b in brackets]) for brackets in grid]
+            shown.add_row(head, what, *cells, cell(areas))
         printed = _claimed(result, name)
         if printed:
             paper = [printed.get((PAPERS, "l2", round(eps, 6))) for eps in settings["eps"]]

@@ -14,7 +14,18 @@ from helpers import digits, train
 from odejax import LinfBall, Predictor
 from odejax.attacks import PGD, cross_entropy
 from odejax.evaluation import robust_accuracy
-from odejax.models import MLP, BatchNorm, EnResNet, PreActResNet, ResNet
+from odejax.models import (
+    MLP,
+    BatchNorm,
+    EnResNet,
+    FlexibleSteps,
+    LipschitzNet,
+    PreActResNet,
+    ResNet,
+    SpherePreservingNet,
+    Structured,
+    StructuredNet,
+)
 from odejax.solvers import ConstantNoise
 from odejax.training import (
     YOPO,
@@ -243,6 +254,25 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_float32():
     convolutions = [line for line in text.splitlines() if "odejax_conv2d" in line]
     assert convolutions
     assert all("bf16" in line for line in convolutions)
+
+
+@pytest.mark.parametrize(
+    ("network", "sizes"),
+    [
+        (LipschitzNet, {"width": 2, "depth": 1, "features": 16}),
+        (StructuredNet, {"channels": (2,), "regime": Structured(steps=FlexibleSteps())}),
+        (SpherePreservingNet, {"features": 8, "depth": 2, "width": 8}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_mixed_precision_scales_weights_before_it_rounds_them(network, sizes):
+    """Norms and solves are not computed in 16 bits, where there are none."""
+    model = make(network, **sizes)
+    (value, _), gradient, _ = apply(Derivative(MixedPrecision()), model)
+    (exact, _), _, _ = apply(Derivative(CrossEntropy()), model)
+    assert float(value) == pytest.approx(float(exact), rel=0.02)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
 @pytest.mark.parametrize("name", ["free", "YOPO", "fast"])

@@ -1,17 +1,22 @@
 """Norm bounds are never below the norm, and little above it."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import IMAGE_SHAPE, train
 from jax import lax
 
 from odejax.models import (
+    ConvOperator,
+    StructuredNet,
     circular_conv_smallest_square,
     conv_norm_bound,
     matrix_norm_bound,
     matrix_smallest_square,
 )
+from odejax.training import Hinge
 
 
 def kernel_of(seed, size=3, inputs=2, outputs=3, scale=1.0):
@@ -175,3 +180,22 @@ def test_compiled_gradients_are_finite_whatever_xla_fuses(channels):
     kernel = jax.random.normal(jax.random.key(channels), (3, 3, channels, channels))
     gradient = jax.jit(jax.grad(lambda kernel: conv_norm_bound(kernel, (8, 8))))(kernel)
     assert np.isfinite(gradient).all()
+
+
+def test_the_bound_of_trained_kernels_is_within_five_percent():
+    """Zero-padded 3x3 convolutions of a network that was trained with the bound in every step."""
+
+    def make(key):
+        build = eqx.nn.make_with_state(StructuredNet)
+        return build(IMAGE_SHAPE, 10, channels=(8,), depth=2, key=key)
+
+    model = train(make, epochs=10, objective=Hinge(0.3)).model
+    trained = [
+        leaf
+        for leaf in jax.tree.leaves(model, is_leaf=lambda leaf: isinstance(leaf, ConvOperator))
+        if isinstance(leaf, ConvOperator) and not leaf.circular
+    ]
+    assert len(trained) == 3
+    for operator in trained:
+        true = zero_padded_norm(operator.kernel, operator.image_size, 1)
+        assert true <= float(conv_norm_bound(operator.kernel, operator.image_size)) <= 1.05 * true

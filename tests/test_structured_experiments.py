@@ -53,6 +53,10 @@ def test_the_table_and_figure_hold_the_interval(quick, capsys):
     assert record["steps"] == [1.0] * 2  # one of convolutions, one dense
     text = printed(structured.table(result))
     assert "convex potential" in text
+    # Of accuracies 1, 1/2, 0 at 0, 1, 3: 3/4 over a third of the way and 1/4 over the rest.
+    curve = {"brackets": [{"clean": 1.0, "left": 0.5}, {"left": 0.0}]}
+    areas = structured.area(curve, [1.0, 3.0], lambda b: b["left"])
+    assert areas == pytest.approx((0.75 + 2 * 0.25) / 3)
     assert max(map(len, text.splitlines())) <= 80
     plt.close(structured.figure(result))
     # Nothing is trained or attacked again.

@@ -131,8 +131,9 @@ class SphereLayer(AbstractInvariantLayer):
         p, q = jnp.stack([u, -v], axis=1), jnp.stack([v, u], axis=1)
         half = self.step_size / 2
         with jax.default_matmul_precision("highest"):
-            inner = jnp.eye(2) - half * q.T @ p
-            return y + 2 * half * p @ jnp.linalg.solve(inner, q.T @ y)
+            inner = jnp.eye(2) - half * q.T @ p  # float32 at least, for `solve` takes no less
+            turned = jnp.linalg.solve(inner, (q.T @ y).astype(inner.dtype))
+            return y + 2 * half * p @ turned.astype(y.dtype)
 
 
 class _Gradient(eqx.Module):

@@ -18,11 +18,12 @@ from .._types import Image, Key, Logits, Scalar
 from .blocks import ImageShape, check_image, check_image_shape, check_sizes
 from .lipschitz_layers import (
     AbstractLipschitzLayer,
-    Affine,
     Flatten,
     GradientFlow,
     Sequential,
     SpaceToDepth,
+    dense,
+    lift,
 )
 from .operators import ConvOperator, DenseOperator
 
@@ -85,36 +86,6 @@ class LipschitzNet(eqx.Module):
     def lipschitz_bound(self) -> Scalar:
         """A proven bound on ||f(x) - f(x')||_2 / ||x - x'||_2, from pixels to logits."""
         return self.layers.lipschitz_bound()
-
-
-def lift(
-    inputs: int,
-    outputs: int,
-    image_size: tuple[int, int],
-    key: Key,
-    *,
-    gain: float | None = 1.0,
-    circular: bool = False,
-) -> Affine:
-    """A 3x3 convolution to other channels, delta-orthogonal at the start: it loses nothing."""
-    operator = ConvOperator(
-        delta_orthogonal(key, inputs, outputs), image_size, gain, circular=circular
-    )
-    return Affine(operator, jnp.zeros(outputs))
-
-
-def delta_orthogonal(key: Key, inputs: int, outputs: int):
-    """A 3x3 kernel that is an orthogonal matrix in its centre and 0 around it."""
-    return jnp.zeros((3, 3, inputs, outputs)).at[1, 1].set(_orthogonal(key, inputs, outputs))
-
-
-def dense(inputs: int, outputs: int, key: Key, *, gain: float | None = 1.0) -> Affine:
-    """A matrix and a bias, orthogonal at the start."""
-    return Affine(DenseOperator(_orthogonal(key, outputs, inputs), gain), jnp.zeros(outputs))
-
-
-def _orthogonal(key: Key, rows: int, columns: int):
-    return jax.nn.initializers.orthogonal()(key, (rows, columns))
 
 
 def _conv_flow(channels, image_size, sdp, key):

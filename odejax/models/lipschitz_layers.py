@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._frozen import AbstractReparametrised
-from .._types import Features, Image, Scalar
-from .operators import AbstractOperator
+from .._types import Features, Image, Key, Scalar
+from .operators import AbstractOperator, ConvOperator, DenseOperator
 
 
 class AbstractLipschitzLayer(eqx.Module):
@@ -46,6 +46,36 @@ class Affine(AbstractLipschitzLayer):
 
     def lipschitz_bound(self) -> Scalar:
         return self.operator.norm_bound()
+
+
+def lift(
+    inputs: int,
+    outputs: int,
+    image_size: tuple[int, int],
+    key: Key,
+    *,
+    gain: float | None = 1.0,
+    circular: bool = False,
+) -> Affine:
+    """A 3x3 convolution to other channels, delta-orthogonal at the start: it loses nothing."""
+    operator = ConvOperator(
+        delta_orthogonal(key, inputs, outputs), image_size, gain, circular=circular
+    )
+    return Affine(operator, jnp.zeros(outputs))
+
+
+def delta_orthogonal(key: Key, inputs: int, outputs: int):
+    """A 3x3 kernel that is an orthogonal matrix in its centre and 0 around it."""
+    return jnp.zeros((3, 3, inputs, outputs)).at[1, 1].set(_orthogonal(key, inputs, outputs))
+
+
+def dense(inputs: int, outputs: int, key: Key, *, gain: float | None = 1.0) -> Affine:
+    """A matrix and a bias, orthogonal at the start."""
+    return Affine(DenseOperator(_orthogonal(key, outputs, inputs), gain), jnp.zeros(outputs))
+
+
+def _orthogonal(key: Key, rows: int, columns: int):
+    return jax.nn.initializers.orthogonal()(key, (rows, columns))
 
 
 class GradientFlow(AbstractLipschitzLayer):

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from .._types import Image, Key, Logits, Scalar
 from .blocks import ImageShape, check_image, check_image_shape, check_sizes
-from .lipschitz import delta_orthogonal, dense, lift
 from .lipschitz_layers import (
     AbstractLipschitzLayer,
     AbstractSteps,
@@ -21,6 +20,9 @@ from .lipschitz_layers import (
     Residual,
     Sequential,
     TwoFlows,
+    delta_orthogonal,
+    dense,
+    lift,
 )
 from .operators import ConvOperator
 from .spectral import conv_norm_bound

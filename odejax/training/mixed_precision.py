@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .._frozen import freeze
 from .._types import Image, Key, Logits, Scalar
 from .objectives import Aux, CrossEntropy
 
@@ -51,6 +52,7 @@ class _Cast(eqx.Module):
         def cast(leaf):
             return leaf.astype(self.dtype) if eqx.is_inexact_array(leaf) else leaf
 
-        model = jax.tree.map(cast, self.model)
+        # Norms are computed before rounding: nothing is proven, or even found, in 16 bits.
+        model = jax.tree.map(cast, freeze(self.model))
         logits, state = model(x.astype(self.dtype), state, key=key)
         return logits.astype(x.dtype), state

@@ -1,0 +1,381 @@
+"""*ssp*: do strong-stability-preserving blocks make a residual network more robust?
+
+    python -m experiments.ssp                                      # embedded digits, minutes
+    python -m experiments.ssp --dataset mnist --data-dir DIR       # real MNIST, small networks
+    python -m experiments.ssp --preset paper --dataset cifar10 --data-dir DIR       # for a GPU
+    python -m experiments.ssp --preset paper --dataset mnist --depth 10 --data-dir DIR
+
+One residual field per block, integrated by Euler's method (ResNet), SSPRK(2,2) (SSP-2),
+SSPRK(3,3) (SSP-3), a two-stage method with learned coefficients (ark; on CIFAR, as in the paper, in
+the first group alone, with Euler's and SSP-2 in the others), and two that keep no strong stability,
+the midpoint rule and what the authors' code takes for it. The networks have the same weights but
+for ark's coefficients; a block of SSP-3 costs three of ResNet's. Each is trained on clean images
+and against PGD of K steps, and then attacked by
+
+- FGSM and the paper's PGD (K steps of its size, random start), here with K = 7 and 12;
+- PGD-50 and the standard AutoAttack, on what withstands the others.
+
+The perturbation growth ratio of a block: the distance between the states behind it, of an image and
+of the same image attacked by PGD-K in the largest ball, over that behind the first block. Beside it
+stands the growth of a random perturbation, of +-eps in every pixel. (No block here is certified, so
+the other end of every interval is 0.)
+
+Paper: SGD at 0.1 for 200 epochs. Its ark begins outside the SSP region; here the coefficients stay
+inside. A finished network is not trained or attacked again, an interrupted one goes on from its
+last epoch: --resume.
+"""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+import odejax
+from odejax.attacks import FGSM, PGD, AutoAttack
+from odejax.data import ArrayDataset, crop_and_flip
+from odejax.evaluation import bracket, provenance, robust_accuracy, save_result
+from odejax.models import PreActResNet, ResNet
+from odejax.plots.curves import AXIS_LABELS
+from odejax.solvers import SSPRK22, SSPRK33, LearnedRK2, PublishedMidpoint, growth_ratios
+from odejax.training import Adversarial, CrossEntropy, clean_accuracy
+
+from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, open_result, run
+from ._report import present
+from ._seeds import by_name, cell
+from .natural import Network, one_cycle, train_network
+
+KIND = "ssp"
+# The ball of training, the step of PGD in it, and the smaller balls of the evaluation.
+SETTINGS = {
+    "digits": (0.1, 0.02),
+    "mnist": (0.3, 0.05),
+    "fashion_mnist": (0.1, 0.02),
+    "cifar10": (8 / 255, 2 / 255),
+}
+SHARES = (0.1, 0.25, 0.5, 1.0)
+TRAININGS = {"natural": None, "PGD-7": 7, "PGD-12": 12}
+SHOWN = "PGD-7"  # in tables and figures, of the paper's attacks
+STRONG = ("PGD-50", "AutoAttack")  # not run again on what they broke in a smaller ball
+NORMS = {"l1": 1, "l2": 2}
+# solver(blocks of each group): of one group, and of the three on CIFAR
+SOLVERS = {
+    "ResNet": lambda n: None,
+    "SSP-2": lambda n: SSPRK22(),
+    "SSP-3": lambda n: SSPRK33(),
+    "ark": LearnedRK2,
+    "midpoint": lambda n: diffrax.Midpoint(),
+    "midpoint, published": lambda n: PublishedMidpoint(),
+}
+COLORS = dict(
+    zip(SOLVERS, ("#b2182b", "#4393c3", "#2166ac", "#1b7837", "#fdb863", "#e08214"), strict=True)
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Sizes, training and what is attacked."""
+
+    width: int
+    depth: int  # blocks; on CIFAR in each of three groups
+    epochs: int
+    test_images: int
+    batch_size: int = 128
+
+
+PRESETS = {
+    "paper": {name: Preset(64, 6, 200, 1000) for name in ("mnist", "fashion_mnist", "cifar10")},
+    "cpu": {"digits": Preset(16, 6, 40, 200, 64), "mnist": Preset(16, 6, 3, 200)},
+    "smoke": {"digits": Preset(4, 2, 1, 8, 64)},
+}
+
+
+@dataclasses.dataclass
+class Config(RunConfig):
+    """Train networks with SSP blocks and without, attack them, watch perturbations grow."""
+
+    preset: str = "cpu"
+    """paper (for a GPU), cpu (small networks) or smoke."""
+    dataset: str | None = None
+    """By default digits (embedded), with the preset paper mnist; there also fashion_mnist and
+    cifar10, with cpu mnist."""
+    networks: tuple[str, ...] = tuple(SOLVERS)
+    """Which networks, by name."""
+    trainings: tuple[str, ...] = ("natural", "PGD-7")
+    """natural, PGD-7, PGD-12: on clean images, or against PGD of so many steps."""
+    seeds: int = 1
+    """How many seeds of each."""
+    depth: int | None = None
+    """Blocks, on CIFAR in each group; by default 6; the paper also takes 10."""
+    epochs: int | None = None
+    """Epochs; by default the preset's."""
+    test_images: int | None = None
+    """How many test images to attack (the first ones); by default the preset's."""
+
+
+def main(config: Config):
+    preset = _check(config)
+    console = Console()
+    train, test = load_data(config, preset.test_images)
+    own = "" if config.depth is None else f"_depth_{config.depth}"
+    name = f"{config.dataset}_{config.preset}{own}"
+    folder = config.out or Path("runs") / KIND / name
+    path = folder / "result.json"
+    eps, step = SETTINGS[train.name]
+    settings = {"dataset": config.dataset, "preset": config.preset} | dataclasses.asdict(preset)
+    settings |= {"eps": [share * eps for share in SHARES], "step": step}
+    result = open_result(path, KIND, settings, config.resume)
+    for seed in range(config.seeds):
+        for training in config.trainings:
+            for network in config.networks:
+                run_name = f"{training}/{network}/{seed}"
+                if run_name in result["runs"]:
+                    continue
+                console.print(f"[bold]{network}[/], {training}, seed {seed}")
+                origin = provenance(seed)
+                checkpoints = folder / "checkpoints" / run_name.replace(" ", "").replace("/", "_")
+                recipe = _network(network, training, train.name, preset, config.preset)
+                predictor, record = train_network(recipe, train, seed, checkpoints)
+                record |= _evaluate(predictor, test, TRAININGS[training] or 7, preset, seed)
+                result["runs"][run_name] = origin | record
+                save_result(path, KIND, result)
+    published = f"{KIND}_{name}" if config.publish else None
+    present(console, tables(result), figure(result), path, "ssp.png", published)
+
+
+def _check(config: Config) -> Preset:
+    check_choice("preset", config.preset, PRESETS)
+    datasets = PRESETS[config.preset]
+    config.dataset = config.dataset or next(iter(datasets))
+    check_choice(f"dataset for the preset {config.preset}", config.dataset, datasets)
+    check_choices("network", config.networks, SOLVERS)
+    check_choices("training", config.trainings, TRAININGS)
+    check_counts(config, "seeds", "depth")
+    preset = config.settle(datasets[config.dataset])
+    return preset if config.depth is None else dataclasses.replace(preset, depth=config.depth)
+
+
+def _network(name: str, training: str, dataset: str, preset: Preset, kind: str) -> Network:
+    solver = SOLVERS[name](preset.depth)
+    if dataset == "cifar10":
+        if name == "ark":
+            solver = [solver, None, SSPRK22()]
+        make = partial(PreActResNet, depth=6 * preset.depth + 2, solver=solver)
+    else:
+        make = partial(ResNet, width=preset.width, depth=preset.depth, solver=solver)
+    objective, steps = CrossEntropy(), TRAININGS[training]
+    if steps is not None:
+        eps, step = SETTINGS[dataset]
+        objective = Adversarial(PGD(steps, step, last=True), odejax.LinfBall(eps))
+    if kind != "paper":
+        return Network(make, preset.epochs, preset.batch_size, one_cycle(5e-3), objective)
+    drops = (0.3, 0.5, 0.7) if name == "ResNet" else (0.35, 0.6, 0.8)
+    augment = crop_and_flip if dataset == "cifar10" else None
+    return Network(make, preset.epochs, preset.batch_size, _sgd(drops), objective, augment)
+
+
+def _sgd(drops: tuple[float, ...]):
+    """A tenth of the rate after each of these shares of the epochs."""
+
+    def optimizer(steps: int, epochs: int):
+        at = {round(share * steps * epochs): 0.1 for share in drops}
+        rate = optax.piecewise_constant_schedule(0.1, at)
+        return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9))
+
+    return optimizer
+
+
+def _evaluate(
+    predictor: odejax.Predictor, test: ArrayDataset, k: int, preset: Preset, seed: int
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    key = jax.random.key(seed + 1)
+    attacked = test.take(slice(preset.test_images))
+    eps, step = SETTINGS[test.name]
+    brackets, broken = [], {}  # in a smaller ball, by attack
+    for share in SHARES:
+        measured = bracket(
+            predictor,
+            attacked,
+            odejax.LinfBall(share * eps),
+            attacks=_attacks(share * step),
+            key=key,
+            already_broken=broken,
+            flag_images=64 if share == 1 else 0,
+            progress=True,
+        )
+        broken = {name: ~measured.survivors[name] for name in STRONG}
+        brackets.append(measured.summary())
+    return {
+        "clean_accuracy": clean_accuracy(predictor, test, key=key),
+        "brackets": brackets,
+        "growth": _growth(predictor, attacked, PGD(k, step), eps, key),
+        "evaluation_seconds": time.perf_counter() - started,
+    }
+
+
+def _attacks(step: float) -> dict[str, Any]:
+    attacks = {"FGSM": FGSM(), "PGD-50": PGD(50, None), "AutoAttack": AutoAttack()}
+    return attacks | {f"PGD-{steps}": PGD(steps, step) for steps in (7, 12)}
+
+
+def _growth(
+    predictor: odejax.Predictor, images: ArrayDataset, attack: PGD, eps: float, key
+) -> dict[str, dict[str, list[float]]]:
+    """By perturbation and norm: the growth ratio behind each block, its mean over the images."""
+    clean = images.pixels
+    ball = odejax.LinfBall(eps)
+    made = robust_accuracy(
+        attack, predictor, clean, images.labels, ball, key=key, stop=False, everyone=True
+    )
+    signs = jax.random.rademacher(key, clean.shape, clean.dtype)
+    perturbed = {"attack": made.x_adv, "random": np.clip(clean + eps * np.asarray(signs), 0, 1)}
+
+    @eqx.filter_jit
+    def mean_ratios(xs, zs):
+        def ratios(x, z):
+            ys, zs = (predictor.model.block_states(at, predictor.state) for at in (x, z))
+            return {name: growth_ratios(ys, zs, order) for name, order in NORMS.items()}
+
+        return jax.tree.map(lambda r: jnp.mean(r, axis=0), jax.vmap(ratios)(xs, zs))
+
+    # An image that the attack left as it was (its loss flat) has no ratio.
+    def measure(zs):
+        moved = (zs != clean).any(axis=(1, 2, 3))
+        if not moved.any():
+            return {name: [] for name in NORMS}
+        ratios = mean_ratios(jnp.asarray(clean[moved]), jnp.asarray(zs[moved]))
+        return {name: np.asarray(mean).tolist() for name, mean in ratios.items()}
+
+    return {name: measure(zs) for name, zs in perturbed.items()}
+
+
+def _by_training(result: dict[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """The records of all seeds, by training and network."""
+    found: dict[str, dict[str, list]] = {}
+    for name, records in by_name(result).items():
+        training, network = name.split("/")
+        found.setdefault(training, {})[network] = records
+    return found
+
+
+def _at_each_eps(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The brackets of all seeds, eps by eps."""
+    return [list(row) for row in zip(*(record["brackets"] for record in records), strict=True)]
+
+
+def last_growth(record: dict[str, Any], perturbation: str = "attack") -> float:
+    """The growth ratio behind the last block, in l2; nan where no image was moved."""
+    ratios = record["growth"][perturbation]["l2"]
+    return ratios[-1] if ratios else float("nan")
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """By training: what the paper's PGD leaves of each network, and all attacks, in %; growth."""
+    settings, out = result["settings"], []
+    for training, networks in _by_training(result).items():
+        table = Table(
+            title=f"{settings['dataset']}, {training}, {settings['test_images']} test images",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        table.add_column("network")
+        table.add_column("L-inf eps")
+        for eps in settings["eps"]:
+            table.add_column(f"{eps:.3g}", justify="right", no_wrap=True)
+        for name, records in networks.items():
+            grid = _at_each_eps(records)
+            clean = cell([record["clean_accuracy"] for record in records])
+            growth = np.mean([last_growth(record) for record in records])
+            rows = {
+                (name, SHOWN): lambda b: b["per_attack"][SHOWN],
+                (f"  clean {clean}", "all attacks"): lambda b: b["attacked"],
+            }
+            for heads, read in rows.items():
+                table.add_row(*heads, *(cell([read(b) for b in brackets]) for brackets in grid))
+            table.add_row(f"  growth {growth:.1f}", "")
+        flags = {
+            flag
+            for records in networks.values()
+            for record in records
+            for b in record["brackets"]
+            for flag in b["flags"]
+        }
+        table.caption = (
+            f"in %; growth: of PGD's perturbation from the first block to the last, in l2; "
+            f"flags: {', '.join(sorted(flags)) or 'none'}"
+        )
+        out.append(table)
+    return out
+
+
+def figure(result: dict[str, Any]):
+    """A row for each training: accuracy against eps, and growth behind each block in l1 and l2."""
+    settings, trainings = result["settings"], _by_training(result)
+    drawn, axes = plt.subplots(
+        len(trainings),
+        3,
+        figsize=(12, 3.4 * len(trainings) + 0.8),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, (training, networks) in zip(axes, trainings.items(), strict=True):
+        _draw_accuracy(row[0], networks, settings["eps"])
+        row[0].set_title(f"trained: {training}", fontsize=10)
+        for axis, norm in zip(row[1:], NORMS, strict=True):
+            _draw_growth(axis, networks, norm)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=len(handles), fontsize=9)
+    drawn.suptitle(
+        f"{settings['dataset']}, {settings['test_images']} test images, {settings['depth']} blocks",
+        fontsize=11,
+    )
+    return drawn
+
+
+def _draw_accuracy(axis, networks: Mapping[str, list[dict[str, Any]]], eps: list[float]):
+    for name, records in networks.items():
+        grid = _at_each_eps(records)
+        clean = np.mean([b["clean"] for b in grid[0]])
+        for read, style in (
+            (lambda b: b["attacked"], {"ls": "-", "marker": "o", "label": name}),
+            (lambda b: b["per_attack"][SHOWN], {"ls": ":"}),
+        ):
+            left = [clean, *(np.mean([read(b) for b in brackets]) for brackets in grid)]
+            values = 100 * np.array(left)
+            axis.plot([0.0, *eps], values, color=COLORS[name], ms=3, lw=1.3, **style)
+    axis.set_ylim(-2, 102)
+    axis.set_xlabel(AXIS_LABELS["linf"])
+    axis.set_ylabel(f"accuracy (%), all attacks; dotted: {SHOWN}", fontsize=9)
+    axis.grid(alpha=0.3, lw=0.5)
+
+
+def _draw_growth(axis, networks: Mapping[str, list[dict[str, Any]]], norm: str):
+    for name, records in networks.items():
+        for perturbation, style in (("attack", "-o"), ("random", ":")):
+            ratios = [record["growth"][perturbation][norm] for record in records]
+            if not all(ratios):
+                continue
+            mean = np.mean(ratios, axis=0)
+            axis.plot(range(1, len(mean) + 1), mean, style, ms=3, lw=1.3, color=COLORS[name])
+    axis.set_yscale("log")
+    axis.set_xlabel("block")
+    axis.set_ylabel(f"growth in {norm}; dotted: random", fontsize=9)
+    axis.grid(alpha=0.3, lw=0.5, which="both")
+
+
+if __name__ == "__main__":
+    run(main, Config)

@@ -1,0 +1,141 @@
+"""The experiment of *ssp*, small, and its place in the ledger."""
+
+import io
+import json
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import pytest
+from rich.console import Console
+
+from experiments import claims, ssp
+from experiments._cli import UsageError
+from experiments.natural import Network, one_cycle
+from odejax.attacks import APGD, PGD
+from odejax.models import ResNet
+from odejax.training import Adversarial, CrossEntropy, batch_logits
+
+
+def printed(tables) -> str:
+    console = Console(width=80, file=io.StringIO())
+    for table in tables:
+        console.print(table)
+    return console.file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Two small networks, natural and robust, with two short attacks; resumed once."""
+    folder = tmp_path_factory.mktemp("ssp")
+
+    def network(name, training, dataset, preset, kind):
+        make = partial(ResNet, width=2, depth=2, solver=ssp.SOLVERS[name](2))
+        objective = CrossEntropy()
+        if training != "natural":
+            objective = Adversarial(PGD(2, 0.05, last=True), ssp.odejax.LinfBall(0.1))
+        return Network(make, 2, 64, one_cycle(2e-2), objective)
+
+    config = partial(
+        ssp.Config, preset="smoke", test_images=8, out=folder, networks=("ResNet", "ark")
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssp, "_network", network)
+        patch.setattr(ssp, "_attacks", lambda step: {"PGD-7": PGD(2, step), "APGD": APGD(3)})
+        patch.setattr(ssp, "STRONG", ("APGD",))
+        ssp.main(config(trainings=("natural",)))
+        ssp.main(config(resume=True))
+        result = json.loads((folder / "result.json").read_text())
+        patch.setattr(ssp, "train_network", None)  # nothing is trained again
+        ssp.main(config(resume=True))
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert (folder / "ssp.png").exists()
+    return folder, result
+
+
+def test_every_network_of_every_training_is_measured(run):
+    _, result = run
+    wanted = {f"{t}/{n}/0" for t in ("natural", "PGD-7") for n in ("ResNet", "ark")}
+    assert set(result["runs"]) == wanted
+    for record in result["runs"].values():
+        assert [b["eps"] for b in record["brackets"]] == pytest.approx([0.01, 0.025, 0.05, 0.1])
+        for b in record["brackets"]:
+            assert b["certified"] == 0 <= b["attacked"] <= min(b["per_attack"].values())
+
+
+def test_growth_begins_at_one_behind_the_first_block(run):
+    _, result = run
+    for record in result["runs"].values():
+        for norms in record["growth"].values():
+            for ratios in norms.values():
+                assert len(ratios) == 2
+                assert ratios[0] == 1
+                assert ratios[1] > 0
+
+
+def test_tables_fit_and_show_both_ends_of_the_argument(run):
+    _, result = run
+    text = printed(ssp.tables(result))
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("all attacks") == 4 == text.count("  growth")
+    plt.close(ssp.figure(result))
+
+
+def test_the_ledger_sets_growth_beside_attacks(run, tmp_path):
+    folder, result = run
+    (tmp_path / "ssp_digits_smoke.json").write_text((folder / "result.json").read_text())
+    (tmp_path / "ssp_burgers.json").write_text("{}")  # another experiment's
+    rows = claims.side_by_side(tmp_path)
+    assert len(rows) == 4
+    by_run = {f"{row['training']}/{row['network']}/0": row for row in rows}
+    for name, row in by_run.items():
+        record = result["runs"][name]
+        bracket = record["brackets"][0 if name.startswith("natural") else -1]
+        assert row["eps"] == bracket["eps"]
+        assert row["worst_attack"] == 100 * bracket["attacked"]
+        assert row["growth"] == record["growth"]["attack"]["l2"][-1]
+    text = printed(claims.ssp_tables(rows))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "ssp, digits (ssp_digits_smoke.json)" in text
+
+
+@pytest.mark.parametrize("name", ssp.SOLVERS)
+@pytest.mark.parametrize(("dataset", "shape"), [("mnist", (28, 28, 1)), ("cifar10", (32, 32, 3))])
+def test_every_network_of_the_paper_is_made(name, dataset, shape):
+    """As many weights in all of them but for ark's coefficients, and steps that can be taken."""
+    preset = ssp.PRESETS["paper"][dataset]
+
+    def weights(name):
+        """How many; the network is made and run without computing anything."""
+        make = eqx.nn.make_with_state(ssp._network(name, "natural", dataset, preset, "paper").make)
+
+        def made(key):
+            model, state = make(shape, key=key)
+            logits, _ = batch_logits(model, state, jnp.zeros((2, *shape)), key=key)
+            return eqx.filter(model, eqx.is_array), logits
+
+        arrays, logits = eqx.filter_eval_shape(made, jax.random.key(0))
+        assert logits.shape == (2, 10)
+        return sum(leaf.size for leaf in jax.tree.leaves(arrays))
+
+    assert weights(name) - weights("ResNet") == (12 if name == "ark" else 0)
+    recipe = ssp._network(name, "PGD-12", dataset, preset, "paper")
+    assert isinstance(recipe.objective, Adversarial)
+    assert recipe.objective.attack.steps == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"preset": "huge"}, "unknown preset 'huge'; accepted: paper, cpu, smoke"),
+        ({"dataset": "cifar10"}, "dataset for the preset cpu 'cifar10'; accepted: digits, mnist"),
+        ({"networks": ("SSP-4",)}, "unknown network 'SSP-4'"),
+        ({"trainings": ("PGD-9",)}, "unknown training 'PGD-9'; accepted: natural, PGD-7, PGD-12"),
+        ({"depth": 0}, "depth must be at least 1; got 0"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        ssp.main(ssp.Config(**arguments))
