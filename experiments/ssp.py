@@ -65,7 +65,7 @@ SETTINGS = {
     "fashion_mnist": (0.1, 0.02),
     "cifar10": (8 / 255, 2 / 255),
 }
-SHARES = (0.1, 0.25, 0.5, 1.0)
+SHARES = (0.25, 0.5, 1.0)
 TRAININGS = {"natural": None, "PGD-7": 7, "PGD-12": 12}
 SHOWN = "PGD-7"  # in tables and figures, of the paper's attacks
 STRONG = ("PGD-50", "AutoAttack")  # not run again on what they broke in a smaller ball
@@ -97,7 +97,7 @@ class Preset:
 
 PRESETS = {
     "paper": {name: Preset(64, 6, 200, 1000) for name in ("mnist", "fashion_mnist", "cifar10")},
-    "cpu": {"digits": Preset(16, 6, 40, 200, 64), "mnist": Preset(16, 6, 3, 200)},
+    "cpu": {"digits": Preset(8, 6, 25, 100, 64), "mnist": Preset(16, 6, 3, 200)},
     "smoke": {"digits": Preset(4, 2, 1, 8, 64)},
 }
 
