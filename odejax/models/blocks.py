@@ -140,7 +140,8 @@ class ResidualField(eqx.Module):
         for norm in norms:
             constant *= norm.lipschitz_bound(state)  # pyright: ignore[reportFunctionMemberAccess]
         for conv in self.convs:
-            constant *= conv_norm_bound(conv.kernel[:, :, : conv.kernel.shape[-1]], image_size)
+            kernel = conv.kernel[:, :, : conv.kernel.shape[-1]]  # the time's channel left out
+            constant *= conv_norm_bound(kernel, image_size, padding=conv.padding)
         return constant
 
 

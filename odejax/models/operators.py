@@ -89,7 +89,8 @@ class ConvOperator(AbstractOperator):
         return circular_conv_smallest_square(self.freeze().kernel, self.image_size, high)
 
     def _bound(self, kernel):
-        return conv_norm_bound(kernel, self.image_size, circular=self.circular)
+        pad = kernel.shape[0] // 2
+        return conv_norm_bound(kernel, self.image_size, circular=self.circular, padding=pad)
 
     def _convolve(self, x, kernel):
         pad = kernel.shape[0] // 2

@@ -6,11 +6,17 @@ Gram iteration (Delattre et al. 2023): with G_0 = A and G_{i+1} = G_i^* G_i,
 rank^{2^{-(k+1)}}: differentiable matrix products instead of an SVD, and never below the norm,
 which power iteration always is.
 
-A zero-padded stride-1 convolution on h x w pixels is the circular one on the torus of
-(h + kh - 1) x (w + kw - 1) pixels, preceded by an embedding and followed by a restriction, both of
-norm 1. The circular one is block diagonal in the Fourier basis, one (o, i) matrix for each
-frequency. So the largest norm of those matrices is a proven bound for the zero-padded one. With a
-stride s it is a stride-1 convolution of the image's s x s phases, each a channel of its own.
+A stride-1 convolution on h x w pixels with p zeros around them is the circular one on the torus of
+(h + p) x (w + p) pixels, preceded by an embedding and followed by a restriction, both of norm 1.
+The circular one is block diagonal in the Fourier basis, one (o, i) matrix for each frequency. So
+the largest norm of those matrices is a proven bound for the zero-padded one. With a stride s it is
+a stride-1 convolution of the image's s x s phases, each a channel of its own.
+
+The image does not see how the torus is closed: it may be antiperiodic, x_{j + n} = -x_j, along
+either axis, which shifts the frequencies by half a step. Each of the four tori gives a bound, and
+the least is close to the norm where the periodic torus has a frequency that the image is too small
+for: of the kernel (1, 1, 1) on n pixels the antiperiodic torus gives 1 + 2 cos(pi / (n + 1)), the
+norm itself, the periodic one 3.
 
 The smallest singular value m of A comes from the same bound: with M >= ||A||_2,
 m^2 = M^2 - ||M^2 I - A^* A||_2.
@@ -19,6 +25,8 @@ The bounds are computed in float32 and raised by `ROUNDING`, which covers their 
 error: a Frobenius norm and k products of n x n matrices are each right to about n 2^-24, and the
 2^-k-th roots shrink the sum of those to about 2 n 2^-24, 1e-5 at n = 64 and 1e-4 at n = 800.
 """
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -43,16 +51,29 @@ def conv_norm_bound(
     *,
     stride: int = 1,
     circular: bool = False,
+    padding: int | None = None,
 ) -> Scalar:
     """An upper bound on the norm of the convolution of (h, w, i) images with `kernel`.
 
-    `image_size` is (h, w) of the input; any amount of zero padding (each output sees a patch of
-    the zero-extended image, all of which the torus has). With `circular` padding, exact but for
-    the Gram iteration's slack.
+    - `image_size`: (h, w) of the input.
+    - `circular`: the image is continued periodically; exact but for the Gram iteration's slack.
+    - `padding`: zeros on each side, else; by default the bound holds for any number of them. With
+      stride 1 it is the tighter for being known: within 5 % for 3x3 kernels on 8 x 8 pixels.
 
-    Raises `ValueError` for a stride below 1, or one that does not divide a circular image.
+    Raises `ValueError` for a stride below 1, or one that does not divide a circular image, and for
+    a negative padding.
     """
-    return _gram_bound(_frequency_blocks(kernel, image_size, stride, circular), iterations)
+    if padding is not None and padding < 0:
+        raise ValueError(f"padding must be None, or not negative; got {padding}")
+    kernel, sizes = _on_a_torus(kernel, image_size, stride, circular, padding)
+    if circular:
+        return _gram_bound(_blocks(_waves(sizes, kernel.shape), kernel), iterations)
+    # Any torus will do: two iterations tell which to take, and a derivative of that there is not.
+    waves = np.stack([_waves(sizes, kernel.shape, twist) for twist in _TWISTS])
+    fixed = jax.lax.stop_gradient(kernel)
+    rough = jax.vmap(lambda waves: _gram_bound(_blocks(waves, fixed), 2))(jnp.asarray(waves))
+    best = jnp.argmin(rough)
+    return _gram_bound(_blocks(jnp.asarray(waves)[best], kernel), iterations)
 
 
 def circular_conv_smallest_square(
@@ -62,7 +83,8 @@ def circular_conv_smallest_square(
 
     `high`: a number with |A x|^2 <= high |x|^2.
     """
-    return _smallest_square(_frequency_blocks(kernel, image_size, 1, True), high)
+    kernel, sizes = _on_a_torus(kernel, image_size, 1, True, None)
+    return _smallest_square(_blocks(_waves(sizes, kernel.shape), kernel), high)
 
 
 def matrix_smallest_square(matrix: Float[Array, "o i"], high: float | Scalar) -> Scalar:
@@ -78,26 +100,47 @@ def _smallest_square(matrices, high):
     return jnp.maximum(0.0, high * (1 - ROUNDING) - _gram_bound(rest, ITERATIONS))
 
 
-def _frequency_blocks(kernel, image_size, stride, circular):
-    """The (o, i) matrix of each frequency of a torus on which the convolution is at home."""
+def _on_a_torus(kernel, image_size, stride, circular, padding):
+    """The kernel of the stride-1 convolution, and the sides of a torus on which it is at home."""
     if stride < 1:
         raise ValueError(f"stride must be at least 1; got {stride}")
     if circular and any(n % stride for n in image_size):
         raise ValueError(f"stride {stride} does not divide the circular image {image_size}")
     kernel = _phases(kernel, stride)
+    if circular:
+        return kernel, [n // stride for n in image_size]
+    # What an output sees beyond the image must not come round to it on the other side; an output
+    # that sees nothing of the image is 0, so more zeros than k - 1 change nothing.
+    around = [k - 1 for k in kernel.shape[:2]]
+    if padding is not None and stride == 1:
+        around = [min(padding, k) for k in around]
     # Wherever the image lies in its zero padding, it touches at most this many pixels of a phase.
+    touched = [-(-(n + stride - 1) // stride) for n in image_size]
+    return kernel, [n + k for n, k in zip(touched, around, strict=True)]
+
+
+_TWISTS = tuple(itertools.product((0.0, np.pi), repeat=2))
+
+
+def _waves(sizes, shape, twist=(0.0, 0.0)):
+    """exp(-i omega t) at each frequency of the torus (rows) and each tap t of the kernel (columns).
+
+    A real kernel's frequencies come in conjugate pairs of equal norm: half of them suffice.
+    """
     rows, columns = (
-        n // stride if circular else -(-(n + stride - 1) // stride) + k - 1
-        for n, k in zip(image_size, kernel.shape, strict=False)
+        np.exp(-1j * np.outer((2 * np.pi * np.arange(m) + angle) / n, np.arange(k)))
+        for m, n, angle, k in zip(
+            (sizes[0], sizes[1] // 2 + 1), sizes, twist, shape[:2], strict=True
+        )
     )
-    # A real kernel's frequencies come in conjugate pairs of equal norm: half of them suffice.
-    phase_rows = np.outer(2 * np.pi * np.arange(rows) / rows, np.arange(kernel.shape[0]))
-    half = columns // 2 + 1
-    phase_columns = np.outer(2 * np.pi * np.arange(half) / columns, np.arange(kernel.shape[1]))
-    phase = phase_rows[:, None, :, None] + phase_columns[None, :, None, :]
-    phase = phase.reshape(rows * half, -1)
+    waves = rows[:, None, :, None] * columns[None, :, None, :]
+    return waves.reshape(len(rows) * len(columns), -1).astype(np.complex64)
+
+
+def _blocks(waves, kernel):
+    """The (o, i) matrix of each frequency."""
     taps = kernel.reshape(-1, *kernel.shape[2:])
-    return jnp.einsum("ft,tio->foi", jnp.exp(-1j * phase), taps, precision="highest")
+    return jnp.einsum("ft,tio->foi", waves, taps, precision="highest")
 
 
 def _phases(kernel, stride):
