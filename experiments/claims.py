@@ -187,7 +187,8 @@ def ledger(papers: Collection[str], results: Path = RESULTS) -> list[dict[str, A
 def side_by_side(results: Path = RESULTS) -> list[dict[str, Any]]:
     """Of each run of `ssp`: a network's growth ratio beside what attacks leave of it, in percent.
 
-    At the eps that it was trained for; of those trained on clean images, at the smallest.
+    The growth is that in the largest ball, `growth_eps`. The accuracies of networks that were
+    trained in it are so too, of those trained on clean images they are in the smallest.
     """
     rows = []
     names = [f"{dataset}_{preset}" for preset, sets in ssp.PRESETS.items() for dataset in sets]
@@ -205,7 +206,8 @@ def side_by_side(results: Path = RESULTS) -> list[dict[str, Any]]:
                 "network": network,
                 "seeds": len(records),
                 "eps": brackets[0]["eps"],
-                "growth": float(np.mean([ssp.last_growth(record) for record in records])),
+                "growth": ssp.last_growth(records),
+                "growth_eps": result["settings"]["eps"][-1],
             }
             figures = {
                 "clean": [record["clean_accuracy"] for record in records],
@@ -266,6 +268,10 @@ def tables(entries: list[dict[str, Any]]) -> list[Table]:
     return [*out, counts]
 
 
+def _spread(row: dict[str, Any], what: str) -> str:
+    return shown(row[what], row[f"{what}_deviation"])
+
+
 def ssp_tables(rows: list[dict[str, Any]]) -> list[Table]:
     """One for each run of `ssp`."""
     out = []
@@ -276,18 +282,18 @@ def ssp_tables(rows: list[dict[str, Any]]) -> list[Table]:
         )
         for column in ("trained", "network"):
             table.add_column(column)
-        for column in ("eps", "growth", "clean", ssp.SHOWN, "all attacks"):
-            table.add_column(column, justify="right", no_wrap=True)
+        growth = f"growth at {mine[0]['growth_eps']:.3g}"
+        for column in (growth, "clean", "eps", ssp.SHOWN, "all attacks"):
+            table.add_column(column, justify="right", no_wrap=column != growth)
         for row in mine:
             table.add_row(
                 row["training"],
                 row["network"],
+                ssp.shown_growth(row["growth"]),
+                _spread(row, "clean"),
                 f"{row['eps']:.3g}",
-                f"{row['growth']:.1f}",
-                *(
-                    shown(row[what], row[f"{what}_deviation"])
-                    for what in ("clean", "papers_attack", "worst_attack")
-                ),
+                _spread(row, "papers_attack"),
+                _spread(row, "worst_attack"),
             )
         out.append(table)
     return out

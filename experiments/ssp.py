@@ -12,13 +12,14 @@ the midpoint rule and what the authors' code takes for it. The networks have the
 for ark's coefficients; a block of SSP-3 costs three of ResNet's. Each is trained on clean images
 and against PGD of K steps, and then attacked by
 
-- FGSM and the paper's PGD (K steps of its size, random start), here with K = 7 and 12;
-- PGD-50 and the standard AutoAttack, on what withstands the others.
+- FGSM and the paper's PGD (K steps, random start), with K = 7 and 12; in smaller balls its steps
+  are smaller alike;
+- PGD-50 and the standard AutoAttack, on what they did not break in a smaller ball.
 
 The perturbation growth ratio of a block: the distance between the states behind it, of an image and
-of the same image attacked by PGD-K in the largest ball, over that behind the first block. Beside it
-stands the growth of a random perturbation, of +-eps in every pixel. (No block here is certified, so
-the other end of every interval is 0.)
+of the same image attacked by PGD-K in the largest ball (K = 7 for the naturally trained), over that
+behind the first block. Beside it stands the growth of a random perturbation, of +-eps in every
+pixel, clipped to [0, 1]. (No block here is certified, so the other end of every interval is 0.)
 
 Paper: SGD at 0.1 for 200 epochs. Its ark begins outside the SSP region; here the coefficients stay
 inside. A finished network is not trained or attacked again, an interrupted one goes on from its
@@ -58,7 +59,7 @@ from ._seeds import by_name, cell
 from .natural import Network, one_cycle, train_network
 
 KIND = "ssp"
-# The ball of training, the step of PGD in it, and the smaller balls of the evaluation.
+# The ball of training and the step of PGD in it; the shares of the ball that are attacked.
 SETTINGS = {
     "digits": (0.1, 0.02),
     "mnist": (0.3, 0.05),
@@ -234,7 +235,10 @@ def _attacks(step: float) -> dict[str, Any]:
 def _growth(
     predictor: odejax.Predictor, images: ArrayDataset, attack: PGD, eps: float, key
 ) -> dict[str, dict[str, list[float]]]:
-    """By perturbation and norm: the growth ratio behind each block, its mean over the images."""
+    """By perturbation and norm: the growth ratio behind each block, its mean over the images.
+
+    Of the images whose state behind the first block has moved; without any the lists are empty.
+    """
     clean = images.pixels
     ball = odejax.LinfBall(eps)
     made = robust_accuracy(
@@ -244,20 +248,17 @@ def _growth(
     perturbed = {"attack": made.x_adv, "random": np.clip(clean + eps * np.asarray(signs), 0, 1)}
 
     @eqx.filter_jit
-    def mean_ratios(xs, zs):
-        def ratios(x, z):
-            ys, zs = (predictor.model.block_states(at, predictor.state) for at in (x, z))
-            return {name: growth_ratios(ys, zs, order) for name, order in NORMS.items()}
+    @jax.vmap
+    def ratios(x, z):
+        ys, zs = (predictor.model.block_states(at, predictor.state) for at in (x, z))
+        return {name: growth_ratios(ys, zs, order) for name, order in NORMS.items()}
 
-        return jax.tree.map(lambda r: jnp.mean(r, axis=0), jax.vmap(ratios)(xs, zs))
-
-    # An image that the attack left as it was (its loss flat) has no ratio.
     def measure(zs):
-        moved = (zs != clean).any(axis=(1, 2, 3))
-        if not moved.any():
-            return {name: [] for name in NORMS}
-        ratios = mean_ratios(jnp.asarray(clean[moved]), jnp.asarray(zs[moved]))
-        return {name: np.asarray(mean).tolist() for name, mean in ratios.items()}
+        means = {}
+        for name, found in ratios(jnp.asarray(clean), jnp.asarray(zs)).items():
+            finite = np.asarray(found)[np.isfinite(found).all(axis=1)]
+            means[name] = finite.mean(axis=0).tolist() if len(finite) else []
+        return means
 
     return {name: measure(zs) for name, zs in perturbed.items()}
 
@@ -276,10 +277,16 @@ def _at_each_eps(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return [list(row) for row in zip(*(record["brackets"] for record in records), strict=True)]
 
 
-def last_growth(record: dict[str, Any], perturbation: str = "attack") -> float:
-    """The growth ratio behind the last block, in l2; nan where no image was moved."""
-    ratios = record["growth"][perturbation]["l2"]
-    return ratios[-1] if ratios else float("nan")
+def last_growth(records: list[dict[str, Any]]) -> float | None:
+    """The growth ratio behind the last block, in l2; None where no image was moved."""
+    last = [record["growth"]["attack"]["l2"][-1:] for record in records]
+    values = [ratio for ratios in last for ratio in ratios]
+    return float(np.mean(values)) if values else None
+
+
+def shown_growth(growth: float | None) -> str:
+    """The same as a table shows it."""
+    return "-" if growth is None else f"{growth:.1f}"
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
@@ -299,14 +306,13 @@ def tables(result: dict[str, Any]) -> list[Table]:
         for name, records in networks.items():
             grid = _at_each_eps(records)
             clean = cell([record["clean_accuracy"] for record in records])
-            growth = np.mean([last_growth(record) for record in records])
             rows = {
                 (name, SHOWN): lambda b: b["per_attack"][SHOWN],
                 (f"  clean {clean}", "all attacks"): lambda b: b["attacked"],
             }
             for heads, read in rows.items():
                 table.add_row(*heads, *(cell([read(b) for b in brackets]) for brackets in grid))
-            table.add_row(f"  growth {growth:.1f}", "")
+            table.add_row(f"  growth {shown_growth(last_growth(records))}", "")
         flags = {
             flag
             for records in networks.values()
@@ -315,7 +321,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
             for flag in b["flags"]
         }
         table.caption = (
-            f"in %; growth: of PGD's perturbation from the first block to the last, in l2; "
+            f"in %; growth: of PGD's perturbation in the largest ball, from the first block to "
+            f"the last, in l2; "
             f"flags: {', '.join(sorted(flags)) or 'none'}"
         )
         out.append(table)
@@ -339,10 +346,11 @@ def figure(result: dict[str, Any]):
             _draw_growth(axis, networks, norm)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=len(handles), fontsize=9)
-    drawn.suptitle(
-        f"{settings['dataset']}, {settings['test_images']} test images, {settings['depth']} blocks",
-        fontsize=11,
+    blocks = f"{settings['depth']} blocks" + (
+        " a group" if settings["dataset"] == "cifar10" else ""
     )
+    title = f"{settings['dataset']}, {settings['test_images']} test images, {blocks}"
+    drawn.suptitle(title, fontsize=11)
     return drawn
 
 

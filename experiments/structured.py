@@ -17,8 +17,8 @@ SDP-based), trained with the multi-class hinge loss on clean images. In the l2 b
   to contract, switching steps stop expanding. The JSON has all step sizes: negative ones expand.)
 
 The figure shows for each network all three against eps; the table has also the area under each
-curve, the mean accuracy over all eps up to the largest. The paper's networks are LeakyReLU ones
-with slope 1/2, trained for 100 epochs by SGD.
+curve, the mean accuracy over all eps up to the largest, interpolated. The paper's networks are
+LeakyReLU ones with slope 1/2, trained for 100 epochs by SGD.
 A finished network is not trained or attacked again: --resume.
 """
 
@@ -241,7 +241,7 @@ def _claimed(result: dict[str, Any], name: str) -> dict[tuple, float]:
 
 
 def area(record: dict[str, Any], eps: list[float], read: Callable[..., float]) -> float:
-    """The mean accuracy over all radii up to the largest, by the trapezoidal rule."""
+    """The mean accuracy over all radii up to the largest, interpolated (proven is none of it)."""
     left = [record["brackets"][0]["clean"], *map(read, record["brackets"])]
     return float(np.trapezoid(left, [0.0, *eps]) / eps[-1])
 

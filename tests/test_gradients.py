@@ -265,8 +265,8 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_float32():
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_mixed_precision_scales_weights_before_it_rounds_them(network, sizes):
-    """Norms and solves are not computed in 16 bits, where there are none."""
+def test_mixed_precision_takes_networks_that_compute_norms_and_solves(network, sizes):
+    """Which there are none of in 16 bits."""
     model = make(network, **sizes)
     (value, _), gradient, _ = apply(Derivative(MixedPrecision()), model)
     (exact, _), _, _ = apply(Derivative(CrossEntropy()), model)

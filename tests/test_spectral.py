@@ -78,6 +78,37 @@ def test_a_tridiagonal_matrix_has_its_norm(n, sign):
     assert true <= float(conv_norm_bound(kernel, (n, 1), padding=1)) <= 1.001 * true
 
 
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("padding", [1, 2])
+def test_taps_that_never_meet_the_image_do_not_count(size, padding):
+    """However large they are: nothing of them is left to cancel."""
+    for n in (1, 2):
+        if n + 2 * padding < size:
+            continue
+        kernel = np.full((size, size, 1, 1), 1e9)
+        seen = slice(max(0, size - n - padding), n + padding)
+        kernel[seen, seen] = np.random.default_rng(n).normal(size=kernel[seen, seen].shape)
+        kernel = jnp.asarray(kernel, jnp.float32)
+        true = zero_padded_norm(kernel, (n, n), padding)
+        assert true < 100
+        assert true <= float(conv_norm_bound(kernel, (n, n), padding=padding)) <= 2 * true
+
+
+def test_a_kernel_with_peaks_at_both_ends_of_the_spectrum_is_the_worst_case():
+    kernel = jnp.asarray(np.outer([1, 0, 1], [1, 0, 1]), jnp.float32)[..., None, None]
+    true = zero_padded_norm(kernel, (8, 8), 1)
+    assert 1.1 * true < float(conv_norm_bound(kernel, (8, 8), padding=1)) <= 1.14 * true
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 3), (4, 1)])
+def test_no_kernel_that_is_even_or_not_square_exceeds_the_bound(rows, columns):
+    rng = np.random.default_rng(0)
+    for padding in (0, 1, 2):
+        kernel = jnp.asarray(rng.normal(size=(rows, columns, 2, 3)), jnp.float32)
+        true = zero_padded_norm(kernel, (5, 4), padding)
+        assert true <= float(conv_norm_bound(kernel, (5, 4), padding=padding))
+
+
 def test_a_negative_padding_is_refused():
     with pytest.raises(ValueError, match="padding must be None, or not negative; got -1"):
         conv_norm_bound(kernel_of(0), (5, 6), padding=-1)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import pytest
+from helpers import digits
 from rich.console import Console
 
 from experiments import claims, ssp
@@ -73,6 +74,41 @@ def test_growth_begins_at_one_behind_the_first_block(run):
                 assert len(ratios) == 2
                 assert ratios[0] == 1
                 assert ratios[1] > 0
+
+
+def test_images_that_nothing_moves_have_no_growth(run):
+    _, result = run
+    still = json.loads(json.dumps(result))
+    for record in still["runs"].values():
+        record["growth"]["attack"] = {"l1": [], "l2": []}
+    assert printed(ssp.tables(still)).count("growth -") == 4
+    plt.close(ssp.figure(still))
+    assert ssp.last_growth(list(still["runs"].values())) is None
+
+
+class Flat(eqx.Module):
+    """Logits that are the same everywhere, and states that are multiples of the image."""
+
+    state: None = None
+
+    @property
+    def model(self):
+        return self
+
+    def __call__(self, x, *, key=None):
+        return jnp.arange(10.0) + 0 * x.sum()
+
+    def block_states(self, x, state):
+        return [x, 2 * x, 3 * x]
+
+
+def test_growth_is_the_mean_over_the_images_that_were_moved():
+    attack = PGD(2, 0.05, random_start=False)
+    images = digits("test").take(slice(4))
+    found = ssp._growth(Flat(), images, attack, 0.1, jax.random.key(0))
+    assert found["attack"] == {"l1": [], "l2": []}
+    for ratios in found["random"].values():
+        assert ratios == pytest.approx([1, 2, 3], rel=1e-5)
 
 
 def test_tables_fit_and_show_both_ends_of_the_argument(run):

@@ -14,9 +14,9 @@ a stride-1 convolution of the image's s x s phases, each a channel of its own.
 
 The image does not see how the torus is closed: it may be antiperiodic, x_{j + n} = -x_j, along
 either axis, which shifts the frequencies by half a step. Each of the four tori gives a bound, and
-the least is close to the norm where the periodic torus has a frequency that the image is too small
-for: of the kernel (1, 1, 1) on n pixels the antiperiodic torus gives 1 + 2 cos(pi / (n + 1)), the
-norm itself, the periodic one 3.
+the least is the tighter where one of them has a frequency that the image is too small for: of the
+kernel (1, 1, 1) on n pixels the antiperiodic torus gives 1 + 2 cos(pi / (n + 1)), the norm itself,
+the periodic one 3. A kernel with peaks at 0 and at pi, as (1, 0, 1), has nothing of it.
 
 The smallest singular value m of A comes from the same bound: with M >= ||A||_2,
 m^2 = M^2 - ||M^2 I - A^* A||_2.
@@ -58,7 +58,8 @@ def conv_norm_bound(
     - `image_size`: (h, w) of the input.
     - `circular`: the image is continued periodically; exact but for the Gram iteration's slack.
     - `padding`: zeros on each side, else; by default the bound holds for any number of them. With
-      stride 1 it is the tighter for being known: within 5 % for 3x3 kernels on 8 x 8 pixels.
+      stride 1 it is the tighter for being known. For 3x3 kernels on 8 x 8 pixels it is within 5 %
+      after training, as a rule 3 % for random ones, and 13 % for (1, 0, 1) along both axes.
 
     Raises `ValueError` for a stride below 1, or one that does not divide a circular image, and for
     a negative padding.
@@ -71,7 +72,7 @@ def conv_norm_bound(
     # Any torus will do: two iterations tell which to take, and a derivative of that there is not.
     waves = np.stack([_waves(sizes, kernel.shape, twist) for twist in _TWISTS])
     fixed = jax.lax.stop_gradient(kernel)
-    rough = jax.vmap(lambda waves: _gram_bound(_blocks(waves, fixed), 2))(jnp.asarray(waves))
+    rough = jax.lax.map(lambda waves: _gram_bound(_blocks(waves, fixed), 2), jnp.asarray(waves))
     best = jnp.argmin(rough)
     return _gram_bound(_blocks(jnp.asarray(waves)[best], kernel), iterations)
 
@@ -114,6 +115,12 @@ def _on_a_torus(kernel, image_size, stride, circular, padding):
     around = [k - 1 for k in kernel.shape[:2]]
     if padding is not None and stride == 1:
         around = [min(padding, k) for k in around]
+        # Taps that never meet the image must not come round either: they would cancel, rounded.
+        seen = [
+            slice(max(0, k - n - p), min(k, n + p))
+            for k, n, p in zip(kernel.shape, image_size, around, strict=False)
+        ]
+        kernel = kernel[seen[0], seen[1]]
     # Wherever the image lies in its zero padding, it touches at most this many pixels of a phase.
     touched = [-(-(n + stride - 1) // stride) for n in image_size]
     return kernel, [n + k for n, k in zip(touched, around, strict=True)]

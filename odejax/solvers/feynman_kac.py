@@ -33,7 +33,7 @@ class AbstractNoise(eqx.Module):
         """y + sigma(y) sqrt(dt) N(0, I): the state at the end of an Euler-Maruyama step."""
         scale = self.std(y) * jnp.sqrt(dt)
         # An example's noise is drawn on one device, so the generator need not be one that can be
-        # partitioned, which throws away every second word: that costs as much as a convolution.
+        # partitioned, which makes one word of two: a third of the noise's time.
         with jax.threefry_partitionable(False):
             # A normal draw in bfloat16 has 128 values, and no tails.
             normal = jax.random.normal(key, y.shape, jnp.promote_types(y.dtype, jnp.float32))
