@@ -1,10 +1,9 @@
-"""What all experiment scripts share: the command line, its errors, data, and the run folder."""
+"""What all experiment scripts share: the command line, its errors, and data."""
 
 import contextlib
 import dataclasses
 import io
 import re
-import shutil
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -14,7 +13,7 @@ import jax
 import tyro
 
 from odejax.data import ArrayDataset, cache_dir, load
-from odejax.evaluation import ResultError, load_result, save_result
+from odejax.evaluation import ResultError
 from odejax.training import CheckpointError
 
 Config = TypeVar("Config")
@@ -98,31 +97,6 @@ def load_data(config: Any, test_images: int) -> tuple[ArrayDataset, ArrayDataset
     if test_images > len(test):
         raise UsageError(f"{test.name} has {len(test)} test images; got {test_images}")
     return train, test
-
-
-def open_result(
-    path: Path, kind: str, settings: dict[str, Any], resume: bool, records: str = "runs"
-) -> dict[str, Any]:
-    """{"settings": settings, records: {...}} of the run in the folder, or of a new one.
-
-    Without `resume` the folder's old checkpoints are removed. Raises `UsageError` where the run to
-    be resumed was started with other settings.
-    """
-    result = {"settings": settings, records: {}}
-    if resume and path.exists():
-        result |= load_result(path, kind)
-        for name, wanted in settings.items():
-            found = result["settings"].get(name)
-            if found != wanted:
-                raise UsageError(
-                    f"--resume: {path} was started with {name} {found}, not {wanted}; "
-                    f"give the same arguments, or another --out"
-                )
-        return result
-    if not resume:
-        shutil.rmtree(path.parent / "checkpoints", ignore_errors=True)
-    save_result(path, kind, result)  # before anything else, so that --resume can tell which run
-    return result
 
 
 def enable_compilation_cache():

@@ -100,13 +100,12 @@ def publish(dataset: str, folder: Path, path: Path):
             copy_to_repository(folder / f"{figure}.png", f"benchmark_{dataset}_{figure}.png")
 
 
-def present(
-    console: Console, tables: Iterable[Table], drawn: Figure, path: Path, png: str, name: str | None
-):
+def present(tables: Iterable[Table], drawn: Figure, path: Path, png: str, name: str | None):
     """Print the tables and draw the figure beside the result at `path`.
 
     With a `name` the repository keeps both under it.
     """
+    console = Console()
     for table in tables:
         console.print(table)
     drawn.savefig(path.parent / png, dpi=150)

@@ -25,7 +25,7 @@ import odejax
 from odejax import models
 from odejax.attacks import FGSM, PGD
 from odejax.certificates import FiniteTimeStableMapping, LipschitzMargin, StableMapping
-from odejax.evaluation import bracket, encode_array, provenance, save_result
+from odejax.evaluation import bracket, encode_array
 from odejax.training import CrossEntropy, fit, steps_per_epoch
 
 from ._cli import (
@@ -34,10 +34,10 @@ from ._cli import (
     check_choices,
     check_counts,
     load_data,
-    open_result,
     run,
 )
 from ._report import figures, notes, publish, tables
+from ._runs import Runs
 
 KIND = "benchmark"
 BATCH_SIZE = 250  # of attacks and evaluation
@@ -132,33 +132,28 @@ class Config:
 def main(config: Config):
     started = time.perf_counter()
     setting = _check(config)
-    origin = provenance(config.seed)  # of the code that runs, whatever is committed meanwhile
-    console = Console()
     train, test = load_data(config, setting.test_images)
     train, validation = train.holdout(setting.validation)
 
     folder = config.out or Path("runs/benchmark") / config.dataset
-    path = folder / "result.json"
     settings = {"dataset": config.dataset, "epochs": config.epochs, "seed": config.seed}
     settings |= {"linf": list(setting.eps), "l2": list(setting.eps_l2), "n": setting.test_images}
-    result = open_result(path, KIND, settings, config.resume, records="models")
+    runs = Runs.open(folder, KIND, settings, config.resume, records="models")
 
-    for name in config.models:
-        if name in result["models"]:
-            console.print(f"[bold]{name}[/]: already in {path}")
-            continue
+    def measure(name: str):
         family = FAMILIES[name]
         usual = family.epochs_on_digits if config.dataset == "digits" else family.epochs
-        epochs = config.epochs or usual
-        console.print(f"[bold]{name}[/]: {epochs} epochs on {len(train)} images")
+        checkpoints = folder / "checkpoints" / name
         predictor, trained = _train(
-            family, epochs, train, validation, setting, config.seed, folder / "checkpoints" / name
+            family, config.epochs or usual, train, validation, setting, config.seed, checkpoints
         )
-        evaluated = _evaluate(family, predictor, test, setting, config.seed)
-        result["models"][name] = origin | trained | evaluated
-        save_result(path, KIND, result)
+        return trained | _evaluate(family, predictor, test, setting, config.seed)
 
-    shown = {name: result["models"][name] for name in config.models}
+    for name in config.models:
+        runs.record(name, config.seed, partial(measure, name))
+
+    shown = {name: runs.result["models"][name] for name in config.models}
+    console = Console()
     n = setting.test_images
     heading = f"{config.dataset}: certified - attacked accuracy in %, the first {n} test images"
     console.print(f"\n{heading}")
@@ -168,9 +163,9 @@ def main(config: Config):
         console.print(note)
     figures(shown, config.dataset, n, folder)
     if config.publish:
-        publish(config.dataset, folder, path)
+        publish(config.dataset, folder, runs.path)
     minutes = (time.perf_counter() - started) / 60
-    console.print(f"{path}, curves.png and images.png written after {minutes:.1f} minutes")
+    console.print(f"{runs.path}, curves.png and images.png written after {minutes:.1f} minutes")
 
 
 def _check(config: Config) -> Setting:

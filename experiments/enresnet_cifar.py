@@ -38,7 +38,7 @@ import odejax
 from odejax import predict
 from odejax.attacks import EOT, FGSM, IFGSM, AutoAttack, CarliniWagnerLinf
 from odejax.data import ArrayDataset
-from odejax.evaluation import bracket, encode_array, provenance, save_result, transfer_matrix
+from odejax.evaluation import bracket, encode_array, transfer_matrix
 
 from ._cli import (
     RunConfig,
@@ -46,7 +46,6 @@ from ._cli import (
     check_choices,
     check_counts,
     load_data,
-    open_result,
     run,
 )
 from ._enresnet import (
@@ -60,6 +59,7 @@ from ._enresnet import (
 )
 from ._enresnet_report import figures, notes, tables
 from ._report import copy_to_repository
+from ._runs import Runs
 
 KIND = "enresnet_cifar"
 EOT_DRAWS, JUDGE_DRAWS = 5, 10
@@ -128,30 +128,20 @@ class Config(RunConfig):
 
 def main(config: Config):
     preset = _check(config)
-    console = Console()
     train, test = load_data(config, preset.test_images)
     train = train.take(slice(preset.train_images))
     train, held_out = train.holdout(preset.held_out)
     folder = config.out or Path("runs/enresnet_cifar") / f"{config.dataset}_{config.preset}"
-    path, checkpoints = folder / "result.json", folder / "checkpoints"
+    checkpoints = folder / "checkpoints"
     settings: dict[str, Any] = {"dataset": config.dataset, "preset": config.preset}
     settings |= dataclasses.asdict(preset)
     settings["depths"] = {str(paper): ours for paper, ours in preset.depths.items()}
     settings.pop("networks")  # another run may add some
-    result = open_result(path, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config.resume)
     test, attacked = (test.take(slice(n)) for n in (preset.clean_images, preset.test_images))
 
     def network(name: str, training: str, seed: int):
         return train_network(name, training, train, held_out, preset, seed, checkpoints)
-
-    def record(name: str, measure):
-        """Measure it, unless the result has it."""
-        if name in result["runs"]:
-            return
-        console.print(f"[bold]{name}[/]")
-        origin = provenance(int(name.rsplit("/", 1)[1]))
-        result["runs"][name] = origin | measure()
-        save_result(path, KIND, result)
 
     def trained(name: str, training: str, seed: int):
         predictor, told = network(name, training, seed)
@@ -170,30 +160,32 @@ def main(config: Config):
     for seed in range(config.seeds):
         for training in config.trainings:
             for name in preset.networks:
-                record(f"{training}/{name}/{seed}", partial(trained, name, training, seed))
+                measure = partial(trained, name, training, seed)
+                runs.record(f"{training}/{name}/{seed}", seed, measure)
         if "robust" not in config.trainings:
             continue
         for pair in _pairs(preset, printed_pairs("blind", config.dataset)):
             for target, oracle in dict.fromkeys((pair, pair[::-1])):
                 name = f"blind/{target}{JOINED['blind']}{oracle}/{seed}"
-                record(name, partial(blind, target, oracle, seed))
+                runs.record(name, seed, partial(blind, target, oracle, seed))
         for members in _pairs(preset, printed_pairs("integrated", "cifar10")):
             joined = f"integrated/{JOINED['integrated'].join(members)}/{seed}"
-            record(joined, partial(integrated, members, seed))
+            runs.record(joined, seed, partial(integrated, members, seed))
 
-    for table in tables(result):
+    console = Console()
+    for table in tables(runs.result):
         console.print(table)
-    for note in notes(result):
+    for note in notes(runs.result):
         console.print(note, highlight=False)
-    for name, drawn in figures(result).items():
+    for name, drawn in figures(runs.result).items():
         drawn.savefig(folder / f"{name}.png", dpi=150)
         if config.publish:
             kept = f"enresnet_{config.dataset}_{config.preset}_{name}.png"
             copy_to_repository(folder / f"{name}.png", kept)
     plt.close("all")
     if config.publish:
-        copy_to_repository(path, f"enresnet_{config.dataset}_{config.preset}.json")
-    console.print(f"{path} and its figures written")
+        copy_to_repository(runs.path, f"enresnet_{config.dataset}_{config.preset}.json")
+    console.print(f"{runs.path} and its figures written")
 
 
 def _check(config: Config) -> Preset:

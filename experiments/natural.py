@@ -26,7 +26,7 @@ A finished network is not trained or attacked again, an interrupted one goes on 
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
-from rich.console import Console
 
 import odejax
 from odejax.attacks import DI2FGSM, FGSM, PGD, SPSA, AutoAttack, Boundary, Square, margin_loss
@@ -42,9 +41,7 @@ from odejax.data import ArrayDataset, crop_and_flip
 from odejax.evaluation import (
     bracket,
     confidence_interval,
-    provenance,
     robust_accuracy,
-    save_result,
     survivor_flags,
 )
 from odejax.models import AbstractODENet, ConvODENet, PreActResNet, ResNet
@@ -58,9 +55,10 @@ from odejax.training import (
     steps_per_epoch,
 )
 
-from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, open_result, run
+from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, run
 from ._natural_report import TRANSFERS, figure, tables
 from ._report import present
+from ._runs import Runs
 
 KIND = "natural"
 EPS = {
@@ -185,38 +183,31 @@ def main(config: Config):
     preset, every = _check(config)
     networks = {name: every[name] for name in config.networks or every}
     source = next(iter(every))
-    console = Console()
     train, test = load_data(config, preset.test_images)
     folder = config.out or Path("runs/natural") / f"{config.dataset}_{config.preset}"
-    path = folder / "result.json"
     settings = {"dataset": config.dataset, "preset": config.preset, "n": preset.test_images}
     settings |= {"eps": list(EPS[config.dataset]), "queries": preset.queries, "early": EARLY}
     settings |= {"epochs": {name: network.epochs for name, network in every.items()}}
-    result = open_result(path, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config.resume)
+
+    @cache
+    def trained(name: str, seed: int):
+        slug = f"{name}_{seed}".replace(" ", "").replace(",", "_")
+        return train_network(every[name], train, seed, folder / "checkpoints" / slug)
+
+    def measure(name: str, seed: int):
+        predictor, record = trained(name, seed)
+        oracles = _oracles(predictor)
+        if name != source:  # the others see its images
+            oracles |= {source: trained(source, seed)[0]}
+        return record | _evaluate(predictor, oracles, test, config.dataset, preset, seed)
 
     for seed in range(config.seeds):
-        # The others see its images: trained, or read from its checkpoint, once a seed.
-        resnet = None
-        for name, network in networks.items():
-            if f"{name}/{seed}" in result["runs"]:
-                continue
-            console.print(f"[bold]{name}[/], seed {seed}")
-            origin = provenance(seed)
-
-            def trained(name: str, network: Network, seed=seed):
-                slug = f"{name}_{seed}".replace(" ", "").replace(",", "_")
-                return train_network(network, train, seed, folder / "checkpoints" / slug)
-
-            predictor, record = trained(name, network)
-            oracles = _oracles(predictor)
-            if name != source:
-                resnet = resnet or trained(source, every[source])[0]
-                oracles |= {source: resnet}
-            record |= _evaluate(predictor, oracles, test, config.dataset, preset, seed)
-            result["runs"][f"{name}/{seed}"] = origin | record
-            save_result(path, KIND, result)
+        for name in networks:
+            runs.record(f"{name}/{seed}", seed, partial(measure, name, seed))
+        trained.cache_clear()
     name = f"natural_{config.dataset}_{config.preset}" if config.publish else None
-    present(console, tables(result), figure(result), path, "natural.png", name)
+    present(tables(runs.result), figure(runs.result), runs.path, "natural.png", name)
 
 
 def _check(config: Config) -> tuple[Preset, dict[str, Network]]:

@@ -34,17 +34,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 import odejax
 from odejax.attacks import APGD, PGD, Square, dlr, margin_loss
-from odejax.evaluation import provenance, robust_accuracy, save_result
+from odejax.evaluation import robust_accuracy
 from odejax.models import ConvODENet, DenseODENet, HopfieldODENet
 from odejax.training import CrossEntropy, clean_accuracy, fit, steps_per_epoch
 
-from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, open_result, run
+from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, run
 from ._report import present
+from ._runs import Runs
 from .natural import with_solve
 
 KIND = "natural_causes"
@@ -94,26 +94,21 @@ class Config(RunConfig):
 
 def main(config: Config):
     setting = _check(config)
-    console = Console()
     train, test = load_data(config, setting.test_images)
     folder = config.out or Path("runs/natural_causes") / config.dataset
-    path = folder / "result.json"
     settings = {"dataset": config.dataset, "seed": config.seed, "queries": config.queries}
     settings |= dataclasses.asdict(setting) | {"times": list(TIMES), "stopped": list(STOPPED)}
-    result = open_result(path, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config.resume)
     attacked = test.take(slice(setting.test_images))
     key = jax.random.key(config.seed)
 
     def record(field: str, what: str, value: float, predictor: odejax.Predictor):
-        name = f"{field}/{what}={value:g}"
-        if name in result["runs"]:
-            return
-        console.print(f"[bold]{name}[/]")
-        told = {"field": field, "line": what, "value": value}
-        told |= {"clean_accuracy": clean_accuracy(predictor, test, key=key)}
-        told |= _evaluate(predictor, attacked, setting.eps, config, key)
-        result["runs"][name] = provenance(config.seed) | told
-        save_result(path, KIND, result)
+        def measure():
+            told = {"field": field, "line": what, "value": value}
+            told |= {"clean_accuracy": clean_accuracy(predictor, test, key=key)}
+            return told | _evaluate(predictor, attacked, setting.eps, config, key)
+
+        runs.record(f"{field}/{what}={value:g}", config.seed, measure)
 
     for field in config.fields:
         checkpoints = folder / "checkpoints" / field
@@ -132,7 +127,7 @@ def main(config: Config):
             if stage:
                 record(field, "training", setting.epochs * (stage + 1), predictor)
     name = f"{KIND}_{config.dataset}" if config.publish else None
-    present(console, tables(result), figure(result), path, "causes.png", name)
+    present(tables(runs.result), figure(runs.result), runs.path, "causes.png", name)
 
 
 def _check(config: Config) -> Setting:

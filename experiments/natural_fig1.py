@@ -13,7 +13,7 @@ epochs of Adam. A finished network is not trained or attacked again: --resume.
 """
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 import odejax
 from odejax.attacks import FGSM, PGD
 from odejax.data import ArrayDataset, crop_and_flip
-from odejax.evaluation import provenance, robust_accuracy, save_result, transfer_matrix
+from odejax.evaluation import robust_accuracy, transfer_matrix
 from odejax.models import PreActResNet
 from odejax.training import clean_accuracy
 
-from ._cli import RunConfig, check_choice, check_counts, load_data, open_result, run
+from ._cli import RunConfig, check_choice, check_counts, load_data, run
 from ._report import present
+from ._runs import Runs
 from ._seeds import by_name, cell
 from .natural import Network, one_cycle, train_network
 
@@ -79,34 +79,31 @@ def main(config: Config):
     check_choice(f"dataset for the preset {config.preset}", config.dataset, accepted)
     check_counts(config, "seeds")
     preset = config.settle(PRESETS[config.preset])
-    console = Console()
     train, test = load_data(config, preset.test_images)
     folder = config.out or Path("runs/natural_fig1") / f"{config.dataset}_{config.preset}"
-    path = folder / "result.json"
     settings = {"dataset": config.dataset, "preset": config.preset} | dataclasses.asdict(preset)
-    result = open_result(path, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config.resume)
     attacked = test.take(slice(preset.test_images))
 
+    @cache
     def trained(depth: int, h: float, seed: int):
         network = _network(config.preset, depth, h, preset.epochs)
         return train_network(network, train, seed, folder / "checkpoints" / f"{depth}_{h:g}_{seed}")
 
+    def measure(h: float, seed: int):
+        oracle, _ = trained(ORACLE_DEPTH, 1.0, ORACLE_SEED + seed)
+        predictor, record = trained(preset.depth, h, seed)
+        key = jax.random.key(seed + 1)
+        told = {"h": h, "clean_accuracy": clean_accuracy(predictor, test, key=key)}
+        told |= _evaluate(predictor, oracle, attacked, SMALL_EPS[config.dataset], key)
+        return record | told
+
     for seed in range(config.seeds):
-        oracle = None  # trained, or read from its checkpoint, once a seed
         for h in STEP_SIZES:
-            if f"{h:g}/{seed}" in result["runs"]:
-                continue
-            console.print(f"[bold]h = {h:g}[/], seed {seed}")
-            oracle = oracle or trained(ORACLE_DEPTH, 1.0, ORACLE_SEED + seed)[0]
-            origin = provenance(seed)
-            predictor, record = trained(preset.depth, h, seed)
-            key = jax.random.key(seed + 1)
-            record |= {"clean_accuracy": clean_accuracy(predictor, test, key=key)}
-            record |= _evaluate(predictor, oracle, attacked, SMALL_EPS[config.dataset], key)
-            result["runs"][f"{h:g}/{seed}"] = origin | {"h": h} | record
-            save_result(path, KIND, result)
+            runs.record(f"{h:g}/{seed}", seed, partial(measure, h, seed))
+        trained.cache_clear()
     name = f"{KIND}_{config.dataset}_{config.preset}" if config.publish else None
-    present(console, [table(result)], figure(result), path, "fig1.png", name)
+    present([table(runs.result)], figure(runs.result), runs.path, "fig1.png", name)
 
 
 def _network(preset: str, depth: int, h: float, epochs: int) -> Network:

@@ -27,12 +27,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 import odejax
 from odejax.attacks import PGD
-from odejax.evaluation import provenance, robust_accuracy, save_result
+from odejax.evaluation import provenance, robust_accuracy
 from odejax.models import ConvODENet, FractalNet, PolyNet, ResNet, RevNet
 from odejax.solvers import (
     SSPRK33,
@@ -52,10 +51,10 @@ from ._cli import (
     check_choice,
     check_counts,
     load_data,
-    open_result,
     run,
 )
 from ._report import present
+from ._runs import Runs
 
 KIND = "natural_stability"
 BATCH_SIZE = 64
@@ -102,33 +101,30 @@ def main(config: Config):
         raise UsageError(f"width must be even, for RevNet's halves; got {config.width}")
     if not 0 < config.eps < float("inf"):
         raise UsageError(f"eps must be finite and positive; got {config.eps}")
-    console = Console()
     train, test = load_data(config, config.test_images)
     test = test.take(slice(config.test_images))
     folder = config.out or Path("runs/natural_stability") / config.dataset
     told = {name: getattr(config, name) for name in ("dataset", "epochs", "width", "eps")}
     settings = told | {"test_images": len(test)}
-    path = folder / "result.json"
-    result = open_result(path, KIND, settings, config.resume, records="networks")
+    runs = Runs.open(folder, KIND, settings, config.resume, records="networks")
     key = jax.random.key(0)
 
     def trained(name: str, make):
-        console.print(f"[bold]{name}[/]")
         checkpoints = folder / "checkpoints" / name.replace(" ", "").replace("/", "-")
         return _train(make, train, config, key, checkpoints)
 
-    if "theorems" not in result:
+    def layered(name: str, make):
+        return _layered(trained(name, make), test, config, key)
+
+    if "theorems" not in runs.result:
         origin = provenance(0)
         ode = trained("neural ODE", ConvODENet)
-        result["theorems"] = origin | _theorems(ode, test, config, key)
-        save_result(path, KIND, result)
+        runs.result["theorems"] = origin | _theorems(ode, test, config, key)
+        runs.save()
     for name, make in NETWORKS.items():
-        if name not in result["networks"]:
-            origin = provenance(0)
-            result["networks"][name] = origin | _layered(trained(name, make), test, config, key)
-            save_result(path, KIND, result)
+        runs.record(name, 0, partial(layered, name, make))
     name = f"{KIND}_{config.dataset}" if config.publish else None
-    present(console, tables(result), figure(result), path, "stability.png", name)
+    present(tables(runs.result), figure(runs.result), runs.path, "stability.png", name)
 
 
 def _train(make, train, config: Config, key, checkpoints):

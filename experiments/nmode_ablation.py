@@ -37,12 +37,13 @@ from rich.table import Table
 import odejax
 from odejax.attacks import APGD, PGD
 from odejax.certificates import LinearRelaxation
-from odejax.evaluation import bracket, provenance, save_result
+from odejax.evaluation import bracket
 from odejax.models import NmODE, NmODENet
 from odejax.training import clean_accuracy
 
-from ._cli import RunConfig, check_choice, check_choices, load_data, open_result, run
+from ._cli import RunConfig, check_choice, check_choices, load_data, run
 from ._report import present
+from ._runs import Runs
 from .nmode_mnist import LEARNING_RATE, Network, row_sums, train_network
 
 KIND = "nmode_ablation"
@@ -149,38 +150,36 @@ class Config(RunConfig):
 
 def main(config: Config):
     setting = _check(config)
-    console = Console()
     train, test = load_data(config, setting.test_images)
     folder = config.out or Path("runs/nmode_ablation") / config.dataset
-    path = folder / "result.json"
     settings = {"dataset": config.dataset, "seed": config.seed, "eps": EPS}
     settings |= {"n": setting.test_images, "epochs": setting.epochs}
-    result = {"lines": {}} | open_result(path, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config.resume)
+
+    def measure(point: Point):
+        checkpoints = folder / "checkpoints" / point.name.replace(" ", "_")
+        trained, record = train_network(
+            point.network(), train, point.epochs, point.width, config.seed, checkpoints
+        )
+        record |= {
+            "W1": row_sums(trained.model.layers[0].weight),
+            "W2": row_sums(trained.model.outputs.weight),
+        }
+        return record | _evaluate(trained, test, setting, config.seed)
+
     lines = sweeps(setting)
+    of_lines = runs.result.setdefault("lines", {})
     for line in config.sweeps:
-        result["lines"][line] = {value: point.name for value, point in lines[line].items()}
-        save_result(path, KIND, result)
-        for value, point in lines[line].items():
-            if point.name in result["runs"]:
-                continue
-            console.print(f"[bold]{line}[/] {value}: {point.name}")
-            checkpoints = folder / "checkpoints" / point.name.replace(" ", "_")
-            origin = provenance(config.seed)
-            trained, record = train_network(
-                point.network(), train, point.epochs, point.width, config.seed, checkpoints
-            )
-            record |= {
-                "W1": row_sums(trained.model.layers[0].weight),
-                "W2": row_sums(trained.model.outputs.weight),
-            }
-            record |= _evaluate(trained, test, setting, config.seed)
-            result["runs"][point.name] = origin | record
-            save_result(path, KIND, result)
-    for name, record in result["runs"].items():
+        of_lines[line] = {value: point.name for value, point in lines[line].items()}
+        for point in lines[line].values():
+            runs.record(point.name, config.seed, partial(measure, point))
+    runs.save()
+    console = Console()
+    for name, record in runs.result["runs"].items():
         for flag, evidence in record["interval"]["flags"].items():
             console.print(f"{name}: [bold]{flag}[/] ({evidence})")
     name = f"nmode_ablation_{config.dataset}" if config.publish else None
-    present(console, tables(result), figure(result), path, "ablation.png", name)
+    present(tables(runs.result), figure(runs.result), runs.path, "ablation.png", name)
 
 
 def _check(config: Config) -> Setting:

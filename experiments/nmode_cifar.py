@@ -29,20 +29,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 import odejax
 from odejax.attacks import APGD, PGD, AutoAttack, Targeted, dlr
 from odejax.data import crop_and_flip
-from odejax.evaluation import bracket, provenance, save_result
+from odejax.evaluation import bracket
 from odejax.models import NmODE, PreActResNet, insert_before_classifier
 from odejax.plots.curves import AXIS_LABELS
 from odejax.training import TRADES, CrossEntropy, Fit, clean_accuracy, fit, steps_per_epoch
 
 from ._claims import claimed
-from ._cli import RunConfig, check_choice, check_choices, load_data, open_result, run
+from ._cli import RunConfig, check_choice, check_choices, load_data, run
 from ._report import present
+from ._runs import Runs
 
 KIND = "nmode_cifar"
 BATCH_SIZE = 128
@@ -116,24 +116,20 @@ class Config(RunConfig):
 
 def main(config: Config):
     preset = _check(config)
-    console = Console()
     train, test = load_data(config, preset.test_images)
     train = train.take(slice(preset.train_images))
     folder = config.out or Path("runs/nmode_cifar") / f"{config.dataset}_{config.preset}"
-    path = folder / "result.json"
     settings = {"dataset": config.dataset, "seed": config.seed} | dataclasses.asdict(preset)
-    result = open_result(path, KIND, settings, config.resume)
-    for name in config.networks:
-        if name in result["runs"]:
-            continue
-        console.print(f"[bold]{name}[/]")
-        origin = provenance(config.seed)
+    runs = Runs.open(folder, KIND, settings, config.resume)
+
+    def measure(name: str):
         predictor, record = train_network(name, train, preset, config.seed, folder / "checkpoints")
-        record |= _evaluate(NETWORKS[name], predictor, test, preset, config.seed)
-        result["runs"][name] = origin | record
-        save_result(path, KIND, result)
+        return record | _evaluate(NETWORKS[name], predictor, test, preset, config.seed)
+
+    for name in config.networks:
+        runs.record(name, config.seed, partial(measure, name))
     name = f"nmode_{config.dataset}_{config.preset}" if config.publish else None
-    present(console, [table(result)], figure(result), path, "cifar.png", name)
+    present([table(runs.result)], figure(runs.result), runs.path, "cifar.png", name)
 
 
 def _check(config: Config) -> Preset:

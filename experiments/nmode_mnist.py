@@ -32,7 +32,6 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
-from rich.console import Console
 
 import odejax
 from odejax.attacks import APGD, PGD, AutoAttack, Square
@@ -42,7 +41,7 @@ from odejax.certificates import (
     LinearRelaxation,
     StableMapping,
 )
-from odejax.evaluation import bracket, provenance, robust_accuracy, save_result
+from odejax.evaluation import bracket, robust_accuracy
 from odejax.models import MLP, DenseODENet, NmODE, NmODENet
 from odejax.training import (
     TRADES,
@@ -56,9 +55,10 @@ from odejax.training import (
     row_sum_penalty,
 )
 
-from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, open_result, run
+from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, run
 from ._nmode_report import figure, tables
 from ._report import present
+from ._runs import Runs
 
 KIND = "nmode_mnist"
 BATCH_SIZE = 256
@@ -180,36 +180,31 @@ class Config(RunConfig):
 
 def main(config: Config):
     setting = _check(config)
-    console = Console()
     train, test = load_data(config, setting.test_images)
     folder = config.out or Path("runs/nmode_mnist") / config.dataset
-    path = folder / "result.json"
     epochs = {
         name: config.epochs or network.epochs or setting.epochs
         for name, network in NETWORKS.items()
     }
     settings = {"dataset": config.dataset, "epochs": epochs, "n": setting.test_images}
-    result = open_result(path, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config.resume)
+
+    def measure(name: str, seed: int):
+        slug = name.replace(" ", "_").replace(",", "")
+        checkpoints = folder / "checkpoints" / f"{slug}_{seed}"
+        network = NETWORKS[name]
+        width = network.width or setting.width
+        trained, record = train_network(network, train, epochs[name], width, seed, checkpoints)
+        if isinstance(trained.model, (MLP, NmODENet)):
+            record |= row_sums(first_weight(trained.model))
+        record |= evaluate(name, trained, test, setting, seed)
+        return record | {"pgd_standardised": pgd_standardised(trained, train, test, setting, seed)}
 
     for seed in range(config.seeds):
         for name in config.networks:
-            if f"{name}/{seed}" in result["runs"]:
-                continue
-            console.print(f"[bold]{name}[/], seed {seed}")
-            origin = provenance(seed)
-            slug = name.replace(" ", "_").replace(",", "")
-            checkpoints = folder / "checkpoints" / f"{slug}_{seed}"
-            network = NETWORKS[name]
-            width = network.width or setting.width
-            trained, record = train_network(network, train, epochs[name], width, seed, checkpoints)
-            if isinstance(trained.model, (MLP, NmODENet)):
-                record |= row_sums(first_weight(trained.model))
-            record |= evaluate(name, trained, test, setting, seed)
-            record["pgd_standardised"] = pgd_standardised(trained, train, test, setting, seed)
-            result["runs"][f"{name}/{seed}"] = origin | record
-            save_result(path, KIND, result)
+            runs.record(f"{name}/{seed}", seed, partial(measure, name, seed))
     name = f"nmode_mnist_{config.dataset}" if config.publish else None
-    present(console, tables(result), figure(result), path, "intervals.png", name)
+    present(tables(runs.result), figure(runs.result), runs.path, "intervals.png", name)
 
 
 def _check(config: Config) -> Setting:

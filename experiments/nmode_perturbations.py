@@ -22,16 +22,16 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from odejax import predict
 from odejax.data import brightness, gaussian_blur, gaussian_noise, resize
-from odejax.evaluation import decode_array, encode_array, provenance, save_result
+from odejax.evaluation import decode_array, encode_array
 from odejax.models import ResNet
 
-from ._cli import RunConfig, check_choice, load_data, open_result, run
+from ._cli import RunConfig, check_choice, load_data, run
 from ._report import present
+from ._runs import Runs
 from .nmode_mnist import NETWORKS, Network, train_network
 
 KIND = "nmode_perturbations"
@@ -101,27 +101,22 @@ class Config(RunConfig):
 def main(config: Config):
     check_choice("dataset", config.dataset, SETTINGS)
     setting = config.settle(SETTINGS[config.dataset])
-    console = Console()
     train, test = load_data(config, setting.test_images)
     test = test.take(slice(setting.test_images))
     strengths = {name: list(p.strengths) for name, p in PERTURBATIONS.items()}
     strengths["resize"] = list(setting.sizes)
     folder = config.out or Path("runs/nmode_perturbations") / config.dataset
-    path = folder / "result.json"
     settings = {"dataset": config.dataset, "seed": config.seed, "epochs": setting.epochs}
     settings |= {"n": setting.test_images, "strengths": strengths}
-    result = open_result(path, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config.resume)
     key = jax.random.key(config.seed + 1)
     images = {
         (name, strength): perturb(name, test.pixels, strength, key)
         for name, values in strengths.items()
         for strength in values
     }
-    for name, network in CONTENDERS.items():
-        if name in result["runs"]:
-            continue
-        console.print(f"[bold]{name}[/]: {setting.epochs} epochs")
-        origin = provenance(config.seed)
+
+    def measure(name: str, network: Network):
         width = network.width or setting.width
         checkpoints = folder / "checkpoints" / name.replace(" ", "_")
         predictor, record = train_network(
@@ -131,15 +126,17 @@ def main(config: Config):
             kind: [_accuracy(predictor, images[kind, s], test.labels, key) for s in values]
             for kind, values in strengths.items()
         }
-        result["runs"][name] = origin | record
-        save_result(path, KIND, result)
-    result["example"] = {
+        return record
+
+    for name, network in CONTENDERS.items():
+        runs.record(name, config.seed, partial(measure, name, network))
+    runs.result["example"] = {
         name: encode_array(np.stack([images[name, s][0] for s in values]))
         for name, values in strengths.items()
     }
-    save_result(path, KIND, result)
+    runs.save()
     name = f"nmode_perturbations_{config.dataset}" if config.publish else None
-    present(console, tables(result), figure(result), path, "perturbations.png", name)
+    present(tables(runs.result), figure(runs.result), runs.path, "perturbations.png", name)
 
 
 def perturb(name: str, images: np.ndarray, strength: float, key) -> np.ndarray:

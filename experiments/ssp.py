@@ -41,20 +41,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 import odejax
 from odejax.attacks import FGSM, PGD, AutoAttack
 from odejax.data import ArrayDataset, crop_and_flip
-from odejax.evaluation import bracket, provenance, robust_accuracy, save_result
+from odejax.evaluation import bracket, robust_accuracy
 from odejax.models import PreActResNet, ResNet
 from odejax.plots.curves import AXIS_LABELS
 from odejax.solvers import SSPRK22, SSPRK33, LearnedRK2, PublishedMidpoint, growth_ratios
 from odejax.training import Adversarial, CrossEntropy, clean_accuracy
 
-from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, open_result, run
+from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, run
 from ._report import present
+from ._runs import Runs
 from ._seeds import by_name, cell
 from .natural import Network, one_cycle, train_network
 
@@ -128,32 +128,28 @@ class Config(RunConfig):
 
 def main(config: Config):
     preset = _check(config)
-    console = Console()
     train, test = load_data(config, preset.test_images)
     own = "" if config.depth is None else f"_depth_{config.depth}"
     name = f"{config.dataset}_{config.preset}{own}"
     folder = config.out or Path("runs") / KIND / name
-    path = folder / "result.json"
     eps, step = SETTINGS[train.name]
     settings = {"dataset": config.dataset, "preset": config.preset} | dataclasses.asdict(preset)
     settings |= {"eps": [share * eps for share in SHARES], "step": step}
-    result = open_result(path, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config.resume)
+
+    def measure(training: str, network: str, seed: int):
+        slug = f"{training}_{network}_{seed}".replace(" ", "")
+        recipe = _network(network, training, train.name, preset, config.preset)
+        predictor, record = train_network(recipe, train, seed, folder / "checkpoints" / slug)
+        return record | _evaluate(predictor, test, TRAININGS[training] or 7, preset, seed)
+
     for seed in range(config.seeds):
         for training in config.trainings:
             for network in config.networks:
-                run_name = f"{training}/{network}/{seed}"
-                if run_name in result["runs"]:
-                    continue
-                console.print(f"[bold]{network}[/], {training}, seed {seed}")
-                origin = provenance(seed)
-                checkpoints = folder / "checkpoints" / run_name.replace(" ", "").replace("/", "_")
-                recipe = _network(network, training, train.name, preset, config.preset)
-                predictor, record = train_network(recipe, train, seed, checkpoints)
-                record |= _evaluate(predictor, test, TRAININGS[training] or 7, preset, seed)
-                result["runs"][run_name] = origin | record
-                save_result(path, KIND, result)
+                trained = partial(measure, training, network, seed)
+                runs.record(f"{training}/{network}/{seed}", seed, trained)
     published = f"{KIND}_{name}" if config.publish else None
-    present(console, tables(result), figure(result), path, "ssp.png", published)
+    present(tables(runs.result), figure(runs.result), runs.path, "ssp.png", published)
 
 
 def _check(config: Config) -> Preset:

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from odejax.evaluation import provenance, save_result
@@ -87,7 +86,7 @@ def main(config: Config):
     path = config.out / "result.json"
     save_result(path, KIND, result)
     name = KIND if config.publish else None
-    present(Console(), [table(result)], figure(result), path, "burgers.png", name)
+    present([table(result)], figure(result), path, "burgers.png", name)
 
 
 def _finite(value) -> float | None:

@@ -34,14 +34,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 import odejax
 from odejax.attacks import PGD, AutoAttack
 from odejax.certificates import LipschitzMargin
 from odejax.data import ArrayDataset, crop_and_flip
-from odejax.evaluation import bracket, provenance, save_result
+from odejax.evaluation import bracket
 from odejax.models import (
     FlexibleSteps,
     GradientFlow,
@@ -63,10 +62,10 @@ from ._cli import (
     check_choices,
     check_counts,
     load_data,
-    open_result,
     run,
 )
 from ._report import present
+from ._runs import Runs
 from ._seeds import by_name, cell
 from .natural import Network, one_cycle, train_network
 
@@ -132,32 +131,28 @@ class Config(RunConfig):
 
 def main(config: Config):
     preset = _check(config)
-    console = Console()
     train, test = load_data(config, preset.test_images)
     own = "" if config.margin is None else f"_margin_{config.margin:g}"
     name = f"{config.dataset}_{config.preset}{own}"
     folder = config.out or Path("runs") / KIND / name
-    path = folder / "result.json"
     settings = {"dataset": config.dataset, "preset": config.preset}
     settings |= dataclasses.asdict(preset) | {
         "channels": list(preset.channels),
         "eps": list(preset.eps),
     }
-    result = open_result(path, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config.resume)
+
+    def measure(network: str, seed: int):
+        checkpoints = folder / "checkpoints" / f"{network}_{seed}".replace(" ", "_")
+        recipe = _network(network, config.preset, preset)
+        predictor, record = train_network(recipe, train, seed, checkpoints)
+        return record | _evaluate(predictor, test, preset, seed)
+
     for seed in range(config.seeds):
         for network in config.networks:
-            if f"{network}/{seed}" in result["runs"]:
-                continue
-            console.print(f"[bold]{network}[/], seed {seed}")
-            origin = provenance(seed)
-            checkpoints = folder / "checkpoints" / f"{network}_{seed}".replace(" ", "_")
-            recipe = _network(network, config.preset, preset)
-            predictor, record = train_network(recipe, train, seed, checkpoints)
-            record |= _evaluate(predictor, test, preset, seed)
-            result["runs"][f"{network}/{seed}"] = origin | record
-            save_result(path, KIND, result)
+            runs.record(f"{network}/{seed}", seed, partial(measure, network, seed))
     published = f"{KIND}_{name}" if config.publish else None
-    present(console, [table(result)], figure(result), path, "structured.png", published)
+    present([table(runs.result)], figure(runs.result), runs.path, "structured.png", published)
 
 
 def _check(config: Config) -> Preset:

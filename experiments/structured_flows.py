@@ -38,7 +38,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from odejax.evaluation import decode_array, encode_array, provenance, save_result
@@ -211,7 +210,7 @@ def main(config: Config):
     path = config.out / "result.json"
     save_result(path, KIND, result)
     name = KIND if config.publish else None
-    present(Console(), tables(result), figure(result), path, "flows.png", name)
+    present(tables(result), figure(result), path, "flows.png", name)
 
 
 def target(z: np.ndarray) -> np.ndarray:
