@@ -34,11 +34,14 @@ def quick(monkeypatch, tmp_path):
     """Two networks that compile in a second, and three short attacks."""
     digits = load("digits", "train"), load("digits", "test")
     monkeypatch.setattr(natural, "load_data", lambda config, n: digits)
-    makes = {"ResNet": partial(MLP, width=32), "Neural ODE, t1 = 2": partial(DenseODENet, t1=2.0)}
+    makes = {
+        "ResNet": partial(MLP, width=32),
+        "Neural ODE, t1 = 2": partial(DenseODENet, width=32, t1=2.0),
+    }
     networks = {
         name: natural.Network(make, 4, 64, natural.one_cycle(5e-3)) for name, make in makes.items()
     }
-    preset = natural.Preset(lambda dataset: networks, 40, 20)
+    preset = natural.Preset(lambda dataset: networks, 24, 20)
     monkeypatch.setitem(natural.PRESETS, "smoke", preset)
     attacks = {"FGSM": FGSM(), "PGD-40": PGD(10, 0.04), "Square": Square(20)}
     monkeypatch.setattr(natural, "_attacks", lambda dataset, preset: attacks)
@@ -76,8 +79,8 @@ def test_the_worst_is_below_every_attack_and_a_run_resumes(quick, tmp_path):
     assert "from: solve stopped early" in text
     assert f"{100 * worst[-1]:.1f}" in text
     assert (tmp_path / "natural.png").stat().st_size > 10_000
-    with pytest.raises(UsageError, match="was started with n 40, not 41"):
-        natural.main(natural.Config(**quick, resume=True, test_images=41))
+    with pytest.raises(UsageError, match="was started with n 24, not 25"):
+        natural.main(natural.Config(**quick, resume=True, test_images=25))
 
 
 def test_a_network_alone_still_sees_the_resnets_images(quick, tmp_path):
@@ -236,7 +239,7 @@ def test_growth_stays_below_its_bounds(monkeypatch, tmp_path):
     monkeypatch.setattr(natural_stability, "SOLVERS", solvers)
     networks = {"RevNet, h = 1": partial(RevNet, depth=2)}
     monkeypatch.setattr(natural_stability, "NETWORKS", networks)
-    config = natural_stability.Config(width=4, test_images=60, eps=0.2, out=tmp_path)
+    config = natural_stability.Config(width=4, test_images=12, eps=0.2, out=tmp_path)
     natural_stability.main(config)
     result = json.loads((tmp_path / "result.json").read_text())
     theorems = result["theorems"]
@@ -262,9 +265,9 @@ def test_fig1_has_a_network_for_every_step_and_resumes(monkeypatch, tmp_path):
     digits = load("digits", "train"), load("digits", "test")
     monkeypatch.setattr(natural_fig1, "load_data", lambda config, n: digits)
     monkeypatch.setattr(natural_fig1, "STEP_SIZES", (1.0, 1e-10))
-    make = partial(ResNet, width=8)
+    make = partial(ResNet, width=8, depth=2)
     monkeypatch.setattr(natural_fig1, "PreActResNet", lambda *a, depth, **k: make(*a, **k))
-    config = natural_fig1.Config(epochs=6, test_images=40, out=tmp_path)
+    config = natural_fig1.Config(epochs=6, test_images=16, out=tmp_path)
     natural_fig1.main(config)
     result = json.loads((tmp_path / "result.json").read_text())
     assert list(result["runs"]) == ["1/0", "1e-10/0"]
