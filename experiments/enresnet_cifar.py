@@ -82,9 +82,9 @@ PRESETS = {
     "cpu": Preset(
         _SMALL,
         epochs=4,
-        train_images=4_000,
+        train_images=5_500,
         held_out=500,
-        test_images=50,
+        test_images=100,
         clean_images=2_000,
         pgd_steps=3,
         draws=5,
