@@ -59,7 +59,7 @@ class Runs:
         Console().print(f"[bold]{name}[/]" + (f": already in {self.path}" if told else ""))
         if told:
             return
-        origin = provenance(seed)  # of the code that runs, whatever is committed meanwhile
+        origin = provenance(seed)
         self.result[self.records][name] = origin | measure()
         self.save()
 

@@ -28,14 +28,7 @@ from odejax.certificates import FiniteTimeStableMapping, LipschitzMargin, Stable
 from odejax.evaluation import bracket, encode_array
 from odejax.training import CrossEntropy, fit, steps_per_epoch
 
-from ._cli import (
-    UsageError,
-    check_choice,
-    check_choices,
-    check_counts,
-    load_data,
-    run,
-)
+from ._cli import UsageError, check_choice, check_choices, check_counts, load_data, run
 from ._report import figures, notes, publish, tables
 from ._runs import Runs
 

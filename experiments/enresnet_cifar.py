@@ -40,14 +40,7 @@ from odejax.attacks import EOT, FGSM, IFGSM, AutoAttack, CarliniWagnerLinf
 from odejax.data import ArrayDataset
 from odejax.evaluation import bracket, encode_array, transfer_matrix
 
-from ._cli import (
-    RunConfig,
-    check_choice,
-    check_choices,
-    check_counts,
-    load_data,
-    run,
-)
+from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, run
 from ._enresnet import (
     BALL,
     JOINED,

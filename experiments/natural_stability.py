@@ -45,14 +45,7 @@ from odejax.solvers import (
 )
 from odejax.training import CrossEntropy, clean_accuracy, fit
 
-from ._cli import (
-    RunConfig,
-    UsageError,
-    check_choice,
-    check_counts,
-    load_data,
-    run,
-)
+from ._cli import RunConfig, UsageError, check_choice, check_counts, load_data, run
 from ._report import present
 from ._runs import Runs
 

@@ -55,15 +55,7 @@ from odejax.plots.curves import AXIS_LABELS
 from odejax.training import Hinge, clean_accuracy
 
 from ._claims import claimed
-from ._cli import (
-    RunConfig,
-    UsageError,
-    check_choice,
-    check_choices,
-    check_counts,
-    load_data,
-    run,
-)
+from ._cli import RunConfig, UsageError, check_choice, check_choices, check_counts, load_data, run
 from ._report import present
 from ._runs import Runs
 from ._seeds import by_name, cell

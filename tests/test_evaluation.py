@@ -1,6 +1,7 @@
 """Robust accuracy, the bracket and result files."""
 
 import json
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -454,3 +455,9 @@ def test_provenance_says_what_was_run_and_is_json():
     assert told["seed"] == 3
     assert told["versions"]["jax"] == jax.__version__
     assert told["device"].startswith(jax.devices()[0].platform)
+
+
+def test_a_process_names_the_commit_that_it_began_with(monkeypatch):
+    first = provenance(0)["commit"]
+    monkeypatch.setattr(subprocess, "run", None)  # what is committed now is not asked for
+    assert provenance(1)["commit"] == first

@@ -2,6 +2,7 @@
 
 import base64
 import datetime
+import functools
 import json
 import os
 import platform
@@ -77,6 +78,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@functools.cache  # a process runs the code that it began with, whatever is committed meanwhile
 def _commit() -> str | None:
     """The commit that the code came from, with "+changes" if files differ from it."""
 
