@@ -289,21 +289,45 @@ def first_flip(predictor, x):
 
 
 @eqx.filter_jit
-def relaxed_radius(predictor, x):
-    return LinearRelaxation()(predictor, x, 0, LinfBall(1e-3), key=KEY).radius
+def radius_of(certificate, predictor, x):
+    return certificate(predictor, x, 0, LinfBall(1e-3), key=KEY).radius
+
+
+def nmode_net(layers):
+    """The same with nmODE, as the network of its certificates."""
+    model, state = eqx.nn.make_with_state(NmODENet)((1, 1, 1), 2, width=1, key=KEY)
+    *hidden, outputs = one_pixel(layers, model.nmode).model.layers
+    parts = (tuple(hidden), outputs)
+    return Predictor(eqx.tree_at(lambda m: (m.layers, m.outputs), model, parts), state)
 
 
 @pytest.mark.parametrize("bias", [1e4, 1e5])
 @pytest.mark.parametrize("margin", [2.5e-4, 1e-3, 1e-2])
 def test_rounding_of_a_large_preactivation_is_counted(bias, margin):
     # At 1e5 neighbouring float32 numbers are 0.008 apart: the network is a staircase.
-    x, nmode = jnp.full((1, 1, 1), 0.5038), NmODE(3.0, 1.0)
-    for shift in np.linspace(0, 3, 7):
+    x = jnp.full((1, 1, 1), 0.5038)
+    certificates = (LinearRelaxation(), FlowMapSlope(), FiniteTimeStableMapping(), StableMapping())
+    for shift in np.linspace(0, 3, 13):
         layers = [([[1.0]], [bias + shift]), ([[1.0], [0.0]], [0.0, 0.0])]
-        value = float(one_pixel(layers, nmode)(x)[0])
+        value = float(nmode_net(layers)(x)[0])
         layers[1] = ([[1.0], [0.0]], [0.0, value - margin])
-        predictor = one_pixel(layers, nmode)
-        assert relaxed_radius(predictor, x) <= first_flip(predictor, x) + 1e-6
+        predictor = nmode_net(layers)
+        flip = first_flip(predictor, x) + 1e-6
+        for certificate in certificates:
+            assert radius_of(certificate, predictor, x) <= flip
+
+
+def test_a_ball_larger_than_the_box_is_tried_first_too():
+    constant = one_pixel([([[0.0]], [0.0]), ([[0.0], [0.0]], [1.0, 0.0])], jax.nn.relu)
+    x = jnp.full((1, 1, 1), 0.5)
+    assert LinearRelaxation()(constant, x, 0, LinfBall(5.0), key=KEY).certified
+
+
+@pytest.mark.parametrize("certificate", [LinearRelaxation(), FlowMapSlope()])
+def test_logits_that_are_no_numbers_are_not_certified(certificate):
+    broken = nmode_net([([[1.0]], [0.0]), ([[1.0], [0.0]], [float("nan"), 0.0])])
+    x = jnp.full((1, 1, 1), 0.5)
+    assert not certificate(broken, x, 0, LinfBall(0.0), key=KEY).certified
 
 
 def test_cancellation_between_large_hidden_activations_is_counted():
@@ -317,7 +341,7 @@ def test_cancellation_between_large_hidden_activations_is_counted():
             ([[v1, -v2], [0.0, 0.0]], [5e-3, 0.0]),
         ]
         predictor = one_pixel(layers, jax.nn.relu)
-        assert relaxed_radius(predictor, x) <= first_flip(predictor, x) + 1e-6
+        assert radius_of(LinearRelaxation(), predictor, x) <= first_flip(predictor, x) + 1e-6
 
 
 @pytest.mark.parametrize("certificate", [StableMapping(), FiniteTimeStableMapping()], ids=str)

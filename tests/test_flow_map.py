@@ -323,7 +323,14 @@ def test_a_field_with_a_kink_is_refused():
 
 
 @pytest.mark.parametrize(
-    "activation", [jax.nn.softplus, lambda x: x, lambda x: jnp.sin(jnp.pi * x / 4)]
+    "activation",
+    [
+        jax.nn.softplus,
+        lambda x: x,
+        lambda x: jnp.sin(jnp.pi * x / 4),
+        lambda x: jax.nn.sigmoid(x - 50),  # flat around 0, and of no period for that
+        lambda x: jax.nn.relu(x - 20),
+    ],
 )
 def test_an_activation_that_no_map_covers_needs_a_solver(activation):
     with pytest.raises(ValueError, match=r"pass a Diffrax solver|not resolved"):

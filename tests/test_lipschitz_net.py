@@ -248,11 +248,30 @@ def test_sizes_that_cannot_be_are_refused(changes):
         StructuredNet(SHAPE, key=jax.random.key(0), **changes)
 
 
-def test_slopes_and_kernels_that_cannot_be_are_refused():
+def test_slopes_and_kernels_that_cannot_be_are_refused(unchecked):
     with pytest.raises(ValueError, match="slope must be in"):
         Structured(slope=1.5)
-    with pytest.raises(ValueError, match="odd sides"):
-        ConvOperator(jnp.zeros((2, 2, 1, 1)), (5, 5), 1.0)
+    for shape in ((2, 2), (3, 5)):
+        with pytest.raises(ValueError, match="odd sides"):
+            ConvOperator(jnp.zeros((*shape, 1, 1)), (5, 5), 1.0)
+
+
+def test_an_operator_is_for_images_of_one_size():
+    operator = ConvOperator(jnp.ones((3, 3, 1, 1)), (1, 1), 1.0)
+    with pytest.raises(ValueError, match=r"images of \(1, 1\); got \(8, 8\)"):
+        operator(jnp.ones((8, 8, 1)))  # which it would stretch almost ninefold
+
+
+@pytest.mark.parametrize("log_q", [[-110.0, 0.0, 0.0], [90.0, 0.0, -90.0], [300.0, 0.0, 0.0]])
+@pytest.mark.parametrize("off", [0.0, 1.0])
+def test_weights_of_rows_beyond_float32_leave_the_norm_proven(log_q, off):
+    matrix = 5 * jnp.eye(3) + off * jnp.ones((3, 3))
+    kernel = matrix[None, None]
+    log_q = jnp.array(log_q)
+    for operator in (DenseOperator(matrix, 1.0, log_q), ConvOperator(kernel, (2, 2), 1.0, log_q)):
+        frozen = jnp.asarray(jax.tree.leaves(operator.freeze())[0]).reshape(3, 3)
+        assert np.linalg.norm(np.asarray(frozen, np.float64), 2) <= float(operator.norm_bound())
+        assert np.abs(frozen).max() > 0.1
 
 
 def test_a_residual_step_of_norm_one_stretches_by_two():

@@ -57,6 +57,17 @@ def test_the_derivative_counts_what_a_pixel_does_to_the_statistics(made):
     np.testing.assert_allclose(jnp.sum(jax.grad(f)(xs) * direction), slope, rtol=2e-3)
 
 
+@pytest.mark.parametrize("mean", [10.0, 100.0, 1000.0])
+def test_group_norm_of_features_far_from_zero(mean):
+    norm = GroupNorm(8, groups=2)
+    x = mean + 0.01 * jax.random.normal(jax.random.key(0), (8, 8, 8))
+    y, _ = norm(x, eqx.nn.State(norm))
+    groups = np.asarray(x, np.float64).reshape(8, 8, 2, 4)
+    moments = {"axis": (0, 1, 3), "keepdims": True}
+    exact = (groups - groups.mean(**moments)) / np.sqrt(groups.var(**moments) + 1e-5)
+    np.testing.assert_allclose(y, exact.reshape(8, 8, 8), atol=0.02)
+
+
 def test_group_norm_of_bfloat16_features_has_float32_moments():
     norm = GroupNorm(4, groups=1)
     x = (4 + 0.25 * jax.random.normal(jax.random.key(0), (8, 8, 4))).astype(jnp.bfloat16)

@@ -16,6 +16,7 @@ from .._types import Flag, Image, Key, Label, Logits, Scalar
 # fraction of the largest logit at x) and in the norms of weights: taken off every margin, added to
 # every norm.
 ROUNDING = 1e-4
+FLOAT32 = 2e-6  # of a sum of a few thousand terms, as a fraction of the sum of their sizes
 
 
 class CertificateResult(eqx.Module):
@@ -54,7 +55,8 @@ class AbstractCertificate(eqx.Module):
             logits = predictor(x, key=key)
             label = jnp.argmax(logits)
             radius = self.radius(predictor, x, logits, ball)
-        return CertificateResult(label, radius, (label == y) & (radius >= ball.eps))
+            correct = (label == y) & jnp.all(jnp.isfinite(logits))
+        return CertificateResult(label, radius, correct & (radius >= ball.eps))
 
 
 class AbstractLipschitzCertificate(AbstractCertificate):
@@ -69,18 +71,30 @@ class AbstractLipschitzCertificate(AbstractCertificate):
     def margin_growth(self, predictor: Predictor, label: Label) -> Float[Array, "..."]:
         """How fast z_label - z_j can fall at most per unit of `norm`: (k,), or one for all j."""
 
+    def rounding(self, predictor: Predictor, label: Label) -> Float[Array, "..."]:
+        """What float32 may take off z_label - z_j, where that is not in proportion to the logits:
+        (k,), or one for all j.
+        """
+        return jnp.zeros(())
+
     @final
     def radius(self, predictor: Predictor, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
-        growth = self.margin_growth(predictor, jnp.argmax(logits)) * (1 + ROUNDING)
+        label = jnp.argmax(logits)
+        growth = self.margin_growth(predictor, label) * (1 + ROUNDING)
         # The ball of radius 1, seen in the certificate's norm, has this radius.
         stretch = self.norm(1.0).covering_radius(type(ball)(1.0), x.size)  # pyright: ignore
-        return smallest_radius(logits, growth) / stretch * (1 - 1e-6)
+        lost = self.rounding(predictor, label)
+        return smallest_radius(logits, growth, lost) / stretch * (1 - 1e-6)
 
 
-def smallest_radius(logits: Logits, growth: Float[Array, "..."]) -> Scalar:
-    """The radius at which the first margin, falling by `growth`, could reach zero."""
+def smallest_radius(
+    logits: Logits, growth: Float[Array, "..."], lost: Float[Array, "..."]
+) -> Scalar:
+    """The radius at which the first margin, less what is `lost` to rounding and then falling by
+    `growth`, could reach zero.
+    """
     label = jnp.argmax(logits)
-    margins = logits[label] - logits - logit_rounding(logits)
+    margins = logits[label] - logits - logit_rounding(logits) - lost
     radii = margins / jnp.maximum(growth, jnp.finfo(logits.dtype).tiny)
     radii = jnp.where(jnp.arange(len(logits)) == label, jnp.inf, radii)
     return jnp.maximum(jnp.min(radii), 0.0)

@@ -17,10 +17,8 @@ from .._predictor import Predictor
 from .._threat_model import AbstractBall
 from .._types import Flag, Image, Label, Logits, Scalar
 from ..models import MLP, NmODE, NmODENet
-from .base import ROUNDING, AbstractCertificate, logit_rounding
+from .base import FLOAT32, ROUNDING, AbstractCertificate, logit_rounding
 from .stable_mapping import check_exact, check_linear
-
-_FLOAT32 = 2e-6  # of a sum of a few thousand terms, as a fraction of the sum of their sizes
 
 # (activation, lower, upper) of a layer to (slope, low, high) of its lines
 Lines = tuple[Float[Array, " width"], Float[Array, " width"], Float[Array, " width"]]
@@ -72,7 +70,7 @@ class LinearRelaxation(AbstractCertificate):
         start = jnp.where(asked > 0, asked, 1e-3)
         # No image is further away than sqrt(n), in either norm.
         low, high, _ = jax.lax.while_loop(
-            lambda carry: carry[2] & (carry[1] < 2 * x.size**0.5),
+            lambda carry: carry[2] & (carry[0] < 2 * x.size**0.5),
             grow,
             (jnp.zeros_like(start), start, jnp.asarray(True)),
         )
@@ -84,7 +82,7 @@ class LinearRelaxation(AbstractCertificate):
         weight, bias = layers[0]
         gamma = weight @ x + bias
         fall, rise = ball.largest_gain(x, -weight), ball.largest_gain(x, weight)
-        slack = _FLOAT32 * (jnp.abs(weight) @ jnp.abs(x) + jnp.abs(bias) + fall + rise)
+        slack = FLOAT32 * (jnp.abs(weight) @ jnp.abs(x) + jnp.abs(bias) + fall + rise)
         intervals = [(gamma - fall - slack, gamma + rise + slack)]
         chords, constants = [], []
         for i, (weight, bias) in enumerate(layers[1:]):
@@ -94,7 +92,7 @@ class LinearRelaxation(AbstractCertificate):
             _, low, high = constant
             middle, reach = weight @ ((low + high) / 2) + bias, jnp.abs(weight) @ ((high - low) / 2)
             sizes = jnp.abs(weight) @ (jnp.abs(low) + jnp.abs(high))
-            slack = _FLOAT32 * (sizes + jnp.abs(bias) + reach)
+            slack = FLOAT32 * (sizes + jnp.abs(bias) + reach)
             intervals.append((middle - reach - slack, middle + reach + slack))
         # The largest input of each layer; pixels are at most 1.
         inputs = [jnp.ones_like(x)]
@@ -123,7 +121,7 @@ def _through(layers, lines: list[Lines], inputs: list[Array], x, label, ball: Ab
         size = size + jnp.abs(rows) @ (jnp.abs(weight) @ largest)
         rows = rows @ weight
     losses = ball.largest_gain(x, -rows)
-    return offset + rows @ x - losses * (1 + ROUNDING) - _FLOAT32 * size
+    return offset + rows @ x - losses * (1 + ROUNDING) - FLOAT32 * size
 
 
 def _in_box(layer: tuple[Array, Array], constant: Lines, largest: Array, label):
@@ -132,7 +130,7 @@ def _in_box(layer: tuple[Array, Array], constant: Lines, largest: Array, label):
     rows, offset = weight[label] - weight, bias[label] - bias
     size = jnp.abs(offset) + 2 * jnp.abs(rows) @ largest
     offset = offset + jnp.sum(jnp.where(rows > 0, rows * low, rows * high), axis=1)
-    return offset - _FLOAT32 * size
+    return offset - FLOAT32 * size
 
 
 def _relax(activation: Callable, lower, upper, nodes: int) -> tuple[Lines, Lines]:
@@ -153,7 +151,7 @@ def _relax(activation: Callable, lower, upper, nodes: int) -> tuple[Lines, Lines
     least, most = flow_map.value_range()
     # gamma itself is rounded, which moves y by up to the largest slope times that.
     largest = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
-    rounding = 2 * flow_map.error + _FLOAT32 * (
+    rounding = 2 * flow_map.error + FLOAT32 * (
         max(abs(least), abs(most)) + flow_map.max_slope() * largest
     )
     between = spacing**2 / 8 * flow_map.max_curvature() + rounding

@@ -18,7 +18,13 @@ from .._predictor import Predictor
 from .._threat_model import AbstractBall, L2Ball, LinfBall
 from .._types import Image, Label, Logits, Scalar
 from ..models import NmODENet, matrix_norm_bound
-from .base import ROUNDING, AbstractCertificate, AbstractLipschitzCertificate, smallest_radius
+from .base import (
+    FLOAT32,
+    ROUNDING,
+    AbstractCertificate,
+    AbstractLipschitzCertificate,
+    smallest_radius,
+)
 
 
 class StableMapping(AbstractLipschitzCertificate):
@@ -40,6 +46,9 @@ class StableMapping(AbstractLipschitzCertificate):
             growth = growth * jnp.max(jnp.sum(jnp.abs(layer.weight), axis=1)) / (lam - 1)
         return jnp.sum(_class_distances(model, label), axis=1) * growth
 
+    def rounding(self, predictor: Predictor, label: Label) -> Float[Array, " k"]:
+        return _rounding(_nmode_net(self, predictor), label)
+
 
 class FiniteTimeStableMapping(AbstractLipschitzCertificate):
     """The same proof stopped at t1, and each neuron with its own row of W.
@@ -55,6 +64,9 @@ class FiniteTimeStableMapping(AbstractLipschitzCertificate):
         slope = model.nmode.slope_bound()
         return _class_distances(model, label) @ _movements(model, slope, LinfBall(1.0))
 
+    def rounding(self, predictor: Predictor, label: Label) -> Float[Array, " k"]:
+        return _rounding(_nmode_net(self, predictor), label)
+
 
 class FlowMapSlope(AbstractCertificate):
     """The same with the flow map's own largest slope, max_gamma |dy/dgamma|, in place of a bound.
@@ -66,8 +78,8 @@ class FlowMapSlope(AbstractCertificate):
     def radius(self, predictor: Predictor, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
         model = _nmode_net(self, predictor)
         assert model.nmode.flow_map is not None
-        slope = model.nmode.flow_map.max_slope()
-        distances = _class_distances(model, jnp.argmax(logits))
+        slope, label = model.nmode.flow_map.max_slope(), jnp.argmax(logits)
+        distances = _class_distances(model, label)
         unit = type(ball)(1.0)  # pyright: ignore[reportCallIssue]
         growth = distances @ _movements(model, slope, unit)
         if isinstance(ball, L2Ball):
@@ -75,7 +87,7 @@ class FlowMapSlope(AbstractCertificate):
             for layer in model.layers:
                 together = together * slope * matrix_norm_bound(layer.weight)
             growth = jnp.minimum(growth, jnp.linalg.norm(distances, axis=1) * together)
-        return smallest_radius(logits, growth * (1 + ROUNDING))
+        return smallest_radius(logits, growth * (1 + ROUNDING), _rounding(model, label))
 
 
 def _nmode_net(certificate, predictor) -> NmODENet:
@@ -115,6 +127,26 @@ def _movements(model: NmODENet, slope: float, unit: AbstractBall) -> Float[Array
     for weight in others:
         movements = slope * (jnp.abs(weight) @ movements)
     return movements
+
+
+def _rounding(model: NmODENet, label: Label) -> Float[Array, " k"]:
+    """What sums in float32 may take off each margin, at x and at x': of a large gamma most."""
+    flow_map = model.nmode.flow_map
+    assert flow_map is not None
+    inputs, errors = 1.0, jnp.zeros(())  # pixels, and how far off they are
+    for layer in model.layers:
+        moved = jnp.abs(layer.weight) @ jnp.broadcast_to(errors, layer.weight.shape[1:])
+        errors = flow_map.max_slope() * (moved + FLOAT32 * _sizes(layer, inputs))
+        inputs = max(map(abs, flow_map.value_range()))
+    sums = FLOAT32 * _sizes(model.outputs, inputs)
+    return 2 * (_class_distances(model, label) @ errors + sums + sums[label])
+
+
+def _sizes(layer: eqx.nn.Linear, inputs: float) -> Array:
+    """The sum of the sizes of all terms in each output, of inputs up to `inputs`."""
+    assert layer.weight is not None
+    bias = 0.0 if layer.bias is None else jnp.abs(layer.bias)
+    return jnp.sum(jnp.abs(layer.weight), axis=1) * inputs + bias
 
 
 def _class_distances(model: NmODENet, label: Label) -> Float[Array, "k width"]:

@@ -60,9 +60,12 @@ def _flow_map(lam, t1, y0, activations) -> AbstractFlowMap:
 
 @lru_cache
 def _period(activation: Activation) -> float | None:
-    x = np.random.default_rng(0).uniform(-10, 10, 64)
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.uniform(-10, 10, 64), rng.uniform(-200, 200, 1024)])
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
         values = np.asarray(activation(jnp.asarray(x)))
+        if np.ptp(values[:64]) < 1e-9:  # nothing to see a period of
+            return None
         for period in _PERIODS:
             if np.abs(np.asarray(activation(jnp.asarray(x + period))) - values).max() < 1e-12:
                 return period

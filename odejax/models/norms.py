@@ -38,15 +38,16 @@ class GroupNorm(eqx.Module):
     def __call__(self, x: Image, state: eqx.nn.State) -> tuple[Image, eqx.nn.State]:
         # Moments in float32, of features in bfloat16 too.
         dtype, x = x.dtype, x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        # Moments per channel first, then across the group's channels: the reduction over pixels
-        # then runs along the contiguous layout whatever the group size.
-        mean, square = jnp.mean(x, (0, 1)), jnp.mean(x**2, (0, 1))
-        mean, square = (m.reshape(self.groups, -1).mean(1) for m in (mean, square))
-        inverse = jnp.reciprocal(jnp.sqrt(jnp.maximum(square - mean**2, 0.0) + self.eps))
-        size = len(self.scale) // self.groups
-        scale = self.scale * jnp.repeat(inverse, size)
-        y = x * scale + (self.shift - jnp.repeat(mean, size) * scale)
-        return y.astype(dtype), state
+        x = x - self._by_group(x)
+        # Not E x^2 - (E x)^2, which cancels where the mean is large beside the deviation.
+        scale = self.scale * jnp.reciprocal(jnp.sqrt(self._by_group(x**2) + self.eps))
+        return (x * scale + self.shift).astype(dtype), state
+
+    def _by_group(self, x):
+        """The mean over the pixels and channels of each channel's group."""
+        # Over the pixels first: that reduction runs along the contiguous layout.
+        means = jnp.mean(x, (0, 1)).reshape(self.groups, -1).mean(1)
+        return jnp.repeat(means, x.shape[-1] // self.groups)
 
 
 class BatchNorm(eqx.Module):

@@ -60,8 +60,9 @@ class ConvOperator(AbstractOperator):
     frozen: bool = eqx.field(static=True, default=False, kw_only=True)
 
     def __check_init__(self):
-        if self.kernel.shape[0] % 2 == 0:
-            raise ValueError(f"the kernel must have odd sides; got {self.kernel.shape[:2]}")
+        height, width = self.kernel.shape[:2]
+        if height != width or height % 2 == 0:
+            raise ValueError(f"the kernel must be square with odd sides; got {(height, width)}")
         _check_gain(self.gain)
 
     def freeze(self) -> "ConvOperator":
@@ -93,6 +94,8 @@ class ConvOperator(AbstractOperator):
         return conv_norm_bound(kernel, self.image_size, circular=self.circular, padding=pad)
 
     def _convolve(self, x, kernel):
+        if x.shape[:2] != self.image_size:  # larger ones may be stretched by more than the bound
+            raise ValueError(f"this operator is for images of {self.image_size}; got {x.shape[:2]}")
         pad = kernel.shape[0] // 2
         if not self.circular:
             return conv2d(x, kernel, padding=pad)
@@ -148,18 +151,23 @@ def _check_gain(gain):
 
 
 def _scale(gain, norm):
-    return jnp.where(norm > 0, gain / jnp.where(norm > 0, norm, 1.0), 1.0)  # zero stays zero
+    return jnp.where(norm == 0, 1.0, gain / jnp.where(norm == 0, 1.0, norm))  # zero stays zero
 
 
 def _row_scales(gain, rows):
     """gain T^{-1/2}; a row of zeros stays."""
-    rows = jnp.where(rows > 0, rows, 1.0)
+    rows = jnp.where(rows == 0, 1.0, rows)
     return gain / ((1 + ROUNDING) * jnp.sqrt(rows))
 
 
 def _dominant(products, log_q):
-    """T_a = sum_b |A A^T|_ab q_b / q_a."""
-    return products @ jnp.exp(log_q) * jnp.exp(-log_q)
+    """T_a = sum_b |A A^T|_ab q_b / q_a.
+
+    It dominates for any ratios r_ab > 0 with r_ab r_ba = 1, so also for those cut off here, which
+    float32 could not hold. Summed by element, since a matrix product may round to TF32.
+    """
+    ratios = jnp.exp(jnp.clip(log_q - log_q[:, None], -40.0, 40.0))
+    return jnp.sum(products * ratios, axis=1)
 
 
 def _conv_rows(kernel, log_q):

@@ -109,7 +109,8 @@ def _on_a_torus(kernel, image_size, stride, circular, padding):
         raise ValueError(f"stride {stride} does not divide the circular image {image_size}")
     kernel = _phases(kernel, stride)
     if circular:
-        return kernel, [n // stride for n in image_size]
+        sizes = [n // stride for n in image_size]
+        return _wrap(kernel, sizes), sizes
     # What an output sees beyond the image must not come round to it on the other side; an output
     # that sees nothing of the image is 0, so more zeros than k - 1 change nothing.
     around = [k - 1 for k in kernel.shape[:2]]
@@ -124,6 +125,17 @@ def _on_a_torus(kernel, image_size, stride, circular, padding):
     # Wherever the image lies in its zero padding, it touches at most this many pixels of a phase.
     touched = [-(-(n + stride - 1) // stride) for n in image_size]
     return kernel, [n + k for n, k in zip(touched, around, strict=True)]
+
+
+def _wrap(kernel, sizes):
+    """Taps that come round to the same pixel as one: apart, they would cancel, rounded."""
+    for axis, n in enumerate(sizes):
+        if (k := kernel.shape[axis]) > n:
+            kernel = jnp.moveaxis(kernel, axis, 0)
+            kernel = jnp.pad(kernel, ((0, -k % n), *((0, 0),) * (kernel.ndim - 1)))
+            kernel = kernel.reshape(-1, n, *kernel.shape[1:]).sum(0)
+            kernel = jnp.moveaxis(kernel, 0, axis)
+    return kernel
 
 
 _TWISTS = tuple(itertools.product((0.0, np.pi), repeat=2))
@@ -166,7 +178,8 @@ def _gram_bound(matrices, iterations):
     if matrices.shape[1] < matrices.shape[2]:  # of A^* A and A A^*, the smaller
         matrices = jnp.conj(jnp.swapaxes(matrices, 1, 2))
     # First, so that no square under- or overflows. The bound does not depend on it, so neither does
-    # its gradient; and the one of max is NaN where two fusions of XLA round |z| differently.
+    # its gradient; and the one of max, here as at the end, is NaN where two fusions of XLA round
+    # differently.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(matrices), axis=(1, 2)))
     zero = largest == 0
     largest = jnp.where(zero, 1.0, largest)
@@ -179,7 +192,8 @@ def _gram_bound(matrices, iterations):
         matrices = _gram(matrices / norm[:, None, None])
         square = _square(matrices)
     log_norm = log_norm + jnp.log(jnp.where(zero, 1.0, square)) / 2 ** (iterations + 1)
-    return jnp.max(jnp.where(zero, 0.0, jnp.exp(log_norm))) * (1 + ROUNDING)
+    norms = jnp.where(zero, 0.0, jnp.exp(log_norm))
+    return norms[jnp.argmax(norms)] * (1 + ROUNDING)
 
 
 def _square(matrices):
