@@ -13,7 +13,7 @@ import jax
 import tyro
 
 from odejax.data import ArrayDataset, cache_dir, load
-from odejax.evaluation import ResultError
+from odejax.evaluation import ResultError, provenance
 from odejax.training import CheckpointError
 
 Config = TypeVar("Config")
@@ -30,6 +30,7 @@ def run(main: Callable[[Config], None], config: type[Config]) -> None:
     What a user can mend ends with one line on standard error and exit code 2, Ctrl-C with 130.
     """
     enable_compilation_cache()
+    provenance(0)  # of the code as it is now, whatever is committed during the run
     try:
         main(_parse(config))
     except (
@@ -41,9 +42,9 @@ def run(main: Callable[[Config], None], config: type[Config]) -> None:
     ) as error:
         sys.exit(_fail(str(error), 2))
     except KeyboardInterrupt:
-        sys.exit(
-            _fail("interrupted; finished epochs and models are kept, go on with --resume", 130)
-        )
+        kept = "finished epochs and models are kept, go on with --resume"
+        resumes = "resume" in (field.name for field in dataclasses.fields(config))  # pyright: ignore
+        sys.exit(_fail(f"interrupted; {kept if resumes else 'nothing was kept'}", 130))
 
 
 @dataclasses.dataclass

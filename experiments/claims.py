@@ -25,7 +25,7 @@ from rich.table import Table
 
 from odejax.evaluation import confidence_interval, load_result, save_result
 
-from . import natural, ssp, structured
+from . import enresnet_cifar, natural, nmode_cifar, nmode_mnist, ssp, structured
 from ._claims import Claim, all_claims
 from ._cli import check_choices, run
 from ._enresnet import TABLES
@@ -53,12 +53,16 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The experiment that measures some claims: `read(result, claim)` is a measurement or None."""
+    """The experiment that measures some claims: `read(result, claim)` is a measurement or None.
+
+    `settings` are those of the paper's size; a run with others, one cut short say, measures none.
+    """
 
     result: str  # its file in `experiments/results`, and its kind
     kind: str
     command: str
     read: Callable[[dict[str, Any], Claim], dict[str, Any] | None]
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _measured(records: list[dict[str, Any]], claim: Claim, bracket_of) -> dict[str, Any] | None:
@@ -106,17 +110,11 @@ def _from_nmode(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
 
 
 def _from_natural(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
-    network = natural.PRESETS["paper"].networks(claim.dataset)[claim.model]
-    if result["settings"]["epochs"][claim.model] != network.epochs:
-        return None  # cut short
     records = by_name(result).get(claim.model, [])
     return _measured(records, claim, lambda record: _at(record["brackets"], claim))
 
 
 def _from_structured(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
-    preset = structured.PRESETS["paper"][claim.dataset]
-    if any(result["settings"][name] != getattr(preset, name) for name in ("epochs", "margin")):
-        return None  # cut short, or for another margin
     records = by_name(result).get(claim.model, [])
     return _measured(records, claim, lambda record: _at(record["brackets"], claim))
 
@@ -144,19 +142,33 @@ def _source(claim: Claim) -> Source:
     data = f"--dataset {claim.dataset} --data-dir FOLDER"
     if claim.paper == "nmode" and claim.dataset in ("mnist", "fashion_mnist"):
         command = f"python -m experiments.nmode_mnist {data} --test-images 250"
-        return Source(f"nmode_mnist_{claim.dataset}", "nmode_mnist", command, _from_nmode)
+        name, longest = f"nmode_mnist_{claim.dataset}", nmode_mnist.SETTINGS[claim.dataset].epochs
+        epochs = {name: net.epochs or longest for name, net in nmode_mnist.NETWORKS.items()}
+        return Source(name, "nmode_mnist", command, _from_nmode, {"epochs": epochs})
     if claim.paper == "nmode":
         command = "python -m experiments.nmode_cifar --preset paper --data-dir FOLDER"
-        return Source(f"nmode_{claim.dataset}_paper", "nmode_cifar", command, _from_nmode)
+        name = f"nmode_{claim.dataset}_paper"
+        preset = nmode_cifar.PRESETS["paper"]
+        settings = _chosen(preset, "depth", "epochs_pretrained", "epochs", "train_images")
+        return Source(name, "nmode_cifar", command, _from_nmode, settings)
     if claim.paper == "natural":
         command = f"python -m experiments.natural --preset paper {data}"
-        return Source(f"natural_{claim.dataset}_paper", "natural", command, _from_natural)
+        networks = natural.PRESETS["paper"].networks(claim.dataset)
+        epochs = {name: network.epochs for name, network in networks.items()}
+        name = f"natural_{claim.dataset}_paper"
+        return Source(name, "natural", command, _from_natural, {"epochs": epochs})
     if claim.paper == "enresnet":
         command = f"python -m experiments.enresnet_cifar --preset paper {data}"
         name = f"enresnet_{claim.dataset}_paper"
-        return Source(name, "enresnet_cifar", command, _from_enresnet)
+        settings = _chosen(enresnet_cifar.PRESETS["paper"], "epochs", "train_images", "pgd_steps")
+        return Source(name, "enresnet_cifar", command, _from_enresnet, settings)
     command = "python -m experiments.structured --preset paper --data-dir FOLDER"
-    return Source("structured_cifar10_paper", "structured", command, _from_structured)
+    settings = _chosen(structured.PRESETS["paper"]["cifar10"], "epochs", "margin")
+    return Source("structured_cifar10_paper", "structured", command, _from_structured, settings)
+
+
+def _chosen(preset: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(preset, name) for name in names}
 
 
 def ledger(papers: Collection[str], results: Path = RESULTS) -> list[dict[str, Any]]:
@@ -175,6 +187,10 @@ def ledger(papers: Collection[str], results: Path = RESULTS) -> list[dict[str, A
         result = loaded[path]
         if result is None:
             entries.append(entry | {"not_measured": "not run yet"})
+            continue
+        settings = result.get("settings", {})
+        if any(settings.get(name) != value for name, value in source.settings.items()):
+            entries.append(entry | {"not_measured": "run with other settings than the paper's"})
             continue
         measured = source.read(result, claim)
         if measured is None:

@@ -1,12 +1,13 @@
 """The ledger of the papers' claims: complete, and right about what was measured."""
 
+import dataclasses
 import json
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from experiments import claims
+from experiments import claims, enresnet_cifar, nmode_mnist
 from experiments._claims import all_claims, claimed
 from experiments._cli import UsageError
 from odejax.evaluation import load_result, save_result
@@ -67,8 +68,16 @@ def test_a_measurement_is_the_mean_over_the_seeds(tmp_path):
         "nmODE t=0.05/1": record(99, 40, 20),
         "nmODE t=0.05 longer/0": record(1, 1, 1),
     }
-    save_result(tmp_path / "nmode_mnist_mnist.json", "nmode_mnist", {"runs": runs})
-    entries = claims.ledger(claims.PAPERS, tmp_path)
+    epochs = {name: net.epochs or 100 for name, net in nmode_mnist.NETWORKS.items()}
+
+    def entries_of(epochs):
+        result = {"settings": {"epochs": epochs}, "runs": runs}
+        save_result(tmp_path / "nmode_mnist_mnist.json", "nmode_mnist", result)
+        return claims.ledger(claims.PAPERS, tmp_path)
+
+    cut_short = entries_of(dict.fromkeys(epochs, 1))
+    assert all("not_measured" in entry for entry in cut_short)
+    entries = entries_of(epochs)
     assert len(entries) == len(all_claims())
     measured = [entry for entry in entries if "not_measured" not in entry]
     clean, attacked = (e for e in measured if e["table"] == "Table 5")
@@ -89,9 +98,15 @@ def test_a_measurement_is_the_mean_over_the_seeds(tmp_path):
 def test_blind_attacks_and_ensembles_are_found_by_their_kind(tmp_path):
     blind = {"device": "gpu", "per_attack": {"FGSM": 0.6, "IFGSM-20": 0.5, "C&W": 0.7}}
     runs = {"blind/ResNet20 <- En5 ResNet20/0": blind}
-    save_result(tmp_path / "enresnet_cifar10_paper.json", "enresnet_cifar", {"runs": runs})
-    measured = [e for e in claims.ledger(["enresnet"], tmp_path) if "not_measured" not in e]
-    assert [(e["table"], e["attack"], e["papers_attack"]) for e in measured] == [
+    settings = dataclasses.asdict(enresnet_cifar.PRESETS["paper"])
+
+    def measured(settings):
+        result = {"settings": settings, "runs": runs}
+        save_result(tmp_path / "enresnet_cifar10_paper.json", "enresnet_cifar", result)
+        return [e for e in claims.ledger(["enresnet"], tmp_path) if "not_measured" not in e]
+
+    assert measured(settings | {"epochs": 1}) == []
+    assert [(e["table"], e["attack"], e["papers_attack"]) for e in measured(settings)] == [
         ("Table 3", "FGSM", 60),
         ("Table 3", "IFGSM-20", 50),
         ("Table 3", "C&W", 70),

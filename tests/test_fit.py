@@ -5,6 +5,7 @@ import importlib
 import json
 import shutil
 import time
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -16,7 +17,7 @@ from helpers import digits, train
 
 from odejax import LinfBall, Predictor
 from odejax.attacks import PGD
-from odejax.data import ArrayDataset
+from odejax.data import ArrayDataset, random_crop
 from odejax.evaluation import robust_accuracy
 from odejax.models import MLP
 from odejax.training import (
@@ -51,10 +52,11 @@ def run(
     epochs=3,
     batch_size=24,
     width=8,
+    seed=0,
     key=KEY,
     **settings,
 ):
-    model, state = eqx.nn.make_with_state(MLP)((5, 5, 1), 3, width=width, key=jax.random.key(0))
+    model, state = eqx.nn.make_with_state(MLP)((5, 5, 1), 3, width=width, key=jax.random.key(seed))
     return fit(
         model,
         state,
@@ -348,6 +350,18 @@ def test_the_best_model_survives_a_restart(tmp_path):
     assert_same_weights(result, run(epochs=1))
 
 
+def test_another_score_is_not_compared_with_the_checkpoints(tmp_path):
+    settings = {"epochs": 1, "validation": stripes(seed=1), "checkpoint_dir": tmp_path}
+    run(score=lambda *args, key: 0.5, **settings)
+    with pytest.raises(CheckpointError, match="another score"):
+        run(score=lambda *args, key: 0.25, **settings)
+
+
+def test_a_score_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="score must be finite; got nan in epoch 1"):
+        run(validation=stripes(seed=1), score=lambda *args, key: float("nan"))
+
+
 def test_no_temporary_files_are_left(finished):
     assert {path.name for path in finished[0].iterdir()} == {"1", "2", "metrics.jsonl"}
 
@@ -361,6 +375,9 @@ def test_no_temporary_files_are_left(finished):
         ({"width": 9}, "model"),
         ({"objective": CrossEntropy(temperature=0.5)}, "objective"),
         ({"augment": lambda x, key: x}, "augmentation"),
+        ({"augment": partial(random_crop, padding=1)}, "augmentation"),
+        ({"seed": 1}, "initialisation"),
+        ({"epochs": 1}, "2 epochs; got epochs=1"),
         ({"optimizer": optax.sgd(1e-2)}, None),
         ({"optimizer": optax.sgd(1e-2, momentum=0.9)}, None),
     ],

@@ -17,6 +17,7 @@ from experiments._claims import all_claims
 from experiments._cli import UsageError
 from experiments.natural import Network, one_cycle
 from odejax.attacks import APGD, AutoAttack
+from odejax.evaluation import save_result
 from odejax.models import LipschitzNet
 from odejax.solvers import SSPRK33
 
@@ -104,11 +105,17 @@ def test_the_ledger_reads_a_run_of_the_papers_size_alone(tmp_path):
     }  # fmt: skip
     settings = {"epochs": preset.epochs, "margin": preset.margin}
     result = {"settings": settings, "runs": {f"{claim.model}/0": record}}
-    found = claims._from_structured(result, claim)
-    assert found is not None
+
+    def measured():
+        save_result(tmp_path / "structured_cifar10_paper.json", "structured", result)
+        entries = claims.ledger(["structured"], tmp_path)
+        return [e for e in entries if e.get("eps") == claim.eps and "not_measured" not in e]
+
+    (found,) = measured()
     assert (found["papers_attack"], found["worst_attack"], found["certified"]) == (75, 50, 25)
-    result["settings"] = settings | {"margin": 0.3}
-    assert claims._from_structured(result, claim) is None
+    for other in ({"margin": 0.3}, {"epochs": 1}):
+        result["settings"] = settings | other
+        assert measured() == []
 
 
 def test_every_network_of_the_paper_is_one_of_the_experiment():

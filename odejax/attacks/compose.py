@@ -139,7 +139,7 @@ class Targeted(AbstractIterativeAttack):
     def start(
         self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key
     ) -> TargetedState:
-        rank_key, key = jax.random.split(key)
+        rank_key = jax.random.key(0)  # one ranking for all runs, of a network with noise too
         # A run of ours is one of the attack's for each class; `Restarts` around us counts further.
         inner, classes = self.attack.n_runs, self.n_runs // self.attack.n_runs
         again, rank = run // self.n_runs, run // inner % classes

@@ -1,9 +1,7 @@
 """Robust accuracy under an attack or a sequence of attacks."""
 
-import hashlib
 import io
 import os
-import re
 import time
 import zipfile
 from collections.abc import Callable
@@ -15,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._fingerprint import fingerprint
 from .._mesh import agreed, to_host
 from .._predictor import predict
 from .._progress import progress_bar
@@ -100,6 +99,8 @@ def robust_accuracy(
     judged_by = logits_fn if judge is None else judge
     clean_key, attack_key, judge_key = jax.random.split(key, 3)
     logits = predict(judged_by, images, key=clean_key, batch_size=batch_size)
+    if logits.shape[1] < 2:
+        raise ValueError(f"a classifier has at least 2 logits; this network has {logits.shape[1]}")
     check_labels(labels, logits.shape[1])
     still_correct = logits.argmax(axis=1) == labels
     others = ~still_correct & everyone
@@ -123,7 +124,7 @@ def robust_accuracy(
     if len(sequence) > 1:  # what the last attack refuses must not come after hours of the first
         for one in sequence.values():
             _rehearse(one, images[0], labels[0], ball, logits.shape[1], key)
-    state = _State(state_path, _fingerprint(*parts), logits)
+    state = _State(state_path, parts, logits)
     saved, first = state.load(), 0
     if saved is not None:
         first, x_adv, queries = int(saved["stage"]), saved["x_adv"], saved["queries"]
@@ -221,16 +222,14 @@ def _rehearse(attack, x, y, ball, n_classes, key):
 
 
 class _State:
-    """The file that a killed evaluation goes on from; nothing without a path.
+    """The file that a killed evaluation of `parts` goes on from; nothing without a path.
 
     `logits`, of the clean images, tell apart networks of the same fingerprint.
     """
 
-    def __init__(
-        self, path: str | os.PathLike | None, fingerprint: Callable[[], str], logits: np.ndarray
-    ):
+    def __init__(self, path: str | os.PathLike | None, parts: tuple, logits: np.ndarray):
         self.path, self.logits = None if path is None else Path(path), logits
-        self.fingerprint = None if path is None else fingerprint()
+        self.fingerprint = None if path is None else fingerprint(*parts)
         self.saved, self.pause = time.perf_counter(), _SAVE_SECONDS
 
     def load(self) -> dict[str, np.ndarray] | None:
@@ -289,38 +288,6 @@ class _State:
         if jax.process_index() == 0:
             self.path.unlink(missing_ok=True)
         agreed(0.0)  # nobody begins anew under this path before it is gone
-
-
-def _fingerprint(*parts, known: tuple = ()) -> Callable[[], str]:
-    def fingerprint():
-        digest = hashlib.sha256()
-        for leaf in jax.tree.leaves(parts):
-            if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
-                leaf.dtype, jax.dtypes.prng_key
-            ):
-                leaf = jax.random.key_data(leaf)
-            if cells := getattr(leaf, "__closure__", None):  # a function: what it closes over
-                above = (*known, leaf)  # functions may close over each other
-                inside = [c for c in map(_content, cells) if not any(c is f for f in above)]
-                digest.update(_fingerprint(*inside, known=above)().encode())
-            array = to_host(leaf) if eqx.is_array_like(leaf) else None
-            digest.update(_in_any_process(leaf) if array is None else array.tobytes())
-        digest.update(_in_any_process(jax.tree.structure(parts)))
-        return digest.hexdigest()
-
-    return fingerprint
-
-
-def _content(cell):
-    try:
-        return cell.cell_contents
-    except ValueError:  # not assigned yet
-        return None
-
-
-def _in_any_process(thing) -> bytes:
-    """Its representation without the addresses that functions have in theirs."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(thing)).encode()
 
 
 def check_arrays(images, labels) -> tuple[np.ndarray, np.ndarray]:
