@@ -221,6 +221,17 @@ def test_classes_that_come_again_start_elsewhere():
         assert not np.array_equal(again.inner.x_adv, first.inner.x_adv)
 
 
+def test_of_a_network_with_noise_every_class_is_aimed_at():
+    noisy = NoisyLinear(linear_logits(SMALL, 10), 5.0)
+    x, y = random_image(), jnp.asarray(9)
+    problem = Problem(noisy, x, y, LinfBall(0.1))
+    targets = [
+        start(Targeted(FAB(2), 9), problem, Worst.none(x), jnp.asarray(r), jax.random.key(r))[0]
+        for r in range(9)
+    ]
+    assert sorted(int(s.target) for s in targets) == list(range(9))
+
+
 def test_restarts_that_follow_a_success_without_gradients_cost_nothing():
     logits_fn, x, ball = linear_logits(SMALL, 4), random_image(), LinfBall(0.3)
     y = jnp.argmax(logits_fn(x))

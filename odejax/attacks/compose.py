@@ -107,10 +107,11 @@ class Targeted(AbstractIterativeAttack):
     """The attack aimed at one wrong class after the other, most likely first.
 
     `classes` runs (of each of the attack's own), each towards the next of the classes ranked by
-    their logits at the image, which takes one evaluation a run; with fewer than `classes` wrong
-    classes they come again, from other starts. With `target` given that class alone is aimed at
-    (images of that class themselves are not attacked). Either way an image counts as broken when
-    its class is wrong, whichever it became.
+    their logits at the image (where the network draws noise: one draw, the same for all runs),
+    which takes one evaluation a run; with fewer than `classes` wrong classes they come again, from
+    other starts. With `target` given that class alone is aimed at (images of that class themselves
+    are not attacked). Either way an image counts as broken when its class is wrong, whichever it
+    became.
     """
 
     attack: AbstractIterativeAttack
