@@ -350,13 +350,6 @@ def test_the_best_model_survives_a_restart(tmp_path):
     assert_same_weights(result, run(epochs=1))
 
 
-def test_another_score_is_not_compared_with_the_checkpoints(tmp_path):
-    settings = {"epochs": 1, "validation": stripes(seed=1), "checkpoint_dir": tmp_path}
-    run(score=lambda *args, key: 0.5, **settings)
-    with pytest.raises(CheckpointError, match="another score"):
-        run(score=lambda *args, key: 0.25, **settings)
-
-
 def test_a_score_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match="score must be finite; got nan in epoch 1"):
         run(validation=stripes(seed=1), score=lambda *args, key: float("nan"))

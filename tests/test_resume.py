@@ -22,17 +22,16 @@ from odejax.models import BatchNorm, EnResNet
 from odejax.training import CrossEntropy, clean_accuracy, fit
 
 EPOCHS = 4
-pause = 0.0  # in every score, so that whoever wants to kill this run has the time to
 
 
-def train(checkpoint_dir=None):
+def train(checkpoint_dir=None, pause=0.0):
     # All that has a state or draws: batch statistics, noise in every layer, augmentation.
     model, state = eqx.nn.make_with_state(EnResNet)(
         (8, 8, 1), width=4, depth=1, members=2, norm=BatchNorm, key=jax.random.key(0)
     )
 
     def score(predictor, dataset, *, key):
-        time.sleep(pause)
+        time.sleep(pause)  # so that whoever wants to kill this run has the time to
         return clean_accuracy(predictor, dataset, key=key)
 
     return fit(
@@ -111,10 +110,8 @@ def test_a_killed_and_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_p
     assert epochs_in(folder) == EPOCHS
 
 
-def main(folder, out, seconds):
-    global pause
-    pause = float(seconds)
-    result = train(folder)
+def main(folder, out, pause):
+    result = train(folder, float(pause))
     np.savez(out, *arrays(result))
     told = {"history": result.history, "best_epoch": result.best_epoch}
     Path(out).with_suffix(".json").write_text(json.dumps(told))

@@ -178,8 +178,7 @@ def _gram_bound(matrices, iterations):
     if matrices.shape[1] < matrices.shape[2]:  # of A^* A and A A^*, the smaller
         matrices = jnp.conj(jnp.swapaxes(matrices, 1, 2))
     # First, so that no square under- or overflows. The bound does not depend on it, so neither does
-    # its gradient; and the one of max, here as at the end, is NaN where two fusions of XLA round
-    # differently.
+    # its gradient; and the one of max is NaN where two fusions of XLA round |z| differently.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(matrices), axis=(1, 2)))
     zero = largest == 0
     largest = jnp.where(zero, 1.0, largest)
@@ -192,8 +191,7 @@ def _gram_bound(matrices, iterations):
         matrices = _gram(matrices / norm[:, None, None])
         square = _square(matrices)
     log_norm = log_norm + jnp.log(jnp.where(zero, 1.0, square)) / 2 ** (iterations + 1)
-    norms = jnp.where(zero, 0.0, jnp.exp(log_norm))
-    return norms[jnp.argmax(norms)] * (1 + ROUNDING)
+    return jnp.max(jnp.where(zero, 0.0, jnp.exp(log_norm))) * (1 + ROUNDING)
 
 
 def _square(matrices):

@@ -104,8 +104,8 @@ def fit(
     - `checkpoint_dir`: after every epoch the run is saved there (atomically), with its metrics in
       `metrics.jsonl`. A run found there is continued, and ends bit for bit where an
       uninterrupted one would; raises `CheckpointError` if it is another run's (another key, data,
-      initial weights, model, objective, augmentation, score or batch size, told apart by their code
-      too; the optimizer's constants are not stored), or one of more epochs.
+      initial weights, model, objective, augmentation or batch size, functions told apart by their
+      code; the optimizer's constants and `score` are not stored), or one of more epochs.
 
     Raises `TrainingDiverged` when the loss or a weight stops being finite, naming the epoch and
     the last good checkpoint. Warns where solves of a neural ODE hit their step limit.
@@ -139,7 +139,6 @@ def fit(
             "model": fingerprint(static),
             "objective": fingerprint(objective),
             "augmentation": fingerprint(augment),
-            "score": None if validation is None else fingerprint(score),
             "average": average,
             "arrays": array_digest(train),
             "initialisation": _sums((params, state)),
