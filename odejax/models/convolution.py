@@ -6,7 +6,7 @@ loops. The cure is to choose what the gradients are made of: on the CPU
 
 - the input gradient is an ordinary stride-1 convolution of the cotangent with the flipped,
   transposed kernel (its taps regrouped where the stride is larger), and
-- the kernel gradient is one matrix product of stacked, shifted views.
+- the kernel gradient is one of the image with the cotangent, both transposed, over the examples.
 
 (And images of one channel are convolved tap by tap, which is several times faster there.)
 
@@ -113,35 +113,30 @@ def _input_gradient_on_cpu(g, x, kernel, *, stride, padding, precision):
 
 
 def _kernel_gradient_on_cpu(g, x, kernel, *, stride, padding, precision):
-    """One matrix product: the image's columns are shifted, the cotangent's rows.
+    """One stride-1 convolution in which examples are channels, and channels examples.
 
-    Tap a = s m + r of the kernel pairs row p of the cotangent with row s (p + m) + r of the padded
-    image. So the image is stacked over its s row residues r and the kernel's columns, the
-    cotangent over the shifts m, and their product over examples and pixels has all taps. Shifting
-    the rows of both in one stack would take as many bytes for each tap as this for each column.
+    kernel[a, b, i, o] gathers x[n, s p + a, s q + b, i] g[n, p, q, o] over n, p, q: the image, of
+    which each channel is an example, is convolved with the cotangent, whose taps are s apart.
     """
-    (kh, kw, i, o), (h, w) = kernel.shape, g.shape[1:3]
-    shifts = -(-kh // stride)
-    rows, columns = h + shifts - 1, (w - 1) * stride + kw
+    size, taps = kernel.shape[:2], g.shape[1:3]
+    if size == (1, 1) and stride > 1:  # most pixels meet no tap
+        edges = [
+            (before, (n - 1) * stride + 1 - before - length, 0)
+            for (before, _), n, length in zip(padding, taps, x.shape[1:3], strict=True)
+        ]
+        x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+        x, padding, stride = x[:, ::stride, ::stride], ((0, 0), (0, 0)), 1
     # Negative padding on the far side is a crop.
     edges = [
-        (before, size - before - length, 0)
-        for (before, _), size, length in zip(
-            padding, (rows * stride, columns), x.shape[1:3], strict=True
-        )
+        (before, (n - 1) * stride + k - before - length)
+        for (before, _), n, k, length in zip(padding, taps, size, x.shape[1:3], strict=True)
     ]
-    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
-    last = columns - kw + 1
-    x = jnp.concatenate(
-        [x[:, r::stride, b : b + last : stride] for r in range(stride) for b in range(kw)], -1
-    )
-    g = jnp.concatenate(
-        [jnp.pad(g, ((0, 0), (m, shifts - 1 - m), (0, 0), (0, 0))) for m in range(shifts)], -1
-    )
-    # Two plain matrices: a contraction over (n, h, w) takes three times as long.
-    x, g = x.reshape(-1, stride * kw * i), g.reshape(-1, shifts * o)
-    out = jnp.matmul(x.T, g, precision=precision).reshape(stride, kw, i, shifts, o)
-    return out.transpose(3, 0, 1, 2, 4).reshape(shifts * stride, kw, i, o)[:kh]
+    # Transposed here: inside a loop XLA's fast kernels know no other layout.
+    out = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), edges,
+        rhs_dilation=(stride, stride), dimension_numbers=_DIMENSION_NUMBERS, precision=precision,
+    )  # fmt: skip
+    return out.transpose(1, 2, 0, 3)
 
 
 def _input_gradient(g, x, kernel, **params):
