@@ -31,7 +31,6 @@ from ._claims import claims_of
 
 NOISE = 0.1  # a, of sigma = a sqrt(Var(x + F(x)))
 BALL = odejax.LinfBall(8 / 255)
-BATCH_SIZE = 128
 TRAININGS = ("natural", "robust")
 
 
@@ -41,6 +40,7 @@ class Preset:
 
     depths: dict[int, int]
     epochs: int
+    batch_size: int
     train_images: int
     held_out: int
     test_images: int  # that are attacked
@@ -127,7 +127,7 @@ def train_network(
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(f"{training}/{name}".encode()))
     make = eqx.nn.make_with_state(NETWORKS[name](preset))
     model, state = make(train.image_shape, train.n_classes, key=key)
-    steps = steps_per_epoch(len(train), BATCH_SIZE)
+    steps = steps_per_epoch(len(train), preset.batch_size)
     optimizer = _sgd(preset, steps)
     if name == MIXED:
         optimizer = mixture_weights(
@@ -142,7 +142,7 @@ def train_network(
         Adversarial(attack, BALL) if robust else CrossEntropy(),
         optimizer,
         epochs=preset.epochs,
-        batch_size=BATCH_SIZE,
+        batch_size=preset.batch_size,
         key=jax.random.fold_in(key, 1),
         checkpoint_dir=folder / f"{training}_{name.replace(' ', '')}_{seed}",
         validation=held_out,

@@ -63,6 +63,7 @@ PRESETS = {
     "paper": Preset(
         {depth: depth for depth in _ALL_DEPTHS},
         epochs=200,
+        batch_size=128,
         train_images=50_000,
         held_out=5_000,
         test_images=1_000,
@@ -75,6 +76,7 @@ PRESETS = {
     "cpu": Preset(
         _SMALL,
         epochs=4,
+        batch_size=32,
         train_images=5_500,
         held_out=500,
         test_images=100,
@@ -87,6 +89,7 @@ PRESETS = {
     "smoke": Preset(
         _SMALL,
         epochs=1,
+        batch_size=128,
         train_images=320,
         held_out=64,
         test_images=8,
