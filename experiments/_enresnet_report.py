@@ -77,8 +77,8 @@ def notes(result: dict[str, Any]) -> list[str]:
     error = 100 * (high - low) / 2
     out = [
         f"{s['preset']}: {s['train_images'] - s['held_out']:,} training images, {s['epochs']} "
-        f"epochs of batches of {s['batch_size']}, PGD-{s['pgd_steps']}; clean on the first {s['clean_images']:,} test images, "
-        f"attacks on the first {s['test_images']:,}. "
+        f"epochs of batches of {s['batch_size']}, PGD-{s['pgd_steps']}; clean on the first "
+        f"{s['clean_images']:,} test images, attacks on the first {s['test_images']:,}. "
         f"AA-rand: APGD-CE and APGD-DLR, {s['draws']} draws where there is noise. "
         f"95 % sampling error of the attacked figures: up to {error:.0f} points."
     ]

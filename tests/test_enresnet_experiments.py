@@ -1,5 +1,6 @@
 """The experiments of *enresnet*, small."""
 
+import dataclasses
 import json
 from functools import partial
 
@@ -54,7 +55,8 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(AutoAttack, "rand", lambda draws: AutoAttack({"APGD": PGD(2, None)}))
     digits = load("digits", "train"), load("digits", "test")
     monkeypatch.setattr(enresnet_cifar, "load_data", lambda config, n: digits)
-    monkeypatch.setattr(_enresnet, "BATCH_SIZE", 64)
+    smoke = dataclasses.replace(enresnet_cifar.PRESETS["smoke"], batch_size=64)
+    monkeypatch.setitem(enresnet_cifar.PRESETS, "smoke", smoke)
     for module in (_enresnet, enresnet_cifar):
         monkeypatch.setattr(module, "BALL", LinfBall(0.3))
     return {"preset": "smoke", "out": tmp_path, "test_images": 40}
@@ -140,7 +142,8 @@ def test_the_attacks_and_the_schedule_are_the_papers():
     assert float(_enresnet.BALL.eps) == pytest.approx(8 / 255)
     assert _enresnet._step_size(paper) == pytest.approx(2 / 255)
     assert (paper.train_images - paper.held_out, paper.pgd_steps) == (45_000, 10)
-    steps = 45_000 // _enresnet.BATCH_SIZE
+    assert paper.batch_size == 128
+    steps = 45_000 // paper.batch_size
     rate = _enresnet._rate(paper, steps)
     for epoch, expected in ((0, 0.1), (79, 0.1), (80, 0.01), (119, 0.01), (120, 1e-3), (160, 1e-4)):
         assert float(rate(epoch * steps + 1)) == pytest.approx(expected)
