@@ -15,6 +15,8 @@ LEVEL = "--xla_backend_optimization_level"
 if LEVEL not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEVEL}=0"
 
+import experiments  # noqa: E402, F401  (sets a flag that compiled programs are cached by)
+
 # Before anything imports odejax: every annotated function then checks what it is given.
 jaxtyping.install_import_hook("odejax", "beartype.beartype")
 

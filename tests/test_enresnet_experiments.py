@@ -95,6 +95,13 @@ def test_the_tables_are_of_what_was_trained_and_resume(quick, tmp_path):
     enresnet_cifar.main(enresnet_cifar.Config(**quick, epochs=3, resume=True))
     assert (tmp_path / "result.json").stat().st_mtime_ns == before
 
+    # Networks are joined only where that is asked for.
+    del result["runs"]["integrated/ResNet20 + En2 ResNet20/0"]
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    enresnet_cifar.main(enresnet_cifar.Config(**quick, epochs=3, resume=True, integrate=False))
+    kept = json.loads((tmp_path / "result.json").read_text())["runs"]
+    assert set(kept) == trained | blind
+
 
 def test_every_network_of_the_paper_is_built_with_its_depth():
     preset = enresnet_cifar.PRESETS["paper"]
