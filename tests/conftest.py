@@ -3,17 +3,22 @@
 import gc
 import itertools
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import jaxtyping
 import pytest
 
-# Tests compile more than they compute: without LLVM's optimisations the suite takes two thirds of
-# the time from an empty cache. Whoever wants to test the optimised code sets this to 3.
-LEVEL = "--xla_backend_optimization_level"
+# Tests compile more than they compute. Without LLVM's optimisations the suite takes two thirds of
+# the time from an empty cache; XLA's older code for fused loops, where it still has that, compiles
+# in a third of the time again. Whoever wants to test the optimised code sets the level to 3.
+LEVEL, EMITTERS = "--xla_backend_optimization_level", "--xla_cpu_use_fusion_emitters"
 if LEVEL not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEVEL}=0"
+    flags = [os.environ.get("XLA_FLAGS", ""), f"{LEVEL}=0"]
+    if version("jaxlib").startswith("0.10."):
+        flags.append(f"{EMITTERS}=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 
 import experiments  # noqa: E402, F401  (sets a flag that compiled programs are cached by)
 

@@ -82,7 +82,9 @@ def without_timings(history):
 
 def test_a_killed_and_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path):
     folder, out = tmp_path / "run", tmp_path / "out"
-    process = launch(__file__, folder, out, 1.0)
+    # Sums over a batch are split among the threads, of which XLA has one for each device.
+    devices = {"JAX_NUM_CPU_DEVICES": str(jax.device_count())}
+    process = launch(__file__, folder, out, 1.0, **devices)
     try:
         deadline = time.monotonic() + 240
         while epochs_in(folder) < 2 and process.poll() is None and time.monotonic() < deadline:
@@ -93,7 +95,7 @@ def test_a_killed_and_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_p
     assert process.returncode == -signal.SIGKILL, errors  # it had not ended by itself
     assert 2 <= epochs_in(folder) < EPOCHS
 
-    resumed = launch(__file__, folder, out, 0.0)
+    resumed = launch(__file__, folder, out, 0.0, **devices)
     _, errors = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, errors
 

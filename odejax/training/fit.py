@@ -103,9 +103,10 @@ def fit(
       devices.
     - `checkpoint_dir`: after every epoch the run is saved there (atomically), with its metrics in
       `metrics.jsonl`. A run found there is continued, and ends bit for bit where an
-      uninterrupted one would; raises `CheckpointError` if it is another run's (another key, data,
-      initial weights, model, objective, augmentation or batch size, functions told apart by their
-      code; the optimizer's constants and `score` are not stored), or one of more epochs.
+      uninterrupted one would (on a CPU with as many cores: sums are split among them); raises
+      `CheckpointError` if it is another run's (another key, data, initial weights, model,
+      objective, augmentation or batch size, functions told apart by their code; the optimizer's
+      constants and `score` are not stored), or one of more epochs.
 
     Raises `TrainingDiverged` when the loss or a weight stops being finite, naming the epoch and
     the last good checkpoint. Warns where solves of a neural ODE hit their step limit.
