@@ -251,13 +251,14 @@ def test_compiled_gradients_are_finite_whatever_xla_fuses(channels):
     assert np.isfinite(gradient).all()
 
 
-def test_the_bound_of_trained_kernels_is_within_five_percent():
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_bound_of_trained_kernels_is_within_a_few_percent(seed):
     """Zero-padded 3x3 convolutions of a network that was trained with the bound in every step."""
     small = digits()
     images = np.kron(small.images, np.ones((1, 2, 2, 1), np.uint8))
     dataset = ArrayDataset(images, small.labels, 10, small.name, small.split)
     make = eqx.nn.make_with_state(LipschitzNet)
-    model, state = make((16, 16, 1), 10, width=8, depth=1, features=16, key=jax.random.key(0))
+    model, state = make((16, 16, 1), 10, width=8, depth=1, features=16, key=jax.random.key(seed))
     trained = fit(
         model,
         state,
@@ -266,7 +267,7 @@ def test_the_bound_of_trained_kernels_is_within_five_percent():
         optax.adam(5e-3),
         epochs=8,
         batch_size=64,
-        key=jax.random.key(1),
+        key=jax.random.key(seed + 1),
         progress=False,
     )
     assert trained.history[-1]["train_accuracy"] > 0.9
@@ -277,9 +278,10 @@ def test_the_bound_of_trained_kernels_is_within_five_percent():
         )
         if isinstance(leaf, ConvOperator)
     ]
-    assert len(operators) == 3
+    assert [operator.image_size for operator in operators] == [(8, 8), (8, 8), (4, 4)]
     for operator in operators:
         assert not operator.circular
         true = zero_padded_norm(operator.kernel, operator.image_size, 1)
         bound = conv_norm_bound(operator.kernel, operator.image_size, padding=1)
-        assert true <= float(bound) <= 1.05 * true
+        # The fewer pixels, the more of them lie at the edge, which the bound does not see.
+        assert true <= float(bound) <= {8: 1.05, 4: 1.1}[operator.image_size[0]] * true
