@@ -7,7 +7,8 @@
 - Tables 1 and 4: natural training; Section 4.4: IFGSM-20 against it.
 - Tables 2, 5, 8, 9 and 10: PGD training; FGSM, IFGSM-20 and C&W at 8/255, their gradients averaged
   over 5 draws of the noise, and AutoAttack's version for random networks.
-- Tables 3 and 6: blind attacks, both ways. Table 7: networks that were trained alone, integrated.
+- Tables 3 and 6: blind attacks, both ways. Table 7: networks that were trained alone, integrated
+  (with the preset cpu only where asked for: --integrate).
 
 Tables 4, 5, 6 and 10 are of CIFAR-100 (--dataset cifar100); each shows what the run folder has.
 
