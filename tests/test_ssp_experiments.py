@@ -15,7 +15,7 @@ from rich.console import Console
 from experiments import claims, ssp
 from experiments._cli import UsageError
 from experiments.natural import Network, one_cycle
-from odejax.attacks import APGD, PGD
+from odejax.attacks import APGD, PGD, AutoAttack
 from odejax.models import ResNet
 from odejax.training import Adversarial, CrossEntropy, batch_logits
 
@@ -44,8 +44,8 @@ def run(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssp, "_network", network)
-        patch.setattr(ssp, "_attacks", lambda step: {"PGD-7": PGD(2, step), "APGD": APGD(3)})
-        patch.setattr(ssp, "STRONG", ("APGD",))
+        patch.setattr(ssp, "_attacks", lambda step: {"PGD-7": PGD(2, step), "PGD-50": APGD(3)})
+        patch.setattr(ssp, "LAST", AutoAttack({"APGD": APGD(4)}))
         ssp.main(config(trainings=("natural",)))
         ssp.main(config(resume=True))
         result = json.loads((folder / "result.json").read_text())

@@ -11,6 +11,7 @@ from .flags import (
     Flag as Flag,
     attack_flags as attack_flags,
     masking_flags as masking_flags,
+    sequence_flags as sequence_flags,
     survivor_flags as survivor_flags,
 )
 from .results import (

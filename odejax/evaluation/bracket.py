@@ -15,7 +15,7 @@ from .._threat_model import AbstractBall
 from .._types import Key, LogitsFn
 from ..attacks import AutoAttack
 from ..data import ArrayDataset
-from .flags import Flag, masking_flags, survivor_flags
+from .flags import Flag, is_black_box, masking_flags, sequence_flags, survivor_flags
 from .robust_accuracy import robust_accuracy
 from .solver_flags import solver_flags
 
@@ -133,11 +133,11 @@ def bracket(
         standing &= report.still_correct
         survivors[name], seconds[name] = report.still_correct, report.seconds
         if isinstance(attack, AutoAttack):
-            flags += _sequence_flags(attack, correct, report.broken_by)
+            flags += sequence_flags(attack, correct, report.broken_by)
 
     flags += survivor_flags(
-        {name: left for name, left in survivors.items() if not _is_black_box(attacks[name])},
-        {name: left for name, left in survivors.items() if _is_black_box(attacks[name])},
+        {name: left for name, left in survivors.items() if not is_black_box(attacks[name])},
+        {name: left for name, left in survivors.items() if is_black_box(attacks[name])},
     )
 
     proven, radius, per_certificate = np.zeros(len(labels), bool), np.zeros(len(labels)), {}
@@ -209,23 +209,6 @@ def confidence_interval(successes: int, n: int, *, level: float = 0.95) -> tuple
     low = beta.ppf(tail, successes, n - successes + 1) if successes else 0.0
     high = beta.ppf(1 - tail, successes + 1, n - successes) if successes < n else 1.0
     return float(low), float(high)
-
-
-def _sequence_flags(attack: AutoAttack, correct: np.ndarray, broken_by: np.ndarray):
-    """Whether the black-box attacks at the end of a sequence broke what its white-box ones left."""
-    black = [_is_black_box(one) for one in attack.attacks.values()]
-    last_white = max((i for i, one in enumerate(black) if not one), default=-1)
-    if last_white < 0:
-        return ()
-    left = correct & ((broken_by < 0) | (broken_by > last_white))
-    late = {name: i for i, name in enumerate(attack.attacks) if i > last_white}
-    return survivor_flags(
-        {"before": left}, {name: left & (broken_by != i) for name, i in late.items()}
-    )
-
-
-def _is_black_box(attack: Callable) -> bool:
-    return getattr(attack, "black_box", False)
 
 
 def _named(methods) -> dict[str, Callable]:

@@ -1,6 +1,6 @@
 """Signs that the attacked end of an interval is still too high (Athalye et al. 2018)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import equinox as eqx
@@ -12,7 +12,7 @@ from .._mesh import on_mesh, to_host
 from .._predictor import predict
 from .._threat_model import AbstractBall, LinfBall
 from .._types import Key, LogitsFn
-from ..attacks import APGD, PGD, Restarts, cross_entropy, margin_loss
+from ..attacks import APGD, PGD, AutoAttack, Restarts, cross_entropy, margin_loss
 from .robust_accuracy import robust_accuracy
 
 
@@ -270,3 +270,25 @@ def survivor_flags(
         if best is not None and fallen[best] >= 2 and fallen[best] > 0.01 * len(standing):
             flags.append(Flag(name, f"{best} breaks {fallen[best]} of {len(standing)} more"))
     return tuple(flags)
+
+
+def sequence_flags(
+    attack: AutoAttack, targets: np.ndarray, broken_by: np.ndarray
+) -> tuple[Flag, ...]:
+    """Whether the black-box attacks at the end of a sequence broke what its white-box ones left.
+
+    `targets` (n,) bool: who was attacked; `broken_by` (n,): an `AttackReport`'s.
+    """
+    black = [is_black_box(one) for one in attack.attacks.values()]
+    last_white = max((i for i, one in enumerate(black) if not one), default=-1)
+    if last_white < 0:
+        return ()
+    left = targets & ((broken_by < 0) | (broken_by > last_white))
+    late = {name: i for i, name in enumerate(attack.attacks) if i > last_white}
+    return survivor_flags(
+        {"before": left}, {name: left & (broken_by != i) for name, i in late.items()}
+    )
+
+
+def is_black_box(attack: Callable) -> bool:
+    return getattr(attack, "black_box", False)
