@@ -28,12 +28,14 @@ from odejax.models import (
 )
 from odejax.solvers import ConstantNoise
 from odejax.training import (
+    TRADES,
     YOPO,
     Adversarial,
     CrossEntropy,
     Derivative,
     FreeAdversarial,
     MixedPrecision,
+    RisingEps,
     batch_logits,
     fit,
 )
@@ -102,6 +104,27 @@ def test_free_training_moves_weights_and_images_by_one_gradient():
         _, gradient, carry = apply(rule, (params, static, state), carry, images=images)
         assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(carry, delta, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Adversarial, TRADES])
+def test_eps_rises_linearly_to_its_own(kind):
+    model = make(MLP, width=8)
+
+    def objective(eps):
+        attack = PGD(2, 0.05, last=True)
+        if kind is TRADES:
+            return TRADES(LinfBall(eps), attack=attack)
+        return Adversarial(attack, LinfBall(eps))
+
+    rule = RisingEps(objective(0.1), steps=4)
+    carry = rule.init(IMAGES.shape)
+    for eps in (0.025, 0.05, 0.075, 0.1, 0.1):
+        (value, _), gradient, carry = apply(rule, model, carry)
+        (expected, _), slope, _ = apply(Derivative(objective(eps)), model)
+        assert float(value) == pytest.approx(float(expected), rel=1e-6)
+        assert_close(gradient, slope, rtol=1e-4, atol=1e-7)
+    with pytest.raises(ValueError, match="steps must be at least 1; got 0"):
+        RisingEps(objective(0.1), steps=0)
 
 
 def linear(layer, x):

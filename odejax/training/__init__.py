@@ -28,5 +28,6 @@ from .objectives import (
     Hinge as Hinge,
     batch_logits as batch_logits,
 )
+from .rising_eps import RisingEps as RisingEps
 from .trades import TRADES as TRADES
 from .yopo import YOPO as YOPO

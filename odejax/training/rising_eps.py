@@ -1,0 +1,48 @@
+"""Adversarial training in a ball that grows."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._types import Key
+from ..attacks import check_at_least_one
+from .gradients import AbstractGradientRule, Derivative, Gradient
+
+
+class RisingEps(AbstractGradientRule):
+    """The derivative of `objective` (`Adversarial`, `TRADES`), whose eps rises to its own.
+
+    Linearly, over the first `steps` steps. In a large ball (MNIST's 0.3) a fresh network learns
+    nothing against an attack, and settles on the same logits for every image.
+    """
+
+    objective: Callable[..., Any]
+    steps: int = eqx.field(static=True)
+    replays: ClassVar[int] = 1
+
+    def __check_init__(self):
+        check_at_least_one(steps=self.steps)
+
+    def init(self, shape: tuple[int, int, int, int]) -> PyTree:
+        return jnp.zeros((), jnp.int32)
+
+    def __call__(
+        self,
+        params: PyTree,
+        static: PyTree,
+        state: eqx.nn.State,
+        carry: PyTree,
+        images: Float[Array, "n h w c"],
+        labels: Int[Array, " n"],
+        *,
+        key: Key,
+    ) -> Gradient:
+        step = carry + 1
+        share = jnp.minimum(step / self.steps, 1)
+        risen = eqx.tree_at(lambda o: o.ball.eps, self.objective, replace_fn=lambda e: share * e)
+        rule = Derivative(risen)
+        loss, gradient, _ = rule(params, static, state, None, images, labels, key=key)
+        return loss, gradient, step
