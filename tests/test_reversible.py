@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import IMAGE_SHAPE
+from test_convolution import largest_intermediate
 
+from odejax._batch import vmap_batch
 from odejax.models import BatchNorm, ResidualField, RevNet
 from odejax.solvers import integrate_reversible, invert_reversible, stack_layers
 
@@ -105,6 +107,27 @@ def test_the_memory_of_a_gradient_does_not_grow_with_depth():
 
     assert kept(64, ours) - kept(2, ours) < 1000
     assert kept(64, plain) - kept(2, plain) > 60 * 2 * 4000
+
+
+def test_in_a_batch_no_example_has_a_weight_gradient_of_its_own():
+    # They would be kept for every layer, and are larger than what is not kept.
+    n, depth = 6, 4
+    images = jax.random.uniform(KEY, (n, *IMAGE_SHAPE))
+    model, state = eqx.nn.make_with_state(RevNet)(IMAGE_SHAPE, width=32, depth=depth, key=KEY)
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+
+    def loss(vmap):
+        def one(x, params):
+            return jnp.sum(jnp.tanh(eqx.combine(params, static)(x, state)[0]))
+
+        return lambda params: jnp.sum(vmap(lambda x: one(x, params))(images))
+
+    alone, at_once = (jax.grad(loss(vmap)) for vmap in (jax.vmap, vmap_batch))
+    for a, b in zip(*(jax.tree.leaves(jax.jit(g)(params)) for g in (alone, at_once)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    kernels = depth * params.layers[0].convs[0].kernel[0].size
+    assert largest_intermediate(at_once, params) < n * kernels
+    assert largest_intermediate(alone, params) >= n * kernels
 
 
 def test_batch_statistics_are_those_of_the_state():

@@ -23,8 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._batch import batch_is_whole
-from .._types import BATCH_AXIS
+from .._batch import gather_batch
 from .layer_steps import RungeKutta
 
 # Where none is given: what `diffeqsolve` comes to, since Diffrax's choice of a first step does not
@@ -105,10 +104,8 @@ class AcceptedSteps(eqx.Module):
             wide, RungeKutta(solver), solver, stepsize_controller, t1, dt0, max_steps, self.states
         )
         start = jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(a, jnp.float32)), y0)
-        batched = batch_is_whole()
-        start = jax.tree.map(lambda a: lax.all_gather(a, BATCH_AXIS) if batched else a[None], start)
-        index = lax.axis_index(BATCH_AXIS) if batched else 0
-        end = jax.tree.map(lambda a: a[index], _solve((start, args), problem))
+        start, mine = gather_batch(start)
+        end = mine(_solve((start, args), problem))
         results = diffrax.RESULTS
         return diffrax.Solution(
             t0=jnp.zeros_like(end.t),

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._batch import gather_batch
+
 Halves = tuple[Float[Array, "..."], Float[Array, "..."]]
 Layers = tuple[Callable, Callable]  # f1 and f2
 
@@ -26,14 +28,24 @@ def integrate_reversible(
     `layers`: f1 and f2, each stacked by `stack_layers` and called as
     `layer(y, state) -> (dy, state)`. They must not change their state or look at the batch, as
     `BatchNorm` does in training. The backward pass recomputes the states before the last one from
-    it, to rounding; it is for reverse mode, and does not differentiate by `state`.
+    it, to rounding; it is for reverse mode, and does not differentiate by `state`. In training
+    (within `vmap_batch`) the gradient by the weights is that of the whole batch at once: one for
+    each example would be as large as what is not kept.
     """
     arrays, static = eqx.partition(layers, eqx.is_inexact_array)
+
+    def couple(halves, arrays, states):
+        fields = eqx.combine(arrays, static)
+        return jax.vmap(lambda halves: _couple(fields, halves, states, step_size))(halves)
+
+    def uncouple(halves, arrays, states):
+        fields = eqx.combine(arrays, static)
+        return jax.vmap(lambda halves: _uncouple(fields, halves, states, step_size))(halves)
 
     @jax.custom_vjp
     def run(halves, arrays, states):
         def step(halves, layer):
-            return _couple(eqx.combine(layer[0], static), halves, layer[1], step_size), None
+            return couple(halves, *layer), None
 
         return jax.lax.scan(step, halves, (arrays, states))[0]
 
@@ -47,12 +59,8 @@ def integrate_reversible(
         def step(carry, layer):
             halves, cotangent = carry
             arrays, states = layer
-            before = _uncouple(eqx.combine(arrays, static), halves, states, step_size)
-
-            def couple(halves, arrays):
-                return _couple(eqx.combine(arrays, static), halves, states, step_size)
-
-            _, pull_back = jax.vjp(couple, before, arrays)
+            before = uncouple(halves, arrays, states)
+            _, pull_back = jax.vjp(lambda *at: couple(*at, states), before, arrays)
             cotangent, of_arrays = pull_back(cotangent)
             return (before, cotangent), of_arrays
 
@@ -62,7 +70,8 @@ def integrate_reversible(
         return cotangent, of_arrays, jax.tree.map(jnp.zeros_like, states)
 
     run.defvjp(forward, backward)
-    return run(halves, arrays, _substates(layers, state))
+    gathered, mine = gather_batch(halves)
+    return mine(run(gathered, arrays, _substates(layers, state)))
 
 
 def invert_reversible(
