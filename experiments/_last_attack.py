@@ -24,14 +24,15 @@ def after_autoattack(
 ) -> list[dict[str, Any]]:
     """The summaries of `brackets`, in balls of ascending eps, with `attack` among what they hold.
 
-    It is run from the largest ball down, on the images that stand and are not certified. An image
-    that withstood it in a larger ball is not attacked in a smaller one: what breaks it there would
-    have broken it in the larger, too. So each costs one run to the end, whatever the number of
-    balls, and the attack has no figure of its own: only `attacked`.
+    What is broken in a ball is so in all larger ones. `attack` is run from the largest ball down,
+    on the images that stand and are not certified; one that withstood it in a larger ball is taken
+    to do so in a smaller one, whose images the larger has, too. So each costs one run to the end,
+    whatever the number of balls, and the attack has no figure of its own: only `attacked`.
     """
+    standing_in = np.logical_and.accumulate([measured.standing for measured in brackets])
     withstood, summaries = np.zeros(len(dataset), bool), []
-    for measured in reversed(brackets):
-        in_doubt = measured.standing & ~measured.proven & ~withstood
+    for measured, standing in zip(reversed(brackets), reversed(standing_in), strict=True):
+        in_doubt = standing & ~measured.proven & ~withstood
         report = robust_accuracy(
             attack,
             predictor,
@@ -43,7 +44,7 @@ def after_autoattack(
             already_broken=~in_doubt,
             progress=True,
         )
-        standing = (measured.standing & ~in_doubt) | report.still_correct
+        standing = (standing & ~in_doubt) | report.still_correct
         withstood |= report.still_correct
         measured = measured._replace(
             standing=standing,

@@ -10,7 +10,7 @@ from rich.table import Table
 from odejax.plots.curves import AXIS_LABELS
 
 from ._claims import claimed
-from ._seeds import by_name, cell
+from ._seeds import by_name, cell, flags_raised
 
 TRANSFERS = "transfers"  # of a bracket: by the network whose images are shown
 WORST = "all, then AutoAttack"
@@ -67,8 +67,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
             paper = [printed.get((attack, "linf", round(b[0]["eps"], 6))) for b in grid]
             if any(p is not None for p in paper):
                 table.add_row("  paper", *("" if p is None else f"{p:.1f}" for p in paper))
-        flags = {flag for record in records for b in record["brackets"] for flag in b["flags"]}
-        table.caption = f"flags: {', '.join(sorted(flags)) or 'none'}"
+        table.caption = "flags: " + (", ".join(flags_raised(records)) or "none")
         out.append(table)
     return out
 
@@ -103,7 +102,7 @@ def figure(result: dict[str, Any]):
             if norm and attack in STYLES:
                 label, color = f"the paper, {attack}", STYLES[attack]["color"]
                 handles[label] = axis.plot(at, value, "X", ms=8, color=color, mec="k")[0]
-        flags = {flag for record in records for b in record["brackets"] for flag in b["flags"]}
+        flags = flags_raised(records)
         title = f"{name}\nclean {100 * np.mean([r['clean_accuracy'] for r in records]):.1f} %"
         axis.set_title(f"{title}, {len(flags)} flag{'' if len(flags) == 1 else 's'}", fontsize=10)
         axis.set_xlabel(AXIS_LABELS["linf"])

@@ -1,5 +1,6 @@
 """Results of several seeds: the records of a network, their mean and deviation."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -27,3 +28,8 @@ def cell(fractions: list[float]) -> str:
 def shown(mean: float, deviation: float | None) -> str:
     """With the deviation where there is one."""
     return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+
+
+def flags_raised(records: Iterable[dict[str, Any]]) -> list[str]:
+    """The names of all flags in the records' brackets."""
+    return sorted({flag for record in records for b in record["brackets"] for flag in b["flags"]})

@@ -83,10 +83,9 @@ def _measured(records: list[dict[str, Any]], claim: Claim, bracket_of) -> dict[s
         told |= {
             "n": first["n"],
             "worst_attack": 100 * float(np.mean([b["attacked"] for b in brackets])),
+            "certified": 100 * float(np.mean([b["certified"] for b in brackets])),
             "flags": sorted({flag for b in brackets for flag in b["flags"]}),
         }
-        if first["per_certificate"]:
-            told["certified"] = 100 * float(np.mean([b["certified"] for b in brackets]))
     return told
 
 

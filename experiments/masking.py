@@ -3,7 +3,7 @@
     python -m experiments.masking                              # embedded digits
     python -m experiments.masking --dataset mnist --data-dir DIR
 
-One network, y' = -y + tanh(W y + b) solved by adaptive Dopri5 at the papers' tolerance of 1e-3, is
+One network, y' = -y + tanh(W y + b) solved by adaptive Dopri5 at *nmode*'s tolerance of 1e-3, is
 trained on clean images to t = 1, 4, 8 and 12 in turn, and then solved on to t = 30, as its state
 settles (*natural* integrates to 100). The network at t = 1 and the one at t = 30 are attacked by
 PGD-40 through their own gradients, as the papers do, and by what masked gradients cannot fool: APGD

@@ -5,7 +5,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import jax
-
 from jax import lax
 from jaxtyping import PyTree
 

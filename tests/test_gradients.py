@@ -125,6 +125,8 @@ def test_eps_rises_linearly_to_its_own(kind):
         assert_close(gradient, slope, rtol=1e-4, atol=1e-7)
     with pytest.raises(ValueError, match="steps must be at least 1; got 0"):
         RisingEps(objective(0.1), steps=0)
+    with pytest.raises(ValueError, match="TRADES have; got CrossEntropy"):
+        RisingEps(CrossEntropy(), steps=1)
 
 
 def linear(layer, x):
@@ -380,11 +382,16 @@ def test_the_average_of_the_weights_is_what_is_returned():
         counting(1.0)
 
 
-def test_what_a_rule_carries_and_the_average_survive_an_interruption(tmp_path):
+@pytest.mark.parametrize(
+    "rule",
+    [FreeAdversarial(BALL, 3), RisingEps(Adversarial(PGD(2, 0.05, last=True), BALL), steps=10)],
+    ids=["free", "rising"],
+)
+def test_what_a_rule_carries_and_the_average_survive_an_interruption(rule, tmp_path):
     def run(epochs, folder=None):
         model, state = eqx.nn.make_with_state(MLP)((8, 8, 1), 10, width=4, key=KEY)
         result = fit(
-            model, state, digits("train", 64), FreeAdversarial(BALL, 3), optax.adam(1e-2),
+            model, state, digits("train", 64), rule, optax.adam(1e-2),
             epochs=epochs, batch_size=16, key=KEY, average=0.9, progress=False,
             checkpoint_dir=folder,
         )  # fmt: skip

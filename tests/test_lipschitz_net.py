@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from odejax import Predictor
+from odejax import L2Ball, Predictor
+from odejax.certificates import LipschitzMargin
 from odejax.models import (
     ConvOperator,
     DenseOperator,
@@ -168,6 +169,55 @@ def test_the_frozen_predictor_computes_the_same(name):
         np.testing.assert_allclose(predictor(x), model(x, state)[0], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("bias", [0.0, 1.0, 1e5])
+@pytest.mark.parametrize("name", [*MAKES, "naive"])
+def test_float32_is_off_by_no_more_than_is_said(name, bias):
+    model, state = net(make=(MAKES | OTHERS)[name])
+    model = jax.tree.map(
+        lambda a: (
+            a + bias * jax.random.normal(jax.random.key(a.size), a.shape)
+            if eqx.is_array(a) and a.ndim == 1
+            else a
+        ),
+        model,
+    )
+    predictor = Predictor(model, state)
+    images = jax.random.uniform(jax.random.key(2), (50, *SHAPE))
+
+    @eqx.filter_jit
+    def logits(predictor, images):
+        return jax.vmap(predictor)(images)
+
+    said = float(eqx.filter_jit(lambda p: p.model.float32_error())(predictor))
+    found = logits(predictor, images)
+    with jax.enable_x64(True):
+        exact = jax.tree.map(
+            lambda a: a.astype(jnp.float64) if eqx.is_inexact_array(a) else a, predictor
+        )
+        exact = logits(exact, jnp.asarray(np.asarray(images), jnp.float64))
+    off = np.linalg.norm(np.asarray(exact) - np.asarray(found), axis=1).max()
+    assert 0 < off < said < 1e4 * off + 1e-3
+
+
+def test_margins_that_cancel_in_float32_are_not_certified():
+    """A bias of 1e4 in the first layer and its opposite in the last: logits are steps of 1e-3."""
+    make = partial(StructuredNet, channels=(1,), depth=2)
+    model, state = eqx.nn.make_with_state(make)((2, 2, 1), 2, key=jax.random.key(0))
+    model = eqx.tree_at(
+        lambda m: (m.layers.layers[0].bias, m.layers.layers[-1].bias),
+        model,
+        (jnp.full(1, 1e4), jnp.zeros(2)),
+    )
+    grey, l2 = jnp.full((2, 2, 1), 0.5), L2Ball(1e-3)
+    for margin in (0.003, 0.01, 1.0):
+        there = Predictor(model, state)(grey)
+        last = model.layers.layers[-1].bias + jnp.array([margin, 0.0]) - there
+        predictor = Predictor(eqx.tree_at(lambda m: m.layers.layers[-1].bias, model, last), state)
+        result = LipschitzMargin()(predictor, grey, 0, l2, key=jax.random.key(0))
+        assert int(result.label) == 0
+        assert bool(result.certified) == (margin == 1.0)
+
+
 @pytest.mark.parametrize("shape", [(7, 8, 1), (8, 7, 1), (9, 9, 3)], ids=str)
 def test_images_with_odd_sides_are_refused(shape):
     with pytest.raises(ValueError, match="sides must be even"):
@@ -269,9 +319,59 @@ def test_weights_of_rows_beyond_float32_leave_the_norm_proven(log_q, off):
     kernel = matrix[None, None]
     log_q = jnp.array(log_q)
     for operator in (DenseOperator(matrix, 1.0, log_q), ConvOperator(kernel, (2, 2), 1.0, log_q)):
-        frozen = jnp.asarray(jax.tree.leaves(operator.freeze())[0]).reshape(3, 3)
+        frozen = operator.freeze()
+        frozen = jnp.reshape(getattr(frozen, "matrix", getattr(frozen, "kernel", None)), (3, 3))
         assert np.linalg.norm(np.asarray(frozen, np.float64), 2) <= float(operator.norm_bound())
         assert np.abs(frozen).max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+@pytest.mark.parametrize("entry", [1e-30, 1e-19, 1e-8, 1e19, 1e30])
+def test_rows_whose_squares_float32_cannot_hold_are_scaled_all_the_same(kind, entry):
+    """As many small entries as make a row whose norm is 33 times the largest entry."""
+    rng = np.random.default_rng(0)
+    if kind == "dense":
+        weights = np.concatenate([np.ones((1, 1100)), rng.normal(size=(3, 1100))])
+        sizes = np.array([entry, 1.0, 1.0, 1.0])
+        matrix = jnp.asarray(weights * sizes[:, None], jnp.float32)
+        frozen = DenseOperator(matrix, 1.0, jnp.zeros(4)).freeze()
+        scaled = frozen.matrix
+    else:
+        weights = np.concatenate([np.ones((122, 1)), rng.normal(size=(122, 3))], 1)
+        kernel = jnp.asarray(weights * np.array([entry, 1.0, 1.0, 1.0]), jnp.float32)
+        kernel = kernel[None, None]
+        frozen = ConvOperator(kernel, (1, 1), 1.0, jnp.zeros(4)).freeze()
+        scaled = frozen.kernel[0, 0].T
+    norm = np.linalg.norm(np.asarray(scaled, np.float64), 2)
+    assert 0.1 < norm <= float(frozen.norm_bound()) <= 1 + 1e-3
+
+
+FROZEN = {
+    "dense": DenseOperator(jnp.eye(4) + 0.3, 1.0),
+    "dense, rows": DenseOperator(jnp.eye(4) + 0.3, 1.0, jnp.arange(4.0)),
+    "convolution": ConvOperator(jnp.ones((3, 3, 2, 2)), (5, 5), 1.0),
+    "convolution, rows": ConvOperator(jnp.ones((3, 3, 2, 2)), (5, 5), 1.0, jnp.arange(2.0)),
+    "circular": ConvOperator(jnp.ones((3, 3, 2, 2)), (5, 5), 1.0, circular=True),
+}
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_what_is_proven_of_frozen_weights_is_of_those_that_are_there(name):
+    """A frozen network may be trained on, or edited: then its weights are no longer scaled."""
+    operator = FROZEN[name]
+    frozen = operator.freeze()
+    assert 0.8 < float(frozen.norm_bound()) <= float(operator.norm_bound()) * (1 + 1e-6)
+    edited = eqx.tree_at(
+        lambda o: o.matrix if isinstance(o, DenseOperator) else o.kernel,
+        frozen,
+        replace_fn=lambda weights: weights * jnp.linspace(1.0, 3.0, weights.shape[-1]),
+    )
+    shape = (4,) if "dense" in name else (5, 5, 2)
+    jacobian = jax.jacfwd(lambda x: jnp.ravel(edited(x.reshape(shape))))(
+        jnp.zeros(math.prod(shape))
+    )
+    norm = np.linalg.norm(np.asarray(jacobian, np.float64), 2)
+    assert 1.5 < norm <= float(edited.norm_bound())
 
 
 def test_a_residual_step_of_norm_one_stretches_by_two():

@@ -195,6 +195,7 @@ def test_the_ledger_reads_the_papers_preset(tmp_path, monkeypatch):
             "eps": eps,
             "n": 1000,
             "attacked": 0.01,
+            "certified": 0.0,
             "per_attack": {"FGSM": 0.5, "PGD-40": 0.25},
             "per_certificate": {},
             "flags": {"vanishing gradients": "many"},
@@ -218,7 +219,7 @@ def test_the_ledger_reads_the_papers_preset(tmp_path, monkeypatch):
     }
     entry = entries["Neural ODE", "mnist", "PGD-40", "0.5"]
     assert entry["papers_attack"] == 25.0
-    assert entry["worst_attack"] == 1.0
+    assert (entry["worst_attack"], entry["certified"]) == (1.0, 0.0)
     assert entry["flags"] == ["vanishing gradients"]
     assert claims.not_reached(entry)
     assert entries["Neural ODE", "mnist", "clean", None]["papers_attack"] == 99.0

@@ -12,7 +12,7 @@ import pytest
 from helpers import digits
 from rich.console import Console
 
-from experiments import claims, ssp
+from experiments import claims, natural, ssp
 from experiments._cli import UsageError
 from experiments.natural import Network, one_cycle
 from odejax.attacks import APGD, PGD, AutoAttack
@@ -160,6 +160,23 @@ def test_every_network_of_the_paper_is_made(name, dataset, shape):
     recipe = ssp._network(name, "PGD-12", dataset, preset, "paper")
     assert isinstance(recipe.objective, Adversarial)
     assert recipe.objective.attack.steps == 12
+    assert recipe.rise == 0
+
+
+def test_small_networks_are_trained_in_a_ball_that_grows():
+    preset = ssp.PRESETS["cpu"]["mnist"]
+    rises = [
+        ssp._network("ResNet", training, "mnist", preset, "cpu").rise for training in ssp.TRAININGS
+    ]
+    assert rises == [0, 0.6, 0.6]
+    training = ssp._network("ResNet", "PGD-7", "digits", ssp.PRESETS["smoke"]["digits"], "smoke")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(natural, "fit", lambda model, state, train, objective, *args, **kwargs: 1 / 0)
+        steps = []
+        patch.setattr(natural, "RisingEps", lambda objective, n: steps.append(n))
+        with pytest.raises(ZeroDivisionError):
+            natural.train_network(training, digits("train", 640), 0, None)
+    assert steps == [6]  # of ten
 
 
 @pytest.mark.parametrize(

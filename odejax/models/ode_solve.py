@@ -17,7 +17,7 @@ class ODESolve(eqx.Module):
     """y(t1) of y' = field(t, y, args), y(0) = y0.
 
     - `solver`, `stepsize_controller`, `dt0`, `adjoint`: Diffrax's own. The default is Dopri5 with
-      steps adapted to rtol = atol = 1e-3, as the papers have it; for constant steps pass
+      steps adapted to rtol = atol = 1e-3, as *nmode* has it; for constant steps pass
       `diffrax.ConstantStepSize()` and `dt0`. Under `vmap` every example has its own steps (and all
       wait for the slowest).
     - `adjoint`: Diffrax's own, or `AcceptedSteps()`. None is the latter where it can be, for an

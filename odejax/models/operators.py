@@ -27,7 +27,10 @@ from .spectral import (
 
 
 class AbstractOperator(AbstractReparametrised):
-    """A linear map A whose norm is at most `gain`; with None, its weights as they are."""
+    """A linear map A whose norm is at most `gain`; with None, its weights as they are.
+
+    What is proven of a frozen one is computed of its weights alone, whatever becomes of them.
+    """
 
     @abc.abstractmethod
     def __call__(self, x: Array) -> Array:
@@ -70,9 +73,13 @@ class ConvOperator(AbstractOperator):
             return self
         if self.log_q is None:
             kernel = self.kernel * _scale(self.gain, self._bound(self.kernel))
+            log_q = None
         else:
-            kernel = self.kernel * _row_scales(self.gain, _conv_rows(self.kernel, self.log_q))
-        return ConvOperator(kernel, self.image_size, self.gain, circular=self.circular, frozen=True)
+            rows, log_q = _scaled_rows(self.gain, self._rows(), self.log_q, _conv_products)
+            kernel = jnp.moveaxis(rows, 0, 3)
+        return ConvOperator(
+            kernel, self.image_size, self.gain, log_q, circular=self.circular, frozen=True
+        )
 
     def __call__(self, x: Image) -> Features:
         return self._convolve(x, self.freeze().kernel)
@@ -81,7 +88,12 @@ class ConvOperator(AbstractOperator):
         return self._convolve(y, jnp.swapaxes(self.freeze().kernel[::-1, ::-1], 2, 3))
 
     def norm_bound(self) -> Scalar:
-        return _norm_bound(self, lambda: self._bound(self.kernel))
+        if self.gain is not None and not self.frozen:
+            return jnp.asarray(self.gain, jnp.float32)
+        bound = self._bound(self.kernel)
+        if self.log_q is None:
+            return bound
+        return jnp.minimum(bound, _dominated_norm(self._rows(), self.log_q, _conv_products))
 
     def smallest_square(self) -> Scalar:
         if not self.circular:
@@ -92,6 +104,9 @@ class ConvOperator(AbstractOperator):
     def _bound(self, kernel):
         pad = kernel.shape[0] // 2
         return conv_norm_bound(kernel, self.image_size, circular=self.circular, padding=pad)
+
+    def _rows(self):
+        return jnp.moveaxis(self.kernel, 3, 0)
 
     def _convolve(self, x, kernel):
         if x.shape[:2] != self.image_size:  # larger ones may be stretched by more than the bound
@@ -118,11 +133,10 @@ class DenseOperator(AbstractOperator):
             return self
         if self.log_q is None:
             matrix = self.matrix * _scale(self.gain, matrix_norm_bound(self.matrix))
+            log_q = None
         else:
-            products = jnp.abs(jnp.matmul(self.matrix, self.matrix.T, precision="highest"))
-            rows = _dominant(products, self.log_q)
-            matrix = self.matrix * _row_scales(self.gain, rows)[:, None]
-        return DenseOperator(matrix, self.gain, frozen=True)
+            matrix, log_q = _scaled_rows(self.gain, self.matrix, self.log_q, _matrix_products)
+        return DenseOperator(matrix, self.gain, log_q, frozen=True)
 
     def __call__(self, x: Float[Array, " i"]) -> Float[Array, " o"]:
         return self.freeze().matrix @ x
@@ -131,18 +145,15 @@ class DenseOperator(AbstractOperator):
         return self.freeze().matrix.T @ y
 
     def norm_bound(self) -> Scalar:
-        return _norm_bound(self, lambda: matrix_norm_bound(self.matrix))
+        if self.gain is not None and not self.frozen:
+            return jnp.asarray(self.gain, jnp.float32)
+        bound = matrix_norm_bound(self.matrix)
+        if self.log_q is None:
+            return bound
+        return jnp.minimum(bound, _dominated_norm(self.matrix, self.log_q, _matrix_products))
 
     def smallest_square(self) -> Scalar:
         return matrix_smallest_square(self.freeze().matrix, self.norm_bound() ** 2)
-
-
-def _norm_bound(operator, computed):
-    """What scaling has proven, or what is computed of the frozen weights, if that is less."""
-    if operator.gain is None:
-        return computed()
-    proven = jnp.asarray(operator.gain, jnp.float32)
-    return jnp.minimum(proven, computed()) if operator.frozen else proven
 
 
 def _check_gain(gain):
@@ -154,10 +165,34 @@ def _scale(gain, norm):
     return jnp.where(norm == 0, 1.0, gain / jnp.where(norm == 0, 1.0, norm))  # zero stays zero
 
 
-def _row_scales(gain, rows):
-    """gain T^{-1/2}; a row of zeros stays."""
-    rows = jnp.where(rows == 0, 1.0, rows)
-    return gain / ((1 + ROUNDING) * jnp.sqrt(rows))
+def _unit_rows(rows):
+    """Rows with a largest entry of 1, and what they were divided by: squares must not underflow."""
+    sizes = jnp.max(jnp.abs(rows), axis=range(1, rows.ndim), keepdims=True)
+    # What is made of the rows does not depend on it, and so no gradient either.
+    sizes = jax.lax.stop_gradient(jnp.where(sizes == 0, 1.0, sizes))
+    return rows / sizes, jnp.ravel(sizes)
+
+
+def _scaled_rows(gain, rows, log_q, products):
+    """g T^{-1/2} A of the rows of A, and the log_q' for which its own T is g^2.
+
+    T_a = sum_b |A A^T|_ab q_b / q_a dominates A A^T, and q' = T^{1/2} q has
+    T'_a = sum_b g^2 |A A^T|_ab q_b / (T_a q_a) = g^2. So the norm of the scaled rows can be bounded
+    from them and log_q' alone.
+    """
+    unit, sizes = _unit_rows(rows)
+    dominant = _dominant(products(unit), log_q + jnp.log(sizes))
+    dominant = jnp.where(dominant == 0, 1.0, dominant)  # a row of zeros stays
+    scale = gain / ((1 + ROUNDING) * jnp.sqrt(dominant))
+    scaled = unit * scale.reshape(-1, *(1,) * (rows.ndim - 1))
+    return scaled, log_q + jnp.log(sizes) + 0.5 * jnp.log(dominant)
+
+
+def _dominated_norm(rows, log_q, products):
+    """max_a T_a^{1/2}, no less than the norm."""
+    unit, sizes = _unit_rows(rows)
+    dominant = _dominant(products(unit), log_q + jnp.log(sizes))
+    return (1 + ROUNDING) * jnp.max(sizes * jnp.sqrt(dominant))
 
 
 def _dominant(products, log_q):
@@ -170,14 +205,18 @@ def _dominant(products, log_q):
     return jnp.sum(products * ratios, axis=1)
 
 
-def _conv_rows(kernel, log_q):
-    """T of a convolution: |A A^T| is the kernel's correlation with itself, over all shifts.
+def _matrix_products(rows):
+    return jnp.abs(jnp.matmul(rows, rows.T, precision="highest"))
+
+
+def _conv_products(rows):
+    """|A A^T| of a convolution: its kernel's correlation with itself, summed over all shifts.
 
     Proven with zero padding too: A is then E^T C E with C circular on a larger torus and E the
-    embedding, and A A^T = E^T C E E^T C^T E <= E^T C C^T E <= E^T T E.
+    embedding, and A A^T = E^T C E E^T C^T E <= E^T C C^T E <= E^T T E. `rows` (o, k, k, i).
     """
-    shifts = kernel.shape[0] - 1
-    images = jnp.moveaxis(kernel, 3, 0)
+    shifts = rows.shape[1] - 1
+    kernel = jnp.moveaxis(rows, 0, 3)
     with jax.default_matmul_precision("highest"):
-        correlation = jax.vmap(lambda image: conv2d(image, kernel, padding=shifts))(images)
-    return _dominant(jnp.sum(jnp.abs(correlation), axis=(1, 2)), log_q)
+        correlation = jax.vmap(lambda image: conv2d(image, kernel, padding=shifts))(rows)
+    return jnp.sum(jnp.abs(correlation), axis=(1, 2))

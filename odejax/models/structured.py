@@ -168,3 +168,7 @@ class StructuredNet(eqx.Module):
     def lipschitz_bound(self) -> Scalar:
         """A proven bound on |f(x) - f(x')|_2 / |x - x'|_2, from pixels to logits."""
         return self.layers.lipschitz_bound()
+
+    def float32_error(self) -> Scalar:
+        """How far float32 may take the logits off, in l2, of any image of [0, 1]."""
+        return self.layers.float32_error(self.image_shape)

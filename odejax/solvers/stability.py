@@ -6,8 +6,9 @@ two runs of `layer_states`; the first bound is `growth_bound`, for every step th
 K lies between the largest `jacobian_norm` that was seen and what a field proves of itself
 (`ResidualField.lipschitz_bound`).
 
-`logarithmic_norm` is what K should have been: an exact flow enlarges no distance by more than
-exp of its integral along the way, and it may be negative where K never is.
+`logarithmic_norm` is what K should have been, and may be negative where K never is: an exact flow
+enlarges no distance by more than exp of the integral of its largest value between the two
+trajectories. (Along one of them it bounds the growth of small distances.)
 """
 
 from collections.abc import Callable, Sequence

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from .._threat_model import AbstractBall
 from .._types import Key
 from ..attacks import check_at_least_one
 from .gradients import AbstractGradientRule, Derivative, Gradient
@@ -15,8 +16,9 @@ from .gradients import AbstractGradientRule, Derivative, Gradient
 class RisingEps(AbstractGradientRule):
     """The derivative of `objective` (`Adversarial`, `TRADES`), whose eps rises to its own.
 
-    Linearly, over the first `steps` steps. In a large ball (MNIST's 0.3) a fresh network learns
-    nothing against an attack, and settles on the same logits for every image.
+    Linearly, over the first `steps` steps. In a large ball (MNIST's 0.3) a fresh network may learn
+    nothing against an attack, and settle on the same logits for every image. Raises `ValueError`
+    for an objective that has no `ball` of its own.
     """
 
     objective: Callable[..., Any]
@@ -25,6 +27,11 @@ class RisingEps(AbstractGradientRule):
 
     def __check_init__(self):
         check_at_least_one(steps=self.steps)
+        if not isinstance(getattr(self.objective, "ball", None), AbstractBall):
+            name = type(self.objective).__name__
+            raise ValueError(
+                f"the objective needs a ball, as Adversarial and TRADES have; got {name}"
+            )
 
     def init(self, shape: tuple[int, int, int, int]) -> PyTree:
         return jnp.zeros((), jnp.int32)
