@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import digits, train
 from hypothesis import given, settings, strategies as st
 
 from odejax import L2Ball, Predictor
@@ -27,6 +28,7 @@ from odejax.models import (
     TwoFlows,
     Unconstrained,
 )
+from odejax.training import Hinge, clean_accuracy
 
 SHAPE = (8, 8, 2)
 deterministic = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -118,7 +120,7 @@ def net(scale=None, seed=0, make=MAKES["CPL"]):
 
 
 @eqx.filter_jit
-def largest_ratio(predictor, key, pairs=64, ascents=60):
+def largest_ratio(predictor, key, pairs=64, ascents=60, shape=SHAPE):
     """||f(x) - f(x')|| / ||x - x'|| over random pairs, before and after gradient ascent."""
 
     def ratio(pair):  # squared: it has a gradient at 0
@@ -130,7 +132,7 @@ def largest_ratio(predictor, key, pairs=64, ascents=60):
         size = jnp.linalg.norm(jnp.ravel(gradient))
         return pair + 0.3 * gradient / jnp.where(size > 0, size, 1.0), None
 
-    start = jax.random.uniform(key, (pairs, 2, *SHAPE))
+    start = jax.random.uniform(key, (pairs, 2, *shape))
     end = jax.vmap(lambda p: jax.lax.scan(step, p, length=ascents)[0])(start)
     return tuple(jnp.sqrt(jnp.max(jax.vmap(ratio)(pairs))) for pairs in (start, end))
 
@@ -149,6 +151,18 @@ def test_no_pair_exceeds_the_bound_and_the_bound_is_at_most_one(name, scale):
     assert max(bounds) <= 1 + 1e-4
     if name in ("CPL", "SDP"):
         assert min(bounds) >= 1 - 1e-4
+
+
+@pytest.mark.parametrize("name", ["SDP", "flexible", "unconstrained"])
+def test_no_pair_exceeds_the_bound_of_a_trained_network(name):
+    make = eqx.nn.make_with_state((MAKES | OTHERS)[name])
+    predictor = train(lambda key: make((8, 8, 1), key=key), objective=Hinge(1.0), epochs=6)
+    test = digits("test")
+    assert clean_accuracy(predictor, test, key=jax.random.key(0)) > 0.6
+    _, ascended = largest_ratio(predictor, jax.random.key(2), shape=(8, 8, 1))
+    bound = float(predictor.model.lipschitz_bound())
+    assert 0.2 * min(bound, 1) < float(ascended) <= bound * (1 + 1e-5)
+    assert bound > 2 if name == "unconstrained" else bound <= 1 + 1e-4
 
 
 @pytest.mark.parametrize("scale", [None, 1.0])
