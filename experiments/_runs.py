@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from odejax.evaluation import load_result, provenance, save_result
@@ -62,6 +63,8 @@ class Runs:
         origin = provenance(seed)
         self.result[self.records][name] = origin | measure()
         self.save()
+        # A process may map only so many pieces of memory, and every compiled program takes some.
+        jax.clear_caches()
 
     def save(self) -> None:
         save_result(self.path, self.kind, self.result)

@@ -129,8 +129,8 @@ def main(config: Config):
     preset = _check(config)
     train, test = load_data(config, preset.test_images)
     own = "" if config.margin is None else f"_margin_{config.margin:g}"
-    name = f"{config.dataset}_{config.preset}{own}"
-    folder = config.out or Path("runs") / KIND / name
+    run_name = f"{config.dataset}_{config.preset}{own}"
+    folder = config.out or Path("runs") / KIND / run_name
     settings = {"dataset": config.dataset, "preset": config.preset}
     settings |= dataclasses.asdict(preset) | {
         "channels": list(preset.channels),
@@ -138,16 +138,16 @@ def main(config: Config):
     }
     runs = Runs.open(folder, KIND, settings, config.resume)
 
-    def measure(network: str, seed: int):
-        checkpoints = folder / "checkpoints" / f"{network}_{seed}".replace(" ", "_")
-        recipe = _network(network, config.preset, preset)
+    def measure(name: str, seed: int):
+        checkpoints = folder / "checkpoints" / f"{name}_{seed}".replace(" ", "_")
+        recipe = _recipe(name, config.preset, preset)
         predictor, record = train_network(recipe, train, seed, checkpoints)
         return record | _evaluate(predictor, test, preset, seed)
 
     for seed in range(config.seeds):
-        for network in config.networks:
-            runs.record(f"{network}/{seed}", seed, partial(measure, network, seed))
-    published = f"{KIND}_{name}" if config.publish else None
+        for name in config.networks:
+            runs.record(f"{name}/{seed}", seed, partial(measure, name, seed))
+    published = f"{KIND}_{run_name}" if config.publish else None
     present([table(runs.result)], figure(runs.result), runs.path, "structured.png", published)
 
 
@@ -166,14 +166,16 @@ def _check(config: Config) -> Preset:
     return dataclasses.replace(preset, margin=config.margin)
 
 
-def _network(name: str, kind: str, preset: Preset) -> Network:
-    make: Callable[..., Any]
+def network(name: str, preset: Preset) -> Callable[..., Any]:
+    """What makes the network of this name."""
     if name in REGIMES:
-        make = partial(
-            StructuredNet, regime=REGIMES[name], channels=preset.channels, depth=preset.depth
-        )
-    else:
-        make = partial(LipschitzNet, width=preset.width, depth=preset.depth, sdp=SUCCESSORS[name])
+        sizes = {"channels": preset.channels, "depth": preset.depth}
+        return partial(StructuredNet, regime=REGIMES[name], **sizes)
+    return partial(LipschitzNet, width=preset.width, depth=preset.depth, sdp=SUCCESSORS[name])
+
+
+def _recipe(name: str, kind: str, preset: Preset) -> Network:
+    make = network(name, preset)
     objective = Hinge(preset.margin)
     if kind == "paper":
         return Network(make, preset.epochs, preset.batch_size, _sgd, objective, crop_and_flip)

@@ -33,10 +33,10 @@ def quick(monkeypatch, tmp_path):
     """One small network, which compiles fast, and a short last attack."""
     make = partial(LipschitzNet, width=2, depth=1, features=16)
 
-    def network(name, kind, preset):
+    def recipe(name, kind, preset):
         return Network(make, 8, 64, one_cycle(2e-2), structured.Hinge(preset.margin))
 
-    monkeypatch.setattr(structured, "_network", network)
+    monkeypatch.setattr(structured, "_recipe", recipe)
     monkeypatch.setattr(structured, "LAST", AutoAttack({"APGD": APGD(steps=3)}))
     return {"preset": "smoke", "test_images": 16, "out": tmp_path}
 
@@ -68,7 +68,7 @@ def test_the_table_and_figure_hold_the_interval(quick, capsys):
 @pytest.mark.parametrize("name", structured.NAMES)
 def test_every_name_makes_its_network(name):
     preset = structured.PRESETS["smoke"]["digits"]
-    make = structured._network(name, "smoke", preset).make
+    make = structured.network(name, preset)
     model, _ = eqx.nn.make_with_state(make)((8, 8, 1), key=jax.random.key(0))
     bound = float(model.lipschitz_bound())
     assert bound > 1.5 if "constrained" in name else bound <= 1 + 1e-4
