@@ -60,7 +60,7 @@ def integrate_reversible(
             halves, cotangent = carry
             arrays, states = layer
             before = uncouple(halves, arrays, states)
-            _, pull_back = jax.vjp(lambda *at: couple(*at, states), before, arrays)
+            _, pull_back = jax.vjp(lambda halves, a: couple(halves, a, states), before, arrays)
             cotangent, of_arrays = pull_back(cotangent)
             return (before, cotangent), of_arrays
 
