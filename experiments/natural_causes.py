@@ -16,8 +16,8 @@ attacks leaves is not robustness. One experiment for each thing that may hide it
 - *saturation*: the networks of t1 = 1, their logits multiplied. The decisions are the same, and the
   cross-entropy's gradient vanishes. That of the margin does not see the factor.
 
-"Worst" is what withstands PGD on either loss, APGD-DLR, Square, and images made on the same network
-with its solve stopped early.
+"Worst" is what withstands PGD on either loss (in the tables PGD and CW), APGD-DLR, Square, and
+images made on the same network with its solve stopped early.
 """
 
 import dataclasses
@@ -54,6 +54,7 @@ FIELDS: dict[str, Callable[..., Any]] = {
     "fully connected": partial(DenseODENet, width=64),
     "settling": partial(HopfieldODENet, width=64),
 }
+SHORT = dict(zip(FIELDS, ("conv.", "dense", "settl."), strict=True))  # in tables
 COLORS = dict(zip(FIELDS, ("#2166ac", "#1b9e77", "#b2182b"), strict=True))
 TIMES = (1.0, 3.0, 10.0, 30.0, 100.0)
 TOLERANCES = (1e-1, 1e-2, 1e-4, 1e-5)  # beside the networks' own, 1e-3
@@ -261,6 +262,10 @@ def _lines(result: dict[str, Any], line: str) -> dict[str, list[dict[str, Any]]]
     return {f: sorted(rows, key=lambda r: r["value"]) for f, rows in found.items()}
 
 
+def _compact(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}" if value >= 1 else f"{value:.1g}"
+
+
 def tables(result: dict[str, Any]) -> list[Table]:
     """One for each line, accuracies in %."""
     settings, out = result["settings"], []
@@ -268,8 +273,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
     for line, column in columns.items():
         title = f"{settings['dataset']}, {line}: % left at {settings['eps']:g}"
         table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-        table.add_column("")
-        short = {PAPERS: "PGD", MARGIN: "margin", "APGD-DLR": "DLR", EARLY: "early"}
+        table.add_column("", no_wrap=True)
+        short = {PAPERS: "PGD", MARGIN: "CW", "APGD-DLR": "DLR", EARLY: "early"}
         attacks: list[str] = list(next(iter(result["runs"].values()))["left"])
         names = [short.get(attack, attack) for attack in attacks]
         for name in (column, "clean", *names, "growth", "gap", "steps"):
@@ -277,12 +282,12 @@ def tables(result: dict[str, Any]) -> list[Table]:
         for field, records in _lines(result, line).items():
             for record in records:
                 table.add_row(
-                    field,
+                    SHORT[field],
                     f"{record['value']:g}",
                     f"{100 * record['clean_accuracy']:.1f}",
                     *(f"{100 * share:.0f}" for share in record["left"].values()),
-                    f"{record['median_growth']:.2g}",
-                    f"{record['median_logit_gap']:.2g}",
+                    _compact(record["median_growth"]),
+                    _compact(record["median_logit_gap"]),
                     f"{record['mean_steps']:.0f}",
                 )
         out.append(table)
