@@ -235,7 +235,8 @@ class Saved:
     """A saved tensor, which autograd lets go of when it is through with it."""
 
     def __init__(self, tensor, held: Held):
-        self.tensor, self.held = tensor, held
+        # Detached: an output would hold the graph that holds it, for ever.
+        self.tensor, self.held = tensor.detach(), held
         held.add(tensor.untyped_storage(), 1)
 
     def __del__(self):
