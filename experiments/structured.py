@@ -331,7 +331,7 @@ def figure(result: dict[str, Any]):
     for row in axes:
         row[0].set_ylabel("accuracy (%)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
+    drawn.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
     drawn.suptitle(f"{settings['dataset']}, {settings['test_images']} test images", fontsize=11)
     return drawn
 
