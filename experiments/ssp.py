@@ -22,11 +22,11 @@ behind the first block. Beside it stands the growth of a random perturbation, of
 pixel, clipped to [0, 1]. (No block here is certified, so the other end of every interval is 0.)
 
 Paper: SGD at 0.1 for 200 epochs. The small presets take few steps of Adam, and let eps rise to its
-own in 60 % of them, without which they learn nothing in MNIST's ball of 0.3. The paper's ark begins
-outside the SSP region; here the coefficients stay inside. Its networks normalise their inputs;
-these take pixels as they are. On CIFAR a strided block takes the place of the first of the N in the
-second and third group; Tiny-ImageNet is left out. A finished network is not
-trained or attacked again, an interrupted one goes on from its last epoch: --resume.
+own in 60 % of them: in MNIST's ball of 0.3 a small network may learn nothing otherwise. The paper's
+ark begins outside the SSP region; here the coefficients stay inside. Its networks normalise their
+inputs; these take pixels as they are. On CIFAR a strided block takes the place of the first of the
+N in the second and third group; Tiny-ImageNet is left out. A finished network is not trained or
+attacked again, an interrupted one goes on from its last epoch: --resume.
 """
 
 import dataclasses

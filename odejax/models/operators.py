@@ -88,12 +88,11 @@ class ConvOperator(AbstractOperator):
         return self._convolve(y, jnp.swapaxes(self.freeze().kernel[::-1, ::-1], 2, 3))
 
     def norm_bound(self) -> Scalar:
-        if self.gain is not None and not self.frozen:
-            return jnp.asarray(self.gain, jnp.float32)
-        bound = self._bound(self.kernel)
-        if self.log_q is None:
-            return bound
-        return jnp.minimum(bound, _dominated_norm(self._rows(), self.log_q, _conv_products))
+        return _norm_bound(
+            self,
+            lambda: self._bound(self.kernel),
+            lambda log_q: _dominated_norm(self._rows(), log_q, _conv_products),
+        )
 
     def smallest_square(self) -> Scalar:
         if not self.circular:
@@ -145,15 +144,23 @@ class DenseOperator(AbstractOperator):
         return self.freeze().matrix.T @ y
 
     def norm_bound(self) -> Scalar:
-        if self.gain is not None and not self.frozen:
-            return jnp.asarray(self.gain, jnp.float32)
-        bound = matrix_norm_bound(self.matrix)
-        if self.log_q is None:
-            return bound
-        return jnp.minimum(bound, _dominated_norm(self.matrix, self.log_q, _matrix_products))
+        return _norm_bound(
+            self,
+            lambda: matrix_norm_bound(self.matrix),
+            lambda log_q: _dominated_norm(self.matrix, log_q, _matrix_products),
+        )
 
     def smallest_square(self) -> Scalar:
         return matrix_smallest_square(self.freeze().matrix, self.norm_bound() ** 2)
+
+
+def _norm_bound(operator, gram, dominated):
+    """The gain, where every call scales to it; else what is computed of the weights themselves."""
+    if operator.gain is not None and not operator.frozen:
+        return jnp.asarray(operator.gain, jnp.float32)
+    if operator.log_q is None:
+        return gram()
+    return jnp.minimum(gram(), dominated(operator.log_q))
 
 
 def _check_gain(gain):
