@@ -89,6 +89,17 @@ def test_symplectic_layers_keep_the_area_form(seed):
     assert np.abs(jacobian - np.eye(N)).max() > 0.05
 
 
+def test_a_thousand_symplectic_layers_keep_the_area_form():
+    with jax.enable_x64(True):
+        many = jax.tree.map(lambda a: a.astype(jnp.float64), layers("symplectic", 1000))
+        jacobian = jax.jit(jax.jacfwd(lambda y: apply_layers(many, y)))
+        found = np.asarray(jacobian(jnp.asarray(state(), jnp.float64)))
+    # As large as the entries that cancel in it allow.
+    rounding = 1e-12 * np.linalg.norm(found, 2) ** 2
+    np.testing.assert_allclose(found.T @ area_form() @ found, area_form(), rtol=0, atol=rounding)
+    assert np.abs(found - np.eye(N)).max() > 0.5
+
+
 def test_volume_layers_keep_the_area_form_only_by_chance():
     jacobian = np.asarray(jax.jacfwd(one("volume"))(state()), np.float64)
     assert np.abs(jacobian.T @ area_form() @ jacobian - area_form()).max() > 0.01

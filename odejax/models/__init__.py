@@ -55,6 +55,7 @@ from .spectral import (
     matrix_norm_bound as matrix_norm_bound,
     matrix_smallest_square as matrix_smallest_square,
 )
+from .splitting import GradientLayer as GradientLayer, SplitLayer as SplitLayer
 from .structured import (
     NaivelyConstrained as NaivelyConstrained,
     Structured as Structured,

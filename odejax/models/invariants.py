@@ -47,14 +47,14 @@ class SymplecticLayer(AbstractInvertibleLayer):
     gradient modules of Jin et al.'s SympNets (2020), `width` rows in each A.
     """
 
-    potential: "_Gradient"
-    kinetic: "_Gradient"
+    potential: "Gradient"
+    kinetic: "Gradient"
     step_size: float = eqx.field(static=True)
 
     def __init__(self, n: int, *, width: int = 32, step_size: float = 0.1, key: Key):
         _check_even(n, width)
         keys = jax.random.split(key)
-        self.potential, self.kinetic = (_Gradient(n // 2, width, k) for k in keys)
+        self.potential, self.kinetic = (Gradient(n // 2, width, k) for k in keys)
         self.step_size = step_size
 
     def __call__(self, y: Vector) -> Vector:
@@ -136,7 +136,7 @@ class SphereLayer(AbstractInvariantLayer):
             return y + 2 * half * p @ turned.astype(y.dtype)
 
 
-class _Gradient(eqx.Module):
+class Gradient(eqx.Module):
     """x -> A^T (w * tanh(A x + b))."""
 
     matrix: Float[Array, "width n"]
