@@ -119,6 +119,8 @@ class Config(RunConfig):
     """How many seeds of each."""
     margin: float | None = None
     """The hinge loss's; by default 0.07 (CIFAR-10; the paper also takes 0.15 and 0.3) or 1."""
+    held_out: int | None = None
+    """Choose without the test set: hold out so many random training images, and measure on them."""
     epochs: int | None = None
     """Epochs; by default the preset's."""
     test_images: int | None = None
@@ -129,12 +131,16 @@ def main(config: Config):
     preset = _check(config)
     train, test = load_data(config, preset.test_images)
     own = "" if config.margin is None else f"_margin_{config.margin:g}"
+    if config.held_out is not None:
+        train, test = _hold_out(train, config.held_out, preset.test_images)
+        own += f"_held_out_{config.held_out}"
     run_name = f"{config.dataset}_{config.preset}{own}"
     folder = config.out or Path("runs") / KIND / run_name
     settings = {"dataset": config.dataset, "preset": config.preset}
     settings |= dataclasses.asdict(preset) | {
         "channels": list(preset.channels),
         "eps": list(preset.eps),
+        "held_out": config.held_out,
     }
     runs = Runs.open(folder, KIND, settings, config.resume)
 
@@ -157,13 +163,22 @@ def _check(config: Config) -> Preset:
     config.dataset = config.dataset or next(iter(datasets))
     check_choice(f"dataset for the preset {config.preset}", config.dataset, datasets)
     check_choices("network", config.networks, NAMES)
-    check_counts(config, "seeds")
+    check_counts(config, "seeds", "held_out")
     preset = config.settle(datasets[config.dataset])
     if config.margin is None:
         return preset
     if not 0 < config.margin < float("inf"):
         raise UsageError(f"margin must be finite and positive; got {config.margin}")
     return dataclasses.replace(preset, margin=config.margin)
+
+
+def _hold_out(train: ArrayDataset, n: int, attacked: int) -> tuple[ArrayDataset, ArrayDataset]:
+    if not attacked <= n < len(train):
+        raise UsageError(
+            f"held-out must be at least the {attacked} images that are attacked, and less than the "
+            f"{len(train)} of {train.name}'s training set; got {n}"
+        )
+    return train.holdout(n)
 
 
 def network(name: str, preset: Preset) -> Callable[..., Any]:
@@ -252,7 +267,7 @@ def table(result: dict[str, Any]) -> Table:
     """
     settings = result["settings"]
     shown = Table(
-        title=f"{settings['dataset']}, {settings['test_images']} test images: accuracy in %, l2",
+        title=f"{_images(settings)}: accuracy in %, l2",
         box=SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
@@ -332,8 +347,14 @@ def figure(result: dict[str, Any]):
         row[0].set_ylabel("accuracy (%)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
-    drawn.suptitle(f"{settings['dataset']}, {settings['test_images']} test images", fontsize=11)
+    drawn.suptitle(_images(settings), fontsize=11)
     return drawn
+
+
+def _images(settings: dict[str, Any]) -> str:
+    """Which images were attacked."""
+    kind = "held-out" if settings.get("held_out") else "test"
+    return f"{settings['dataset']}, {settings['test_images']} {kind} images"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from experiments._claims import all_claims
 from experiments._cli import UsageError
 from experiments.natural import Network, one_cycle
 from odejax.attacks import APGD, AutoAttack
+from odejax.data import load
 from odejax.evaluation import save_result
 from odejax.models import LipschitzNet
 from odejax.solvers import SSPRK33
@@ -65,6 +66,32 @@ def test_the_table_and_figure_hold_the_interval(quick, capsys):
     assert json.loads((quick["out"] / "result.json").read_text()) == result
 
 
+def test_held_out_images_stand_in_for_the_test_set(quick, monkeypatch, capsys):
+    seen = {}
+
+    def evaluate(predictor, test, preset, seed):
+        seen["test"] = test
+        return {"held out": len(test)}
+
+    def trained(recipe, train, seed, checkpoints):
+        seen["train"] = train
+        return None, {}
+
+    monkeypatch.setattr(structured, "train_network", trained)
+    monkeypatch.setattr(structured, "_evaluate", evaluate)
+    for shown in ("present", "table", "figure"):
+        monkeypatch.setattr(structured, shown, lambda *args: None)
+    networks = ("convex potential",)
+    structured.main(structured.Config(**quick, networks=networks, held_out=100))
+    assert seen["test"].split == "validation"
+    assert (len(seen["train"]), len(seen["test"])) == (len(load("digits", "train")) - 100, 100)
+    assert structured._images({"dataset": "digits", "test_images": 16, "held_out": 100}) == (
+        "digits, 16 held-out images"
+    )
+    with pytest.raises(UsageError, match="started with held_out 100, not 200"):
+        structured.main(structured.Config(**quick, networks=networks, held_out=200, resume=True))
+
+
 @pytest.mark.parametrize("name", structured.NAMES)
 def test_every_name_makes_its_network(name):
     preset = structured.PRESETS["smoke"]["digits"]
@@ -81,6 +108,9 @@ def test_every_name_makes_its_network(name):
         ({"dataset": "cifar10"}, "dataset for the preset cpu 'cifar10'; accepted: digits, mnist"),
         ({"networks": ("ResNet",)}, "unknown network 'ResNet'"),
         ({"seeds": 0}, "seeds must be at least 1; got 0"),
+        ({"held_out": 0}, "held-out must be at least 1; got 0"),
+        ({"held_out": 50}, "held-out must be at least the 100 images that are attacked"),
+        ({"held_out": 5000}, "less than the .* of digits's training set; got 5000"),
         ({"margin": -1.0}, "margin must be finite and positive; got -1.0"),
         ({"margin": float("nan")}, "margin must be finite and positive; got nan"),
     ],
