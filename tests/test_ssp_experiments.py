@@ -156,7 +156,7 @@ def test_every_network_of_the_paper_is_made(name, dataset, shape):
         assert logits.shape == (2, 10)
         return sum(leaf.size for leaf in jax.tree.leaves(arrays))
 
-    assert weights(name) - weights("ResNet") == (12 if name == "ark" else 0)
+    assert weights(name) - weights("ResNet") == (12 if name.startswith("ark") else 0)
     recipe = ssp._network(name, "PGD-12", dataset, preset, "paper")
     assert isinstance(recipe.objective, Adversarial)
     assert recipe.objective.attack.steps == 12
