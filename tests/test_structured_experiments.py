@@ -21,6 +21,7 @@ from odejax.data import load
 from odejax.evaluation import save_result
 from odejax.models import LipschitzNet
 from odejax.solvers import SSPRK33
+from odejax.training import CrossEntropy
 
 
 def printed(table) -> str:
@@ -34,8 +35,8 @@ def quick(monkeypatch, tmp_path):
     """One small network, which compiles fast, and a short last attack."""
     make = partial(LipschitzNet, width=2, depth=1, features=16)
 
-    def recipe(name, kind, preset):
-        return Network(make, 8, 64, one_cycle(2e-2), structured.Hinge(preset.margin))
+    def recipe(name, kind, preset, loss):
+        return Network(make, 8, 64, one_cycle(2e-2), loss)
 
     monkeypatch.setattr(structured, "_recipe", recipe)
     monkeypatch.setattr(structured, "LAST", AutoAttack({"APGD": APGD(steps=3)}))
@@ -66,7 +67,7 @@ def test_the_table_and_figure_hold_the_interval(quick, capsys):
     assert json.loads((quick["out"] / "result.json").read_text()) == result
 
 
-def test_held_out_images_stand_in_for_the_test_set(quick, monkeypatch, capsys):
+def test_held_out_images_and_a_loss_are_as_asked_for(quick, monkeypatch, capsys):
     seen = {}
 
     def evaluate(predictor, test, preset, seed):
@@ -74,22 +75,23 @@ def test_held_out_images_stand_in_for_the_test_set(quick, monkeypatch, capsys):
         return {"held out": len(test)}
 
     def trained(recipe, train, seed, checkpoints):
-        seen["train"] = train
+        seen["train"], seen["loss"] = train, recipe.objective
         return None, {}
 
     monkeypatch.setattr(structured, "train_network", trained)
     monkeypatch.setattr(structured, "_evaluate", evaluate)
     for shown in ("present", "table", "figure"):
         monkeypatch.setattr(structured, shown, lambda *args: None)
-    networks = ("convex potential",)
-    structured.main(structured.Config(**quick, networks=networks, held_out=100))
+    quick |= {"networks": ("convex potential",), "margin": 0.5, "temperature": 0.25}
+    structured.main(structured.Config(**quick, held_out=100))
+    assert seen["loss"] == CrossEntropy(0.25, 0.5)
     assert seen["test"].split == "validation"
     assert (len(seen["train"]), len(seen["test"])) == (len(load("digits", "train")) - 100, 100)
     assert structured._images({"dataset": "digits", "test_images": 16, "held_out": 100}) == (
         "digits, 16 held-out images"
     )
     with pytest.raises(UsageError, match="started with held_out 100, not 200"):
-        structured.main(structured.Config(**quick, networks=networks, held_out=200, resume=True))
+        structured.main(structured.Config(**quick, held_out=200, resume=True))
 
 
 @pytest.mark.parametrize("name", structured.NAMES)
@@ -113,6 +115,7 @@ def test_every_name_makes_its_network(name):
         ({"held_out": 5000}, "less than the .* of digits's training set; got 5000"),
         ({"margin": -1.0}, "margin must be finite and positive; got -1.0"),
         ({"margin": float("nan")}, "margin must be finite and positive; got nan"),
+        ({"temperature": 0.0}, "temperature must be finite and positive; got 0.0"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
