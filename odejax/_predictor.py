@@ -110,9 +110,8 @@ def predict(logits_fn: LogitsFn, images, *, key: Key, batch_size: int = 512) -> 
     """Logits of `images` (n, h, w, c), uint8 or float in [0, 1], as an (n, k) array.
 
     Example i draws its noise from `fold_in(key, i)`, so the result does not depend on
-    `batch_size`. The last batch is filled up, so there is one trace. Products are taken at the
-    highest precision, as in certificates: what TF32 alone misclassifies is not broken. Raises
-    `FloatingPointError` on a logit that is not finite.
+    `batch_size`. The last batch is filled up, so there is one trace. Raises `FloatingPointError`
+    on a logit that is not finite.
     """
     if len(images) == 0:
         raise ValueError("there are no images: got an empty array")
@@ -120,9 +119,7 @@ def predict(logits_fn: LogitsFn, images, *, key: Key, batch_size: int = 512) -> 
     for first, batch, n in batches(len(images), min(batch_size, len(images))):
         # An array, since filter_jit compiles anew for every Python number.
         first = jnp.asarray(first)
-        with jax.default_matmul_precision("highest"):
-            logits = _batch_logits(logits_fn, spread(images[batch]), key, first)
-        out.append(to_host(logits)[:n])
+        out.append(to_host(_batch_logits(logits_fn, spread(images[batch]), key, first))[:n])
     logits = np.concatenate(out)
     if not np.isfinite(logits).all():
         bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
