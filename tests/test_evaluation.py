@@ -108,6 +108,28 @@ def test_images_already_broken_are_not_attacked_again():
     assert result.clean > 0.9
 
 
+@pytest.mark.parametrize(
+    ("certificates", "precision"), [([LipschitzMargin()], "highest"), ([], "high")]
+)
+def test_attacks_beside_certificates_are_as_precise_as_these(certificates, precision):
+    seen = set()
+
+    def attack(logits_fn, x, y, ball, *, key):
+        seen.add(jax.config.jax_default_matmul_precision)
+        return FGSM()(logits_fn, x, y, ball, key=key)
+
+    with jax.default_matmul_precision("high"):
+        bracket(
+            trained_lipschitz(),
+            digits("test", 5),
+            L2Ball(0.1),
+            attacks=[attack],
+            certificates=certificates,
+            key=KEY,
+        )
+    assert seen == {precision}
+
+
 def test_already_broken_by_an_attack_that_is_not_run_is_refused():
     broken = {"PGD": np.zeros(5, bool)}
     with pytest.raises(ValueError, match="PGD"):

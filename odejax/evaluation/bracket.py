@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -90,6 +91,8 @@ def bracket(
     - `flag_images`: how many images the network's gradients (and an ODE's solver) are checked on;
       0 leaves the flags that attacks raise among themselves.
 
+    With certificates, everything is computed at the highest matrix precision, as they are.
+
     Raises `RuntimeError` if an attack breaks a certificate: one of the two is wrong.
     """
     attacks, certificates = _named(attacks), _named(certificates)
@@ -102,38 +105,40 @@ def bracket(
         raise ValueError(f"a bracket is for one eps; got an array of shape {eps.shape}")
     judge_key, flag_key, key = jax.random.split(key, 3)
     judge = MeanLogits(predictor, jax.random.split(judge_key, draws))
-    logits = predict(judge, images, key=judge_key, batch_size=batch_size)
-    correct = logits.argmax(axis=1) == labels
-    standing, x_adv, survivors, seconds = correct.copy(), images.copy(), {}, {}
-    shown = np.zeros(len(labels), bool)  # whose x_adv holds an image that broke it
-    flags: list[Flag] = []
-    if flag_images:
-        probed = images[:flag_images], labels[:flag_images], ball
-        flags += masking_flags(predictor, *probed, key=flag_key)
-        flags += solver_flags(predictor, *probed, key=flag_key)
-    for i, (name, attack) in enumerate(attacks.items()):
-        report = robust_accuracy(
-            attack,
-            predictor,
-            images,
-            labels,
-            ball,
-            key=jax.random.fold_in(key, i),
-            batch_size=batch_size,
-            judge=judge,
-            already_broken=already_broken.get(name),
-            progress=progress,
-        )
-        broken = correct & ~report.still_correct
-        if name in already_broken:  # there the report holds the image itself
-            broken &= ~np.asarray(already_broken[name])
-        fresh = broken & ~shown
-        x_adv[fresh] = report.x_adv[fresh]
-        shown |= broken
-        standing &= report.still_correct
-        survivors[name], seconds[name] = report.still_correct, report.seconds
-        if isinstance(attack, AutoAttack):
-            flags += sequence_flags(attack, correct, report.broken_by)
+    # Beside certificates as precise as these: what TF32 alone misclassifies is not broken.
+    with jax.default_matmul_precision("highest") if certificates else nullcontext():
+        logits = predict(judge, images, key=judge_key, batch_size=batch_size)
+        correct = logits.argmax(axis=1) == labels
+        standing, x_adv, survivors, seconds = correct.copy(), images.copy(), {}, {}
+        shown = np.zeros(len(labels), bool)  # whose x_adv holds an image that broke it
+        flags: list[Flag] = []
+        if flag_images:
+            probed = images[:flag_images], labels[:flag_images], ball
+            flags += masking_flags(predictor, *probed, key=flag_key)
+            flags += solver_flags(predictor, *probed, key=flag_key)
+        for i, (name, attack) in enumerate(attacks.items()):
+            report = robust_accuracy(
+                attack,
+                predictor,
+                images,
+                labels,
+                ball,
+                key=jax.random.fold_in(key, i),
+                batch_size=batch_size,
+                judge=judge,
+                already_broken=already_broken.get(name),
+                progress=progress,
+            )
+            broken = correct & ~report.still_correct
+            if name in already_broken:  # there the report holds the image itself
+                broken &= ~np.asarray(already_broken[name])
+            fresh = broken & ~shown
+            x_adv[fresh] = report.x_adv[fresh]
+            shown |= broken
+            standing &= report.still_correct
+            survivors[name], seconds[name] = report.still_correct, report.seconds
+            if isinstance(attack, AutoAttack):
+                flags += sequence_flags(attack, correct, report.broken_by)
 
     flags += survivor_flags(
         {name: left for name, left in survivors.items() if not is_black_box(attacks[name])},
