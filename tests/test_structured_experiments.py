@@ -1,5 +1,6 @@
 """The experiments of *structured* and *ssp*, small."""
 
+import dataclasses
 import io
 import json
 from functools import partial
@@ -56,10 +57,6 @@ def test_the_table_and_figure_hold_the_interval(quick, capsys):
     assert record["steps"] == [1.0] * 2  # one of convolutions, one dense
     text = printed(structured.table(result))
     assert "convex potential" in text
-    # Of accuracies 1, 1/2, 0 at 0, 1, 3: 3/4 over a third of the way and 1/4 over the rest.
-    curve = {"brackets": [{"clean": 1.0, "left": 0.5}, {"left": 0.0}]}
-    areas = structured.area(curve, [1.0, 3.0], lambda b: b["left"])
-    assert areas == pytest.approx((0.75 + 2 * 0.25) / 3)
     assert max(map(len, text.splitlines())) <= 80
     plt.close(structured.figure(result))
     # Nothing is trained or attacked again.
@@ -92,6 +89,36 @@ def test_held_out_images_and_a_loss_are_as_asked_for(quick, monkeypatch, capsys)
     )
     with pytest.raises(UsageError, match="started with held_out 100, not 200"):
         structured.main(structured.Config(**quick, held_out=200, resume=True))
+
+
+def test_areas_are_mean_accuracies_and_a_certified_one_promises_nothing_more():
+    # Of accuracies 1, 1/2, 0 at 0, 1, 3: 3/4 over a third of the way and 1/4 over the rest.
+    curve = {"brackets": [{"clean": 1.0, "certified": 0.5}, {"certified": 0.0}]}
+    interpolated = structured.area(curve, [1.0, 3.0], lambda b: b["certified"])
+    assert interpolated == pytest.approx((0.75 + 2 * 0.25) / 3)
+    assert structured.certified_area(curve, [1.0, 3.0]) == pytest.approx(0.5 / 3)
+
+
+def test_the_table_fits_with_several_seeds_and_the_papers_figures():
+    preset = structured.PRESETS["paper"]["cifar10"]
+    bracket = {"clean": 0.9, "attacked": 0.5, "certified": 0.25, "flags": {}}
+    brackets = [bracket | {"per_attack": {"PGD-10": 0.75}} for _ in preset.eps]
+    records = {
+        f"{name}/{seed}": {
+            "clean_accuracy": 0.8 + seed / 10,
+            "lipschitz_bound": 1.0,
+            "certified_of_all": [0.2 + seed / 10] * len(brackets),
+            "brackets": brackets,
+        }
+        for name in structured.NAMES
+        for seed in range(2)
+    }
+    settings = dataclasses.asdict(preset) | {"dataset": "cifar10"}
+    text = printed(structured.table({"settings": settings, "runs": records}))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.rstrip().endswith(" 79.4") for line in lines)  # the paper's, of non-expansive
+    assert text.count("25.0 ± 7.1") == len(structured.NAMES) * len(brackets)
 
 
 @pytest.mark.parametrize("name", structured.NAMES)
