@@ -281,7 +281,7 @@ def table(result: dict[str, Any]) -> Table:
     """
     settings = result["settings"]
     shown = Table(
-        title=f"{_images(settings)}: accuracy in %, l2",
+        title=f"{_setting(settings)}: accuracy in %, l2",
         box=SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
@@ -362,14 +362,18 @@ def figure(result: dict[str, Any]):
         row[0].set_ylabel("accuracy (%)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
-    drawn.suptitle(_images(settings), fontsize=11)
+    drawn.suptitle(_setting(settings), fontsize=11)
     return drawn
 
 
-def _images(settings: dict[str, Any]) -> str:
-    """Which images were attacked."""
+def _setting(settings: dict[str, Any]) -> str:
+    """Which images were attacked, and what the networks were trained for."""
     kind = "held-out" if settings.get("held_out") else "test"
-    return f"{settings['dataset']}, {settings['test_images']} {kind} images"
+    parts = [settings["dataset"], f"{settings['test_images']} {kind} images"]
+    parts.append(f"margin {settings['margin']:g}")
+    if settings.get("temperature") is not None:
+        parts.append(f"temperature {settings['temperature']:g}")
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

@@ -84,9 +84,9 @@ def test_held_out_images_and_a_loss_are_as_asked_for(quick, monkeypatch, capsys)
     assert seen["loss"] == CrossEntropy(0.25, 0.5)
     assert seen["test"].split == "validation"
     assert (len(seen["train"]), len(seen["test"])) == (len(load("digits", "train")) - 100, 100)
-    assert structured._images({"dataset": "digits", "test_images": 16, "held_out": 100}) == (
-        "digits, 16 held-out images"
-    )
+    settings = json.loads((quick["out"] / "result.json").read_text())["settings"]
+    shown = "digits, 16 held-out images, margin 0.5, temperature 0.25"
+    assert structured._setting(settings) == shown
     with pytest.raises(UsageError, match="started with held_out 100, not 200"):
         structured.main(structured.Config(**quick, held_out=200, resume=True))
 
