@@ -23,6 +23,7 @@ from odejax.training import (
     energy_penalty,
     fit,
     mixture_weights,
+    orthogonality_penalty,
     row_sum_penalty,
 )
 
@@ -258,7 +259,9 @@ def test_factors_of_energies_are_checked():
         energy_penalty(float("inf"), 0.0)
 
 
-@pytest.mark.parametrize("penalty", [drift_penalty, energy_penalty(1.0, 1.0)])
+@pytest.mark.parametrize(
+    "penalty", [drift_penalty, energy_penalty(1.0, 1.0), orthogonality_penalty]
+)
 def test_a_model_without_a_flow_has_no_drift_and_no_energies(penalty):
     model, state = all_models["MLP"](KEY)
     with pytest.raises(ValueError, match="MLP has none"):

@@ -440,6 +440,28 @@ def test_circular_convolutions_of_small_images(image_size, size):
     assert values.min() ** 2 - 0.03 * values.max() ** 2 <= found <= values.min() ** 2
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_orthogonality_is_that_of_the_dense_matrix(size):
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(size, size, 2, 3)), jnp.float32)
+    operator = ConvOperator(kernel, (6, 5), 1.0, circular=True)
+
+    def flat(v):
+        return jnp.ravel(operator(v.reshape(6, 5, 2)))
+
+    matrix = np.asarray(jax.jacfwd(flat)(jnp.zeros(60)), np.float64)
+    expected = np.sum((matrix.T @ matrix - np.eye(60)) ** 2) / 60
+    assert float(operator.orthogonality()) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("steps", [NonExpansiveSteps(), PrescribedSteps()])
+def test_only_networks_with_switching_steps_start_orthogonal(steps):
+    model, _ = eqx.nn.make_with_state(StructuredNet)(
+        SHAPE, regime=Structured(steps), channels=(4, 8), depth=2, key=jax.random.key(0)
+    )
+    found = float(model.orthogonality())
+    assert found < 0.01 if steps.switching else found > 1
+
+
 @pytest.mark.parametrize("steps", [NonExpansiveSteps(), PrescribedSteps(), FlexibleSteps()])
 def test_maps_of_zeros_are_the_identity(steps):
     operators = (DenseOperator(jnp.zeros((8, 8)), None),) * 2

@@ -16,13 +16,13 @@ from rich.console import Console
 from experiments import claims, ssp_burgers, structured
 from experiments._claims import all_claims
 from experiments._cli import UsageError
-from experiments.natural import Network, one_cycle
+from experiments.natural import Network, one_cycle, train_network
 from odejax.attacks import APGD, AutoAttack
 from odejax.data import load
 from odejax.evaluation import save_result
 from odejax.models import LipschitzNet
 from odejax.solvers import SSPRK33
-from odejax.training import CrossEntropy
+from odejax.training import CrossEntropy, Hinge, Penalised
 
 
 def printed(table) -> str:
@@ -36,7 +36,7 @@ def quick(monkeypatch, tmp_path):
     """One small network, which compiles fast, and a short last attack."""
     make = partial(LipschitzNet, width=2, depth=1, features=16)
 
-    def recipe(name, kind, preset, loss):
+    def recipe(name, kind, preset, loss, eta):
         return Network(make, 8, 64, one_cycle(2e-2), loss)
 
     monkeypatch.setattr(structured, "_recipe", recipe)
@@ -124,10 +124,23 @@ def test_the_table_fits_with_several_seeds_and_the_papers_figures():
 @pytest.mark.parametrize("name", structured.NAMES)
 def test_every_name_makes_its_network(name):
     preset = structured.PRESETS["smoke"]["digits"]
+    objective = structured._recipe(name, "smoke", preset, Hinge(1.0), 0.5).objective
+    assert isinstance(objective, Penalised) == ("switching" in name)
     make = structured.network(name, preset)
     model, _ = eqx.nn.make_with_state(make)((8, 8, 1), key=jax.random.key(0))
     bound = float(model.lipschitz_bound())
     assert bound > 1.5 if "constrained" in name else bound <= 1 + 1e-4
+
+
+@pytest.mark.parametrize("eta", [1e-6, 10.0])
+def test_switching_steps_expand_where_maps_are_kept_orthogonal(eta):
+    preset = dataclasses.replace(structured.PRESETS["smoke"]["digits"], depth=2, epochs=4)
+    recipe = structured._recipe("switching prescribed", "smoke", preset, Hinge(1.0), eta)
+    predictor, _ = train_network(recipe, load("digits", "train"), 0, None)
+    first, second = structured._steps(predictor.model)
+    assert first > 0
+    assert second < -1 if eta > 1 else second > -0.5
+    assert float(predictor.model.lipschitz_bound()) == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +155,7 @@ def test_every_name_makes_its_network(name):
         ({"held_out": 5000}, "less than the .* of digits's training set; got 5000"),
         ({"margin": -1.0}, "margin must be finite and positive; got -1.0"),
         ({"margin": float("nan")}, "margin must be finite and positive; got nan"),
+        ({"orthogonality": -0.1}, "orthogonality must be finite and positive; got -0.1"),
         ({"temperature": 0.0}, "temperature must be finite and positive; got 0.0"),
     ],
 )

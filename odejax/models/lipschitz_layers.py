@@ -204,7 +204,8 @@ class PrescribedSteps(AbstractSteps):
     """*Switching prescribed*: a step that contracts most, then the largest expansion it allows.
 
     Where nothing is proven to contract (`low` is 0, or `slope`) the second step has size 0, and its
-    map learns nothing: a penalty on |A^T A - I|, as in the paper, keeps it from there.
+    map learns nothing: a penalty on |A^T A - I|, as in the paper, keeps it from there
+    (`StructuredNet.orthogonality`).
     """
 
     switching: ClassVar[bool] = True

@@ -100,6 +100,17 @@ class ConvOperator(AbstractOperator):
         high = self.norm_bound() ** 2
         return circular_conv_smallest_square(self.freeze().kernel, self.image_size, high)
 
+    def orthogonality(self) -> Scalar:
+        """|A^T A - I|_F^2 divided by the entries of x, of the circular convolution A.
+
+        Exact on images with sides of at least 2k - 1. On smaller ones, too, it is 0 for orthogonal
+        kernels alone.
+        """
+        gram = _correlation(jnp.moveaxis(self.freeze().kernel, 2, 0))
+        centre, channels = self.kernel.shape[0] - 1, self.kernel.shape[2]
+        gram = gram.at[:, centre, centre].add(-jnp.eye(channels))
+        return jnp.sum(gram**2) / channels
+
     def _bound(self, kernel):
         pad = kernel.shape[0] // 2
         return conv_norm_bound(kernel, self.image_size, circular=self.circular, padding=pad)
@@ -222,8 +233,12 @@ def _conv_products(rows):
     Proven with zero padding too: A is then E^T C E with C circular on a larger torus and E the
     embedding, and A A^T = E^T C E E^T C^T E <= E^T C C^T E <= E^T T E. `rows` (o, k, k, i).
     """
+    return jnp.sum(jnp.abs(_correlation(rows)), axis=(1, 2))
+
+
+def _correlation(rows):
+    """The kernel (o, 2k - 1, 2k - 1, o) of A A^T, A a circular convolution with `rows`."""
     shifts = rows.shape[1] - 1
     kernel = jnp.moveaxis(rows, 0, 3)
     with jax.default_matmul_precision("highest"):
-        correlation = jax.vmap(lambda image: conv2d(image, kernel, padding=shifts))(rows)
-    return jnp.sum(jnp.abs(correlation), axis=(1, 2))
+        return jax.vmap(lambda image: conv2d(image, kernel, padding=shifts))(rows)

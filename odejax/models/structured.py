@@ -172,3 +172,13 @@ class StructuredNet(eqx.Module):
     def float32_error(self) -> Scalar:
         """How far float32 may take the logits off, in l2, of any image of [0, 1]."""
         return self.layers.float32_error(self.image_shape)
+
+    def orthogonality(self) -> Scalar:
+        """sum |A^T A - I|^2 over the maps of all gradient-flow steps (`ConvOperator`).
+
+        As a penalty it leaves contracting steps something that is proven, so that others may
+        expand: `Penalised(penalty=orthogonality_penalty)`.
+        """
+        pairs = [layer for layer in self.layers.layers if isinstance(layer, TwoFlows)]
+        maps = [operator for pair in pairs for operator in pair.operators]
+        return jnp.sum(jnp.stack([a.orthogonality() for a in maps])) if maps else jnp.zeros(())

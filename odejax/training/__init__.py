@@ -7,6 +7,7 @@ from .constraints import (
     drift_penalty as drift_penalty,
     energy_penalty as energy_penalty,
     mixture_weights as mixture_weights,
+    orthogonality_penalty as orthogonality_penalty,
     row_sum_penalty as row_sum_penalty,
 )
 from .fit import (

@@ -27,6 +27,7 @@ class Penalised(eqx.Module):
     - `row_sum_penalty(where)`: nmODE+ (*nmode* Eqs. 6 and 7).
     - `drift_penalty`: TisODE (Yan et al. 2019).
     - `energy_penalty(kinetic, jacobian)`: RNODE (Finlay et al. 2020), solves that stay cheap.
+    - `orthogonality_penalty`: *structured*, steps that are proven to contract.
     """
 
     objective: Callable[..., tuple[Scalar, Aux]] = CrossEntropy()
@@ -70,7 +71,7 @@ def drift_penalty(
     a field that does not depend on time, such as `DenseODENet`'s. Raises `ValueError` for a model
     without `drift`.
     """
-    _check_flow(model, "drift")
+    _check_has(model, "drift(x, state)", "DenseODENet")
     return jnp.mean(vmap_batch(lambda x: model.drift(x, state))(images))
 
 
@@ -86,7 +87,7 @@ def energy_penalty(kinetic: float, jacobian: float) -> Penalty:
             raise ValueError(f"{name} must be finite and not negative; got {factor}")
 
     def penalty(model, state, images, *, key):
-        _check_flow(model, "energies")
+        _check_has(model, "energies(x, state, ...)", "DenseODENet")
         energies = vmap_batch(lambda x, key: model.energies(x, state, key=key))
         of_flow, of_jacobian = energies(images, jax.random.split(key, len(images)))
         return kinetic * jnp.mean(of_flow) + jacobian * jnp.mean(of_jacobian)
@@ -94,10 +95,19 @@ def energy_penalty(kinetic: float, jacobian: float) -> Penalty:
     return penalty
 
 
-def _check_flow(model, name: str):
-    if not hasattr(model, name):
+def orthogonality_penalty(model, state: eqx.nn.State, images, *, key: Key) -> Scalar:
+    """`model.orthogonality()`: |A^T A - I|^2 over its steps' maps (*structured*, eta = 0.01).
+
+    Raises `ValueError` for a model without it.
+    """
+    _check_has(model, "orthogonality()", "StructuredNet")
+    return model.orthogonality()
+
+
+def _check_has(model, call: str, such_as: str):
+    if not hasattr(model, call.partition("(")[0]):
         raise ValueError(
-            f"this penalty is for models with {name}(x, state, ...), such as DenseODENet; "
+            f"this penalty is for models with {call}, such as {such_as}; "
             f"{type(model).__name__} has none"
         )
 
