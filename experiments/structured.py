@@ -154,15 +154,9 @@ def main(config: Config):
         f"_{name}_{value:g}" for name, value in own.items() if value is not None
     )
     folder = config.out or Path("runs") / KIND / run_name
-    settings = {"dataset": config.dataset, "preset": config.preset}
-    settings |= (
-        dataclasses.asdict(preset)
-        | {
-            "channels": list(preset.channels),
-            "eps": list(preset.eps),
-        }
-        | {name: own[name] for name in chosen}
-    )
+    settings: dict[str, Any] = {"dataset": config.dataset, "preset": config.preset}
+    settings |= dataclasses.asdict(preset) | {name: own[name] for name in chosen}
+    settings |= {name: list(settings[name]) for name in ("channels", "eps")}  # as JSON has them
     runs = Runs.open(folder, KIND, settings, config.resume)
     loss = Hinge(preset.margin)
     if config.temperature is not None:
@@ -170,8 +164,8 @@ def main(config: Config):
 
     def measure(name: str, seed: int):
         checkpoints = folder / "checkpoints" / f"{name}_{seed}".replace(" ", "_")
-        penalty = config.orthogonality or ORTHOGONALITY
-        recipe = _recipe(name, config.preset, preset, loss, penalty)
+        eta = config.orthogonality or ORTHOGONALITY
+        recipe = _recipe(name, config.preset, preset, loss, eta)
         predictor, record = train_network(recipe, train, seed, checkpoints)
         return record | _evaluate(predictor, test, preset, seed)
 

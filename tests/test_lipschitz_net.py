@@ -440,16 +440,20 @@ def test_circular_convolutions_of_small_images(image_size, size):
     assert values.min() ** 2 - 0.03 * values.max() ** 2 <= found <= values.min() ** 2
 
 
-@pytest.mark.parametrize("size", [1, 3])
-def test_orthogonality_is_that_of_the_dense_matrix(size):
-    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(size, size, 2, 3)), jnp.float32)
-    operator = ConvOperator(kernel, (6, 5), 1.0, circular=True)
+@pytest.mark.parametrize("size", [None, 1, 3])
+def test_orthogonality_is_that_of_the_matrix_as_applied(size):
+    rng, shape = np.random.default_rng(0), (6, 5, 2) if size else (4,)
+    operator = DenseOperator(jnp.asarray(rng.normal(size=(7, 4)), jnp.float32), 1.0)
+    if size:
+        kernel = jnp.asarray(rng.normal(size=(size, size, 2, 3)), jnp.float32)
+        operator = ConvOperator(kernel, (6, 5), 1.0, circular=True)
+    n = math.prod(shape)
 
     def flat(v):
-        return jnp.ravel(operator(v.reshape(6, 5, 2)))
+        return jnp.ravel(operator(v.reshape(shape)))
 
-    matrix = np.asarray(jax.jacfwd(flat)(jnp.zeros(60)), np.float64)
-    expected = np.sum((matrix.T @ matrix - np.eye(60)) ** 2) / 60
+    matrix = np.asarray(jax.jacfwd(flat)(jnp.zeros(n)), np.float64)
+    expected = np.sum((matrix.T @ matrix - np.eye(n)) ** 2) / n
     assert float(operator.orthogonality()) == pytest.approx(expected, rel=1e-5)
 
 

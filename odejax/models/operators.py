@@ -48,6 +48,10 @@ class AbstractOperator(AbstractReparametrised):
     def smallest_square(self) -> Scalar:
         """A proven m >= 0 with m |x|^2 <= |A x|^2 for all x."""
 
+    @abc.abstractmethod
+    def orthogonality(self) -> Scalar:
+        """|A^T A - I|_F^2 divided by the entries of x: 0 where A keeps all lengths."""
+
 
 class ConvOperator(AbstractOperator):
     """A convolution with padding that keeps the image's size: zeros, or circular.
@@ -101,11 +105,8 @@ class ConvOperator(AbstractOperator):
         return circular_conv_smallest_square(self.freeze().kernel, self.image_size, high)
 
     def orthogonality(self) -> Scalar:
-        """|A^T A - I|_F^2 divided by the entries of x, of the circular convolution A.
-
-        Exact on images with sides of at least 2k - 1. On smaller ones, too, it is 0 for orthogonal
-        kernels alone.
-        """
+        # Of a circular convolution, exact on images with sides of at least 2k - 1; on smaller ones,
+        # too, it is 0 for orthogonal kernels alone.
         gram = _correlation(jnp.moveaxis(self.freeze().kernel, 2, 0))
         centre, channels = self.kernel.shape[0] - 1, self.kernel.shape[2]
         gram = gram.at[:, centre, centre].add(-jnp.eye(channels))
@@ -163,6 +164,11 @@ class DenseOperator(AbstractOperator):
 
     def smallest_square(self) -> Scalar:
         return matrix_smallest_square(self.freeze().matrix, self.norm_bound() ** 2)
+
+    def orthogonality(self) -> Scalar:
+        matrix = self.freeze().matrix
+        columns = matrix.shape[1]
+        return jnp.sum((matrix.T @ matrix - jnp.eye(columns)) ** 2) / columns
 
 
 def _norm_bound(operator, gram, dominated):
