@@ -243,6 +243,8 @@ def _evaluate(predictor: Any, test: ArrayDataset, preset: Preset, seed: int) -> 
         )
         broken = {STRONG: ~measured.survivors[STRONG]}
         brackets.append(measured)
+    with jax.default_matmul_precision("highest"):  # as in brackets that hold certificates
+        summaries = after_autoattack(LAST, brackets, predictor, attacked, odejax.L2Ball, key=key)
     radii = certified_radii(
         certificate, predictor, test.pixels, test.labels, odejax.L2Ball(preset.eps[0]), key=key
     )
@@ -250,7 +252,7 @@ def _evaluate(predictor: Any, test: ArrayDataset, preset: Preset, seed: int) -> 
         "clean_accuracy": clean_accuracy(predictor, test, key=key),
         "lipschitz_bound": float(predictor.model.lipschitz_bound()),
         "steps": _steps(predictor.model),
-        "brackets": after_autoattack(LAST, brackets, predictor, attacked, odejax.L2Ball, key=key),
+        "brackets": summaries,
         "certified_of_all": [float(np.mean(radii >= eps)) for eps in preset.eps],
         "median_radius": float(np.median(radii)),
         "evaluation_seconds": time.perf_counter() - started,
