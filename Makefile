@@ -3,13 +3,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal --durations=20
+
+.PHONY: demo test test-slow test-all lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.benchmark
 
+# Run before every commit.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto --dist worksteal --durations=20
+	$(PYTEST)
+
+# Whole experiments, notebooks, killed processes; every annotated shape and type is checked here.
+test-slow: $(VENV)/.installed
+	ODEJAX_CHECK_SHAPES=1 $(PYTEST) -m "slow or contract"
+
+test-all: test test-slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

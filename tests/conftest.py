@@ -3,6 +3,7 @@
 import gc
 import itertools
 import os
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,19 +23,33 @@ if LEVEL not in os.environ.get("XLA_FLAGS", ""):
 
 import experiments  # noqa: E402, F401  (sets a flag that compiled programs are cached by)
 
-# Before anything imports odejax: every annotated function then checks what it is given.
-jaxtyping.install_import_hook("odejax", "beartype.beartype")
+# Before anything imports odejax: every annotated function then checks what it is given. That takes
+# a tenth of the suite's time and 10 s of every process that starts, so only `make test-slow` does.
+if os.environ.get("ODEJAX_CHECK_SHAPES"):
+    jaxtyping.install_import_hook("odejax", "beartype.beartype")
 
 import odejax  # noqa: E402
 
 # Virtual ones, for the tests of many; what is in no mesh runs on the first.
 jax.config.update("jax_num_cpu_devices", 8)
+# However fast a program compiles, it is kept: a suite compiles thousands of them.
 for option, value in {
     "jax_compilation_cache_dir": str(odejax.data.cache_dir() / "xla"),
-    "jax_persistent_cache_min_compile_time_secs": 0.2,
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
 }.items():
     jax.config.update(option, value)
     os.environ[option.upper()] = str(value)  # for notebooks and whatever else a test starts
+
+
+_KEPT_SECONDS = 30 * 24 * 3600
+
+
+def pytest_sessionstart(session):
+    """Forget the programs of a month ago; no run of the suite needs most of them."""
+    if not hasattr(session.config, "workerinput"):
+        for file in (odejax.data.cache_dir() / "xla").glob("*"):
+            if time.time() - file.stat().st_mtime > _KEPT_SECONDS:
+                file.unlink(missing_ok=True)
 
 
 def pytest_collection_modifyitems(items):
@@ -60,6 +75,6 @@ _MAPS, _count = Path("/proc/self/maps"), itertools.count(1)
 def few_programs():
     """Compiled programs are memory maps, and with 65,530 of those Linux ends a process."""
     yield
-    if next(_count) % 20 == 0 and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 25_000:
+    if next(_count) % 10 == 0 and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 45_000:
         jax.clear_caches()
         gc.collect()

@@ -184,19 +184,24 @@ def digits(split="train", n=None):
 
 
 @eqx.filter_jit
-def warm(model, state, key):
+def warm(model, state, images, key):
     """`state` after a training batch, so that batch statistics are those of real images."""
-    images = jnp.asarray(digits().pixels[:64])
-    _, (state, _) = CrossEntropy()(model, state, images, jnp.zeros(64, jnp.int32), key=key)
+    _, (state, _) = CrossEntropy()(
+        model, state, images, jnp.zeros(len(images), jnp.int32), key=key
+    )
     return state
+
+
+@eqx.filter_jit
+def _frozen(make, key, images):
+    model, state = make(key)
+    return Predictor(model, warm(model, state, images, key) if jax.tree.leaves(state) else state)
 
 
 @lru_cache
 def predictor_of(name, seed=0):
     """An untrained model of `all_models`, frozen, its batch statistics warm."""
-    key = jax.random.key(seed)
-    model, state = all_models[name](key)
-    return Predictor(model, warm(model, state, key) if jax.tree.leaves(state) else state)
+    return _frozen(all_models[name], jax.random.key(seed), digits().pixels[:64])
 
 
 def train(make, *, epochs=15, seed=0, objective=None, learning_rate=1e-2, **settings):

@@ -31,6 +31,7 @@ def result(folder):
     return json.loads((folder / "result.json").read_text())
 
 
+@pytest.mark.slow
 def test_writes_table_result_and_figures_and_resume_repeats_nothing(tmp_path, capsys, monkeypatch):
     code, output = run(capsys, monkeypatch, *SMALL, "--out", str(tmp_path))
     assert code == 0
@@ -53,6 +54,7 @@ def test_writes_table_result_and_figures_and_resume_repeats_nothing(tmp_path, ca
     assert result(tmp_path) == first
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(tmp_path, capsys, monkeypatch):
     arguments = ["--models", "MLP", "--epochs", "40", "--test-images", "20"]
     arguments += ["--eps", "0.1", "--eps-l2", "0.2"]

@@ -196,6 +196,7 @@ def test_crop_and_flip_does_both_independently():
 # Published data, where it is on disk.
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("name", "shape", "n_train"), [("mnist", (28, 28, 1), 60_000), ("cifar10", (32, 32, 3), 50_000)]
@@ -207,6 +208,7 @@ def test_published_data_has_its_published_sizes(name, shape, n_train):
         assert data.image_shape == shape
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_mnist_has_the_published_number_of_each_digit():
     train = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
@@ -215,12 +217,14 @@ def test_mnist_has_the_published_number_of_each_digit():
     assert np.bincount(load("mnist", "test").labels).tolist() == test
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_cifar10_has_as_many_of_every_class():
     assert np.bincount(load("cifar10", "train").labels).tolist() == [5000] * 10
     assert np.bincount(load("cifar10", "test").labels).tolist() == [1000] * 10
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_mnist_pixels_have_the_published_mean_and_deviation():
     images = load("mnist", "train").images
@@ -270,6 +274,7 @@ def test_a_crash_while_writing_the_cache_leaves_nothing_behind(tmp_path, monkeyp
     assert sorted(p.name for p in tmp_path.rglob("*.npy")) == ["images.npy", "labels.npy"]
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_two_processes_that_write_one_cache_entry_do_not_disturb_each_other(tmp_path, monkeypatch):
     monkeypatch.setenv("ODEJAX_CACHE_DIR", str(tmp_path))

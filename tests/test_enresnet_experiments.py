@@ -62,6 +62,7 @@ def quick(monkeypatch, tmp_path):
     return {"preset": "smoke", "out": tmp_path, "test_images": 40}
 
 
+@pytest.mark.slow
 def test_the_tables_are_of_what_was_trained_and_resume(quick, tmp_path):
     config = enresnet_cifar.Config(**quick, epochs=3)
     enresnet_cifar.main(config)

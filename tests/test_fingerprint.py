@@ -96,6 +96,7 @@ def test_functions_that_close_over_each_other_have_one():
     late = 0
 
 
+@pytest.mark.slow
 def test_it_is_the_same_in_every_process():
     program = (
         "from test_fingerprint import PAIRS, fingerprint;"

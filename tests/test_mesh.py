@@ -117,6 +117,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_devices(first, mesh, tmp_pa
     assert_same(after(2), expected, 1e-4)
 
 
+@pytest.mark.slow
 def test_a_bracket_on_eight_devices_is_a_bracket_on_one(mesh):
     model, state = eqx.nn.make_with_state(NmODENet)((8, 8, 1), width=32, key=jax.random.key(0))
     trained = fit(
@@ -264,6 +265,7 @@ def stream(devices, name, folder):
     assert_same(result, expected, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "name"), [(1, "natural"), (8, "free")])
 def test_a_streamed_run_is_the_run_in_memory_bit_for_bit(devices, name, tmp_path):
     # A process of its own: XLA's older code for fused loops, by which tests are compiled, rounds

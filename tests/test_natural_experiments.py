@@ -50,6 +50,7 @@ def quick(monkeypatch, tmp_path):
     return {"preset": "smoke", "dataset": "digits", "out": tmp_path}
 
 
+@pytest.mark.slow
 def test_the_worst_is_below_every_attack_and_a_run_resumes(quick, tmp_path):
     natural.main(natural.Config(**quick, networks=("ResNet",)))
     path = tmp_path / "result.json"
@@ -83,6 +84,7 @@ def test_the_worst_is_below_every_attack_and_a_run_resumes(quick, tmp_path):
         natural.main(natural.Config(**quick, resume=True, test_images=25))
 
 
+@pytest.mark.slow
 def test_a_network_alone_still_sees_the_resnets_images(quick, tmp_path):
     natural.main(natural.Config(**quick, networks=("Neural ODE, t1 = 2",)))
     (record,) = json.loads((tmp_path / "result.json").read_text())["runs"].values()
@@ -115,6 +117,7 @@ def test_the_papers_networks_are_those_of_its_tables(dataset):
         assert eps in np.round(natural.EPS[dataset], 6)
 
 
+@pytest.mark.slow
 def test_yopo_takes_its_steps_through_the_first_layer_of_table_2s_network():
     images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
     data = ArrayDataset(images, np.arange(8, dtype=np.int32), 10, "noise")
@@ -227,6 +230,7 @@ def test_the_ledger_reads_the_papers_preset(tmp_path, monkeypatch):
     assert "not_measured" in entries["Neural ODE", "cifar10", "clean", None]
 
 
+@pytest.mark.slow
 def test_growth_stays_below_its_bounds(monkeypatch, tmp_path):
     """The constant of the bounds is seen along the way: they are no proofs, and yet far away."""
 
@@ -262,6 +266,7 @@ def test_growth_stays_below_its_bounds(monkeypatch, tmp_path):
     assert "RevNet, h = 1" in console.export_text()
 
 
+@pytest.mark.slow
 def test_fig1_has_a_network_for_every_step_and_resumes(monkeypatch, tmp_path):
     digits = load("digits", "train"), load("digits", "test")
     monkeypatch.setattr(natural_fig1, "load_data", lambda config, n: digits)
@@ -287,6 +292,7 @@ def test_fig1_has_a_network_for_every_step_and_resumes(monkeypatch, tmp_path):
     assert "own PGD 0.02" in console.export_text()
 
 
+@pytest.mark.slow
 def test_what_hides_gradients_is_told_apart(monkeypatch, tmp_path):
     """Multiplied logits decide as before, and withstand the cross-entropy's gradient alone."""
     digits = load("digits", "train"), load("digits", "test")

@@ -47,6 +47,7 @@ def quick(monkeypatch):
     return {"dataset": "digits", "epochs": 2, "seeds": 1, "test_images": 30}
 
 
+@pytest.mark.slow
 def test_the_tables_resume_and_hold_the_interval(quick, tmp_path):
     networks = ("ReLU", "nmODE+ t=0.05, clip")
     config = nmode_mnist.Config(networks=networks, out=tmp_path, **quick)
@@ -144,6 +145,7 @@ def test_every_network_is_made_and_optimised_as_it_says():
             np.testing.assert_array_equal(weight, before)
 
 
+@pytest.mark.slow
 def test_the_attractor_and_the_example_keep_to_the_theorem(tmp_path):
     nmode_figures.main(nmode_figures.Config(out=tmp_path))
     result = json.loads((tmp_path / "result.json").read_text())
@@ -162,6 +164,7 @@ def test_the_attractor_and_the_example_keep_to_the_theorem(tmp_path):
     assert {f"fig{i}.png" for i in (2, 3, 4)} < {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_ablation_resumes_and_draws(monkeypatch, tmp_path):
     attacks = {name: PGD(3, None) for name in nmode_ablation.ATTACKS}
     monkeypatch.setattr(nmode_ablation, "ATTACKS", attacks)
@@ -184,6 +187,7 @@ def test_the_ablation_resumes_and_draws(monkeypatch, tmp_path):
     assert json.loads((tmp_path / "result.json").read_text()) == result
 
 
+@pytest.mark.slow
 def test_rescaling_is_to_multiply_the_activation(tmp_path):
     train = data.load("digits", "train").take(slice(512))
     factor, nmode = 7.0, NmODE(3.0, 0.05)
@@ -219,6 +223,7 @@ def test_every_dimension_and_time_is_what_its_name_says():
             assert getattr(model.nmode, name) == float(value)
 
 
+@pytest.mark.slow
 def test_perturbed_digits(monkeypatch, tmp_path):
     contenders = {name: nmode_perturbations.CONTENDERS[name] for name in ("ReLU", "nmODE t=1")}
     monkeypatch.setattr(nmode_perturbations, "CONTENDERS", contenders)
@@ -252,6 +257,7 @@ def test_scripts_name_wrong_arguments(script, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_cifar_script_goes_on_from_a_pretrained_network(monkeypatch, tmp_path):
     def digits(config, n):
         return data.load("digits", "train"), data.load("digits", "test")

@@ -15,6 +15,7 @@ from odejax.solvers import ConstantNoise
 from odejax.training import batch_logits
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec("torch") is None, reason="needs the extra `peers`: no torch"
     ),

@@ -39,6 +39,7 @@ from odejax.evaluation import robust_accuracy
 LIBRARIES = ("torch", "torchattacks", "foolbox", "art", "pyautoattack")
 missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.data,
     pytest.mark.skipif(bool(missing), reason=f"needs the extra `peers`: no {', '.join(missing)}"),
     pytest.mark.filterwarnings("ignore"),  # the other libraries' own

@@ -107,6 +107,7 @@ def outcome(out, index=0):
         return [arrays[name] for name in arrays if name != "summary"], summary
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_device_and_survive_a_kill(tmp_path):
     whole, again, folder = tmp_path / "whole", tmp_path / "again", tmp_path / "again_run"
     finish(start(tmp_path / "whole_run", whole))

@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
+import pytest
 
 import odejax
 from odejax.data import load, random_crop
@@ -56,16 +57,8 @@ def arrays(result):
 
 
 def launch(program, *arguments, **variables):
-    """`python program arguments`, with what compiled programs there are."""
-    env = (
-        os.environ
-        | variables
-        | {
-            "PYTHONPATH": str(Path(odejax.__file__).parents[1]),
-            "JAX_COMPILATION_CACHE_DIR": str(odejax.data.cache_dir() / "xla"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        }
-    )
+    """`python program arguments`, with what compiled programs there are (see conftest.py)."""
+    env = os.environ | variables | {"PYTHONPATH": str(Path(odejax.__file__).parents[1])}
     command = [sys.executable, program, *map(str, arguments)]
     return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 
@@ -80,6 +73,7 @@ def without_timings(history):
     return [{k: v for k, v in record.items() if k not in timings} for record in history]
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path):
     folder, out = tmp_path / "run", tmp_path / "out"
     # Sums over a batch are split among the threads, of which XLA has one for each device.

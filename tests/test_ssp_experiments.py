@@ -56,6 +56,7 @@ def run(tmp_path_factory):
     return folder, result
 
 
+@pytest.mark.slow
 def test_every_network_of_every_training_is_measured(run):
     _, result = run
     wanted = {f"{t}/{n}/0" for t in ("natural", "PGD-7") for n in ("ResNet", "ark")}
@@ -66,6 +67,7 @@ def test_every_network_of_every_training_is_measured(run):
             assert b["certified"] == 0 <= b["attacked"] <= min(b["per_attack"].values())
 
 
+@pytest.mark.slow
 def test_growth_begins_at_one_behind_the_first_block(run):
     _, result = run
     for record in result["runs"].values():
@@ -76,6 +78,7 @@ def test_growth_begins_at_one_behind_the_first_block(run):
                 assert ratios[1] > 0
 
 
+@pytest.mark.slow
 def test_images_that_nothing_moves_have_no_growth(run):
     _, result = run
     still = json.loads(json.dumps(result))
@@ -111,6 +114,7 @@ def test_growth_is_the_mean_over_the_images_that_were_moved():
         assert ratios == pytest.approx([1, 2, 3], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_tables_fit_and_show_both_ends_of_the_argument(run):
     _, result = run
     text = printed(ssp.tables(result))
@@ -119,6 +123,7 @@ def test_tables_fit_and_show_both_ends_of_the_argument(run):
     plt.close(ssp.figure(result))
 
 
+@pytest.mark.slow
 def test_the_ledger_sets_growth_beside_attacks(run, tmp_path):
     folder, result = run
     (tmp_path / "ssp_digits_smoke.json").write_text((folder / "result.json").read_text())

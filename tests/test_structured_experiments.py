@@ -44,6 +44,7 @@ def quick(monkeypatch, tmp_path):
     return {"preset": "smoke", "test_images": 16, "out": tmp_path}
 
 
+@pytest.mark.slow
 def test_the_table_and_figure_hold_the_interval(quick, capsys):
     networks = ("convex potential",)
     structured.main(structured.Config(**quick, networks=networks))
@@ -126,12 +127,17 @@ def test_every_name_makes_its_network(name):
     preset = structured.PRESETS["smoke"]["digits"]
     objective = structured._recipe(name, "smoke", preset, Hinge(1.0), 0.5).objective
     assert isinstance(objective, Penalised) == ("switching" in name)
-    make = structured.network(name, preset)
-    model, _ = eqx.nn.make_with_state(make)((8, 8, 1), key=jax.random.key(0))
-    bound = float(model.lipschitz_bound())
+    make = eqx.nn.make_with_state(structured.network(name, preset))
+
+    @eqx.filter_jit
+    def bound_of(key):
+        return make((8, 8, 1), key=key)[0].lipschitz_bound()
+
+    bound = float(bound_of(jax.random.key(0)))
     assert bound > 1.5 if "constrained" in name else bound <= 1 + 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [1e-6, 10.0])
 def test_switching_steps_expand_where_maps_are_kept_orthogonal(eta):
     preset = dataclasses.replace(structured.PRESETS["smoke"]["digits"], depth=2, epochs=4)
@@ -210,6 +216,7 @@ def two_methods(monkeypatch, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_burgers_tells_the_methods_apart(two_methods, capsys):
     ssp_burgers.main(ssp_burgers.Config(cells=100, out=two_methods))
     result = json.loads((two_methods / "result.json").read_text())

@@ -75,6 +75,7 @@ def pendulum(measured):
     return dict(zip(PENDULUM, found["train"][-2:], strict=True)), found["solve"][-1]
 
 
+@pytest.mark.slow
 def test_the_mass_stays_to_rounding_with_the_structure_alone(result):
     nets = result["sir"]["nets"]
     assert max(nets["mass-preserving"]["largest_drift"]) < 1e-5
@@ -90,11 +91,13 @@ def test_all_networks_of_an_experiment_have_as_many_weights(nets, n):
     assert len(counts) == 1
 
 
+@pytest.mark.slow
 def test_the_result_counts_the_weights_of_one_seed(result):
     nets = result["pendulum"]["nets"]
     assert [net["weights"] for net in nets.values()] == [5 * 2 * 3 * 4, 6 * 5 * 4]
 
 
+@pytest.mark.slow
 def test_the_figure_and_the_tables_are_written(result, folder):
     assert (folder / "flows.png").exists()
     text = printed(*_structured_flows_report.tables(result))
@@ -126,6 +129,7 @@ def test_wrong_arguments_are_named(arguments, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_training_reduces_the_error(pendulum):
     nets, exact = pendulum
     standing_still = np.sqrt(np.mean((exact[:, 0] - exact[:, 1]) ** 2))
@@ -138,6 +142,7 @@ def one_seed(layers, seed):
     return jax.tree.map(lambda a: a[seed] if eqx.is_array(a) else a, layers)
 
 
+@pytest.mark.slow
 def test_the_trained_network_is_symplectic_and_the_resnet_is_not(pendulum):
     """In the plane that is the determinant of the Jacobian."""
     nets, exact = pendulum
@@ -151,6 +156,7 @@ def test_the_trained_network_is_symplectic_and_the_resnet_is_not(pendulum):
     assert off["ResNet"] > 1e-3
 
 
+@pytest.mark.slow
 def test_states_are_those_of_the_layers_one_after_the_other(pendulum):
     nets, exact = pendulum
     layers, starts = nets["symplectic"], exact[:, 0]
@@ -162,6 +168,7 @@ def test_states_are_those_of_the_layers_one_after_the_other(pendulum):
     np.testing.assert_allclose(states[1, 5, 2], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_data_are_exact_far_below_what_is_learned(pendulum):
     """By another solver."""
     exact = pendulum[1]
