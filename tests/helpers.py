@@ -186,9 +186,7 @@ def digits(split="train", n=None):
 @eqx.filter_jit
 def warm(model, state, images, key):
     """`state` after a training batch, so that batch statistics are those of real images."""
-    _, (state, _) = CrossEntropy()(
-        model, state, images, jnp.zeros(len(images), jnp.int32), key=key
-    )
+    _, (state, _) = CrossEntropy()(model, state, images, jnp.zeros(len(images), jnp.int32), key=key)
     return state
 
 
