@@ -28,7 +28,9 @@ _counts = Counter()
 
 def _folder():
     # The workers inherit the variable from the process that started them.
-    return Path(os.environ.setdefault("ODEJAX_PROFILE", tempfile.mkdtemp()))
+    if "ODEJAX_PROFILE" not in os.environ:
+        os.environ["ODEJAX_PROFILE"] = tempfile.mkdtemp()
+    return Path(os.environ["ODEJAX_PROFILE"])
 
 
 def pytest_configure(config):

@@ -2,6 +2,7 @@
 
 import io
 from collections import Counter
+from functools import lru_cache
 
 import diffrax
 import equinox as eqx
@@ -29,96 +30,118 @@ from odejax.models import (
     SSPNet,
 )
 
+pytestmark = pytest.mark.contract
 KEY = jax.random.key(42)
 LAYERED = [ResNet, SSPNet, PolyNet, FractalNet, RevNet, EnResNet]
 SHAPED = [MLP, *LAYERED, ConvODENet, DenseODENet, NmODENet, LipschitzNet]
 
+# Others of their class differ in a setting: in double precision and outside jit one is enough.
+VARIANTS = {
+    "ResNet step 0.1",
+    "SSPNet SSPRK22",
+    "PreActResNet SSPRK22",
+    "ConvODENet in time",
+    "NmODENet solver",
+    "LipschitzNet SDP",
+    "StructuredNet switching",
+}
 each_model = pytest.mark.parametrize("name", all_models)
+each_class = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in VARIANTS else [])
+        for name in all_models
+    ],
+)
 traces = Counter()
 
 
 @eqx.filter_jit
-def logits_of(predictor, x, key):
-    traces["logits_of"] += 1
-    return predictor(x, key=key)
+def run(predictor, images, keys, key):
+    """All that the contract asks of a network, in one program: logits, batches and gradients."""
+    traces["run"] += 1
+
+    def loss(x):
+        return cross_entropy(predictor(x, key=key), jnp.asarray(0))
+
+    return {
+        "logits": predictor(images[0], key=keys[0]),
+        "batch": jax.vmap(lambda x, key: predictor(x, key=key))(images, keys),
+        "gradients": jax.vmap(jax.grad(loss))(images),
+    }
 
 
-@eqx.filter_jit
-def batch_logits(predictor, images, keys):
-    return jax.vmap(lambda x, key: predictor(x, key=key))(images, keys)
+IMAGES = digits().pixels[:4]
+OTHERS = np.concatenate([IMAGES[:1], digits("test").pixels[:3]])
+KEYS = jax.random.split(KEY, 4)
 
 
-@pytest.fixture(scope="module")
-def images():
-    return jnp.asarray(digits().pixels[:4])
+@lru_cache
+def result_of(name):
+    return run(predictor_of(name), IMAGES, KEYS, KEY)
 
 
 @each_model
-def test_logits_have_one_float32_for_each_class(name, images):
-    logits = logits_of(predictor_of(name), images[0], KEY)
+def test_logits_have_one_float32_for_each_class(name):
+    logits = result_of(name)["logits"]
     assert logits.shape == (10,)
     assert logits.dtype == jnp.float32
-    assert jnp.isfinite(logits).all()
+    assert np.isfinite(logits).all()
+
+
+@each_class
+def test_jit_computes_what_eager_does(name):
+    eager = predictor_of(name)(jnp.asarray(IMAGES[0]), key=KEYS[0])
+    np.testing.assert_allclose(result_of(name)["logits"], eager, atol=2e-5)
 
 
 @each_model
-def test_jit_computes_what_eager_does(name, images):
-    eager = predictor_of(name)(images[0], key=KEY)
-    np.testing.assert_allclose(logits_of(predictor_of(name), images[0], KEY), eager, atol=2e-5)
+def test_vmap_computes_what_a_loop_does(name):
+    for i in range(1, len(IMAGES)):
+        turned = np.roll(IMAGES, -i, axis=0), jnp.roll(KEYS, -i)
+        alone = run(predictor_of(name), *turned, KEY)["logits"]
+        np.testing.assert_allclose(result_of(name)["batch"][i], alone, atol=2e-5)
 
 
 @each_model
-def test_vmap_computes_what_a_loop_does(name, images):
-    predictor, keys = predictor_of(name), jax.random.split(KEY, len(images))
-    loop = [logits_of(predictor, x, key) for x, key in zip(images, keys, strict=True)]
-    np.testing.assert_allclose(batch_logits(predictor, images, keys), jnp.stack(loop), atol=2e-5)
+def test_examples_of_a_batch_do_not_influence_each_other(name):
+    first = run(predictor_of(name), OTHERS, KEYS, KEY)["batch"][0]
+    np.testing.assert_array_equal(first, result_of(name)["batch"][0])
 
 
 @each_model
-def test_examples_of_a_batch_do_not_influence_each_other(name, images):
-    predictor, keys = predictor_of(name), jax.random.split(KEY, len(images))
-    others = images.at[1:].set(jnp.asarray(digits("test").pixels[: len(images) - 1]))
-    first = batch_logits(predictor, images, keys)[0]
-    np.testing.assert_array_equal(batch_logits(predictor, others, keys)[0], first)
+def test_new_weights_and_images_share_one_trace(name):
+    result_of(name)
+    before = traces["run"]
+    run(predictor_of(name, seed=1), OTHERS, KEYS, jax.random.key(7))
+    assert traces["run"] == before
 
 
 @each_model
-def test_new_weights_and_images_share_one_trace(name, images):
-    logits_of(predictor_of(name), images[0], KEY)
-    before = traces["logits_of"]
-    logits_of(predictor_of(name, seed=1), images[1], jax.random.key(7))
-    assert traces["logits_of"] == before
+def test_the_same_key_gives_the_same_result(name):
+    again = run(predictor_of(name), IMAGES, KEYS, KEY)
+    np.testing.assert_array_equal(again["batch"], result_of(name)["batch"])
 
 
 @each_model
-def test_the_same_key_gives_the_same_result(name, images):
-    first, second = (logits_of(predictor_of(name), images[0], jax.random.key(3)) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-
-
-@each_model
-def test_a_saved_model_gives_identical_logits(name, images):
+def test_a_saved_model_gives_identical_logits(name):
     file = io.BytesIO()
     eqx.tree_serialise_leaves(file, predictor_of(name))
     file.seek(0)
     restored = eqx.tree_deserialise_leaves(file, predictor_of(name, seed=1))
-    expected = logits_of(predictor_of(name), images[0], KEY)
-    other = logits_of(predictor_of(name, seed=1), images[0], KEY)
-    np.testing.assert_array_equal(logits_of(restored, images[0], KEY), expected)
-    assert not np.array_equal(other, expected)
+    other = run(predictor_of(name, seed=1), IMAGES, KEYS, KEY)["batch"]
+    np.testing.assert_array_equal(
+        run(restored, IMAGES, KEYS, KEY)["batch"], result_of(name)["batch"]
+    )
+    assert not np.array_equal(other, result_of(name)["batch"])
 
 
 @each_model
-def test_every_image_has_a_finite_gradient_that_is_not_zero(name, images):
-    @eqx.filter_jit
-    def gradients(predictor):
-        loss = lambda x: cross_entropy(predictor(x, key=KEY), jnp.asarray(0))  # noqa: E731
-        return jax.vmap(jax.grad(loss))(images)
-
-    gradient = gradients(predictor_of(name))
-    assert gradient.shape == images.shape
-    assert jnp.isfinite(gradient).all()
-    assert (jnp.abs(gradient).max(axis=(1, 2, 3)) > 1e-6).all()
+def test_every_image_has_a_finite_gradient_that_is_not_zero(name):
+    gradient = np.asarray(result_of(name)["gradients"])
+    assert gradient.shape == IMAGES.shape
+    assert np.isfinite(gradient).all()
+    assert (np.abs(gradient).max(axis=(1, 2, 3)) > 1e-6).all()
 
 
 # Diffrax holds the step sizes fixed when it differentiates an adaptive solve, so its gradient is
@@ -137,7 +160,7 @@ accurately_solved = {
 }
 
 
-@each_model
+@each_class
 def test_the_input_gradient_is_that_of_central_differences(name):
     adaptive = name in accurately_solved
     if adaptive:
@@ -150,19 +173,20 @@ def test_the_input_gradient_is_that_of_central_differences(name):
     pixels = np.arange(0, 64, 5)
     with jax.enable_x64(True):
         predictor = jax.tree.map(
-            lambda a: a.astype(jnp.float64) if eqx.is_inexact_array(a) else a, predictor
+            lambda a: np.asarray(a, np.float64) if eqx.is_inexact_array(a) else a, predictor
         )
         # Off 0 and off each other, where ReLUs and maxima of pixels have their kinks.
         x = 0.01 + 0.95 * digits().images[0] / 255.0
-        x = jnp.asarray(x + 0.03 * np.random.default_rng(1).random(x.shape))
-        weights = jnp.asarray(np.random.default_rng(0).normal(size=10))
+        x = x + 0.03 * np.random.default_rng(1).random(x.shape)
+        weights = np.random.default_rng(0).normal(size=10)
 
         def value(x):
             return weights @ predictor(x, key=KEY)
 
         step = h * np.eye(64)[pixels].reshape(-1, *IMAGE_SHAPE)
-        values = jax.jit(jax.vmap(value))(jnp.concatenate([x + step, x - step]))
-        gradient = np.ravel(jax.jit(jax.grad(value))(x))[pixels]
+        both = jax.jit(lambda around, x: (jax.vmap(value)(around), jax.grad(value)(x)))
+        values, gradient = both(np.concatenate([x + step, x - step]), x)
+        gradient = np.ravel(gradient)[pixels]
     assert gradient.dtype == np.float64
     up, down = np.split(np.asarray(values), 2)
     np.testing.assert_allclose(gradient, (up - down) / (2 * h), rtol=1e-6, atol=atol)
@@ -175,16 +199,14 @@ def test_an_image_of_another_size_is_refused_with_both_shapes(name):
         predictor_of(name)(jnp.zeros((9, 8, 1)), key=KEY)
 
 
-def test_an_ensemble_with_noise_needs_a_key(images):
+def test_an_ensemble_with_noise_needs_a_key():
     with pytest.raises(ValueError, match="key"):
-        predictor_of("EnResNet")(images[0])
+        predictor_of("EnResNet")(IMAGES[0])
 
 
-def test_noise_depends_on_the_key(images):
-    first, second = (
-        logits_of(predictor_of("EnResNet"), images[0], jax.random.key(i)) for i in range(2)
-    )
-    assert not np.array_equal(first, second)
+def test_noise_depends_on_the_key():
+    other = run(predictor_of("EnResNet"), IMAGES, jax.random.split(jax.random.key(1), 4), KEY)
+    assert not np.array_equal(other["logits"], result_of("EnResNet")["logits"])
 
 
 def _make(cls, *args, **settings):
