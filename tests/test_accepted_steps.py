@@ -1,5 +1,7 @@
 """AcceptedSteps: Diffrax's own gradient of the same steps, of one example or a batch at once."""
 
+from functools import cache
+
 import diffrax
 import equinox as eqx
 import jax
@@ -16,8 +18,8 @@ from odejax.models import ConvODENet, DenseODENet, ODESolve
 from odejax.solvers import SSPRK33, AcceptedSteps
 from odejax.training import CrossEntropy, MixedPrecision
 
-WEIGHTS = jax.random.normal(jax.random.key(0), (5, 5))
-STARTS = jax.random.normal(jax.random.key(1), (7, 5))
+WEIGHTS = np.asarray(jax.random.normal(jax.random.key(0), (5, 5)))
+STARTS = np.asarray(jax.random.normal(jax.random.key(1), (7, 5)))
 ADAPTIVE = diffrax.PIDController(1e-5, 1e-5)
 
 
@@ -52,22 +54,30 @@ def _float64():
 
 
 def arguments():
-    return WEIGHTS.astype(jnp.float64), STARTS.astype(jnp.float64)
+    return WEIGHTS.astype(np.float64), STARTS.astype(np.float64)
 
 
-@pytest.mark.parametrize("vmap", [jax.vmap, vmap_batch], ids=["one by one", "the batch at once"])
-@pytest.mark.parametrize("states", [2, 32])
+@cache
+def theirs():
+    """By Diffrax's checkpoints, where it does not matter how many states are kept."""
+    loss = losses(ode(diffrax.RecursiveCheckpointAdjoint()))
+    return jax.jit(jax.value_and_grad(loss, (0, 1)))(*arguments())
+
+
+@pytest.mark.parametrize(
+    ("states", "vmap"),
+    [(2, jax.vmap), (2, vmap_batch), (32, vmap_batch)],
+    ids=["2, one by one", "2, the batch at once", "32, the batch at once"],
+)
 def test_values_and_gradients_are_those_of_checkpointed_reverse_mode(states, vmap):
-    theirs = losses(ode(diffrax.RecursiveCheckpointAdjoint()))
     ours = losses(ode(AcceptedSteps(states)), vmap)
-    found, expected = (jax.jit(jax.value_and_grad(f, (0, 1)))(*arguments()) for f in (ours, theirs))
-    assert_same(found, expected)
+    assert_same(jax.jit(jax.value_and_grad(ours, (0, 1)))(*arguments()), theirs())
 
 
 @pytest.mark.parametrize(
     ("solver", "settings"),
     [
-        (diffrax.Heun(), {}),
+        pytest.param(diffrax.Heun(), {}, marks=pytest.mark.slow),  # Dopri5, too, is a tableau
         (SSPRK33(), {}),
         (diffrax.Euler(), {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 0.11}),
     ],
@@ -85,12 +95,13 @@ def test_every_explicit_method_is_differentiated(solver, settings):
 
 def test_the_gradient_of_an_accurate_solve_is_that_of_central_differences():
     accurate = ode(None, stepsize_controller=diffrax.PIDController(1e-11, 1e-11), max_steps=4096)
-    loss = jax.jit(losses(accurate, vmap_batch))
+    both = jax.jit(jax.value_and_grad(losses(accurate, vmap_batch)))
     weights, starts = arguments()
-    gradient = jax.jit(jax.grad(loss))(weights, starts)
+    _, gradient = both(weights, starts)
     for entry in ((0, 0), (2, 4)):
-        h = jnp.zeros_like(weights).at[entry].set(1e-5)
-        difference = (loss(weights + h, starts) - loss(weights - h, starts)) / 2e-5
+        h = np.zeros_like(weights)
+        h[entry] = 1e-5
+        difference = (both(weights + h, starts)[0] - both(weights - h, starts)[0]) / 2e-5
         assert float(gradient[entry]) == pytest.approx(float(difference), rel=1e-7)
 
 
@@ -99,7 +110,7 @@ def test_per_example_gradients_are_those_of_a_loop():
     loss = losses(ode(AcceptedSteps()))
     gradient = jax.jit(jax.grad(lambda y: loss(weights, y[None])))
     found = jax.jit(jax.vmap(jax.grad(lambda y: loss(weights, y[None]))))(starts)
-    assert_same(found, jnp.stack([gradient(y) for y in starts]))
+    assert_same(found, np.stack([gradient(y) for y in starts]))
 
 
 def test_a_state_may_be_a_tree():
@@ -116,7 +127,7 @@ def test_a_state_may_be_a_tree():
         return jnp.sum(vmap_batch(one)(starts))
 
     found, expected = (
-        jax.grad(lambda w, a=a: loss(a, w))(weights)
+        jax.grad(lambda w, a=a: loss(a, w))(weights)  # under jit they round apart
         for a in (AcceptedSteps(2), diffrax.RecursiveCheckpointAdjoint())
     )
     assert_same(found, expected)
@@ -126,19 +137,25 @@ def test_statistics_and_results_are_each_examples_own():
     weights, starts = arguments()
     few = ode(AcceptedSteps(), max_steps=10)
     theirs = ode(diffrax.RecursiveCheckpointAdjoint(), max_steps=10)
+
+    def told(vmap, solver):
+        def one(y):
+            solution = solver(field, y, weights)
+            return solution.result == diffrax.RESULTS.successful, solution.stats["num_steps"]
+
+        return [np.asarray(a) for a in jax.jit(vmap(one))(starts)]
+
     for vmap in (jax.vmap, vmap_batch):
-        found = vmap(lambda y: few(field, y, weights))(starts)
-        expected = jax.vmap(lambda y: theirs(field, y, weights))(starts)
-        successful = np.asarray(found.result == diffrax.RESULTS.successful)
-        assert 0 < successful.sum() < len(starts)
-        np.testing.assert_array_equal(successful, expected.result == diffrax.RESULTS.successful)
-        np.testing.assert_array_equal(found.stats["num_steps"], expected.stats["num_steps"])
+        found, expected = told(vmap, few), told(jax.vmap, theirs)
+        assert 0 < found[0].sum() < len(starts)
+        for ours, expected_of_it in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, expected_of_it)
 
 
 def test_in_a_batch_no_example_has_a_weight_gradient_of_its_own():
     # The weights are far larger than all states together.
     n, steps = 60, 4
-    weights, starts = jnp.ones((n, n)) / n, jnp.ones((7, n))
+    weights, starts = np.ones((n, n)) / n, np.ones((7, n))
     settings = {"max_steps": steps}
     alone, at_once = (
         jax.grad(losses(ode(AcceptedSteps(), **settings), vmap)) for vmap in (jax.vmap, vmap_batch)
@@ -196,12 +213,12 @@ def test_under_vmap_kept_states_are_not_copied_one_example_at_a_time():
     assert not any(shape[-2:] == (32, 5) and len(shape) > 3 for shape in shapes)
 
 
-@pytest.mark.parametrize("states", [4, 16])
+@pytest.mark.parametrize("states", [4, pytest.param(16, marks=pytest.mark.slow)])
 def test_as_many_steps_as_there_is_room_for(states):
     # 16 steps fill 4 states at a stride of 4, or all of 16 at a stride of 1.
     settings = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 3 / 16, "max_steps": 16}
     found, expected = (
-        jax.grad(losses(ode(adjoint, diffrax.Heun(), **settings)))(*arguments())
+        jax.jit(jax.grad(losses(ode(adjoint, diffrax.Heun(), **settings))))(*arguments())
         for adjoint in (AcceptedSteps(states), diffrax.RecursiveCheckpointAdjoint())
     )
     assert_same(found, expected)
@@ -209,11 +226,12 @@ def test_as_many_steps_as_there_is_room_for(states):
 
 def test_weights_may_be_vmapped_too():
     weights, starts = arguments()
-    many = jnp.stack([weights, 2 * weights, weights.T])
+    many = np.stack([weights, 2 * weights, weights.T])
     gradient = jax.grad(losses(ode(AcceptedSteps(2))), (0, 1))
-    found = jax.vmap(gradient, (0, None))(many, starts)
+    found = jax.jit(jax.vmap(gradient, (0, None)))(many, starts)
+    gradient = jax.jit(gradient)
     each = [gradient(one, starts) for one in many]
-    assert_same(found, jax.tree.map(lambda *a: jnp.stack(a), *each))
+    assert_same(found, jax.tree.map(lambda *a: np.stack(a), *each))
 
 
 def test_states_of_16_bits_are_solved_for_in_32():
@@ -228,32 +246,41 @@ def test_states_of_16_bits_are_solved_for_in_32():
         return solution.ys[0], solution
 
     y = jnp.ones(3, jnp.bfloat16)
-    found, solution = end(y)
+    found, solution = eqx.filter_jit(end)(y)
     assert found.dtype == jnp.bfloat16
     assert solution.result == diffrax.RESULTS.successful
     assert solution.stats["num_rejected_steps"] < 5
     np.testing.assert_allclose(np.asarray(found, float), np.exp(-6.0), rtol=0.02)
-    gradient = jax.grad(lambda y: end(y)[0][0].astype(jnp.float32))(y)
+    gradient = jax.jit(jax.grad(lambda y: end(y)[0][0].astype(jnp.float32)))(y)
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(gradient, float), [np.exp(-6.0), 0, 0], rtol=0.03)
 
 
-@pytest.mark.parametrize("make", [ConvODENet, DenseODENet])
+@pytest.mark.parametrize("make", [pytest.param(ConvODENet, marks=pytest.mark.slow), DenseODENet])
 def test_neural_odes_train_in_bfloat16(make):
     key = jax.random.key(0)
-    model, state = eqx.nn.make_with_state(make)((8, 8, 1), width=8, key=key)
-    model = jax.tree.map(lambda a: a.astype(jnp.float32) if eqx.is_inexact_array(a) else a, model)
-    images = jax.random.uniform(key, (4, 8, 8, 1), jnp.float32)
-    labels = jnp.arange(4, dtype=jnp.int32)
-    losses = [
-        objective(model, state, images, labels, key=key)[0]
-        for objective in (CrossEntropy(), MixedPrecision(CrossEntropy()))
-    ]
-    assert float(losses[1]) == pytest.approx(float(losses[0]), rel=0.05)
-    gradient = eqx.filter_grad(
-        lambda m: MixedPrecision(CrossEntropy())(m, state, images, labels, key=key)[0]
-    )(model)
-    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient))
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=(4, 8, 8, 1)).astype(np.float32)
+    labels = np.arange(4, dtype=np.int32)
+
+    @eqx.filter_jit
+    def build(key):
+        model, state = eqx.nn.make_with_state(make)((8, 8, 1), width=8, key=key)
+        params, rest = eqx.partition(model, eqx.is_inexact_array)
+        params = jax.tree.map(lambda a: a.astype(jnp.float32), params)
+        return eqx.combine(params, rest), state
+
+    @eqx.filter_jit
+    def both(model, state):
+        def half(model):
+            return MixedPrecision(CrossEntropy())(model, state, images, labels, key=key)[0]
+
+        exact = CrossEntropy()(model, state, images, labels, key=key)[0]
+        return exact, *eqx.filter_value_and_grad(half)(model)
+
+    exact, loss, gradient = both(*build(key))
+    assert float(loss) == pytest.approx(float(exact), rel=0.05)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
 
 
 def test_no_states_cannot_be_kept():
@@ -264,7 +291,7 @@ def test_no_states_cannot_be_kept():
 def test_a_batch_spread_over_devices_has_the_same_gradient():
     gradient = jax.jit(jax.grad(losses(ode(AcceptedSteps()), vmap_batch), (0, 1)))
     weights, starts = arguments()
-    starts = jnp.concatenate([starts, starts[:1]])
+    starts = np.concatenate([starts, starts[:1]])
     expected = gradient(weights, starts)
     with jax.set_mesh(odejax.batch_mesh()):
         found = gradient(weights, spread(starts))

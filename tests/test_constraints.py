@@ -28,8 +28,18 @@ from odejax.training import (
 )
 
 KEY = jax.random.key(7)
-IMAGES, LABELS = jnp.asarray(digits().pixels[:16]), jnp.asarray(digits().labels[:16])
-NMODE = _maker(NmODENet, width=16)
+OBJECTIVES = (CrossEntropy, TRADES, Adversarial, Penalised)
+IMAGES, LABELS = np.asarray(digits().pixels[:16]), np.asarray(digits().labels[:16])
+NMODE = eqx.filter_jit(_maker(NmODENet, width=16))
+
+
+@eqx.filter_jit
+def value(objective, model, state):
+    """Of an objective: the loss, and how many are right; of a penalty, that alone."""
+    if isinstance(objective, OBJECTIVES):
+        loss, (_, correct) = objective(model, state, IMAGES, LABELS, key=KEY)
+        return loss, correct
+    return objective(model, state, IMAGES, key=KEY)
 
 
 def first_weight(model):
@@ -49,6 +59,11 @@ def linear():
     return eqx.nn.make_with_state(lambda: Linear(linear_logits(n_classes=10, scale=0.1)))()
 
 
+@eqx.filter_jit
+def logits_of(net, images):
+    return jax.vmap(net)(images)
+
+
 def kl(p_logits, q_logits):
     p = softmax(p_logits, axis=-1)
     return (p * (log_softmax(p_logits, axis=-1) - log_softmax(q_logits, axis=-1))).sum(-1)
@@ -56,38 +71,43 @@ def kl(p_logits, q_logits):
 
 def test_trades_is_cross_entropy_and_beta_times_the_divergence():
     model, state = linear()
-    clean = np.asarray(jax.vmap(model.net)(IMAGES), np.float64)
+    clean = np.asarray(logits_of(model.net, IMAGES), np.float64)
     nothing = TRADES(LinfBall(0.0), beta=6.0)
-    loss, (_, correct) = nothing(model, state, IMAGES, LABELS, key=KEY)
+    loss, correct = value(nothing, model, state)
     natural = -log_softmax(clean, axis=1)[np.arange(16), LABELS].mean()
     np.testing.assert_allclose(loss, natural, rtol=1e-5)
     assert correct == (clean.argmax(1) == LABELS).sum()
     # Zero beta is cross-entropy alone, however large the ball.
-    loss, _ = TRADES(LinfBall(0.3), beta=0.0)(model, state, IMAGES, LABELS, key=KEY)
+    loss, _ = value(TRADES(LinfBall(0.3), beta=0.0), model, state)
     np.testing.assert_allclose(loss, natural, rtol=1e-5)
 
 
 def test_trades_climbs_the_divergence():
     # More of it than random images of the same ball have, and it grows with the ball.
     model, state = linear()
-    clean = np.asarray(jax.vmap(model.net)(IMAGES), np.float64)
+    clean = np.asarray(logits_of(model.net, IMAGES), np.float64)
+
+    @jax.jit
+    def losses(eps):  # an array: one program for all balls
+        ball = LinfBall(eps)
+        keys = jax.random.split(KEY, 16)
+        random = jax.vmap(lambda x, key: ball.sample(x, key=key))(IMAGES, keys)
+        with_and_without = [
+            TRADES(ball, beta=beta)(model, state, IMAGES, LABELS, key=KEY)[0] for beta in (0.0, 1.0)
+        ]
+        return with_and_without, jax.vmap(model.net)(random)
+
     found = []
     for eps in (0.02, 0.05, 0.1):
-        ball = LinfBall(eps)
-        losses = [
-            float(TRADES(ball, beta=beta)(model, state, IMAGES, LABELS, key=KEY)[0])
-            for beta in (0.0, 1.0)
-        ]
-        found.append(losses[1] - losses[0])
-        keys = jax.random.split(KEY, 16)
-        random = jax.vmap(lambda x, key, ball=ball: ball.sample(x, key=key))(IMAGES, keys)
-        assert found[-1] > 2 * kl(clean, np.asarray(jax.vmap(model.net)(random))).mean()
+        (without, with_it), random = losses(jnp.asarray(eps))
+        found.append(float(with_it) - float(without))
+        assert found[-1] > 2 * kl(clean, np.asarray(random)).mean()
     assert found[0] < found[1] < found[2]
 
 
 def test_training_with_trades_makes_a_network_more_robust():
     data, ball = digits("test", 200), LinfBall(0.1)
-    make = _maker(MLP, width=32)
+    make = eqx.filter_jit(_maker(MLP, width=32))
     trades = train(make, objective=TRADES(ball, attack=PGD(4, None)), epochs=10)
     adversarial = train(make, objective=Adversarial(PGD(4, None), ball), epochs=10)
 
@@ -119,9 +139,10 @@ def test_the_row_sum_penalty_is_equation_7_and_its_gradient_that_of_the_largest_
     weight = np.asarray(first_weight(model))
     penalty = row_sum_penalty(first_weight)
     np.testing.assert_allclose(
-        penalty(model, state, IMAGES, key=KEY), np.abs(weight).sum(axis=1).max(), rtol=1e-6
+        value(penalty, model, state), np.abs(weight).sum(axis=1).max(), rtol=1e-6
     )
-    gradient = first_weight(eqx.filter_grad(lambda m: penalty(m, state, IMAGES, key=KEY))(model))
+    gradient = eqx.filter_jit(eqx.filter_grad(lambda m: penalty(m, state, IMAGES, key=KEY)))
+    gradient = np.asarray(first_weight(gradient(model)))
     largest = np.abs(weight).sum(axis=1).argmax()
     np.testing.assert_array_equal(gradient[largest], np.sign(weight[largest]))
     np.testing.assert_array_equal(np.delete(gradient, largest, axis=0), 0)
@@ -132,11 +153,10 @@ def test_the_row_sum_penalty_is_equation_7_and_its_gradient_that_of_the_largest_
 def test_a_penalty_adds_to_any_objective(objective):
     model, state = NMODE(KEY)
     penalty = row_sum_penalty(first_weight)
-    plain, _ = objective(model, state, IMAGES, LABELS, key=KEY)
-    penalised = Penalised(objective, penalty=penalty, eta=0.5)
-    loss, _ = penalised(model, state, IMAGES, LABELS, key=KEY)
+    plain, _ = value(objective, model, state)
+    loss, _ = value(Penalised(objective, penalty=penalty, eta=0.5), model, state)
     np.testing.assert_allclose(
-        loss - plain, 0.5 * penalty(model, state, IMAGES, key=KEY), rtol=1e-4
+        float(loss) - float(plain), 0.5 * float(value(penalty, model, state)), rtol=1e-4
     )
 
 
@@ -163,11 +183,7 @@ def test_clipped_weights_stay_in_their_interval_and_the_others_do_not():
 def test_the_penalty_makes_the_largest_row_smaller_in_training():
     penalised = Penalised(penalty=row_sum_penalty(first_weight), eta=0.05)
     tau = [
-        float(
-            row_sum_penalty(first_weight)(
-                train(NMODE, objective=o, epochs=8).model, None, None, key=KEY
-            )
-        )
+        np.abs(first_weight(train(NMODE, objective=o, epochs=4).model)).sum(axis=1).max()
         for o in (CrossEntropy(), penalised)
     ]
     assert tau[1] < 0.7 * tau[0]
@@ -193,29 +209,44 @@ def test_an_eta_that_is_no_weight_is_refused(eta):
 # TisODE
 
 
+@eqx.filter_jit
+def snapshots(model, state, x, t1, n):
+    """The state at n + 1 times from 0 to t1, by Runge-Kutta steps written out, and the slopes."""
+    parameters, h = model.parameters(state), t1 / n
+
+    def slope(y):
+        return model.field(0.0, y, parameters)
+
+    def step(y, _):
+        k1 = slope(y)
+        k2 = slope(y + h / 2 * k1)
+        k3 = slope(y + h / 2 * k2)
+        y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + slope(y + h * k3))
+        return y, y
+
+    start, _ = model.encode(x, state)
+    ys = jnp.concatenate([start[None], jax.lax.scan(step, start, length=n)[1]])
+    return ys, jax.vmap(slope)(ys), jax.vmap(jax.jacfwd(slope))(ys)
+
+
 def test_the_drift_is_the_integral_of_the_speed_after_the_end():
-    # By a sum over snapshots of finer and longer solves of the same field.
-    model, state = _maker(DenseODENet, width=8, t1=0.5)(KEY)
-    ys = []
-    n = 8
-    for t1 in np.linspace(0.5, 1.0, n + 1):
-        longer = eqx.tree_at(lambda m: m.ode, model, model.ode.replace(t1=float(t1)))
-        ys.append(longer.solve(IMAGES[0], state)[0].ys[0])
-    speed = jnp.stack([jnp.abs(model.field(0.0, y, model.parameters(state))) for y in ys])
-    expected = np.trapezoid(np.asarray(speed), dx=0.5 / n, axis=0).mean()
-    np.testing.assert_allclose(model.drift(IMAGES[0], state), expected, rtol=2e-2)
+    model, state = eqx.filter_jit(_maker(DenseODENet, width=8, t1=0.5))(KEY)
+    _, slopes, _ = snapshots(model, state, IMAGES[0], 1.0, 16)
+    expected = np.trapezoid(np.abs(slopes[8:]), dx=1 / 16, axis=0).mean()
+    drift = eqx.filter_jit(lambda m, x: m.drift(x, state))(model, IMAGES[0])
+    np.testing.assert_allclose(drift, expected, rtol=2e-2)
 
 
 def test_a_flow_that_is_not_solved_has_no_drift():
-    model, state = _maker(DenseODENet, width=8, max_steps=3, t1=100.0)(KEY)
-    assert np.isnan(model.drift(IMAGES[0], state))
+    model, state = eqx.filter_jit(_maker(DenseODENet, width=8, max_steps=3, t1=100.0))(KEY)
+    assert np.isnan(eqx.filter_jit(lambda m, x: m.drift(x, state))(model, IMAGES[0]))
 
 
 def test_a_penalised_flow_comes_to_rest():
-    make = _maker(DenseODENet, width=8)
+    make = eqx.filter_jit(_maker(DenseODENet, width=8))
 
     def drift(predictor):
-        return float(drift_penalty(predictor.model, predictor.state, IMAGES, key=KEY))
+        return float(value(drift_penalty, predictor.model, predictor.state))
 
     free = train(make, epochs=1)
     steady = train(make, objective=Penalised(penalty=drift_penalty, eta=1.0), epochs=1)
@@ -223,29 +254,40 @@ def test_a_penalised_flow_comes_to_rest():
 
 
 def test_the_energies_are_integrals_along_the_way():
-    # By sums over snapshots of shorter solves, the Jacobian by forward mode.
-    model, state = _maker(DenseODENet, width=8, t1=0.5)(KEY)
-    parameters, n, ends = model.parameters(state), 8, []
-    for t1 in np.linspace(0.0, 0.5, n + 1)[1:]:
-        shorter = eqx.tree_at(lambda m: m.ode, model, model.ode.replace(t1=float(t1)))
-        ends.append(shorter.solve(IMAGES[0], state)[0].ys[0])
-    ys = [model.encode(IMAGES[0], state)[0], *ends]
-    draw = jax.random.normal(KEY, ys[0].shape)
-    rows = [draw @ jax.jacfwd(lambda y: model.field(0.0, y, parameters))(y) for y in ys]
-    slopes = [model.field(0.0, y, parameters) for y in ys]
-    for found, vectors in zip(
-        model.energies(IMAGES[0], state, key=KEY), (slopes, rows), strict=True
-    ):
-        squares = np.asarray([jnp.mean(v**2) for v in vectors])
-        np.testing.assert_allclose(found, np.trapezoid(squares, dx=0.5 / n), rtol=2e-2)
+    # By sums over snapshots, the Jacobian by forward mode.
+    model, state = eqx.filter_jit(_maker(DenseODENet, width=8, t1=0.5))(KEY)
+    ys, slopes, jacobians = map(np.asarray, snapshots(model, state, IMAGES[0], 0.5, 16))
+    rows = np.asarray(jax.random.normal(KEY, ys[0].shape)) @ jacobians
+    energies = eqx.filter_jit(lambda m, x: m.energies(x, state, key=KEY))(model, IMAGES[0])
+    for found, vectors in zip(energies, (slopes, rows), strict=True):
+        squares = np.mean(vectors**2, axis=1)
+        np.testing.assert_allclose(found, np.trapezoid(squares, dx=0.5 / 16), rtol=2e-2)
 
 
+def test_the_energy_penalty_is_the_weighted_sum_of_mean_energies():
+    model, state = eqx.filter_jit(_maker(DenseODENet, width=8, t1=0.5))(KEY)
+
+    @eqx.filter_jit
+    def both(model):
+        penalty = energy_penalty(2.0, 3.0)(model, state, IMAGES[:2], key=KEY)
+        keys = jax.random.split(KEY, 2)
+        return penalty, jax.vmap(lambda x, k: model.energies(x, state, key=k))(IMAGES[:2], keys)
+
+    found, (kinetic, jacobian) = jax.tree.map(np.asarray, both(model))
+    assert kinetic.min() > 0 < jacobian.min()
+    np.testing.assert_allclose(found, 2 * kinetic.mean() + 3 * jacobian.mean(), rtol=1e-5)
+
+
+@pytest.mark.slow  # what is trained for is tested above
 def test_a_flow_trained_for_little_energy_takes_fewer_steps():
-    make = _maker(DenseODENet, width=8, t1=10.0)
+    make = eqx.filter_jit(_maker(DenseODENet, width=8, t1=10.0))
+
+    @eqx.filter_jit
+    def steps_of(model, state):
+        return jax.vmap(lambda x: model.solve(x, state)[0].stats["num_steps"])(IMAGES)
 
     def steps(predictor):
-        solve = jax.vmap(lambda x: predictor.model.solve(x, predictor.state)[0])
-        return float(jnp.mean(solve(IMAGES).stats["num_steps"]))
+        return np.mean(steps_of(predictor.model, predictor.state))
 
     objective = Penalised(penalty=energy_penalty(1.0, 1.0), eta=1.0)
     cheap = train(make, objective=objective, epochs=2)
@@ -263,10 +305,10 @@ def test_factors_of_energies_are_checked():
     "penalty", [drift_penalty, energy_penalty(1.0, 1.0), orthogonality_penalty]
 )
 def test_a_model_without_a_flow_has_no_drift_and_no_energies(penalty):
-    model, state = all_models["MLP"](KEY)
+    model, state = eqx.filter_jit(all_models["MLP"])(KEY)
     with pytest.raises(ValueError, match="MLP has none"):
         penalty(model, state, IMAGES, key=KEY)
-    assert Predictor(model, state)(IMAGES[0]).shape == (10,)
+    assert eqx.filter_eval_shape(Predictor(model, state), IMAGES[0]).shape == (10,)
 
 
 def test_mixture_weights_move_once_an_epoch_and_keep_their_sum():

@@ -12,7 +12,7 @@ from helpers import IMAGE_SHAPE, constant_image, digits, linear_logits, predicto
 
 from odejax import EnsembleLogits, Predictor
 from odejax.attacks import cross_entropy
-from odejax.models import MixedEnResNet, PreActResNet, ResNet
+from odejax.models import MixedEnResNet, ResNet
 from odejax.solvers import ConstantNoise
 from odejax.training import CrossEntropy, fit, mixture_weights, steps_per_epoch
 
@@ -22,23 +22,30 @@ X = constant_image(0.3)
 
 def mixed(softmax, noise=None):
     bases = [partial(ResNet, width=4, depth=depth) for depth in (1, 2)]
-    return eqx.nn.make_with_state(MixedEnResNet)(
-        IMAGE_SHAPE, bases=bases, noise=noise, softmax=softmax, key=KEY
-    )
+    make = partial(
+        eqx.nn.make_with_state(MixedEnResNet), IMAGE_SHAPE, bases=bases, noise=noise
+    )  # fmt: skip
+    return eqx.filter_jit(lambda key: make(softmax=softmax, key=key))(KEY)
 
 
 @pytest.mark.parametrize("softmax", [True, False])
 def test_a_mixture_is_the_weighted_mean_of_its_members(softmax):
     model, state = mixed(softmax, ConstantNoise(0.2))
-    raw = jnp.array([0.7, -0.4])
+    raw = np.array([0.7, -0.4], np.float32)
     model = eqx.tree_at(lambda m: m.weights, model, raw)
     weights = np.exp(raw) / np.exp(raw).sum() if softmax else raw
-    keys = jax.random.split(KEY, 2)
-    each = [net(X, state, key=k)[0] for net, k in zip(model.nets, keys, strict=True)]
-    expected = sum(w * z for w, z in zip(weights, each, strict=True))
-    np.testing.assert_allclose(model(X, state, key=KEY)[0], expected, rtol=1e-4, atol=1e-5)
+
+    @eqx.filter_jit
+    def logits(model, state):
+        keys = jax.random.split(KEY, 2)
+        each = [net(X, state, key=k)[0] for net, k in zip(model.nets, keys, strict=True)]
+        return model(X, state, key=KEY)[0], each
+
+    found, each = logits(model, state)
+    expected = sum(w * np.asarray(z) for w, z in zip(weights, each, strict=True))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="draws noise"):
-        model(X, state)
+        eqx.filter_eval_shape(lambda model: model(X, state)[0], model)
 
 
 def test_a_mixture_starts_with_equal_weights_and_refuses_none():
@@ -53,7 +60,7 @@ def test_a_mixture_starts_with_equal_weights_and_refuses_none():
 @pytest.mark.parametrize("softmax", [True, False])
 def test_the_weights_of_a_mixture_are_trained_and_keep_their_sum(softmax):
     model, state = mixed(softmax)
-    data = digits("train", 128)
+    data = digits("train", 64)
     optimizer = optax.adam(3e-3)
     if not softmax:
         steps = steps_per_epoch(len(data), 32)
@@ -70,17 +77,22 @@ def test_the_weights_of_a_mixture_are_trained_and_keep_their_sum(softmax):
 
 def test_separately_trained_networks_are_integrated():
     members = [linear_logits(n_classes=4, seed=s) for s in range(3)]
-    expected = np.mean([m(X) for m in members], axis=0)
-    np.testing.assert_allclose(EnsembleLogits(members)(X), expected, rtol=1e-5, atol=1e-5)
-    weighted = EnsembleLogits(members, [0.5, 0.2, 0.3])
-    expected = sum(w * m(X) for w, m in zip((0.5, 0.2, 0.3), members, strict=True))
-    np.testing.assert_allclose(weighted(X), expected, rtol=1e-5, atol=1e-5)
+
+    @eqx.filter_jit
+    def logits(members, noisy, x):
+        plain = EnsembleLogits(members)(x), EnsembleLogits(members, [0.5, 0.2, 0.3])(x)
+        pair = EnsembleLogits([noisy, noisy])(x, key=KEY)
+        keys = jax.random.split(KEY)
+        return plain, pair, [m(x) for m in members], [noisy(x, key=k) for k in keys]
+
+    found = logits(members, predictor_of("EnResNet"), X)
+    (mean, weighted), pair, each, drawn = jax.tree.map(np.asarray, found)
+    np.testing.assert_allclose(mean, np.mean(each, axis=0), rtol=1e-5, atol=1e-5)
+    expected = sum(w * z for w, z in zip((0.5, 0.2, 0.3), each, strict=True))
+    np.testing.assert_allclose(weighted, expected, rtol=1e-5, atol=1e-5)
     # Members that draw noise draw apart.
-    noisy = predictor_of("EnResNet")
-    pair = EnsembleLogits([noisy, noisy])
-    keys = jax.random.split(KEY)
-    expected = np.mean([noisy(X, key=k) for k in keys], axis=0)
-    np.testing.assert_allclose(pair(X, key=KEY), expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
+    np.testing.assert_allclose(pair, np.mean(drawn, axis=0), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="at least one member"):
         EnsembleLogits([])
     with pytest.raises(ValueError, match="2 members need as many weights; got 1"):
@@ -89,12 +101,12 @@ def test_separately_trained_networks_are_integrated():
 
 def test_a_gradient_of_many_members_takes_the_memory_of_one():
     def predictor(seed):
-        key = jax.random.key(seed)
-        model, state = eqx.nn.make_with_state(PreActResNet)((16, 16, 3), depth=8, key=key)
-        return Predictor(model, state)
+        return Predictor(*make(jax.random.key(seed)))
 
-    images = jnp.zeros((8, 16, 16, 3))
-    labels = jnp.zeros(8, jnp.int32)
+    make = partial(eqx.nn.make_with_state(ResNet), (16, 16, 3), width=16, depth=4)
+    make = eqx.filter_jit(lambda key, make=make: make(key=key))
+    images = np.zeros((8, 16, 16, 3), np.float32)
+    labels = np.zeros(8, np.int32)
 
     def memory(logits_fn):
         def gradient(images):

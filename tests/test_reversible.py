@@ -1,5 +1,7 @@
 """Reversible layers: the inverse, and a gradient that needs the last state alone."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -23,10 +25,8 @@ class Tanh(eqx.Module):
 
 
 def tanh_layers(depth, n=4):
-    return tuple(
-        stack_layers(lambda key: Tanh(jax.random.normal(key, (n, n))), depth, key=jax.random.key(i))
-        for i in range(2)
-    )
+    rng = np.random.default_rng(depth)
+    return tuple(Tanh(rng.normal(size=(depth, n, n))) for _ in range(2))
 
 
 def written_out(layers, halves, h):
@@ -37,7 +37,7 @@ def written_out(layers, halves, h):
     return x, y
 
 
-HALVES = (jnp.linspace(-1.0, 1.0, 4), jnp.linspace(2.0, 0.0, 4))
+HALVES = (np.linspace(-1.0, 1.0, 4), np.linspace(2.0, 0.0, 4))
 
 
 def test_values_and_gradients_are_those_of_the_formula():
@@ -55,22 +55,25 @@ def test_values_and_gradients_are_those_of_the_formula():
         return integrate_reversible(layers, halves, state, step_size=h)
 
     with jax.enable_x64(True):
-        layers, halves = jax.tree.map(lambda a: a.astype(jnp.float64), (layers, HALVES))
-        found = loss(ours)(layers, halves)
-        expected = loss(lambda layers, halves: written_out(layers, halves, h))(layers, halves)
+        plain = loss(lambda layers, halves: written_out(layers, halves, h))
+        found, expected = (jax.jit(f)(layers, HALVES) for f in (loss(ours), plain))
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
 
 
 def test_the_inverse_undoes_a_hundred_layers():
     layers = tanh_layers(100)
-    state = eqx.nn.State(layers)
-    with jax.enable_x64(True):
-        layers, halves = jax.tree.map(lambda a: a.astype(jnp.float64), (layers, HALVES))
+
+    @jax.jit
+    def there_and_back(layers, halves):
+        state = eqx.nn.State(layers)
         out = integrate_reversible(layers, halves, state, step_size=0.1)
-        assert float(jnp.abs(out[0] - halves[0]).max()) > 0.1
-        back = invert_reversible(layers, out, state, step_size=0.1)
-    np.testing.assert_allclose(back, halves, atol=1e-11)
+        return out, invert_reversible(layers, out, state, step_size=0.1)
+
+    with jax.enable_x64(True):
+        out, back = there_and_back(layers, HALVES)
+    assert np.abs(np.asarray(out[0]) - HALVES[0]).max() > 0.1
+    np.testing.assert_allclose(back, HALVES, atol=1e-11)
 
 
 def kept_bytes(f, *arguments):
@@ -84,8 +87,7 @@ def kept_bytes(f, *arguments):
 def test_the_memory_of_a_gradient_does_not_grow_with_depth():
     # The weights are small beside the state, so what is kept for each layer would show.
     def kept(depth, run):
-        keys = jax.random.split(KEY, depth)
-        layers = tuple(jax.vmap(lambda k: jax.random.normal(k, ()))(keys) for _ in range(2))
+        layers = tuple(jnp.asarray(w) for w in np.random.default_rng(0).normal(size=(2, depth)))
         return kept_bytes(run, layers, (jnp.ones(1000), jnp.ones(1000)))
 
     class Scale(eqx.Module):
@@ -109,11 +111,16 @@ def test_the_memory_of_a_gradient_does_not_grow_with_depth():
     assert kept(64, plain) - kept(2, plain) > 60 * 2 * 4000
 
 
+def revnet(**settings):
+    make = partial(eqx.nn.make_with_state(RevNet), IMAGE_SHAPE, **settings)
+    return eqx.filter_jit(lambda key: make(key=key))(KEY)
+
+
 def test_in_a_batch_no_example_has_a_weight_gradient_of_its_own():
     # They would be kept for every layer, and are larger than what is not kept.
     n, depth = 6, 4
-    images = jax.random.uniform(KEY, (n, *IMAGE_SHAPE))
-    model, state = eqx.nn.make_with_state(RevNet)(IMAGE_SHAPE, width=32, depth=depth, key=KEY)
+    images = np.random.default_rng(0).uniform(size=(n, *IMAGE_SHAPE)).astype(np.float32)
+    model, state = revnet(width=32, depth=depth)
     params, static = eqx.partition(model, eqx.is_inexact_array)
 
     def loss(vmap):
@@ -134,16 +141,21 @@ def test_batch_statistics_are_those_of_the_state():
     def field(key):
         return ResidualField(2, BatchNorm, key=key)
 
+    @eqx.filter_jit
     @eqx.nn.make_with_state
-    def make():
-        return tuple(stack_layers(field, 3, key=key) for key in jax.random.split(KEY))
+    def make(key):
+        return tuple(stack_layers(field, 3, key=key) for key in jax.random.split(key))
 
-    layers, state = make()
+    layers, state = make(KEY)
     layers = eqx.nn.inference_mode(layers)
-    state = jax.tree.map(lambda a: a + jnp.linspace(0.0, 1.0, a.size).reshape(a.shape), state)
-    halves = tuple(jax.random.normal(KEY, (2, 4, 4, 2)))
+    state = jax.tree.map(
+        lambda a: a + np.linspace(0, 1, a.size, dtype=np.float32).reshape(a.shape), state
+    )
+    halves = tuple(np.random.default_rng(0).normal(size=(2, 4, 4, 2)).astype(np.float32))
 
-    def loop(x, y):
+    @eqx.filter_jit
+    def loop(layers, state, halves):
+        x, y = halves
         for i in range(3):
             first, second = (
                 jax.tree.map(
@@ -155,8 +167,8 @@ def test_batch_statistics_are_those_of_the_state():
             y = y + 0.5 * second[0](x, second[1])[0]
         return x, y
 
-    found = integrate_reversible(layers, halves, state, step_size=0.5)
-    for a, b in zip(found, loop(*halves), strict=True):
+    found = eqx.filter_jit(integrate_reversible)(layers, halves, state, step_size=0.5)
+    for a, b in zip(found, loop(layers, state, halves), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -166,9 +178,15 @@ def test_batch_statistics_of_training_are_refused():
 
 
 def test_a_revnet_gives_back_the_features_of_its_stem():
-    model, state = eqx.nn.make_with_state(RevNet)(IMAGE_SHAPE, width=8, depth=5, key=KEY)
-    x = jax.random.uniform(jax.random.key(1), IMAGE_SHAPE)
-    features, _ = model.stem(x, state)
-    ahead = model.forward(features, state)
-    assert float(jnp.abs(ahead - features).max()) > 0.1
-    np.testing.assert_allclose(model.inverse(ahead, state), features, atol=1e-5)
+    model, state = revnet(width=8, depth=5)
+    x = np.random.default_rng(1).uniform(size=IMAGE_SHAPE).astype(np.float32)
+
+    @eqx.filter_jit
+    def there_and_back(model, state, x):
+        features, _ = model.stem(x, state)
+        ahead = model.forward(features, state)
+        return features, ahead, model.inverse(ahead, state)
+
+    features, ahead, back = map(np.asarray, there_and_back(model, state, x))
+    assert np.abs(ahead - features).max() > 0.1
+    np.testing.assert_allclose(back, features, atol=1e-5)
