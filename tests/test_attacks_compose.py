@@ -608,6 +608,7 @@ def test_without_a_path_nothing_is_written(one_step_at_a_time, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_continued_by_another(tmp_path):
     # As after a crash: another interpreter, with nothing at the same address.
     path = tmp_path / "state.npz"
