@@ -101,9 +101,13 @@ def load_data(config: Any, test_images: int) -> tuple[ArrayDataset, ArrayDataset
 
 
 def enable_compilation_cache():
-    """Keep compiled programs in `odejax.data.cache_dir() / "xla"` from one run to the next."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    """Keep compiled programs in `odejax.data.cache_dir() / "xla"` from one run to the next.
+
+    A cache that is set already, by $JAX_COMPILATION_CACHE_DIR or before, stays as it is.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _parse(config: type[Config]) -> Config:

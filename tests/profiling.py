@@ -5,6 +5,7 @@
 prints the totals and the costliest files; $ODEJAX_PROFILE names a folder that keeps the table.
 """
 
+import gc
 import json
 import os
 import tempfile
@@ -51,6 +52,10 @@ def pytest_configure(config):
         if event in _COUNTS:
             _counts[_COUNTS[event]] += 1
 
+    def collected(phase, _):
+        _counts["gc"] += time.perf_counter() * (1 if phase == "stop" else -1)
+
+    gc.callbacks.append(collected)
     jax.monitoring.register_event_duration_secs_listener(duration)
     jax.monitoring.register_event_listener(count)
 
@@ -74,7 +79,7 @@ def pytest_terminal_summary(terminalreporter):
             own = files.setdefault(row.pop("test").split("::")[0], Counter())
             for counter in (own, total):
                 counter.update(row | {"tests": 1})
-    columns = ["tests", "wall", "trace", "lower", "compile", "n_compile", "hits", "misses"]
+    columns = ["tests", "wall", "gc", "trace", "lower", "compile", "n_compile", "hits", "misses"]
     terminalreporter.section("seconds and programs, summed over the workers")
     rows = sorted(files.items(), key=lambda pair: -pair[1]["wall"])
     terminalreporter.write_line(f"{'file':44}" + "".join(f"{name:>10}" for name in columns))

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from experiments import _cli, benchmark
@@ -116,6 +117,13 @@ def test_a_wrong_command_line_ends_with_one_line_and_code_2(
     assert said in output.err
     assert output.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cache_of_compiled_programs_that_is_set_already_stays():
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    _cli.enable_compilation_cache()
+    assert getattr(jax.config, name) == before != 0.2
 
 
 def test_a_file_in_place_of_the_run_folder_is_refused(tmp_path, capsys, monkeypatch):
