@@ -260,8 +260,8 @@ def test_states_of_16_bits_are_solved_for_in_32():
 def test_neural_odes_train_in_bfloat16(make):
     key = jax.random.key(0)
     rng = np.random.default_rng(0)
-    images = rng.uniform(size=(4, 8, 8, 1)).astype(np.float32)
-    labels = np.arange(4, dtype=np.int32)
+    images = jnp.asarray(rng.uniform(size=(4, 8, 8, 1)), jnp.float32)
+    labels = jnp.arange(4)
 
     @eqx.filter_jit
     def build(key):

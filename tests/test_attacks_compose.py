@@ -836,6 +836,8 @@ def test_an_attack_ends_with_its_first_success_unless_that_was_a_draw():
     assert (queries(linear, stop=False) == most).all()
     assert (queries(noisy, judge=judge)[attacked] == most).all()
     assert (queries(noisy, judge=judge, stop=True)[attacked] < most).any()
+    # Judged by itself: whatever it says of an image is one draw.
+    assert set(queries(noisy)) <= {1, most}
     # Deterministic, but not what it is judged by.
     other = jax.tree.map(lambda leaf: 2 * leaf, linear)
     assert (queries(linear, judge=other) == most).all()

@@ -1,5 +1,7 @@
 """TRADES, penalties and weight clipping: against hand computation, and composed with each other."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from helpers import _maker, all_models, digits, linear_logits, train, trained_ml
 from scipy.special import log_softmax, softmax
 
 from odejax import LinfBall, Predictor
-from odejax.attacks import IFGSM, PGD
+from odejax.attacks import IFGSM, PGD, AttackResult
 from odejax.evaluation import robust_accuracy
 from odejax.models import MLP, DenseODENet, NmODENet
 from odejax.training import (
@@ -55,8 +57,8 @@ class Linear(eqx.Module):
         return self.net(x), state
 
 
-def linear():
-    return eqx.nn.make_with_state(lambda: Linear(linear_logits(n_classes=10, scale=0.1)))()
+def linear(scale=0.1):
+    return eqx.nn.make_with_state(lambda: Linear(linear_logits(n_classes=10, scale=scale)))()
 
 
 @eqx.filter_jit
@@ -80,6 +82,31 @@ def test_trades_is_cross_entropy_and_beta_times_the_divergence():
     # Zero beta is cross-entropy alone, however large the ball.
     loss, _ = value(TRADES(LinfBall(0.3), beta=0.0), model, state)
     np.testing.assert_allclose(loss, natural, rtol=1e-5)
+
+
+class Negative(eqx.Module):
+    """An attack whose image is known."""
+
+    loss: Callable | None = None
+    random_start: bool = True
+
+    def __call__(self, logits_fn, x, y, ball, *, key):
+        nothing = jnp.zeros(())
+        return AttackResult(1 - x, nothing > 1, nothing, jnp.zeros((), int))
+
+
+def test_trades_measures_the_divergence_from_the_clean_prediction():
+    model, state = linear()
+    clean, moved = (
+        np.asarray(logits_of(model.net, images), np.float64) for images in (IMAGES, 1 - IMAGES)
+    )
+    losses = [
+        float(value(TRADES(LinfBall(1.0), beta, Negative()), model, state)[0])
+        for beta in (0.0, 1.0)
+    ]
+    forward, backward = kl(clean, moved).mean(), kl(moved, clean).mean()
+    assert abs(forward - backward) > 0.05 * forward
+    assert losses[1] - losses[0] == pytest.approx(forward, rel=1e-2)
 
 
 def test_trades_climbs_the_divergence():

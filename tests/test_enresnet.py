@@ -12,7 +12,7 @@ from helpers import IMAGE_SHAPE, constant_image, digits, linear_logits, predicto
 
 from odejax import EnsembleLogits, Predictor
 from odejax.attacks import cross_entropy
-from odejax.models import MixedEnResNet, ResNet
+from odejax.models import EnResNet, MixedEnResNet, ResNet
 from odejax.solvers import ConstantNoise
 from odejax.training import CrossEntropy, fit, mixture_weights, steps_per_epoch
 
@@ -46,6 +46,26 @@ def test_a_mixture_is_the_weighted_mean_of_its_members(softmax):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="draws noise"):
         eqx.filter_eval_shape(lambda model: model(X, state)[0], model)
+
+
+def test_an_ensemble_is_the_mean_of_members_with_noise_of_their_own():
+    make = partial(
+        eqx.nn.make_with_state(EnResNet),
+        IMAGE_SHAPE, width=4, depth=1, members=3, noise=ConstantNoise(0.2),
+    )  # fmt: skip
+
+    @eqx.filter_jit
+    def logits(key):
+        model, state = make(key=key)
+        arrays, static = eqx.partition(model.nets, eqx.is_array)
+        each = []
+        for i, k in enumerate(jax.random.split(KEY, 3)):
+            net = eqx.combine(jax.tree.map(lambda a, i=i: a[i], arrays), static)
+            each.append(net(X, state, key=k)[0])
+        return model(X, state, key=KEY)[0], jnp.stack(each)
+
+    found, each = logits(KEY)
+    np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-4, atol=1e-5)
 
 
 def test_a_mixture_starts_with_equal_weights_and_refuses_none():

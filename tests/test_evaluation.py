@@ -27,6 +27,7 @@ from odejax.attacks import (
     AbstractAttack,
     AttackResult,
     AutoAttack,
+    Restarts,
     Square,
 )
 from odejax.certificates import FiniteTimeStableMapping, LipschitzMargin, StableMapping
@@ -84,6 +85,59 @@ def test_the_images_of_a_bracket_are_those_that_broke_it(measured):
     )()  # fmt: skip
     right = predict(predictor, measured.x_adv, key=KEY).argmax(axis=1) == digits("test", 100).labels
     np.testing.assert_array_equal(right, measured.standing)
+
+
+def test_the_strongest_attack_counts_even_where_it_came_first():
+    weak = PGD(1, 1e-6, random_start=False)
+    found = bracket(
+        trained_mlp(),
+        digits("test", 100),
+        LinfBall(0.08),
+        attacks={"strong": PGD5, "weak": weak},
+        key=KEY,
+        flag_images=0,
+    )
+    assert found.attacked == found.per_attack["strong"] < found.per_attack["weak"]
+
+
+def test_the_best_certificate_counts_even_where_it_came_first():
+    found = bracket(
+        trained_nmode(),
+        digits("test", 100),
+        LinfBall(0.008),
+        attacks=[FGSM()],
+        certificates=[FiniteTimeStableMapping(), StableMapping()],
+        key=KEY,
+        flag_images=0,
+    )
+    first, last = found.per_certificate.values()
+    assert found.certified == first > last
+
+
+def test_more_restarts_lose_nothing_that_fewer_found():
+    data, rows = digits("test", 30), np.arange(30)
+    margins = []
+    for n in (1, 6):
+        attack = Restarts(PGD(1, 0.01), n)
+        report = robust_accuracy(
+            attack, trained_mlp(), data.pixels, data.labels, LinfBall(0.1), key=KEY, stop=False
+        )
+        logits = predict(trained_mlp(), report.x_adv, key=KEY)
+        own = logits[rows, data.labels]
+        logits[rows, data.labels] = -np.inf
+        margins.append(own - logits.max(axis=1))
+    assert (margins[1] <= margins[0] + 1e-4).all()
+    assert (margins[1] < margins[0] - 1e-2).sum() > 15
+
+
+def test_copies_of_an_image_are_attacked_with_draws_of_their_own():
+    images = np.full((4, *IMAGE_SHAPE), 0.5, np.float32)
+    logits_fn = linear_logits(n_classes=10)
+    labels = predict(logits_fn, images, key=KEY).argmax(axis=1)
+    report = robust_accuracy(
+        PGD(1, 1e-4), logits_fn, images, labels, LinfBall(0.01), key=KEY, stop=False
+    )
+    assert len(np.unique(report.x_adv.reshape(4, -1), axis=0)) == 4
 
 
 def test_a_bracket_is_summarised_in_json_with_intervals(measured):

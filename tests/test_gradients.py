@@ -184,6 +184,16 @@ def test_behind_a_linear_layer_yopo_is_projected_gradient_ascent(n):
     assert_close(gradient, jax.tree.map(lambda g: g / 4, total), rtol=1e-3, atol=1e-6)
 
 
+def test_yopos_own_step_reaches_the_surface_and_half_as_far_again():
+    """The first of the m times has no adjoint yet, so (m - 1) n steps move."""
+    model = make(MLP, width=8)
+    values = [
+        apply(YOPO(BALL, lambda m: m.layers[0], m=3, n=2, step_size=s, apply=linear), model)[0][0]
+        for s in (None, 2.5 * 0.1 / (2 * 2))
+    ]
+    np.testing.assert_allclose(*values, rtol=1e-6)
+
+
 class Bent(eqx.Module):
     """tanh(W x), then V: a first layer that is not linear."""
 

@@ -326,10 +326,13 @@ def test_a_step_stretches_by_no_more_than_its_constant(step, slope, inputs):
 
 
 def two_flows(steps, learned, seed=0, noise=0.05):
-    """Near-orthogonal maps, so that both contract."""
+    """Near-orthogonal maps, so that both contract, and of two norms, which must not be swapped."""
     rng = np.random.default_rng(seed)
     matrices = np.linalg.qr(rng.normal(size=(2, 8, 8)))[0] + noise * rng.normal(size=(2, 8, 8))
-    operators = tuple(DenseOperator(np.asarray(m, np.float32), 1.0) for m in matrices)
+    operators = tuple(
+        DenseOperator(np.asarray(m, np.float32), gain)
+        for m, gain in zip(matrices, (1.0, 2.0), strict=True)
+    )
     biases = (np.zeros(8, np.float32), np.zeros(8, np.float32))
     return TwoFlows(operators, biases, np.asarray(learned, np.float32), steps, 0.5)
 

@@ -204,6 +204,18 @@ def test_an_ensemble_with_noise_needs_a_key():
         predictor_of("EnResNet")(IMAGES[0])
 
 
+def test_a_field_in_time_is_given_the_time():
+    predictor = predictor_of("ConvODENet in time")
+
+    @eqx.filter_jit
+    def field(model, state, t):
+        y, _ = model.encode(IMAGES[0], state)
+        return model.field(t, y, model.parameters(state))
+
+    early, late = (np.asarray(field(predictor.model, predictor.state, t)) for t in np.eye(2)[0])
+    assert np.abs(early - late).max() > 1e-3
+
+
 def test_noise_depends_on_the_key():
     other = run(predictor_of("EnResNet"), IMAGES, jax.random.split(jax.random.key(1), 4), KEY)
     assert not np.array_equal(other["logits"], result_of("EnResNet")["logits"])

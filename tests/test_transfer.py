@@ -34,6 +34,28 @@ def test_the_matrix_holds_every_oracle_against_every_target():
         np.testing.assert_array_equal(matrix.correct[i, i], alone.still_correct)
 
 
+def test_an_attack_goes_on_where_its_oracle_is_fooled():
+    linear, eps = linear_logits(scale=0.2), 0.05
+    images = np.full((1, 8, 8, 1), 0.5, np.float32)
+    w = np.asarray(linear.weight[0] - linear.weight[1])
+
+    def with_margin(share):
+        """At the image, this share of what the attack can take of it."""
+        bias = np.array([share * eps * np.abs(w).sum() - 0.5 * w.sum(), 0.0], np.float32)
+        return LinearLogits(linear.weight, bias)
+
+    matrix = transfer_matrix(
+        PGD(10, eps / 10, random_start=False),
+        {"fooled at once": with_margin(0.05)},
+        {"fooled late": with_margin(0.7)},
+        images,
+        np.zeros(1, np.int32),
+        LinfBall(eps),
+        key=KEY,
+    )
+    np.testing.assert_array_equal((matrix.clean, matrix.accuracy[0]), ([1.0], [0.0]))
+
+
 def test_what_an_oracle_gets_wrong_from_the_start_is_attacked_as_well():
     target = linear_logits(scale=0.2)
     images = np.full((4, 8, 8, 1), 0.5, np.float32)

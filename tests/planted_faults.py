@@ -1,0 +1,875 @@
+"""Does the suite still catch what matters? Faults are planted one by one, and tests must fail.
+
+    python -m tests.planted_faults [NAME ...] [--jobs N] [--list] [--sound] [--table FILE]
+
+Each fault is one small edit that computes something wrong without a word, as a slip of the hand
+would. It is planted in a copy of this checkout, where the tests that should see it are run.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# All that a test may look at.
+COPIED = (
+    "benchmarks", "experiments", "notebooks", "odejax", "tests",
+    "Makefile", "README.md", "pyproject.toml",
+)  # fmt: skip
+LIMIT = 1800  # seconds; a fault may make a loop endless
+FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/[^\[\s]+)", re.MULTILINE)  # without parameters
+
+
+@dataclass(frozen=True)
+class Fault:
+    """In `file`, below odejax/, the text `old`, found there once, becomes `new`.
+
+    `tests`: what should notice, files or single tests of theirs, the cheapest first.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+FAULTS = [
+    # Threat models
+    Fault(
+        "The l2 projection leaves the box",
+        "_threat_model.py",
+        "self.clip(x + v * jnp.minimum(1.0, self.eps / _positive(self.norm(v))))",
+        "x + v * jnp.minimum(1.0, self.eps / _positive(self.norm(v)))",
+        ("tests/test_threat_model.py",),
+    ),
+    Fault(
+        "The l-infinity projection is around the iterate",
+        "_threat_model.py",
+        "jnp.clip(x_adv, x - self.eps, x + self.eps)",
+        "jnp.clip(x_adv, x_adv - self.eps, x_adv + self.eps)",
+        ("tests/test_threat_model.py",),
+    ),
+    Fault(
+        "The steepest l2 step has norm 1 in l-infinity",
+        "_threat_model.py",
+        "return gradient / _positive(self.norm(gradient))",
+        "return gradient",
+        ("tests/test_threat_model.py",),
+    ),
+    Fault(
+        "The dual norm of l-infinity is itself",
+        "_threat_model.py",
+        "return jnp.sum(jnp.abs(gradient))",
+        "return jnp.max(jnp.abs(gradient))",
+        ("tests/test_reach.py", "tests/test_attacks_white_box.py"),
+    ),
+    Fault(
+        "Samples crowd at the centre of the l2 ball",
+        "_threat_model.py",
+        "jax.random.uniform(radius_key) ** (1 / x.size)",
+        "jax.random.uniform(radius_key)",
+        ("tests/test_threat_model.py",),
+    ),
+    Fault(
+        "Gains in the box are taken on the wrong side",
+        "_threat_model.py",
+        "return up @ rise + down @ fall",
+        "return up @ fall + down @ rise",
+        ("tests/test_threat_model.py", "tests/test_certificates.py"),
+    ),
+    Fault(
+        "The move to a hyperplane leaves the box",
+        "_threat_model.py",
+        "return jnp.sign(w) * jnp.minimum(size * rate, room)",
+        "return jnp.sign(w) * size * rate",
+        ("tests/test_reach.py",),
+    ),
+    # Attacks
+    Fault(
+        "PGD steps from the image each time",
+        "attacks/pgd.py",
+        "ball.project(x_adv + size * ball.steepest(momentum), problem.x)",
+        "ball.project(problem.x + size * ball.steepest(momentum), problem.x)",
+        ("tests/test_attacks_white_box.py",),
+    ),
+    Fault(
+        "The last image is kept instead of the worst",
+        "attacks/iterative.py",
+        "(margin < self.margin) & inside)",
+        "jnp.asarray(inside))",
+        ("tests/test_attacks_contract.py::test_pgd_keeps_the_worst_iterate_not_the_last",),
+    ),
+    Fault(
+        "Images count that the attack says are none of its own",
+        "attacks/iterative.py",
+        "(margin < self.margin) & inside)",
+        "margin < self.margin)",
+        ("tests/test_attacks_black_box.py", "tests/test_attacks_white_box.py"),
+    ),
+    Fault(
+        "The nearest image may be as far as it likes",
+        "attacks/iterative.py",
+        "(margin < 0) & (distance <= ball.eps + 1e-6) & (distance < known)",
+        "(margin < 0) & (distance < known)",
+        ("tests/test_attacks_black_box.py", "tests/test_attacks_white_box.py"),
+    ),
+    Fault(
+        "Momentum decays the gradient",
+        "attacks/momentum.py",
+        "return decay * momentum + gradient / jnp.where(size > 0, size, 1.0)",
+        "return momentum + decay * gradient / jnp.where(size > 0, size, 1.0)",
+        ("tests/test_attacks_white_box.py",),
+    ),
+    Fault(
+        "Auto-PGD halves its step but does not go back",
+        "attacks/apgd.py",
+        "here = jnp.where(reduce, best, x_adv)",
+        "here = x_adv",
+        ("tests/test_attacks_white_box.py",),
+    ),
+    Fault(
+        "Auto-PGD's checkpoints confuse two lengths",
+        "attacks/apgd.py",
+        "length = max(length - shorter, shortest)",
+        "length = max(length - shortest, shorter)",
+        ("tests/test_attacks_white_box.py",),
+    ),
+    Fault(
+        "A targeted cross-entropy moves away from its class",
+        "attacks/losses.py",
+        "return loss if target is None else -loss",
+        "return loss",
+        ("tests/test_attacks_white_box.py",),
+    ),
+    Fault(
+        "DLR is divided by the gap to the second logit",
+        "attacks/losses.py",
+        "lower = top[2] if target is None",
+        "lower = top[1] if target is None",
+        ("tests/test_attacks_white_box.py",),
+    ),
+    Fault(
+        "The margin is to zero where other logits are negative",
+        "attacks/base.py",
+        "others = jnp.where(jnp.arange(len(logits)) == y, -jnp.inf, logits)",
+        "others = jnp.where(jnp.arange(len(logits)) == y, 0.0, logits)",
+        ("tests/test_attacks_contract.py::test_the_margin_is_to_the_runner_up",),
+    ),
+    Fault(
+        "The judge's query is not counted",
+        "attacks/base.py",
+        "queries=jnp.asarray(queries + 1)",
+        "queries=jnp.asarray(queries)",
+        ("tests/test_attacks_black_box.py",),
+    ),
+    Fault(
+        "A mean over draws counts as one query",
+        "attacks/iterative.py",
+        "return logits_fn.draws * _cost(logits_fn.logits_fn) if",
+        "return _cost(logits_fn.logits_fn) if",
+        (
+            "tests/test_attacks_compose.py::test_queries_of_attacks_made_from_attacks_are_those_really_made",
+        ),
+    ),
+    Fault(
+        "EOT takes the loss of the mean for the mean loss",
+        "attacks/iterative.py",
+        "return jnp.mean(losses), jnp.mean(each, axis=0)",
+        "mean = jnp.mean(each, axis=0)\n"
+        "                return loss(mean, self.y, self.target), mean",
+        (
+            "tests/test_attacks_compose.py::test_an_averaged_gradient_is_the_mean_of_those_of_the_draws",
+        ),
+    ),
+    Fault(
+        "All restarts draw the same start",
+        "attacks/iterative.py",
+        "jax.random.split(jax.random.fold_in(key, run))",
+        "jax.random.split(key)",
+        (
+            "tests/test_attacks_compose.py::test_restarts_return_the_worst_of_runs_with_keys_of_their_own",
+        ),
+    ),
+    Fault(
+        "An image's own class is among the targets",
+        "attacks/compose.py",
+        "target = ranking[rank % (len(logits) - 1)]",
+        "target = ranking[rank % len(logits)]",
+        (
+            "tests/test_attacks_compose.py::test_classes_that_come_again_start_elsewhere",
+            "tests/test_attacks_compose.py::test_of_a_network_with_noise_every_class_is_aimed_at",
+        ),
+    ),
+    Fault(
+        "A sequence returns the image of its last attack",
+        "attacks/autoattack.py",
+        "worst = jnp.where(margin < smallest, x_adv, worst)",
+        "worst = x_adv",
+        (
+            "tests/test_attacks_compose.py::test_a_sequence_on_one_example_returns_the_worst_of_its_parts",
+        ),
+    ),
+    Fault(
+        "Square shrinks one query late",
+        "attacks/square.py",
+        "jnp.floor(i * scale) > jnp.asarray(_HALVINGS)",
+        "jnp.floor((i - 1) * scale) > jnp.asarray(_HALVINGS)",
+        ("tests/test_attacks_black_box.py",),
+    ),
+    Fault(
+        "Square goes on from what it has tried last",
+        "attacks/square.py",
+        "change(best, x, ball,",
+        "change(x_adv, x, ball,",
+        ("tests/test_attacks_black_box.py",),
+    ),
+    Fault(
+        "FAB projects as if from another point",
+        "attacks/fab.py",
+        "-difference - jnp.sum(w * (start - x_adv))",
+        "-difference + jnp.sum(w * (start - x_adv))",
+        ("tests/test_attacks_white_box.py",),
+    ),
+    Fault(
+        "FAB steps back by what it should keep",
+        "attacks/fab.py",
+        "x + self.beta * (x_adv - x), x_adv)",
+        "x + (1 - self.beta) * (x_adv - x), x_adv)",
+        ("tests/test_attacks_white_box.py",),
+    ),
+    Fault(
+        "DeepFool goes to the smallest gap, not the nearest boundary",
+        "attacks/deepfool.py",
+        "jnp.where(others == problem.y, jnp.inf, distance))",
+        "jnp.where(others == problem.y, jnp.inf, gap))",
+        ("tests/test_attacks_white_box.py",),
+    ),
+    Fault(
+        "Carlini and Wagner remember a success of an earlier round",
+        "attacks/carlini_wagner.py",
+        "success & ~end, worst)",
+        "success, worst)",
+        ("tests/test_attacks_white_box.py",),
+    ),
+    Fault(
+        "The Boundary Attack's step to the source never adapts alone",
+        "attacks/boundary.py",
+        "source_step=state.source_step * both * alone",
+        "source_step=state.source_step * both",
+        ("tests/test_attacks_black_box.py",),
+    ),
+    Fault(
+        "SPSA's differences are over half their width",
+        "attacks/spsa.py",
+        "/ (2 * self.delta) * signs",
+        "/ self.delta * signs",
+        ("tests/test_attacks_black_box.py",),
+    ),
+    # Certificates and Lipschitz bounds
+    Fault(
+        "The Lipschitz margin lacks its sqrt(2)",
+        "certificates/lipschitz_margin.py",
+        "return 2**0.5 * bound()",
+        "return bound()",
+        ("tests/test_certificates.py",),
+    ),
+    Fault(
+        "Nothing is taken off a margin for rounding",
+        "certificates/base.py",
+        "logits[label] - logits - logit_rounding(logits) - lost",
+        "logits[label] - logits - lost",
+        ("tests/test_certificates.py",),
+    ),
+    Fault(
+        "A radius is carried to the other norm the wrong way",
+        "certificates/base.py",
+        "self.norm(1.0).covering_radius(type(ball)(1.0), x.size)",
+        "type(ball)(1.0).covering_radius(self.norm(1.0), x.size)",
+        ("tests/test_certificates.py",),
+    ),
+    Fault(
+        "A wrong prediction is certified",
+        "certificates/base.py",
+        "correct & (radius >= ball.eps)",
+        "radius >= ball.eps",
+        ("tests/test_certificates.py",),
+    ),
+    Fault(
+        "The stable mapping divides by lambda",
+        "certificates/stable_mapping.py",
+        "jnp.sum(jnp.abs(layer.weight), axis=1)) / (lam - 1)",
+        "jnp.sum(jnp.abs(layer.weight), axis=1)) / lam",
+        ("tests/test_certificates.py",),
+    ),
+    Fault(
+        "Neurons move by the largest weight, not by the sum",
+        "certificates/stable_mapping.py",
+        "jax.vmap(unit.dual_norm)(first)",
+        "jax.vmap(unit.norm)(first)",
+        ("tests/test_certificates.py",),
+    ),
+    Fault(
+        "nmODE's slope bound has lambda for lambda - 1",
+        "models/nmode.py",
+        "rate, t1 = float(self.lam) - 1, float(self.t1)",
+        "rate, t1 = float(self.lam), float(self.t1)",
+        ("tests/test_flow_map.py", "tests/test_certificates.py"),
+    ),
+    Fault(
+        "Linear relaxation counts gains for losses",
+        "certificates/linear_relaxation.py",
+        "losses = ball.largest_gain(x, -rows)",
+        "losses = ball.largest_gain(x, rows)",
+        ("tests/test_certificates.py",),
+    ),
+    Fault(
+        "Lines ignore what bends between two nodes",
+        "certificates/linear_relaxation.py",
+        "between = spacing**2 / 8 * flow_map.max_curvature() + rounding",
+        "between = rounding",
+        ("tests/test_certificates.py",),
+    ),
+    Fault(
+        "A flow map's slope ignores the error of its table",
+        "solvers/flow_map.py",
+        "max(map(abs, self.extremes(1))) + self.slope_error",
+        "max(map(abs, self.extremes(1)))",
+        ("tests/test_flow_map.py",),
+    ),
+    Fault(
+        "A norm bound is not rounded up",
+        "models/spectral.py",
+        "jnp.exp(log_norm))) * (1 + ROUNDING)",
+        "jnp.exp(log_norm)))",
+        ("tests/test_spectral.py",),
+    ),
+    Fault(
+        "A smallest singular value is not rounded down",
+        "models/spectral.py",
+        "jnp.maximum(0.0, high * (1 - ROUNDING) - _gram_bound(rest, ITERATIONS))",
+        "jnp.maximum(0.0, high - _gram_bound(rest, ITERATIONS))",
+        ("tests/test_spectral.py",),
+    ),
+    Fault(
+        "Zero padding is taken for circular",
+        "models/spectral.py",
+        "return kernel, [n + k for n, k in zip(touched, around, strict=True)]",
+        "return kernel, touched",
+        ("tests/test_spectral.py",),
+    ),
+    Fault(
+        "Contraction is claimed without the slope",
+        "models/lipschitz_layers.py",
+        "return growth(self.step, self.slope * low, high)",
+        "return growth(self.step, low, high)",
+        ("tests/test_lipschitz_net.py",),
+    ),
+    Fault(
+        "An expansion counts on a contraction without the slope",
+        "models/lipschitz_layers.py",
+        "growth(h, slope * low[0], high[0])",
+        "growth(h, low[0], high[0])",
+        ("tests/test_lipschitz_net.py",),
+    ),
+    # Solvers
+    Fault(
+        "SSPRK33 weighs its stages in another order",
+        "solvers/ssprk.py",
+        "b_sol=np.array([1 / 6, 1 / 6, 2 / 3])",
+        "b_sol=np.array([1 / 6, 2 / 3, 1 / 6])",
+        ("tests/test_ssprk.py",),
+    ),
+    Fault(
+        "All stages of a step are at its beginning",
+        "solvers/layer_steps.py",
+        "f(t + c * h, _combine(y, h, a, slopes))",
+        "f(t, _combine(y, h, a, slopes))",
+        ("tests/test_accepted_steps.py",),
+    ),
+    Fault(
+        "All layers draw the same noise",
+        "solvers/layered.py",
+        "jax.random.split(key, (depth, 2))",
+        "jnp.stack([jax.random.split(key)] * depth)",
+        ("tests/test_layered.py",),
+    ),
+    Fault(
+        "Noise grows with the time, not its root",
+        "solvers/feynman_kac.py",
+        "self.std(y) * jnp.sqrt(dt)",
+        "self.std(y) * dt",
+        ("tests/test_feynman_kac.py",),
+    ),
+    Fault(
+        "Coarse paths take the mean of the fine increments",
+        "solvers/multilevel.py",
+        "increments.reshape(coarse, fine // coarse, *x.shape).sum(1)",
+        "increments.reshape(coarse, fine // coarse, *x.shape).mean(1)",
+        ("tests/test_multilevel.py",),
+    ),
+    Fault(
+        "A flow map is reduced to the period before",
+        "solvers/fourier.py",
+        "turns = jnp.round(gamma / period)",
+        "turns = jnp.floor(gamma / period)",
+        ("tests/test_flow_map.py",),
+    ),
+    Fault(
+        "A reversible layer is undone with the wrong sign",
+        "solvers/reversible.py",
+        "return x - h * fields[0](y, states[0])[0], y",
+        "return x + h * fields[0](y, states[0])[0], y",
+        ("tests/test_reversible.py",),
+    ),
+    Fault(
+        "The learned step is of order 1",
+        "solvers/learned_rk2.py",
+        "b21 = 1 / (2 * b10)",
+        "b21 = b10 / 2",
+        ("tests/test_learned_rk2.py",),
+    ),
+    Fault(
+        "Weights learn from a solve's first step alone",
+        "solvers/accepted_steps.py",
+        "jax.tree.map(jnp.add, of_args, more)",
+        "more",
+        ("tests/test_accepted_steps.py",),
+    ),
+    Fault(
+        "Of a long solve the first states are kept",
+        "solvers/accepted_steps.py",
+        "a.at[:, :half].set(a[:, ::2])",
+        "a.at[:, :half].set(a[:, :half])",
+        ("tests/test_accepted_steps.py",),
+    ),
+    Fault(
+        "Everyone in a batch takes the first one's gradient",
+        "_batch.py",
+        "jax.tree.map(lambda a: a[index], of_all)",
+        "jax.tree.map(lambda a: a[0], of_all)",
+        ("tests/test_accepted_steps.py", "tests/test_reversible.py"),
+    ),
+    # Models
+    Fault(
+        "The input gradient of a convolution flips one axis",
+        "models/convolution.py",
+        "[::-1, :, ::-1]",
+        "[::-1]",
+        ("tests/test_convolution.py",),
+    ),
+    Fault(
+        "Running variances keep their bias",
+        "models/norms.py",
+        "batch = mean, variance * (n / max(n - 1, 1))",
+        "batch = mean, variance",
+        ("tests/test_norms.py",),
+    ),
+    Fault(
+        "EnResNet sums its members",
+        "models/enresnet.py",
+        "return jnp.mean(logits, axis=0), state",
+        "return jnp.sum(logits, axis=0), state",
+        ("tests/test_enresnet.py", "tests/test_models_contract.py"),
+    ),
+    Fault(
+        "All members of an EnResNet draw the same noise",
+        "models/enresnet.py",
+        "jax.random.split(key, self.members)",
+        "jnp.stack([key] * self.members)",
+        ("tests/test_enresnet.py", "tests/test_models_contract.py"),
+    ),
+    Fault(
+        "Groups do not halve the resolution",
+        "models/preact_resnet.py",
+        "stride = 1 if group == 0 else 2",
+        "stride = 1",
+        ("tests/test_preact_resnet.py",),
+    ),
+    Fault(
+        "A solve that hit its limit has logits",
+        "models/ode_net.py",
+        "self.decode(jnp.where(solved, solution.ys[0], jnp.nan), state)",
+        "self.decode(solution.ys[0], state)",
+        ("tests/test_solve_statistics.py", "tests/test_models_contract.py"),
+    ),
+    Fault(
+        "A field that depends on time sees time 0",
+        "models/conv_ode.py",
+        "return residual(y, state, t=t)[0]",
+        "return residual(y, state)[0]",
+        ("tests/test_models_contract.py",),
+    ),
+    Fault(
+        "The sphere step is twice as long",
+        "models/invariants.py",
+        "half = self.step_size / 2",
+        "half = self.step_size",
+        ("tests/test_invariants.py",),
+    ),
+    # Predictors, fingerprints, meshes
+    Fault(
+        "Mean logits draw anew for every attack",
+        "_predictor.py",
+        "jax.vmap(lambda k: self.logits_fn(x, key=k))(self.keys)",
+        "jax.vmap(lambda k: self.logits_fn(x, key=key))(self.keys)",
+        ("tests/test_evaluation.py::test_mean_logits_are_the_mean_over_the_given_draws",),
+    ),
+    Fault(
+        "Noise depends on the place in a batch",
+        "_predictor.py",
+        "(first + jnp.arange(len(images)))",
+        "(jnp.arange(len(images)))",
+        ("tests/test_evaluation.py::test_logits_do_not_depend_on_the_batch_size",),
+    ),
+    Fault(
+        "White is 255/256 to a network",
+        "_predictor.py",
+        "images.astype(jnp.float32) / 255 if",
+        "images.astype(jnp.float32) / 256 if",
+        ("tests/test_fit.py", "tests/test_data.py"),
+    ),
+    Fault(
+        "A fingerprint does not see what functions close over",
+        "_fingerprint.py",
+        "thing.__kwdefaults__, cells]",
+        "thing.__kwdefaults__]",
+        ("tests/test_fingerprint.py",),
+    ),
+    Fault(
+        "A batch is rounded down to the devices",
+        "_mesh.py",
+        "return -(-batch_size // size) * size",
+        "return max(batch_size // size, 1) * size",
+        ("tests/test_mesh.py",),
+    ),
+    # Data
+    Fault(
+        "A training image is among the test images",
+        "data/load.py",
+        "else slice(DIGITS_TRAIN, None)",
+        "else slice(DIGITS_TRAIN - 1, None)",
+        ("tests/test_data.py",),
+    ),
+    Fault(
+        "The rest of a holdout holds all images",
+        "data/dataset.py",
+        "np.sort(order[n:])",
+        "np.sort(order)",
+        ("tests/test_data.py",),
+    ),
+    Fault(
+        "Crops never reach the last row and column",
+        "data/augment.py",
+        "jax.random.randint(key, (2,), 0, 2 * padding + 1)",
+        "jax.random.randint(key, (2,), 0, 2 * padding)",
+        ("tests/test_data.py",),
+    ),
+    Fault(
+        "The blur is wider than OpenCV's",
+        "data/perturbations.py",
+        "sigma = 0.3 * (half - 1) + 0.8",
+        "sigma = 0.3 * half + 0.8",
+        ("tests/test_perturbations.py",),
+    ),
+    # Evaluation
+    Fault(
+        "What a smaller ball broke stands again",
+        "evaluation/robust_accuracy.py",
+        "still_correct &= logits.argmax(axis=1) == labels",
+        "still_correct = logits.argmax(axis=1) == labels",
+        (
+            "tests/test_evaluation.py::test_images_already_broken_are_lost_without_another_attack",
+            "tests/test_evaluation.py::test_images_already_broken_are_not_attacked_again",
+        ),
+    ),
+    Fault(
+        "A lucky draw ends an attack",
+        "evaluation/robust_accuracy.py",
+        "for key in (first_key, second_key)",
+        "for key in (first_key, first_key)",
+        (
+            "tests/test_attacks_compose.py::test_an_attack_ends_with_its_first_success_unless_that_was_a_draw",
+        ),
+    ),
+    Fault(
+        "A resumed evaluation forgets the queries",
+        "evaluation/robust_accuracy.py",
+        'int(saved["stage"]), saved["x_adv"], saved["queries"]',
+        'int(saved["stage"]), saved["x_adv"], queries',
+        ("tests/test_attacks_compose.py::test_a_killed_evaluation_goes_on_where_it_was",),
+    ),
+    Fault(
+        "A state is taken for that of another key",
+        "evaluation/robust_accuracy.py",
+        "labels, ball, key, still_correct, stop, everyone)",
+        "labels, ball, still_correct, stop, everyone)",
+        ("tests/test_attacks_compose.py::test_the_state_of_another_evaluation_is_refused",),
+    ),
+    Fault(
+        "Every image is attacked with the same draws",
+        "evaluation/survivors.py",
+        "start(attack, problem, new, run, jax.random.fold_in(key, index))",
+        "start(attack, problem, new, run, key)",
+        ("tests/test_evaluation.py", "tests/test_attacks_compose.py"),
+    ),
+    Fault(
+        "In a batch a restart forgets the run before",
+        "evaluation/survivors.py",
+        "new = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), new, worst)",
+        "new = jax.tree.map(lambda a, b: jnp.where(fresh, a, a), new, worst)",
+        ("tests/test_attacks_compose.py",),
+    ),
+    Fault(
+        "An attack's queries replace those before",
+        "evaluation/survivors.py",
+        "self.queries[index[slots]] += to_host(worst.queries)[slots]",
+        "self.queries[index[slots]] = to_host(worst.queries)[slots]",
+        (
+            "tests/test_evaluation.py::test_only_images_that_stand_are_attacked_and_only_until_they_fall",
+        ),
+    ),
+    Fault(
+        "The last attack alone decides who stands",
+        "evaluation/bracket.py",
+        "standing &= report.still_correct",
+        "standing = report.still_correct",
+        ("tests/test_evaluation.py",),
+    ),
+    Fault(
+        "The last certificate alone decides what is proven",
+        "evaluation/bracket.py",
+        "proven |= mine",
+        "proven = mine",
+        ("tests/test_evaluation.py", "tests/test_certificates.py"),
+    ),
+    Fault(
+        "The confidence interval has half its level",
+        "evaluation/bracket.py",
+        "tail = (1 - level) / 2",
+        "tail = 1 - level",
+        ("tests/test_evaluation.py::test_the_confidence_interval_is_scipys_exact_one",),
+    ),
+    Fault(
+        "Transfers stop where their oracle is fooled",
+        "evaluation/transfer.py",
+        "stop=False,",
+        "stop=True,",
+        ("tests/test_transfer.py",),
+    ),
+    Fault(
+        "What white-box attacks broke counts for the black box",
+        "evaluation/flags.py",
+        "(standing & ~left).sum()",
+        "(~left).sum()",
+        ("tests/test_flags.py",),
+    ),
+    Fault(
+        "A hidden gradient must be found by every variant",
+        "evaluation/solver_flags.py",
+        "if any((c < 0.9).mean() > 0.1",
+        "if all((c < 0.9).mean() > 0.1",
+        ("tests/test_flags.py",),
+    ),
+    # Training
+    Fault(
+        "Every epoch has the same order and noise",
+        "training/fit.py",
+        "jax.random.fold_in(key, epoch)",
+        "key",
+        ("tests/test_fit.py::test_every_epoch_visits_every_image_once_in_another_order",),
+    ),
+    Fault(
+        "The last model is returned, not the best",
+        "training/fit.py",
+        "if value > best_score:",
+        "if value > -np.inf:",
+        ("tests/test_fit.py::test_the_model_of_the_best_validation_score_is_returned",),
+    ),
+    Fault(
+        "A resumed run forgets its best score",
+        "training/fit.py",
+        'best_epoch, best_score = meta["best_epoch"], meta["best_score"]',
+        'best_epoch = meta["best_epoch"]',
+        ("tests/test_fit.py::test_the_best_model_survives_a_restart",),
+    ),
+    Fault(
+        "A run goes on with another augmentation",
+        "training/fit.py",
+        '            "augmentation": fingerprint(augment),\n',
+        "",
+        ("tests/test_fit.py::test_another_runs_checkpoint_is_refused",),
+    ),
+    Fault(
+        "The average of the weights follows the last ones",
+        "training/fit.py",
+        "return share * a + (1 - share) * b if",
+        "return share * b + (1 - share) * a if",
+        ("tests/test_gradients.py",),
+    ),
+    Fault(
+        "Free training carries on its last step alone",
+        "training/free.py",
+        "moved - images",
+        "moved - start",
+        ("tests/test_gradients.py",),
+    ),
+    Fault(
+        "YOPO's steps forget that the first has no adjoint",
+        "training/yopo.py",
+        "2.5 * ball.eps / ((self.m - 1) * self.n)",
+        "2.5 * ball.eps / (self.m * self.n)",
+        ("tests/test_gradients.py",),
+    ),
+    Fault(
+        "Eps rises from the second step",
+        "training/rising_eps.py",
+        "share = jnp.minimum(step / self.steps, 1)",
+        "share = jnp.minimum(carry / self.steps, 1)",
+        ("tests/test_gradients.py",),
+    ),
+    Fault(
+        "TRADES takes the divergence the other way round",
+        "training/trades.py",
+        "kl_divergence_with_log_targets(log_q, log_p)",
+        "kl_divergence_with_log_targets(log_p, log_q)",
+        ("tests/test_constraints.py",),
+    ),
+    Fault(
+        "The margin is given to the label",
+        "training/objectives.py",
+        "logits - self.margin * jax.nn.one_hot",
+        "logits + self.margin * jax.nn.one_hot",
+        ("tests/test_fit.py::test_a_margin_in_the_cross_entropy_is_taken_from_the_label",),
+    ),
+    Fault(
+        "Updates are clipped instead of weights",
+        "training/constraints.py",
+        "jnp.clip(weight + change, -c, c) - weight",
+        "jnp.clip(change, -c, c)",
+        ("tests/test_constraints.py",),
+    ),
+    Fault(
+        "Mixture weights move by the sum of an epoch's gradients",
+        "training/constraints.py",
+        "learning_rate * gradient / every",
+        "learning_rate * gradient",
+        ("tests/test_constraints.py",),
+    ),
+]
+
+
+class Unplantable(ValueError):
+    """A fault whose text is not, or not once, in its file."""
+
+
+@contextmanager
+def copy():
+    """A folder with what tests need of this checkout."""
+    with tempfile.TemporaryDirectory(prefix="fault-") as name:
+        folder = Path(name)
+        for one in COPIED:
+            source = ROOT / one
+            if source.is_dir():
+                caches = shutil.ignore_patterns("__pycache__", ".*")
+                shutil.copytree(source, folder / one, ignore=caches)
+            elif source.exists():
+                shutil.copy(source, folder / one)
+        yield folder
+
+
+def plant(fault: Fault, folder: Path):
+    """Make the edit in `folder`; `Unplantable` where it is not clear which."""
+    path = folder / "odejax" / fault.file
+    text = path.read_text() if path.exists() else ""
+    if (n := text.count(fault.old)) != 1:
+        raise Unplantable(f"{fault.name!r}: {n} places in {fault.file} read {fault.old!r}, not 1")
+    path.write_text(text.replace(fault.old, fault.new))
+
+
+def run_tests(folder: Path, tests) -> tuple[int, str]:
+    """The exit status of pytest in `folder`, without what is slow, and its output."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    # Whatever a test starts must see this copy too, not an installed one.
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(
+            [*command, "-m", "not slow", *tests],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+        )
+    except subprocess.TimeoutExpired:
+        return -1, f"no end after {LIMIT} seconds"
+    return done.returncode, done.stdout + done.stderr
+
+
+def hunt(fault: Fault) -> tuple[str | None, float, str]:
+    """The test that caught a fault, or None; the seconds; and what went wrong otherwise."""
+    started = time.perf_counter()
+    with copy() as folder:
+        plant(fault, folder)
+        status, output = run_tests(folder, fault.tests)
+    seconds = time.perf_counter() - started
+    if status == 1:
+        found = FAILED.search(output)
+        return (found[1] if found else "(a test without a name)"), seconds, ""
+    tail = "\n".join(output.splitlines()[-20:])
+    return None, seconds, "" if status in (0, 5) else f"pytest ended with {status}:\n{tail}"
+
+
+def check_sound(faults) -> int:
+    """0 if all tests that the faults name pass without one."""
+    tests = sorted({test for fault in faults for test in fault.tests})
+    with copy() as folder:
+        status, output = run_tests(folder, tests)
+    print("\n".join(output.splitlines()[-20:]))
+    return int(status != 0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of faults; by default all")
+    parser.add_argument("--jobs", type=int, default=1, help="faults at a time")
+    parser.add_argument("--list", action="store_true", help="the faults, and where they are")
+    parser.add_argument("--sound", action="store_true", help="run the tests without a fault")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write what caught what")
+    options = parser.parse_args()
+    by_name = {fault.name: fault for fault in FAULTS}
+    if unknown := set(options.names) - set(by_name):
+        parser.error(f"no such fault: {', '.join(sorted(unknown))}; see --list")
+    faults = [by_name[name] for name in options.names] or FAULTS
+    if options.list:
+        for fault in faults:
+            print(f"{fault.name}  ({fault.file}: {', '.join(fault.tests)})")
+        return 0
+    if options.sound:
+        return check_sound(faults)
+    caught, rows = 0, ["| Fault | File | Caught by |", "| --- | --- | --- |"]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for fault, (test, seconds, problem) in zip(faults, pool.map(hunt, faults), strict=True):
+            caught += test is not None
+            told = test or ("an error" if problem else "NOT CAUGHT")
+            print(f"{fault.name}: {told} ({seconds:.0f} s)", flush=True)
+            if problem:
+                print(problem, flush=True)
+            rows.append(f"| {fault.name} | {fault.file} | {told} |")
+            if options.table:  # as it grows, for whoever stops it
+                options.table.write_text("\n".join(rows) + "\n")
+    print(f"{caught} of {len(faults)} faults were caught")
+    return int(caught < len(faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
