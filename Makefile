@@ -16,7 +16,7 @@ test: $(VENV)/.installed
 
 # Whole experiments, notebooks, killed processes; every annotated shape and type is checked here.
 test-slow: $(VENV)/.installed
-	ODEJAX_CHECK_SHAPES=1 $(PYTEST) -m "slow or contract"
+	ODEJAX_CHECK_SHAPES=1 $(PYTEST) -m slow
 
 test-all: test test-slow
 

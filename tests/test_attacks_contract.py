@@ -44,7 +44,6 @@ from odejax.attacks import (
 )
 from odejax.evaluation import robust_accuracy
 
-pytestmark = pytest.mark.contract
 KEY = jax.random.key(5)
 each_name = pytest.mark.parametrize("name", all_attacks)
 each_ball = pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])

@@ -30,7 +30,6 @@ from odejax.models import (
     SSPNet,
 )
 
-pytestmark = pytest.mark.contract
 KEY = jax.random.key(42)
 LAYERED = [ResNet, SSPNet, PolyNet, FractalNet, RevNet, EnResNet]
 SHAPED = [MLP, *LAYERED, ConvODENet, DenseODENet, NmODENet, LipschitzNet]
@@ -173,7 +172,8 @@ def test_the_input_gradient_is_that_of_central_differences(name):
     pixels = np.arange(0, 64, 5)
     with jax.enable_x64(True):
         predictor = jax.tree.map(
-            lambda a: np.asarray(a, np.float64) if eqx.is_inexact_array(a) else a, predictor
+            lambda a: jnp.asarray(np.asarray(a, np.float64)) if eqx.is_inexact_array(a) else a,
+            predictor,
         )
         # Off 0 and off each other, where ReLUs and maxima of pixels have their kinks.
         x = 0.01 + 0.95 * digits().images[0] / 255.0
@@ -201,7 +201,7 @@ def test_an_image_of_another_size_is_refused_with_both_shapes(name):
 
 def test_an_ensemble_with_noise_needs_a_key():
     with pytest.raises(ValueError, match="key"):
-        predictor_of("EnResNet")(IMAGES[0])
+        predictor_of("EnResNet")(jnp.asarray(IMAGES[0]))
 
 
 def test_a_field_in_time_is_given_the_time():
@@ -209,7 +209,7 @@ def test_a_field_in_time_is_given_the_time():
 
     @eqx.filter_jit
     def field(model, state, t):
-        y, _ = model.encode(IMAGES[0], state)
+        y, _ = model.encode(jnp.asarray(IMAGES[0]), state)
         return model.field(t, y, model.parameters(state))
 
     early, late = (np.asarray(field(predictor.model, predictor.state, t)) for t in np.eye(2)[0])
