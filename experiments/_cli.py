@@ -105,7 +105,7 @@ def enable_compilation_cache():
 
     A cache that is set already, by $JAX_COMPILATION_CACHE_DIR or before, stays as it is.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
