@@ -42,6 +42,7 @@ def nmode_field(
 def _flow_map(lam, t1, y0, activations) -> AbstractFlowMap:
     """gamma enters through f_1 alone: with its period, or up to where it saturates."""
 
+    @jax.jit  # a table takes thousands of evaluations
     def field(y, gamma):
         return nmode_field(y, gamma, lam, activations)
 
