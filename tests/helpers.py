@@ -205,7 +205,7 @@ def predictor_of(name, seed=0):
 def train(make, *, epochs=15, seed=0, objective=None, learning_rate=1e-2, **settings):
     """The model of `make`, trained on digits for a second or two."""
     model_key, fit_key = jax.random.split(jax.random.key(seed))
-    model, state = make(model_key)
+    model, state = eqx.filter_jit(make)(model_key)
     result = fit(
         model,
         state,

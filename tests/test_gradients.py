@@ -331,7 +331,7 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_float32():
 @pytest.mark.parametrize(
     ("network", "sizes"),
     [
-        (LipschitzNet, {"width": 2, "depth": 1, "features": 8}),
+        pytest.param(LipschitzNet, {"width": 2, "depth": 1, "features": 8}, marks=pytest.mark.slow),
         pytest.param(
             StructuredNet,
             {"channels": (2,), "depth": 2, "regime": Structured(steps=FlexibleSteps())},
@@ -351,7 +351,10 @@ def test_mixed_precision_takes_networks_that_compute_norms_and_solves(network, s
     assert np.isfinite(flat(gradient)).all()
 
 
-@pytest.mark.parametrize("name", ["free", "YOPO", "fast"])
+# Each rule is also compared with its formula, above.
+@pytest.mark.parametrize(
+    "name", ["YOPO", *(pytest.param(n, marks=pytest.mark.slow) for n in ("free", "fast"))]
+)
 def test_the_cheap_methods_make_a_network_robust(name):
     ball = LinfBall(0.15)
     rule, epochs = {

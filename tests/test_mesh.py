@@ -31,19 +31,17 @@ OBJECTIVES = {
 }
 
 
-def train(objective=OBJECTIVES["natural"], dataset=TRAIN, epochs=2, key=1, **settings):
+@cache
+def started():
     # All that couples a batch or draws: batch statistics, noise in every layer, augmentation.
-    model, state = eqx.nn.make_with_state(ResNet)(
-        (8, 8, 1),
-        width=8,
-        depth=1,
-        noise=RelativeNoise(0.1),
-        norm=BatchNorm,
-        key=jax.random.key(0),
-    )
+    make = eqx.nn.make_with_state(ResNet)
+    settings = {"width": 8, "depth": 1, "noise": RelativeNoise(0.1), "norm": BatchNorm}
+    return eqx.filter_jit(lambda key: make((8, 8, 1), key=key, **settings))(jax.random.key(0))
+
+
+def train(objective=OBJECTIVES["natural"], dataset=TRAIN, epochs=2, key=1, **settings):
     return fit(
-        model,
-        state,
+        *started(),
         dataset,
         objective,
         optax.sgd(0.05, momentum=0.9),
@@ -78,7 +76,7 @@ def mesh():
     return odejax.batch_mesh()
 
 
-@pytest.mark.parametrize("name", ["adversarial", "free"])
+@pytest.mark.parametrize("name", [pytest.param("adversarial", marks=pytest.mark.slow), "free"])
 def test_training_on_eight_devices_is_training_on_one(name, mesh):
     expected = train(OBJECTIVES[name])
     with jax.set_mesh(mesh):
@@ -101,7 +99,9 @@ def test_sharded_weights_are_cut_and_give_the_same(mesh):
     assert all(part == 1 / 8 for part in parts)
 
 
-@pytest.mark.parametrize("first", ["eight devices", "one device"])
+@pytest.mark.parametrize(
+    "first", ["eight devices", pytest.param("one device", marks=pytest.mark.slow)]
+)
 def test_a_checkpoint_goes_on_with_another_number_of_devices(first, mesh, tmp_path):
     expected = on_one_device()
 
@@ -184,8 +184,7 @@ def test_every_device_has_its_part_of_the_batch(mesh):
             return super().__call__(model, state, images, labels, key=key)
 
     with jax.set_mesh(mesh):
-        train(Spy(), epochs=1)
-        predictor = odejax.Predictor(*train(epochs=1)[:2])
+        predictor = odejax.Predictor(*train(Spy(), epochs=1)[:2])
         keys = jax.random.key(0), jnp.asarray(0)
         logits = _predictor._batch_logits(predictor, spread(TRAIN.images[:64]), *keys)
     assert seen
@@ -193,7 +192,7 @@ def test_every_device_has_its_part_of_the_batch(mesh):
     assert logits.sharding.shard_shape(logits.shape) == (8, 10)
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 8), (8, 1)])
+@pytest.mark.parametrize(("before", "after"), [(1, 8), pytest.param(8, 1, marks=pytest.mark.slow)])
 def test_an_evaluation_goes_on_with_another_number_of_devices(before, after, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluated, "_SAVE_SECONDS", 0.0)
     data = load("digits", "test").take(slice(30))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from .._fingerprint import fingerprint
 from .._mesh import agreed, mesh_size, replicate, shard, spread, to_host
@@ -124,7 +124,7 @@ def fit(
     carry = rule.init((batch_size, *dataset.image_shape))
     averaged = None if average is None else (jnp.zeros((), jnp.int32), (params, state))
     lay_out = partial(_lay_out, shard if shard_weights else replicate, batch_size)
-    train = lay_out(_TrainState(params, state, optimizer.init(params), carry, averaged))
+    train = lay_out(_TrainState(params, state, jax.jit(optimizer.init)(params), carry, averaged))
     best = (train.params, train.state)
     history: list[dict[str, float]] = []
     best_epoch, best_score = 0, -np.inf
@@ -190,7 +190,7 @@ def fit(
                         note=f"loss {loss:.4f}",
                     )
                     done = last
-            if not all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(train.params)):
+            if not _finite(train.params):
                 raise _diverged("weights", epoch, steps, checkpoints)
             seconds = time.perf_counter() - started
             record = {
@@ -228,6 +228,11 @@ def fit(
         checkpoints.close()
     params, state = best
     return Fit(eqx.combine(params, static), state, history, best_epoch)
+
+
+@jax.jit
+def _finite(arrays) -> Array:
+    return jax.tree.reduce(lambda so_far, a: so_far & jnp.isfinite(a).all(), arrays, True)
 
 
 def _peak_memory() -> int:
