@@ -127,8 +127,13 @@ def test_a_thousand_layers_keep_the_volume(kind):
 
 def test_the_sphere_step_is_the_cayley_transform():
     y = state()
-    layer = one("sphere")
-    found, u, v = jax.jit(lambda layer, y: (layer(y), layer.first(y), layer.second(y)))(layer, y)
+
+    @jax.jit
+    def stepped(y):
+        layer = one("sphere")
+        return layer(y), layer.first(y), layer.second(y)
+
+    found, u, v = stepped(y)
     u, v = np.asarray(u, np.float64), np.asarray(v, np.float64)
     skew = 0.15 * (np.outer(u, v) - np.outer(v, u))  # h / 2 times S
     expected = np.linalg.solve(np.eye(N) - skew, (np.eye(N) + skew) @ np.asarray(y, np.float64))
@@ -153,7 +158,13 @@ def slope(kind, layer, y):
 @each_layer
 def test_a_layer_is_a_short_step_along_its_field(kind):
     h, y = 1e-3, state()
-    end, expected = jax.jit(lambda layer, y: (layer(y), slope(kind, layer, y)))(one(kind, 3, h), y)
+
+    @jax.jit
+    def end_and_slope(y):
+        layer = one(kind, 3, h)
+        return layer(y), slope(kind, layer, y)
+
+    end, expected = end_and_slope(y)
     np.testing.assert_allclose((end - y) / h, expected, atol=0.01)
 
 

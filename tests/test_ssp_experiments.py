@@ -161,7 +161,7 @@ def weights(name, dataset):
     return sum(leaf.size for leaf in jax.tree.leaves(arrays))
 
 
-# Every network on one data set in the fast pass, and two on each.
+# Every network on one of the data sets in the fast pass.
 FAST = {(name, ("mnist", "cifar10")[i % 2]) for i, name in enumerate(ssp.SOLVERS)}
 
 
