@@ -70,14 +70,18 @@ def equations(jaxpr):
             yield from equations(inner)
 
 
-def largest_intermediate(fn, *args):
+def largest_intermediate_of(jaxpr):
     sizes = [
         np.prod(v.aval.shape)
-        for equation in equations(jax.make_jaxpr(fn)(*args).jaxpr)
+        for equation in equations(jaxpr)
         for v in equation.outvars
         if hasattr(v.aval, "shape")
     ]
     return max(sizes)
+
+
+def largest_intermediate(fn, *args):
+    return largest_intermediate_of(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
 # Every size with every stride, every size with three paddings at least, every stride with all.
@@ -106,7 +110,10 @@ def test_values_and_both_gradients_are_xlas(size):
         assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("shape", [(5, 5), (6, 6), (9, 4), (4, 9)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [pytest.param((5, 5), marks=pytest.mark.slow), (6, 6),
+              pytest.param((9, 4), marks=pytest.mark.slow), (4, 9)], ids=str,
+)  # fmt: skip
 def test_odd_and_even_images_and_oblong_kernels(shape):
     # Not against XLA's gradient, which aborts the process on 6 x 6 pixels with this kernel.
     x, kernel = normal(2, *shape, 3), normal(3, 4, 2, 3, 2)
@@ -232,39 +239,85 @@ def _potential(conv, stride, padding):
     return lambda args: jnp.sum(jnp.tanh(conv(*args, stride=stride, padding=padding)) ** 2)
 
 
-@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (3, ((0, 3), (2, 1)))], ids=str)
+# Stride 2 is also that of the third derivatives below.
+@pytest.mark.parametrize(
+    ("stride", "padding"),
+    [(1, 1), pytest.param(2, 1, marks=pytest.mark.slow), (3, ((0, 3), (2, 1)))],
+    ids=str,
+)
 def test_second_derivatives_in_both_compositions(stride, padding):
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(24)
-        args = rng.normal(size=(7, 6, 2)), rng.normal(size=(3, 3, 2, 2))
-        v = jax.tree.map(lambda a: rng.normal(size=a.shape), args)
+    rng = np.random.default_rng(24)
+    args = rng.normal(size=(7, 6, 2)), rng.normal(size=(3, 3, 2, 2))
+    v = jax.tree.map(lambda a: rng.normal(size=a.shape), args)
 
-        def forward_over_reverse(f):
-            return jax.jit(lambda args: jax.jvp(jax.grad(f), (args,), (v,))[1])(args)
+    def forward_over_reverse(f, args):
+        return jax.jvp(jax.grad(f), (args,), (v,))[1]
 
-        def reverse_over_reverse(f):
-            def along(a):
-                gradients = jax.tree.leaves(jax.grad(f)(a))
-                return sum(jnp.vdot(g, w) for g, w in zip(gradients, v, strict=True))
+    def reverse_over_reverse(f, args):
+        def along(a):
+            gradients = jax.tree.leaves(jax.grad(f)(a))
+            return sum(jnp.vdot(g, w) for g, w in zip(gradients, v, strict=True))
 
-            return jax.jit(jax.grad(along))(args)
+        return jax.grad(along)(args)
 
-        expected = forward_over_reverse(_potential(plain, stride, padding))
+    @jax.jit
+    def all_of_them(args):
         ours = _potential(conv2d, stride, padding)
-        assert_close(forward_over_reverse(ours), expected, 1e-13)
-        assert_close(reverse_over_reverse(ours), expected, 1e-13)
+        expected = forward_over_reverse(_potential(plain, stride, padding), args)
+        return expected, forward_over_reverse(ours, args), reverse_over_reverse(ours, args)
+
+    with jax.enable_x64(True):
+        expected, *found = all_of_them(args)
+    for ours in found:
+        assert_close(ours, expected, 1e-13)
 
 
+THIRD = normal(25, 4, 5, 2).astype(np.float64), normal(26, 3, 2, 2, 2).astype(np.float64)
+
+
+def _of_third_order(x, kernel):
+    return jnp.sin(conv2d(jnp.asarray(x), jnp.asarray(kernel), stride=2, padding=1))
+
+
+def test_third_derivatives_are_finite_differences_of_the_second():
+    """Forward and reverse mode, each inside each."""
+    rng = np.random.default_rng(27)
+    weights = rng.normal(size=(2, 3, 2))
+    along = [jax.tree.map(lambda a: rng.normal(size=a.shape), THIRD) for _ in range(3)]
+
+    def derivative(f, mode, v):
+        def forward(args):
+            return jax.jvp(f, (args,), (v,))[1]
+
+        def reverse(args):
+            return sum(map(jnp.vdot, jax.grad(f)(args), v))
+
+        return forward if mode == "f" else reverse
+
+    def of_order(modes):
+        f = lambda args: jnp.vdot(weights, _of_third_order(*args))  # noqa: E731
+        for mode, v in zip(modes, along, strict=False):
+            f = derivative(f, mode, v)
+        return f
+
+    @jax.jit
+    def run(args):
+        h = 1e-5
+        beside = jax.tree.map(lambda a, d: jnp.stack([a + h * d, a - h * d]), args, along[-1])
+        above, below = jax.vmap(of_order("fr"))(beside)
+        found = [of_order(modes)(args) for modes in ("fff", "frf", "rfr", "rrr")]
+        return jnp.stack(found), (above - below) / (2 * h)
+
+    with jax.enable_x64(True):
+        found, expected = map(np.asarray, run(THIRD))
+    assert abs(expected) > 0.1
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_derivatives_to_third_order_are_finite_differences():
     with jax.enable_x64(True):
-        rng = np.random.default_rng(25)
-        args = rng.normal(size=(4, 5, 2)), rng.normal(size=(3, 2, 2, 2))
-
-        @jax.jit
-        def f(x, kernel):
-            return jnp.sin(conv2d(jnp.asarray(x), jnp.asarray(kernel), stride=2, padding=1))
-
-        check_grads(f, args, order=3, atol=1e-6)
+        check_grads(jax.jit(_of_third_order), THIRD, order=3, atol=1e-6)
 
 
 def test_forward_mode_is_bilinear():

@@ -1,6 +1,7 @@
 """Data sets by name, arrays that are checked, and augmentation."""
 
 import builtins
+import importlib
 import importlib.util
 import os
 import time
@@ -174,7 +175,7 @@ def test_crops_are_all_81_windows_of_the_padded_image():
 
 
 def test_a_flip_mirrors_about_half_the_images_and_changes_nothing_else():
-    flips = np.asarray(jax.vmap(lambda key: random_flip(IMAGE, key))(KEYS))
+    flips = np.asarray(jax.jit(jax.vmap(lambda key: random_flip(IMAGE, key)))(KEYS))
     mirrored = (flips == np.asarray(IMAGE)[:, ::-1]).all(axis=(1, 2, 3))
     same = (flips == np.asarray(IMAGE)).all(axis=(1, 2, 3))
     assert (mirrored ^ same).all()
@@ -232,12 +233,21 @@ def test_mnist_pixels_have_the_published_mean_and_deviation():
     np.testing.assert_allclose(images.std() / 255, 0.3081, atol=5e-5)
 
 
+@pytest.fixture(scope="module")
+def decoded(tmp_path_factory):
+    """MNIST's test images, decoded once, and the cache folder where that left them."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ODEJAX_CACHE_DIR", str(folder))
+        return load("mnist", "test"), folder
+
+
 @pytest.mark.data
-def test_what_tfds_prepared_can_be_streamed():
+def test_what_tfds_prepared_can_be_streamed(decoded):
     import tensorflow_datasets as tfds
 
     source = tfds.data_source("mnist", split="test", data_dir=os.environ["ODEJAX_DATA_DIR"])
-    order, held = np.array([9_999, 3, 5_000, 3]), load("mnist", "test")
+    order, (held, _) = np.array([9_999, 3, 5_000, 3]), decoded
     batches = list(StreamedDataset(source).read(order, 2))
     images, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
     np.testing.assert_array_equal(images, held.images[order])
@@ -245,9 +255,9 @@ def test_what_tfds_prepared_can_be_streamed():
 
 
 @pytest.mark.data
-def test_a_second_load_takes_less_than_a_second(tmp_path, monkeypatch):
-    monkeypatch.setenv("ODEJAX_CACHE_DIR", str(tmp_path))
-    first = load("mnist", "test")
+def test_a_second_load_takes_less_than_a_second(decoded, monkeypatch):
+    first, folder = decoded
+    monkeypatch.setenv("ODEJAX_CACHE_DIR", str(folder))
     started = time.perf_counter()
     second = load("mnist", "test")
     assert time.perf_counter() - started < 1
@@ -256,9 +266,12 @@ def test_a_second_load_takes_less_than_a_second(tmp_path, monkeypatch):
 
 
 @pytest.mark.data
-def test_a_crash_while_writing_the_cache_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_a_crash_while_writing_the_cache_leaves_nothing_behind(decoded, tmp_path, monkeypatch):
     monkeypatch.setenv("ODEJAX_CACHE_DIR", str(tmp_path))
-    save = np.save
+    data, save = decoded[0], np.save
+    # The cache is what is tested, not the decoding, which takes seconds.
+    module = importlib.import_module("odejax.data.load")
+    monkeypatch.setattr(module, "_decode", lambda *_: (data.images, data.labels))
 
     def crash_on_labels(path, array):
         if "labels" in str(path):
@@ -295,9 +308,8 @@ def test_two_processes_that_write_one_cache_entry_do_not_disturb_each_other(tmp_
 
 
 @pytest.mark.data
-def test_a_cached_data_set_is_read_without_tfds(tmp_path, monkeypatch):
-    monkeypatch.setenv("ODEJAX_CACHE_DIR", str(tmp_path))
-    load("mnist", "test")
+def test_a_cached_data_set_is_read_without_tfds(decoded, monkeypatch):
+    monkeypatch.setenv("ODEJAX_CACHE_DIR", str(decoded[1]))
     real_import = builtins.__import__
 
     def no_tfds(name, *rest, **named):

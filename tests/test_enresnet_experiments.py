@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from helpers import LinearLogits
@@ -17,10 +18,12 @@ from experiments._cli import UsageError
 from odejax import LinfBall, predict
 from odejax.attacks import PGD, AutoAttack
 from odejax.data import ArrayDataset, load
+from odejax.evaluation import encode_array
 from odejax.models import MLP, EnResNet, PreActResNet
 from odejax.solvers import RelativeNoise
 
 
+@pytest.mark.slow
 def test_fig4_keeps_its_principles_where_the_grid_resolves_the_solution(tmp_path):
     config = enresnet_fig4.Config(points=32, steps=120, out=tmp_path)
     enresnet_fig4.main(config)
@@ -36,6 +39,27 @@ def test_fig4_keeps_its_principles_where_the_grid_resolves_the_solution(tmp_path
         assert record["gradient"] < record["bound"]
         assert record["min"] > -0.03
         assert record["max"] < 1.03
+
+
+def test_fig4_shows_an_overflow_and_a_bound(tmp_path):
+    picture = encode_array(np.linspace(0, 1, 16).reshape(4, 4))
+    finite = {"finite": True, "u": picture, "gradient": 1.25, "min": 0.125, "max": 0.75}
+    solutions = {name: [finite | {"sigma": s} for s in (0.0, 0.1)] for name in ("every", "smooth")}
+    solutions["smooth"] = [record | {"bound": 7.0} for record in solutions["smooth"]]
+    solutions["fixed"] = [{"sigma": 0.0, "finite": False}]
+    solutions["every step"] = solutions.pop("every")
+    settings = {"points": 4, "steps": 3}
+    result = {"settings": settings, "terminal": picture, "solutions": solutions}
+    console = Console(width=80, record=True)
+    console.print(enresnet_fig4.table(result))
+    rows = [line.split() for line in console.export_text().splitlines()]
+    assert ["smooth", "0.1", "0.12", "0.75", "1.25", "7"] in rows
+    assert ["every", "step", "0", "0.12", "0.75", "1.25"] in rows
+    assert ["fixed", "0", "overflow"] in rows
+    drawn = enresnet_fig4.figure(result)
+    said = [text.get_text() for axis in drawn.axes for text in axis.texts]
+    plt.close(drawn)
+    assert said == ["overflow"]
 
 
 def test_no_steps_are_refused():
@@ -157,7 +181,9 @@ def test_the_attacks_and_the_schedule_are_the_papers():
         assert float(rate(epoch * steps + 1)) == pytest.approx(expected)
 
 
-def test_a_blind_attack_is_made_on_the_oracle_and_judged_by_the_target():
+def test_a_blind_attack_is_made_on_the_oracle_and_judged_by_the_target(monkeypatch):
+    two = {name: enresnet_cifar.ATTACKS[name] for name in ("FGSM", "IFGSM-20")}
+    monkeypatch.setattr(enresnet_cifar, "ATTACKS", two)
     data = load("digits", "test").take(slice(30))
     size = data.images[0].size
     target = LinearLogits(

@@ -27,7 +27,15 @@ STEPS = {
     "PolyNet 3": NeumannSeries(3),
     "FractalNet": Composition(),
 }
-each_step = pytest.mark.parametrize("solver", STEPS.values(), ids=STEPS)
+# A second of a kind is left to the slow pass.
+SECOND = ("Heun", "PolyNet 3")
+each_step = pytest.mark.parametrize(
+    "solver",
+    [
+        pytest.param(solver, id=name, marks=pytest.mark.slow if name in SECOND else [])
+        for name, solver in STEPS.items()
+    ],
+)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -36,7 +44,7 @@ def test_a_neumann_series_is_the_polynomial_of_a_linear_field(order):
     y = np.linspace(-1.0, 1.0, 5)
     expected = sum(np.linalg.matrix_power(h * matrix, k) @ y for k in range(order + 1))
     with jax.enable_x64(True):
-        found = NeumannSeries(order)(lambda v: matrix @ v, jnp.asarray(y), h)
+        found = jax.jit(lambda y: NeumannSeries(order)(lambda v: matrix @ v, y, h))(y)
     np.testing.assert_allclose(found, expected, rtol=1e-14)
 
 
@@ -63,14 +71,20 @@ def test_a_composition_has_no_identity_mapping():
 @each_step
 def test_no_distance_grows_beyond_the_bound(solver):
     step, h = layer_step(solver), 0.7
+    rng = np.random.default_rng(0)
+    matrix, starts = rng.normal(size=(6, 6)), 3 * rng.normal(size=(2, 500, 6))
+    constant = np.linalg.norm(matrix, ord=2)
+
+    @jax.jit
+    @jax.vmap
+    @jax.vmap
+    def stepped(v):
+        return step(lambda u: jnp.sin(matrix @ u), v, h)
+
     with jax.enable_x64(True):
-        keys = jax.random.split(jax.random.key(0), 3)
-        matrix = jax.random.normal(keys[0], (6, 6))
-        constant = jnp.linalg.norm(matrix, ord=2)
-        y, z = (3 * jax.random.normal(key, (500, 6)) for key in keys[1:])
-        ends = [jax.vmap(lambda v: step(lambda u: jnp.sin(matrix @ u), v, h))(v) for v in (y, z)]
-        grown = jnp.linalg.norm(ends[0] - ends[1], axis=1) / jnp.linalg.norm(y - z, axis=1)
-        assert grown.max() <= step.growth(h * constant)
+        y, z = np.asarray(stepped(starts))
+    grown = np.linalg.norm(y - z, axis=1) / np.linalg.norm(starts[0] - starts[1], axis=1)
+    assert grown.max() <= step.growth(h * constant)
 
 
 @each_step
@@ -79,7 +93,7 @@ def test_the_bound_is_attained_by_growth_itself(solver):
     # coefficients of both signs cancel.
     step, constant, h = layer_step(solver), 2.0, 0.7
     scale = constant * h if isinstance(step, Composition) else constant
-    grown = float(step(lambda v: scale * v, jnp.asarray(1.0), h))
+    grown = float(jax.jit(lambda y: step(lambda v: scale * v, y, h))(1.0))
     bound = float(step.growth(h * constant))
     if isinstance(solver, diffrax.Dopri5):
         assert grown < bound
@@ -99,11 +113,12 @@ def test_what_is_not_an_explicit_method_is_refused():
         layer_step(diffrax.ImplicitEuler())
 
 
-@pytest.mark.parametrize("columns", [1, 2, 3])
+# Two columns are those of the network below.
+@pytest.mark.parametrize("columns", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_fractal_is_the_rule_written_out(columns):
-    make = eqx.nn.make_with_state(FractalField)
+    make = eqx.filter_jit(eqx.nn.make_with_state(FractalField))
     field, state = make(4, GroupNorm, columns=columns, key=jax.random.key(0))
-    y = jax.random.normal(jax.random.key(1), (5, 5, 4))
+    y = np.random.default_rng(1).normal(size=(5, 5, 4)).astype(np.float32)
 
     def path(field, y):
         short = field.conv(jax.nn.relu(field.norm(y, state)[0]))
@@ -111,20 +126,25 @@ def test_a_fractal_is_the_rule_written_out(columns):
             return short
         return 0.5 * path(field.halves[1], path(field.halves[0], y)) + 0.5 * short
 
-    np.testing.assert_allclose(field(y, state)[0], path(field, y), atol=1e-6)
+    both = eqx.filter_jit(lambda field, y: (field(y, state)[0], path(field, y)))
+    np.testing.assert_allclose(*both(field, y), atol=1e-6)
     convs = jax.tree.leaves(field, is_leaf=lambda node: hasattr(node, "kernel"))
     assert sum(hasattr(node, "kernel") for node in convs) == 2**columns - 1
 
 
 def test_a_fractal_net_is_its_blocks_one_after_the_other():
-    make = eqx.nn.make_with_state(FractalNet)
-    model, state = make(IMAGE_SHAPE, width=4, depth=2, columns=2, key=jax.random.key(2))
-    x = jax.random.uniform(jax.random.key(3), IMAGE_SHAPE)
-    y, _ = model.net.stem(x, state)
-    for i in range(2):
-        block = jax.tree.map(lambda a, i=i: a[i] if eqx.is_array(a) else a, model.net.layers)
-        y, _ = block(y, state)
-    np.testing.assert_allclose(model(x, state)[0], model.net.head(y, state)[0], atol=1e-6)
+    @jax.jit
+    def logits(x):
+        make = eqx.nn.make_with_state(FractalNet)
+        model, state = make(IMAGE_SHAPE, width=4, depth=2, columns=2, key=jax.random.key(2))
+        y, _ = model.net.stem(x, state)
+        for i in range(2):
+            block = jax.tree.map(lambda a, i=i: a[i] if eqx.is_array(a) else a, model.net.layers)
+            y, _ = block(y, state)
+        return model(x, state)[0], model.net.head(y, state)[0]
+
+    x = np.random.default_rng(3).uniform(size=IMAGE_SHAPE).astype(np.float32)
+    np.testing.assert_allclose(*logits(x), atol=1e-6)
 
 
 def test_layers_of_any_step_are_a_loop():

@@ -153,9 +153,9 @@ def test_the_other_scripts_name_wrong_arguments(script, settings, message):
 
 
 def test_a_tighter_tolerance_takes_more_steps():
-    make = eqx.nn.make_with_state(DenseODENet)
+    make = eqx.filter_jit(eqx.nn.make_with_state(DenseODENet))
     predictor = odejax.Predictor(*make((8, 8, 1), width=8, key=jax.random.key(0)))
-    x = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1))
+    x = np.random.default_rng(1).uniform(size=(4, 8, 8, 1)).astype(np.float32)
     tight = natural_causes._solved_to(predictor, 1e-7)
     _, _, steps = natural_causes._flow(predictor, x, x[::-1])
     _, _, more = natural_causes._flow(tight, x, x[::-1])
@@ -165,14 +165,19 @@ def test_a_tighter_tolerance_takes_more_steps():
 @pytest.mark.parametrize("make", [ResNet, RevNet])
 def test_the_walk_is_the_networks_own(make):
     """The states of which growth is measured end where the network's head begins."""
-    model, state = eqx.nn.make_with_state(make)((8, 8, 1), width=4, depth=2, key=jax.random.key(0))
-    x = jax.random.uniform(jax.random.key(1), (8, 8, 1))
     walk: Any = natural_stability._reversible_walk if make is RevNet else natural_stability._walk
-    states, visits = walk(model, state, x)
-    logits, _ = model.head(states[-1], state)
-    np.testing.assert_allclose(logits, model(x, state)[0], rtol=1e-5, atol=1e-6)
-    assert len(states) == 3
-    assert len(visits) == (4 if make is RevNet else 2)
+
+    @jax.jit
+    def logits(x):
+        made = eqx.nn.make_with_state(make)
+        model, state = made((8, 8, 1), width=4, depth=2, key=jax.random.key(0))
+        states, visits = walk(model, state, x)
+        assert len(states) == 3
+        assert len(visits) == (4 if make is RevNet else 2)
+        return model.head(states[-1], state)[0], model(x, state)[0]
+
+    x = np.random.default_rng(1).uniform(size=(8, 8, 1)).astype(np.float32)
+    np.testing.assert_allclose(*logits(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

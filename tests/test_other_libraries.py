@@ -5,6 +5,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from helpers import digits
 
 from odejax import LinfBall
@@ -13,7 +14,7 @@ from odejax.evaluation import masking_flags, robust_accuracy
 
 KEY = jax.random.key(0)
 BALL = LinfBall(0.1)
-ATTACK = AutoAttack({"APGD": APGD(steps=10), "Square": Square(n_queries=20)})
+ATTACK = AutoAttack({"APGD": APGD(steps=4), "Square": Square(n_queries=10)})
 
 
 class FlaxNet(nn.Module):
@@ -31,7 +32,8 @@ def haiku_net(images):
 def evaluate(logits_fn):
     """Attack what the network itself predicts."""
     data = digits("test", 40)
-    labels = np.asarray(jax.vmap(lambda x: logits_fn(x, key=KEY))(data.pixels)).argmax(axis=1)
+    logits = jax.jit(jax.vmap(lambda x: logits_fn(x, key=KEY)))(data.pixels)
+    labels = np.asarray(logits).argmax(axis=1)
     report = robust_accuracy(ATTACK, logits_fn, data.pixels, labels, BALL, key=KEY, batch_size=20)
     flags = masking_flags(logits_fn, data.pixels, labels, BALL, key=KEY)
     assert flags == ()
@@ -40,25 +42,26 @@ def evaluate(logits_fn):
 
 def test_a_flax_network():
     network = FlaxNet()
-    params = network.init(KEY, jnp.zeros((1, 8, 8, 1)))
+    params = jax.jit(network.init)(KEY, jnp.zeros((1, 8, 8, 1)))
 
     def logits_fn(x, *, key):
         return network.apply(params, x[None])[0]
 
     report, labels = evaluate(logits_fn)
-    left = np.asarray(network.apply(params, report.x_adv)).argmax(axis=1) == labels
+    left = np.asarray(jax.jit(network.apply)(params, report.x_adv)).argmax(axis=1) == labels
     np.testing.assert_array_equal(left, report.still_correct)
     assert 0 < report.accuracy < 1
 
 
+@pytest.mark.slow  # as flax's, a function of an image that holds its parameters
 def test_a_haiku_network():
     network = hk.without_apply_rng(hk.transform(haiku_net))
-    params = network.init(KEY, jnp.zeros((1, 8, 8, 1)))
+    params = jax.jit(network.init)(KEY, jnp.zeros((1, 8, 8, 1)))
 
     def logits_fn(x, *, key):
         return network.apply(params, x[None])[0]
 
     report, labels = evaluate(logits_fn)
-    left = np.asarray(network.apply(params, report.x_adv)).argmax(axis=1) == labels
+    left = np.asarray(jax.jit(network.apply)(params, report.x_adv)).argmax(axis=1) == labels
     np.testing.assert_array_equal(left, report.still_correct)
     assert 0 < report.accuracy < 1

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import IMAGE_SHAPE
-from test_convolution import largest_intermediate
+from test_convolution import largest_intermediate_of
 
 from odejax._batch import vmap_batch
-from odejax.models import BatchNorm, ResidualField, RevNet
+from odejax.models import BatchNorm, ResidualField, RevNet, conv2d
 from odejax.solvers import integrate_reversible, invert_reversible, stack_layers
 
 KEY = jax.random.key(0)
@@ -111,30 +111,34 @@ def test_the_memory_of_a_gradient_does_not_grow_with_depth():
     assert kept(64, plain) - kept(2, plain) > 60 * 2 * 4000
 
 
-def revnet(**settings):
-    make = partial(eqx.nn.make_with_state(RevNet), IMAGE_SHAPE, **settings)
-    return eqx.filter_jit(lambda key: make(key=key))(KEY)
+class Convolve(eqx.Module):
+    kernel: jax.Array
+
+    def __call__(self, y, state):
+        return conv2d(jnp.tanh(y), self.kernel, padding=1), state
 
 
 def test_in_a_batch_no_example_has_a_weight_gradient_of_its_own():
     # They would be kept for every layer, and are larger than what is not kept.
-    n, depth = 6, 4
-    images = np.random.default_rng(0).uniform(size=(n, *IMAGE_SHAPE)).astype(np.float32)
-    model, state = revnet(width=32, depth=depth)
-    params, static = eqx.partition(model, eqx.is_inexact_array)
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2, 6, 4, 4, 16)).astype(np.float32)
+    kernels = 0.1 * rng.normal(size=(2, 4, 3, 3, 16, 16)).astype(np.float32)
 
     def loss(vmap):
-        def one(x, params):
-            return jnp.sum(jnp.tanh(eqx.combine(params, static)(x, state)[0]))
+        def one(halves, layers):
+            halves = integrate_reversible(layers, halves, eqx.nn.State(layers))
+            return sum(jnp.sum(jnp.cos(half)) for half in halves)
 
-        return lambda params: jnp.sum(vmap(lambda x: one(x, params))(images))
+        return lambda layers: jnp.sum(vmap(lambda halves: one(halves, layers))(tuple(features)))
 
-    alone, at_once = (jax.grad(loss(vmap)) for vmap in (jax.vmap, vmap_batch))
-    for a, b in zip(*(jax.tree.leaves(jax.jit(g)(params)) for g in (alone, at_once)), strict=True):
+    layers = tuple(map(Convolve, kernels))
+    traced = [jax.jit(jax.grad(loss(vmap))).trace(layers) for vmap in (jax.vmap, vmap_batch)]
+    found = [jax.tree.leaves(t.lower().compile()(layers)) for t in traced]
+    for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-    kernels = depth * params.layers[0].convs[0].kernel[0].size
-    assert largest_intermediate(at_once, params) < n * kernels
-    assert largest_intermediate(alone, params) >= n * kernels
+    alone, at_once = (largest_intermediate_of(t.jaxpr.jaxpr) for t in traced)
+    of_each = 6 * kernels[0].size  # one for each example, of all layers
+    assert at_once < of_each <= alone
 
 
 def test_batch_statistics_are_those_of_the_state():
@@ -178,7 +182,8 @@ def test_batch_statistics_of_training_are_refused():
 
 
 def test_a_revnet_gives_back_the_features_of_its_stem():
-    model, state = revnet(width=8, depth=5)
+    make = partial(eqx.nn.make_with_state(RevNet), IMAGE_SHAPE, width=8, depth=5)
+    model, state = eqx.filter_jit(lambda key: make(key=key))(KEY)
     x = np.random.default_rng(1).uniform(size=IMAGE_SHAPE).astype(np.float32)
 
     @eqx.filter_jit

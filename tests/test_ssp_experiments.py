@@ -2,7 +2,7 @@
 
 import io
 import json
-from functools import partial
+from functools import lru_cache, partial
 
 import equinox as eqx
 import jax
@@ -142,26 +142,42 @@ def test_the_ledger_sets_growth_beside_attacks(run, tmp_path):
     assert "ssp, digits (ssp_digits_smoke.json)" in text
 
 
-@pytest.mark.parametrize("name", ssp.SOLVERS)
-@pytest.mark.parametrize(("dataset", "shape"), [("mnist", (28, 28, 1)), ("cifar10", (32, 32, 3))])
-def test_every_network_of_the_paper_is_made(name, dataset, shape):
+SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+
+
+@lru_cache
+def weights(name, dataset):
+    """How many; the network is made and run without computing anything."""
+    preset, shape = ssp.PRESETS["paper"][dataset], SHAPES[dataset]
+    make = eqx.nn.make_with_state(ssp._network(name, "natural", dataset, preset, "paper").make)
+
+    def made(key):
+        model, state = make(shape, key=key)
+        logits, _ = batch_logits(model, state, jnp.zeros((2, *shape)), key=key)
+        return eqx.filter(model, eqx.is_array), logits
+
+    arrays, logits = eqx.filter_eval_shape(made, jax.random.key(0))
+    assert logits.shape == (2, 10)
+    return sum(leaf.size for leaf in jax.tree.leaves(arrays))
+
+
+# Every network on one of the data sets in the fast pass.
+FAST = {(name, ("mnist", "cifar10")[i % 2]) for i, name in enumerate(ssp.SOLVERS)}
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [
+        pytest.param(name, dataset, marks=[] if (name, dataset) in FAST else pytest.mark.slow)
+        for dataset in SHAPES
+        for name in ssp.SOLVERS
+    ],
+)
+def test_every_network_of_the_paper_is_made(name, dataset):
     """As many weights in all of them but for ark's coefficients, and steps that can be taken."""
     preset = ssp.PRESETS["paper"][dataset]
-
-    def weights(name):
-        """How many; the network is made and run without computing anything."""
-        make = eqx.nn.make_with_state(ssp._network(name, "natural", dataset, preset, "paper").make)
-
-        def made(key):
-            model, state = make(shape, key=key)
-            logits, _ = batch_logits(model, state, jnp.zeros((2, *shape)), key=key)
-            return eqx.filter(model, eqx.is_array), logits
-
-        arrays, logits = eqx.filter_eval_shape(made, jax.random.key(0))
-        assert logits.shape == (2, 10)
-        return sum(leaf.size for leaf in jax.tree.leaves(arrays))
-
-    assert weights(name) - weights("ResNet") == (12 if name.startswith("ark") else 0)
+    extra = 12 if name.startswith("ark") else 0
+    assert weights(name, dataset) - weights("ResNet", dataset) == extra
     recipe = ssp._network(name, "PGD-12", dataset, preset, "paper")
     assert isinstance(recipe.objective, Adversarial)
     assert recipe.objective.attack.steps == 12
