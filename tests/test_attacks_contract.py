@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers import (
     IMAGE_SHAPE,
+    LinearLogits,
     all_attacks,
     attack_queries,
     constant_image,
@@ -37,20 +38,50 @@ from odejax.attacks import (
     CarliniWagner,
     CarliniWagnerLinf,
     DeepFool,
+    Problem,
     Restarts,
     Square,
     Targeted,
+    Worst,
+    dlr,
     logit_margin,
+    start,
+    step,
 )
 from odejax.evaluation import robust_accuracy
 
 KEY = jax.random.key(5)
-each_name = pytest.mark.parametrize("name", all_attacks)
-each_ball = pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
+
+# The fast pass attacks in one ball, those of `all_attacks` that are no settings of another there.
+IN_L2 = ("PGD EOT", "IFGSM", "CarliniWagner", "FAB", "DeepFool", "Boundary", "APGD-T", "AutoAttack")
+VARIANTS = ("PGD restarts", "PGD from the image", "APGD-DLR", "FAB-T")
+
+
+def fast_ball(name):
+    return L2Ball if name in IN_L2 else LinfBall
+
+
+def but_slow(names, slow):
+    """All of the names, those that are `slow` marked as such."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in names]
+
+
+each_name = pytest.mark.parametrize("name", but_slow(all_attacks, VARIANTS))
+each_attack_and_ball = pytest.mark.parametrize(
+    ("name", "ball_type"),
+    [
+        pytest.param(
+            name,
+            ball_type,
+            marks=[pytest.mark.slow] * (name in VARIANTS or ball_type is not fast_ball(name)),
+        )
+        for name in all_attacks
+        for ball_type in (LinfBall, L2Ball)
+    ],
+)
 # Every attack judges and refuses in one place, a sequence of attacks in another.
-sample = pytest.mark.parametrize("attack", [FGSM(), all_attacks["AutoAttack"]], ids=["one", "more"])
-either_single_attack = pytest.mark.parametrize(
-    "attack", [FGSM(), PGD(steps=100, step_size=0.01)], ids=["FGSM", "PGD"]
+sample = pytest.mark.parametrize(
+    "attack", [FGSM(), AutoAttack({"FGSM": FGSM()})], ids=["one", "sequence"]
 )
 
 
@@ -59,16 +90,17 @@ def run(attack, logits_fn, x, y, ball, key=KEY):
     return attack(logits_fn, x, y, ball, key=key)
 
 
-traces = Counter()
+traces, dtypes = Counter(), set()
 
 
 class Counted(eqx.Module):
-    """The small network; its traces are counted."""
+    """The small network; its traces are counted, and what it was traced with."""
 
     inner: eqx.Module
 
     def __call__(self, x, *, key=None):
         traces["logits"] += 1
+        dtypes.add(x.dtype)
         return self.inner(x, key=key)
 
 
@@ -83,7 +115,7 @@ def run_batch(attack, logits_fn, images, labels, ball, keys):
 
 
 # Real digits in growing balls, and noise of any label, with pixels at the faces of the box.
-N = 32
+N = 16
 RADII = {LinfBall: (0.0, 0.03, 0.1, 0.2), L2Ball: (0.0, 0.2, 0.6, 1.2)}
 _RNG = np.random.default_rng(0)
 _NOISE = np.clip(_RNG.uniform(-0.3, 1.3, (N, *IMAGE_SHAPE)), 0, 1).astype(np.float32)
@@ -97,18 +129,17 @@ def balls(ball_type):
     return ball_type(np.concatenate([np.repeat(RADII[ball_type], N), noise]).astype(np.float32))
 
 
-def attack_all(name, ball, keys=KEYS):
-    result = run_batch(all_attacks[name], Counted(trained_mlp()), IMAGES, LABELS, ball, keys)
+def attack_all(attack, ball, keys=KEYS):
+    result = run_batch(attack, Counted(trained_mlp()), IMAGES, LABELS, ball, keys)
     return jax.tree.map(np.asarray, result)
 
 
 @lru_cache
 def result_of(name, ball_type):
-    return attack_all(name, balls(ball_type))
+    return attack_all(all_attacks[name], balls(ball_type))
 
 
-@each_name
-@each_ball
+@each_attack_and_ball
 def test_the_adversarial_image_is_in_ball_and_box(name, ball_type):
     x_adv, eps = result_of(name, ball_type).x_adv, np.asarray(balls(ball_type).eps)
     v = (x_adv.astype(np.float64) - IMAGES).reshape(len(IMAGES), -1)
@@ -119,8 +150,7 @@ def test_the_adversarial_image_is_in_ball_and_box(name, ball_type):
     np.testing.assert_array_equal(x_adv[eps == 0], IMAGES[eps == 0])
 
 
-@each_name
-@each_ball
+@each_attack_and_ball
 def test_success_and_margin_are_those_of_the_image_returned(name, ball_type):
     result = result_of(name, ball_type)
     logits = predict(trained_mlp(), result.x_adv, key=KEY).astype(np.float64)
@@ -133,8 +163,7 @@ def test_success_and_margin_are_those_of_the_image_returned(name, ball_type):
     assert 0 < np.mean(result.success) < 1  # both outcomes were seen
 
 
-@each_name
-@each_ball
+@each_attack_and_ball
 def test_success_does_not_fall_with_eps(name, ball_type):
     success = result_of(name, ball_type).success[: 4 * N].reshape(4, N).mean(axis=1)
     assert (np.diff(success) >= 0).all()
@@ -144,42 +173,100 @@ def test_success_does_not_fall_with_eps(name, ball_type):
 
 @each_name
 def test_another_eps_is_not_another_trace_and_a_key_is_all_that_is_drawn_from(name):
-    first, attack = result_of(name, LinfBall), all_attacks[name]
-    before = traces["logits"]
-    again = attack_all(name, balls(LinfBall))
-    np.testing.assert_array_equal(again.x_adv, first.x_adv)
-    other = attack_all(name, LinfBall(np.full(len(IMAGES), 0.07, np.float32)))
-    assert not np.array_equal(other.x_adv, first.x_adv)
-    if not (isinstance(attack, AutoAttack) or attack.random):
-        keyed = attack_all(name, balls(LinfBall), jax.random.split(jax.random.key(6), len(KEYS)))
-        np.testing.assert_array_equal(keyed.x_adv, first.x_adv)
+    ball_type, attack = fast_ball(name), all_attacks[name]
+    first, before = result_of(name, ball_type), traces["logits"]
+    # An attack that draws nothing does the same again under any key.
+    draws = isinstance(attack, AutoAttack) or attack.random
+    keys = KEYS if draws else jax.random.split(jax.random.key(6), len(KEYS))
+    # Every second image has another ball.
+    eps = np.array(balls(ball_type).eps)
+    eps[1::2] = 0.07 if ball_type is LinfBall else 0.5
+    again = attack_all(attack, ball_type(eps), keys)
+    np.testing.assert_array_equal(again.x_adv[::2], first.x_adv[::2])
+    assert not np.array_equal(again.x_adv[1::2], first.x_adv[1::2])
     assert traces["logits"] == before > 0
 
 
-def evaluations(attack, logits_fn, eps):
-    """The result on a grey image, and how often the network was really evaluated."""
-    calls = Counter()
+@each_name
+def test_attacks_say_the_queries_of_their_settings(name):
+    queries = result_of(name, fast_ball(name)).queries
+    if name in stopping_attacks:
+        assert 1 < queries.min() < queries.max() <= attack_queries[name]
+    else:
+        assert set(queries) == {attack_queries[name]}
 
-    def counted(x, *, key):
+
+# An attack of `all_attacks`, and a shorter one that it begins with: the same draws and steps, and
+# the worst image kept. Every example that falls must stay fallen.
+SHORTER = {
+    "PGD restarts": Restarts(PGD(steps=4, step_size=0.05), 1),
+    "PGD EOT": EOT(PGD(steps=1, step_size=0.05), 2),
+    "CarliniWagnerLinf": CarliniWagnerLinf(steps=2, learning_rate=0.1),
+    "CarliniWagner": CarliniWagner(steps=20, search_steps=1, learning_rate=0.1, c=0.1),
+    "APGD-T": Targeted(APGD(steps=6, loss=dlr), 1),
+    "FAB": FAB(steps=1),
+    "FAB-T": Targeted(FAB(steps=6), 1),
+    "DeepFool": DeepFool(steps=1),
+    "Square": Square(n_queries=1),
+    "Boundary": Boundary(n_queries=60),
+    "SPSA": SPSA(n_queries=1 + 13, samples=6, learning_rate=0.05),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    but_slow(SHORTER, ("PGD restarts", "FAB-T", "CarliniWagnerLinf", "DeepFool", "Boundary")),
+)
+def test_an_attack_breaks_all_that_its_beginning_did(name):
+    ball_type = fast_ball(name)
+    shorter = attack_all(SHORTER[name], balls(ball_type)).success
+    longer = result_of(name, ball_type).success
+    assert not (shorter & ~longer).any()
+    assert longer.sum() > shorter.sum()
+
+
+calls = Counter()
+
+
+class Told(eqx.Module):
+    """A linear network that tells how often it was really evaluated."""
+
+    linear: LinearLogits
+
+    def __call__(self, x, *, key):
         # Given the key, since a batch of draws differs in nothing else.
         jax.debug.callback(lambda _: calls.update(["logits"]), jax.random.key_data(key))
-        return logits_fn(x)
+        return self.linear(x)
 
-    result = run(attack, counted, constant_image(0.5), jnp.asarray(0), LinfBall(eps))
+
+def evaluations(name, linear, eps):
+    """The result on a grey image, and the evaluations that it took."""
+    calls.clear()
+    x, y = constant_image(0.5), jnp.asarray(0)
+    result = run(all_attacks[name], Told(linear), x, y, LinfBall(eps))
     jax.effects_barrier()
     return result, calls["logits"]
 
 
-@each_name
+# Programs that call back are compiled in every run of the suite. These evaluate as others do.
+EVALUATED_ALIKE = (
+    *("PGD", "PGD from the image", "IFGSM", "MIFGSM", "DI2FGSM", "CarliniWagnerLinf"),
+    *("APGD", "APGD-DLR", "FAB-T"),
+)
+
+
+@pytest.mark.parametrize("name", but_slow(all_attacks, EVALUATED_ALIKE))
 def test_an_attack_that_cannot_succeed_makes_all_its_queries(name):
-    result, calls = evaluations(all_attacks[name], lambda x: jnp.eye(4)[0] + 0 * jnp.sum(x), 0.1)
+    constant = LinearLogits(jnp.zeros((4, 64)), jnp.asarray([1.0, 0.0, 0.0, 0.0]))
+    result, calls = evaluations(name, constant, 0.1)
     assert not result.success
     assert int(result.queries) == attack_queries[name] == calls
 
 
+# The programs are those of the test before.
 @pytest.mark.parametrize("name", [*stopping_attacks, "PGD restarts", "FAB", "DeepFool"])
 def test_queries_are_counted_up_to_the_first_success_of_attacks_that_stop(name):
-    result, calls = evaluations(all_attacks[name], linear_logits(n_classes=4), 0.4)
+    result, calls = evaluations(name, linear_logits(n_classes=4), 0.4)
     assert result.success
     assert int(result.queries) == calls
     if name in stopping_attacks:
@@ -190,16 +277,9 @@ def test_queries_are_counted_up_to_the_first_success_of_attacks_that_stop(name):
 
 @each_name
 def test_all_is_float32(name):
-    attack, dtypes = all_attacks[name], []
-
-    def logits_fn(x, *, key):
-        dtypes.append(x.dtype)
-        return linear_logits(n_classes=4)(x)
-
-    x, y = constant_image(0.5), jnp.asarray(1)
-    result = eqx.filter_eval_shape(run, attack, logits_fn, x, y, LinfBall(0.1))
-    assert set(dtypes) == {jnp.dtype("float32")}
-    assert result.x_adv.dtype == result.margin.dtype == jnp.float32
+    result = result_of(name, fast_ball(name))
+    assert dtypes == {jnp.dtype("float32")}  # what the network was given, by all that have run
+    assert result.x_adv.dtype == result.margin.dtype == np.float32
 
 
 # Robust accuracy on a trained net. Where a longer attack contains the shorter one (the same draws
@@ -215,7 +295,10 @@ def still_correct(attack, ball, n=200):
 
 
 # Of those that are in no list of growing attacks below.
-@pytest.mark.parametrize("name", ["FGSM", "DI2FGSM", "PGD EOT", "AutoAttack"])
+@pytest.mark.parametrize(
+    "name",
+    but_slow(["FGSM", "DI2FGSM", "PGD EOT", "AutoAttack"], ("DI2FGSM", "PGD EOT", "AutoAttack")),
+)
 def test_robust_accuracy_does_not_rise_with_eps(name):
     accuracy = [still_correct(all_attacks[name], LinfBall(eps)).mean() for eps in (0.0, 0.1, 0.2)]
     assert accuracy == sorted(accuracy, reverse=True)
@@ -243,17 +326,10 @@ growing = {
 }
 
 
-@pytest.mark.parametrize(
-    ("attacks", "ball_type"),
-    [
-        # What an attack keeps of its iterates is the same in both balls.
-        pytest.param(
-            attacks, ball, id=f"{name}-{ball.name}", marks=[pytest.mark.slow] * (i % 2 == j)
-        )
-        for i, (name, attacks) in enumerate(growing.items())
-        for j, ball in enumerate((LinfBall, L2Ball))
-    ],
-)
+# Of whole evaluations; `test_an_attack_breaks_all_that_its_beginning_did` is the fast one.
+@pytest.mark.slow
+@pytest.mark.parametrize("attacks", growing.values(), ids=growing)
+@pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
 def test_a_longer_attack_breaks_all_that_the_shorter_one_did(attacks, ball_type):
     ball = ball_type(0.08 if ball_type is LinfBall else 0.5)
     left = [still_correct(attack, ball, 100) for attack in attacks]
@@ -262,7 +338,7 @@ def test_a_longer_attack_breaks_all_that_the_shorter_one_did(attacks, ball_type)
     assert left[-1].sum() < left[0].sum()
 
 
-@each_ball
+@pytest.mark.parametrize("ball_type", [pytest.param(LinfBall, marks=pytest.mark.slow), L2Ball])
 def test_robust_accuracy_does_not_rise_with_the_steps_of_apgd(ball_type):
     ball = ball_type(0.1 if ball_type is LinfBall else 0.6)
     left = [still_correct(APGD(n), ball).mean() for n in (1, 20)]
@@ -270,14 +346,22 @@ def test_robust_accuracy_does_not_rise_with_the_steps_of_apgd(ball_type):
     assert left[-1] < left[0]
 
 
-@either_single_attack
-@each_ball
+@pytest.mark.parametrize(
+    ("attack", "ball_type"),
+    [
+        (FGSM(), LinfBall),
+        (PGD(steps=100, step_size=0.01), L2Ball),
+        pytest.param(FGSM(), L2Ball, marks=pytest.mark.slow),
+        pytest.param(PGD(steps=100, step_size=0.01), LinfBall, marks=pytest.mark.slow),
+    ],
+    ids=["FGSM-linf", "PGD-l2", "FGSM-l2", "PGD-linf"],
+)
 @pytest.mark.parametrize("y", [0, 1])
 def test_a_binary_linear_classifier_loses_eps_times_the_dual_norm(attack, ball_type, y):
     logits_fn, eps = linear_logits(scale=0.1), 0.05
     x = constant_image(0.5)  # further from the box than eps
-    w = np.asarray(logits_fn.weight[y] - logits_fn.weight[1 - y], np.float64)
-    b = float(logits_fn.bias[y] - logits_fn.bias[1 - y])
+    weight, bias = np.float64(logits_fn.weight), np.float64(logits_fn.bias)
+    w, b = weight[y] - weight[1 - y], bias[y] - bias[1 - y]
     dual = np.abs(w).sum() if ball_type is LinfBall else np.linalg.norm(w)
     expected = w @ np.full(64, 0.5) + b - eps * dual
     result = run(attack, logits_fn, x, jnp.asarray(y), ball_type(eps))
@@ -287,18 +371,27 @@ def test_a_binary_linear_classifier_loses_eps_times_the_dual_norm(attack, ball_t
 def test_pgd_keeps_the_worst_iterate_not_the_last():
     # Down the slopes of |mean(x) - 0.56| in steps of 0.05 from 0.5, the iterates go to and fro
     # between 0.55 and 0.60, and the last one is at 0.60, further from the valley.
-    seen = []
-
     def logits_fn(x, *, key):
         margin = jnp.abs(jnp.mean(x) - 0.56) + 0.01
-        jax.debug.callback(lambda m: seen.append(float(m)), margin)
         return jnp.stack([margin, jnp.zeros(())])
 
     attack = PGD(steps=4, step_size=0.05, random_start=False)
-    with jax.disable_jit():
-        result = attack(logits_fn, constant_image(0.5), 0, LinfBall(0.5), key=KEY)
-    jax.effects_barrier()
-    iterates = seen[:-1]  # the last value is the judge's
+    x, y, ball = constant_image(0.5), jnp.asarray(0), LinfBall(0.5)
+
+    @jax.jit
+    def both():
+        """The images that were evaluated, and the result."""
+        problem = Problem(logits_fn, x, y, ball)
+        state, run_key = start(attack, problem, Worst.none(x), jnp.asarray(0), KEY)
+
+        def advance(state, i):
+            return step(attack, problem, run_key, i, state), state.x_adv
+
+        _, seen = jax.lax.scan(advance, state, jnp.arange(attack.n_steps))
+        return seen, attack(logits_fn, x, y, ball, key=KEY)
+
+    seen, result = both()
+    iterates = np.abs(np.mean(seen, axis=(1, 2, 3)) - 0.56) + 0.01
     assert len(iterates) == 5
     assert iterates[-1] > min(iterates) + 0.01
     np.testing.assert_allclose(result.margin, min(iterates), atol=1e-6)
