@@ -11,11 +11,6 @@ from odejax._types import BATCH_AXIS
 from odejax.models import BatchNorm, ResidualField
 from odejax.solvers import SSPRK22, SSPRK33, ConstantNoise, integrate_layers, stack_layers
 
-SOLVERS = [
-    diffrax.Euler(), SSPRK22(), SSPRK33(), diffrax.Ralston(), diffrax.Heun(), diffrax.Bosh3(),
-    diffrax.Dopri5(),
-]  # fmt: skip
-
 
 def name(solver):
     return type(solver).__name__
@@ -58,28 +53,48 @@ def step(field, y, h, solver):
     return y + h * sum(float(b) * k for b, k in zip(weights, slopes, strict=True))
 
 
-@pytest.mark.parametrize("x64", [False, True], ids=["float32", "float64"])
-@pytest.mark.parametrize("solver", SOLVERS, ids=name)
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("solver", "x64"),
+    [
+        (diffrax.Euler(), False), (SSPRK22(), True), (SSPRK33(), False), (diffrax.Ralston(), True),
+        (diffrax.Bosh3(), False), (diffrax.Dopri5(), True),
+        # The other of the two types; and one more Runge-Kutta scheme that Diffrax has.
+        slow(diffrax.Euler(), True), slow(SSPRK22(), False), slow(SSPRK33(), True),
+        slow(diffrax.Ralston(), False), slow(diffrax.Bosh3(), True), slow(diffrax.Dopri5(), False),
+        slow(diffrax.Heun(), False), slow(diffrax.Heun(), True),
+    ],
+    ids=lambda case: ("float64" if case else "float32") if isinstance(case, bool) else name(case),
+)  # fmt: skip
 def test_shared_weights_are_diffrax_with_constant_steps(solver, x64):
     h, depth = 0.25, 8
-    with jax.enable_x64(x64):
-        layer = Tanh(jax.random.key(0))
+
+    @jax.jit
+    def both(key):
+        layer = Tanh(key)
         y0 = jnp.linspace(-1.0, 1.0, 6)
         layers = repeated(layer, depth)
         ours, _ = integrate_layers(layers, y0, eqx.nn.State(layers), solver=solver, step_size=h)
         theirs = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, args: layer(y, None)[0]), solver, 0.0, h * depth, h, y0
         ).ys[0]
+        return ours, theirs
+
+    with jax.enable_x64(x64):
+        ours, theirs = both(jax.random.key(0))
         assert ours.dtype == (jnp.float64 if x64 else jnp.float32)
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=16 * jnp.finfo(ours.dtype).eps)
 
 
-@pytest.mark.parametrize("solver", [diffrax.Euler(), SSPRK33(), diffrax.Dopri5()], ids=name)
+@pytest.mark.parametrize("solver", [slow(diffrax.Euler()), SSPRK33(), diffrax.Dopri5()], ids=name)
 def test_layers_with_weights_of_their_own_are_a_loop_in_values_and_gradients(solver):
-    h, depth = 0.5, 5
+    h, depth = 0.5, 3
     with jax.enable_x64(True):
-        layers = stack_layers(Tanh, depth, key=jax.random.key(1))
-        y0 = jnp.linspace(-1.0, 1.0, 6)
+        layers = eqx.filter_jit(stack_layers)(Tanh, depth, key=jax.random.key(1))
+        y0 = np.linspace(-1.0, 1.0, 6)
 
         def ours(layers, y, h):
             y, _ = integrate_layers(layers, y, eqx.nn.State(layers), solver=solver, step_size=h)
@@ -90,9 +105,11 @@ def test_layers_with_weights_of_their_own_are_a_loop_in_values_and_gradients(sol
                 y = step(lambda y, i=i: layer_of(layers, i)(y, None)[0], y, h, solver)
             return jnp.sum(y**3)
 
-        actual, expected = (
-            jax.value_and_grad(f, (0, 1, 2))(layers, y0, jnp.asarray(h)) for f in (ours, looped)
-        )
+        @jax.jit
+        def both(*args):
+            return [jax.value_and_grad(f, (0, 1, 2))(*args) for f in (ours, looped)]
+
+        actual, expected = both(layers, y0, h)
         for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, e, rtol=0, atol=1e-13)
 
@@ -114,12 +131,15 @@ def batch_normed(depth, width=4):
     def field(key):
         return ResidualField(width, BatchNorm, key=key)
 
-    key = jax.random.key(3)
-    stacked = eqx.nn.make_with_state(lambda: stack_layers(field, depth, key=key))()
-    single = [eqx.nn.make_with_state(field)(k) for k in jax.random.split(key, depth)]
-    return stacked, single
+    @eqx.filter_jit
+    def make(key):
+        stacked = eqx.nn.make_with_state(lambda: stack_layers(field, depth, key=key))()
+        return stacked, [eqx.nn.make_with_state(field)(k) for k in jax.random.split(key, depth)]
+
+    return make(jax.random.key(3))
 
 
+@eqx.filter_jit
 def run(layers, state, ys, solver):
     return jax.vmap(
         lambda y: integrate_layers(layers, y, state, solver=solver, step_size=0.5),
@@ -128,6 +148,7 @@ def run(layers, state, ys, solver):
     )(ys)
 
 
+@eqx.filter_jit
 def run_loop(single, ys, solver):
     states = []
     for layer, state in single:
@@ -144,11 +165,11 @@ def run_loop(single, ys, solver):
     return ys, states
 
 
-@pytest.mark.parametrize("solver", [diffrax.Euler(), SSPRK33()], ids=name)
+@pytest.mark.parametrize("solver", [slow(diffrax.Euler()), SSPRK33()], ids=name)
 def test_batch_norm_state_goes_through_layers_and_stages(solver):
     (layers, state), single = batch_normed(3)
     for seed in range(2):  # twice: the second call starts from the state of the first
-        ys = jax.random.normal(jax.random.key(seed), (5, 4, 4, 4))
+        ys = np.random.default_rng(seed).normal(size=(5, 4, 4, 4)).astype(np.float32)
         out, state = run(layers, state, ys, solver)
         expected, states = run_loop(single, ys, solver)
         single = [(layer, s) for (layer, _), s in zip(single, states, strict=True)]
@@ -161,15 +182,15 @@ def test_batch_norm_state_goes_through_layers_and_stages(solver):
 
 def test_batch_norm_in_inference_uses_and_keeps_the_running_statistics():
     (layers, state), single = batch_normed(3)
-    ys = 2 + jax.random.normal(jax.random.key(4), (5, 4, 4, 4))
-    _, state = run(layers, state, ys, SSPRK22())
-    _, states = run_loop(single, ys, SSPRK22())
+    ys = 2 + np.random.default_rng(4).normal(size=(5, 4, 4, 4)).astype(np.float32)
+    _, state = run(layers, state, ys, SSPRK33())
+    _, states = run_loop(single, ys, SSPRK33())
     single = [
         (eqx.nn.inference_mode(layer), s) for (layer, _), s in zip(single, states, strict=True)
     ]
     before = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
-    out, state = run(eqx.nn.inference_mode(layers), state, ys, SSPRK22())
-    expected, _ = run_loop(single, ys, SSPRK22())
+    out, state = run(eqx.nn.inference_mode(layers), state, ys, SSPRK33())
+    expected, _ = run_loop(single, ys, SSPRK33())
     np.testing.assert_allclose(out, expected, rtol=2e-5, atol=2e-5)
     for old, new in zip(before, jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(old, new)

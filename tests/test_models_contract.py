@@ -34,7 +34,7 @@ KEY = jax.random.key(42)
 LAYERED = [ResNet, SSPNet, PolyNet, FractalNet, RevNet, EnResNet]
 SHAPED = [MLP, *LAYERED, ConvODENet, DenseODENet, NmODENet, LipschitzNet]
 
-# Others of their class differ in a setting: in double precision and outside jit one is enough.
+# Others of their class differ in a setting, which tests of that class see as well.
 VARIANTS = {
     "ResNet step 0.1",
     "SSPNet SSPRK22",
@@ -44,30 +44,40 @@ VARIANTS = {
     "LipschitzNet SDP",
     "StructuredNet switching",
 }
-each_model = pytest.mark.parametrize("name", all_models)
-each_class = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in VARIANTS else [])
-        for name in all_models
-    ],
-)
+# Made of layers that others have, and tested in files of their own.
+LIKE_OTHERS = VARIANTS | {"WideResNet", "MixedEnResNet"}
+# Differentiated by rules that others of the models, and `test_layered.py`, are tested with.
+LIKE_OTHERS_IN_GRADIENT = LIKE_OTHERS | {
+    "ResNet BatchNorm", "SSPNet SSPRK33", "PolyNet", "FractalNet", "AugmentedODENet",
+    "HopfieldODENet",
+}  # fmt: skip
+# One for each way through the code: outside jit, each primitive and shape is a program.
+EAGER = {
+    "MLP", "RevNet", "EnResNet", "ConvODENet", "NmODENet flow map", "LipschitzNet", "StructuredNet",
+}  # fmt: skip
+
+
+def each_model(slow):
+    # A module's scope puts a model's tests one after another, so that one worker has its program.
+    names = [pytest.param(n, marks=[pytest.mark.slow] if n in slow else []) for n in all_models]
+    return pytest.mark.parametrize("name", names, scope="module")
+
+
 traces = Counter()
 
 
 @eqx.filter_jit
-def run(predictor, images, keys, key):
+def run(predictor, images, keys):
     """All that the contract asks of a network, in one program: logits, batches and gradients."""
     traces["run"] += 1
 
-    def loss(x):
-        return cross_entropy(predictor(x, key=key), jnp.asarray(0))
+    def loss(x, key):
+        logits = predictor(x, key=key)
+        return cross_entropy(logits, jnp.asarray(0)), logits
 
-    return {
-        "logits": predictor(images[0], key=keys[0]),
-        "batch": jax.vmap(lambda x, key: predictor(x, key=key))(images, keys),
-        "gradients": jax.vmap(jax.grad(loss))(images),
-    }
+    gradients, batch = jax.vmap(jax.grad(loss, has_aux=True))(images, keys)
+    loop = jax.lax.map(lambda one: predictor(one[0], key=one[1]), (images, keys))
+    return {"loop": loop, "logits": loop[0], "batch": batch, "gradients": gradients}
 
 
 IMAGES = digits().pixels[:4]
@@ -77,10 +87,10 @@ KEYS = jax.random.split(KEY, 4)
 
 @lru_cache
 def result_of(name):
-    return run(predictor_of(name), IMAGES, KEYS, KEY)
+    return run(predictor_of(name), IMAGES, KEYS)
 
 
-@each_model
+@each_model(slow=LIKE_OTHERS)
 def test_logits_have_one_float32_for_each_class(name):
     logits = result_of(name)["logits"]
     assert logits.shape == (10,)
@@ -88,54 +98,49 @@ def test_logits_have_one_float32_for_each_class(name):
     assert np.isfinite(logits).all()
 
 
-@each_class
+@each_model(slow=set(all_models) - EAGER)
 def test_jit_computes_what_eager_does(name):
     eager = predictor_of(name)(jnp.asarray(IMAGES[0]), key=KEYS[0])
     np.testing.assert_allclose(result_of(name)["logits"], eager, atol=2e-5)
 
 
-@each_model
+@each_model(slow=LIKE_OTHERS)
 def test_vmap_computes_what_a_loop_does(name):
-    for i in range(1, len(IMAGES)):
-        turned = np.roll(IMAGES, -i, axis=0), jnp.roll(KEYS, -i)
-        alone = run(predictor_of(name), *turned, KEY)["logits"]
-        np.testing.assert_allclose(result_of(name)["batch"][i], alone, atol=2e-5)
+    np.testing.assert_allclose(result_of(name)["batch"], result_of(name)["loop"], atol=2e-5)
 
 
-@each_model
+@each_model(slow=LIKE_OTHERS)
 def test_examples_of_a_batch_do_not_influence_each_other(name):
-    first = run(predictor_of(name), OTHERS, KEYS, KEY)["batch"][0]
+    first = run(predictor_of(name), OTHERS, KEYS)["batch"][0]
     np.testing.assert_array_equal(first, result_of(name)["batch"][0])
 
 
-@each_model
+@each_model(slow=LIKE_OTHERS)
 def test_new_weights_and_images_share_one_trace(name):
     result_of(name)
     before = traces["run"]
-    run(predictor_of(name, seed=1), OTHERS, KEYS, jax.random.key(7))
+    run(predictor_of(name, seed=1), OTHERS, jax.random.split(jax.random.key(7), 4))
     assert traces["run"] == before
 
 
-@each_model
+@each_model(slow=LIKE_OTHERS)
 def test_the_same_key_gives_the_same_result(name):
-    again = run(predictor_of(name), IMAGES, KEYS, KEY)
+    again = run(predictor_of(name), IMAGES, KEYS)
     np.testing.assert_array_equal(again["batch"], result_of(name)["batch"])
 
 
-@each_model
+@each_model(slow=LIKE_OTHERS)
 def test_a_saved_model_gives_identical_logits(name):
     file = io.BytesIO()
     eqx.tree_serialise_leaves(file, predictor_of(name))
     file.seek(0)
     restored = eqx.tree_deserialise_leaves(file, predictor_of(name, seed=1))
-    other = run(predictor_of(name, seed=1), IMAGES, KEYS, KEY)["batch"]
-    np.testing.assert_array_equal(
-        run(restored, IMAGES, KEYS, KEY)["batch"], result_of(name)["batch"]
-    )
+    other = run(predictor_of(name, seed=1), IMAGES, KEYS)["batch"]
+    np.testing.assert_array_equal(run(restored, IMAGES, KEYS)["batch"], result_of(name)["batch"])
     assert not np.array_equal(other, result_of(name)["batch"])
 
 
-@each_model
+@each_model(slow=LIKE_OTHERS)
 def test_every_image_has_a_finite_gradient_that_is_not_zero(name):
     gradient = np.asarray(result_of(name)["gradients"])
     assert gradient.shape == IMAGES.shape
@@ -159,7 +164,7 @@ accurately_solved = {
 }
 
 
-@each_class
+@each_model(slow=LIKE_OTHERS_IN_GRADIENT)
 def test_the_input_gradient_is_that_of_central_differences(name):
     adaptive = name in accurately_solved
     if adaptive:
@@ -184,16 +189,16 @@ def test_the_input_gradient_is_that_of_central_differences(name):
             return weights @ predictor(x, key=KEY)
 
         step = h * np.eye(64)[pixels].reshape(-1, *IMAGE_SHAPE)
-        both = jax.jit(lambda around, x: (jax.vmap(value)(around), jax.grad(value)(x)))
-        values, gradient = both(np.concatenate([x + step, x - step]), x)
-        gradient = np.ravel(gradient)[pixels]
+        around = np.concatenate([x + step, x - step, x[None]])
+        values, gradients = jax.jit(jax.vmap(jax.value_and_grad(value)))(around)
+        gradient = np.ravel(gradients[-1])[pixels]
     assert gradient.dtype == np.float64
-    up, down = np.split(np.asarray(values), 2)
+    up, down = np.split(np.asarray(values[:-1]), 2)
     np.testing.assert_allclose(gradient, (up - down) / (2 * h), rtol=1e-6, atol=atol)
     assert np.abs(gradient).max() > 100 * atol
 
 
-@each_model
+@each_model(slow=LIKE_OTHERS)
 def test_an_image_of_another_size_is_refused_with_both_shapes(name):
     with pytest.raises(ValueError, match=r"\(8, 8, 1\), got \(9, 8, 1\)"):
         predictor_of(name)(jnp.zeros((9, 8, 1)), key=KEY)
@@ -217,12 +222,14 @@ def test_a_field_in_time_is_given_the_time():
 
 
 def test_noise_depends_on_the_key():
-    other = run(predictor_of("EnResNet"), IMAGES, jax.random.split(jax.random.key(1), 4), KEY)
+    other = run(predictor_of("EnResNet"), IMAGES, jax.random.split(jax.random.key(1), 4))
     assert not np.array_equal(other["logits"], result_of("EnResNet")["logits"])
 
 
 def _make(cls, *args, **settings):
-    return eqx.nn.make_with_state(cls)(*args, key=KEY, **settings)
+    """Of shapes: what is refused is a setting, and nothing compiles."""
+    make = eqx.nn.make_with_state(cls)
+    return eqx.filter_eval_shape(lambda key: make(*args, key=key, **settings), KEY)
 
 
 @pytest.mark.parametrize("cls", SHAPED)
@@ -318,5 +325,9 @@ def test_odd_sides_are_refused_where_images_are_halved():
 
 
 def test_a_solve_that_needs_too_many_steps_gives_nan():
-    model, state = _make(ConvODENet, IMAGE_SHAPE, width=4, max_steps=1)
-    assert jnp.isnan(Predictor(model, state)(jnp.asarray(digits().pixels[0]), key=KEY)).all()
+    @eqx.filter_jit
+    def logits(key, x):
+        make = eqx.nn.make_with_state(ConvODENet)
+        return Predictor(*make(IMAGE_SHAPE, width=4, max_steps=1, key=key))(x, key=key)
+
+    assert jnp.isnan(logits(KEY, IMAGES[0])).all()

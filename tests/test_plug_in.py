@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import _maker, all_models, digits
+from helpers import _maker, all_models, digits, predictor_of
 
 from odejax import Predictor
 from odejax.models import MLP, BeforeClassifier, Conv, NmODE, NmODENet, insert_before_classifier
@@ -30,10 +30,12 @@ ARCHITECTURES = [
     "ResNet",
     "EnResNet",
     "ConvODENet",
-    "DenseODENet",
 ]
 # Which have their classifier of another one above.
-SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in ("SSPNet SSPRK33", "AugmentedODENet")]
+SLOW = [
+    pytest.param(n, marks=pytest.mark.slow)
+    for n in ("SSPNet SSPRK33", "AugmentedODENet", "DenseODENet")
+]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,8 @@ SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in ("SSPNet SSPRK33", "Aug
     [*ARCHITECTURES, *SLOW, "NmODENet flow map"],
 )
 def test_every_architecture_takes_it_and_keeps_its_weights(name):
-    model, state = build(all_models[name])
+    # Whose program other tests have compiled.
+    model, state = predictor_of(name).model, predictor_of(name).state
     plugged = insert_before_classifier(model, NMODE)
     before, after = (jax.tree.leaves(eqx.filter(m, eqx.is_array)) for m in (model, plugged))
     for one, other in zip(before, after, strict=True):
@@ -51,12 +54,12 @@ def test_every_architecture_takes_it_and_keeps_its_weights(name):
 
     @eqx.filter_jit
     def compute(models, x):
-        logits = [Predictor(m, state)(x, key=KEY) for m in models]
-
         def total(x):
-            return jnp.sum(Predictor(models[2], state)(x, key=KEY) ** 2)
+            logits = Predictor(models[2], state)(x, key=KEY)
+            return jnp.sum(logits**2), logits
 
-        return logits, jax.grad(total)(x)
+        gradient, logits = jax.grad(total, has_aux=True)(x)
+        return [Predictor(m, state)(x, key=KEY) for m in models[:2]] + [logits], gradient
 
     logits, gradient = jax.tree.map(np.asarray, compute((model, same, plugged), X))
     np.testing.assert_array_equal(logits[0], logits[1])
