@@ -3,15 +3,18 @@
 import json
 import subprocess
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import (
     IMAGE_SHAPE,
+    LinearLogits,
     NoisyLogits,
     digits,
     linear_logits,
+    predictor_of,
     trained_lipschitz,
     trained_mlp,
     trained_nmode,
@@ -31,6 +34,7 @@ from odejax.attacks import (
     Square,
 )
 from odejax.certificates import FiniteTimeStableMapping, LipschitzMargin, StableMapping
+from odejax.data import ArrayDataset
 from odejax.evaluation import (
     ResultError,
     bracket,
@@ -49,9 +53,15 @@ BRACKETS = {
     "Lipschitz l2": (trained_lipschitz, L2Ball(0.1), [LipschitzMargin()]),
     "MLP": (trained_mlp, LinfBall(0.08), []),
 }
+SLOW_BRACKETS = ("nmode l2", "Lipschitz l2")  # what they certify is in the certificates' own tests
 
 
-@pytest.fixture(scope="module", params=BRACKETS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW_BRACKETS)) for name in BRACKETS
+    ],
+)
 def measured(request):
     predictor, ball, certificates = BRACKETS[request.param]
     return bracket(
@@ -61,6 +71,8 @@ def measured(request):
         attacks=[FGSM(), PGD5],
         certificates=certificates,
         key=KEY,
+        # Where there are certificates the flags are those of other tests.
+        flag_images=0 if certificates else 64,
     )
 
 
@@ -163,7 +175,7 @@ def test_images_already_broken_are_not_attacked_again():
 
 
 @pytest.mark.parametrize(
-    ("certificates", "precision"), [([LipschitzMargin()], "highest"), ([], "high")]
+    ("certificates", "precision"), [([FiniteTimeStableMapping()], "highest"), ([], "high")]
 )
 def test_attacks_beside_certificates_are_as_precise_as_these(certificates, precision):
     seen = set()
@@ -172,14 +184,17 @@ def test_attacks_beside_certificates_are_as_precise_as_these(certificates, preci
         seen.add(jax.config.jax_default_matmul_precision)
         return FGSM()(logits_fn, x, y, ball, key=key)
 
+    predictor, images = predictor_of("NmODENet flow map"), digits("test", 5).images
+    labels = predict(predictor, images, key=KEY).argmax(axis=1).astype(np.int32)
     with jax.default_matmul_precision("high"):
         bracket(
-            trained_lipschitz(),
-            digits("test", 5),
-            L2Ball(0.1),
+            predictor,
+            ArrayDataset(images, labels, n_classes=10),
+            LinfBall(0.01),
             attacks=[attack],
             certificates=certificates,
             key=KEY,
+            flag_images=0,
         )
     assert seen == {precision}
 
@@ -216,7 +231,7 @@ def test_the_confidence_interval_is_scipys_exact_one(n, fraction, level):
     np.testing.assert_allclose(found, (expected.low, expected.high), rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("noisy", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_robust_accuracy_does_not_depend_on_the_batch_size(noisy):
     # The promise: image i draws from its own key, so batches change rounding alone.
     logits_fn = NoisyLogits(linear_logits(n_classes=10)) if noisy else trained_mlp()
@@ -278,15 +293,15 @@ def test_images_already_broken_are_lost_without_another_attack():
 
 
 def test_each_attack_carries_only_what_it_broke_itself():
-    data, key = digits("test", 60), KEY
-    attacks = {"FGSM": FGSM(), "PGD": PGD5}
-    small = bracket(trained_mlp(), data, LinfBall(0.05), attacks=attacks, key=key)
+    data = digits("test", 60)
+    attacks, settings = {"FGSM": FGSM(), "PGD": PGD5}, {"key": KEY, "flag_images": 0}
+    small = bracket(trained_mlp(), data, LinfBall(0.05), attacks=attacks, **settings)
     carried = {"PGD": ~small.survivors["PGD"]}
     assert carried["PGD"].any()
     large = bracket(
-        trained_mlp(), data, LinfBall(0.1), attacks=attacks, key=key, already_broken=carried
+        trained_mlp(), data, LinfBall(0.1), attacks=attacks, already_broken=carried, **settings
     )
-    alone = bracket(trained_mlp(), data, LinfBall(0.1), attacks=[FGSM()], key=key)
+    alone = bracket(trained_mlp(), data, LinfBall(0.1), attacks=[FGSM()], **settings)
     np.testing.assert_array_equal(large.survivors["FGSM"], alone.survivors["FGSM"])
     assert not (large.survivors["PGD"] & carried["PGD"]).any()
 
@@ -295,7 +310,15 @@ def test_no_image_of_a_random_network_is_lost_to_a_lucky_draw():
     # Judged by fixed draws, a network attacked within nothing loses nothing.
     data = digits("test", 120)
     predictor = NoisyLogits(trained_mlp())
-    out = bracket(predictor, data, LinfBall(1e-9), attacks=[FGSM(), PGD5], key=KEY, draws=4)
+    out = bracket(
+        predictor,
+        data,
+        LinfBall(1e-9),
+        attacks=[FGSM(), PGD5],
+        key=KEY,
+        draws=4,
+        flag_images=0,
+    )
     assert out.attacked == out.clean
     assert all(accuracy == out.clean for accuracy in out.per_attack.values())
     judged = predict(out.judge, data.images, key=jax.random.key(77)).argmax(axis=1)
@@ -401,19 +424,36 @@ def test_logits_that_are_not_finite_are_refused_with_their_index():
         robust_accuracy(FGSM(), not_finite, images, LABELS, LinfBall(0.1), key=KEY)
 
 
-def rooted(x, *, key=None):
-    """A linear network and 0 times a root, which has no derivative where those pixels are black."""
-    return linear_logits(n_classes=10)(x) + 0.0 * jnp.sqrt(jnp.sum(x[:2, :2] ** 2))
+class Rooted(eqx.Module):
+    """A linear network and, if so wanted, 0 times a root without a derivative at black pixels."""
+
+    linear: LinearLogits
+    wanted: jax.Array
+
+    def __call__(self, x, *, key=None):
+        return self.linear(x) + 0.0 * jnp.sqrt(jnp.where(self.wanted, jnp.sum(x[:2, :2] ** 2), 1.0))
 
 
 @pytest.mark.parametrize(
-    "attack", [FGSM(), IFGSM(10, None), PGD(10, None, random_start=False), APGD(5)], ids=repr
+    "attack",
+    [
+        FGSM(),
+        APGD(5),
+        pytest.param(IFGSM(10, None), marks=pytest.mark.slow),
+        pytest.param(PGD(10, None, random_start=False), marks=pytest.mark.slow),
+    ],
+    ids=repr,
 )
 def test_a_derivative_that_does_not_exist_saves_no_image(attack):
     rng = np.random.default_rng(0)
     images = rng.uniform(size=(20, *IMAGE_SHAPE)).astype(np.float32)
     images[:, :2, :2] = 0.0
-    smooth = linear_logits(n_classes=10)
+    smooth, rooted = (
+        Rooted(linear_logits(n_classes=10), jnp.asarray(wanted)) for wanted in (False, True)
+    )
+    slope = eqx.filter_jit(jax.grad(lambda x, net: net(x)[0]))
+    assert np.isfinite(slope(images[0], smooth)).all()
+    assert np.isnan(slope(images[0], rooted)).any()
     labels = predict(smooth, images, key=KEY).argmax(axis=1)
     left = [
         robust_accuracy(attack, net, images, labels, LinfBall(0.2), key=KEY).accuracy
@@ -426,7 +466,15 @@ def finite_at_the_image_alone(x, *, key=None):
     return jnp.where(jnp.all(x == 0.5), linear_logits(n_classes=10)(x), jnp.nan)
 
 
-@pytest.mark.parametrize("attack", [PGD5, Square(20), AutoAttack({"FGSM": FGSM()})], ids=repr)
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD5,
+        pytest.param(Square(20), marks=pytest.mark.slow),
+        pytest.param(AutoAttack({"FGSM": FGSM()}), marks=pytest.mark.slow),
+    ],
+    ids=repr,
+)
 def test_logits_that_are_not_finite_within_the_ball_are_no_robustness(attack):
     labels = predict(finite_at_the_image_alone, PIXELS, key=KEY).argmax(axis=1)
     with pytest.raises(FloatingPointError, match="tried on image 0"):
@@ -469,6 +517,7 @@ def test_what_a_later_attack_makes_of_an_image_already_broken_is_shown():
         attacks=attacks,
         key=KEY,
         already_broken={"FGSM": np.ones(60, bool)},
+        flag_images=0,
     )
     moved = np.abs(result.x_adv - data.pixels).max(axis=(1, 2, 3)) > 0
     assert moved.any()

@@ -1,5 +1,6 @@
 """Masking flags: each is raised by a network built to raise it, and none by an ordinary one."""
 
+import functools
 from collections.abc import Callable
 
 import diffrax
@@ -8,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import LinearLogits, digits, predictor_of, trained_mlp
+from helpers import digits, predictor_of, trained_mlp
 
 from odejax import L2Ball, LinfBall, Predictor
-from odejax.attacks import APGD, PGD, AutoAttack, Square
+from odejax.attacks import APGD, AutoAttack, Square
 from odejax.evaluation import (
     FLAGS,
     Flag,
@@ -42,13 +43,15 @@ BY_SOLVING = {"solver steps change with the input", "gradient depends on the sol
 
 
 class Bent(eqx.Module):
-    """A network seen through `bend(network, x, key)`."""
+    """A network seen through `ways[which](network, x, key)`: one program for all ways."""
 
-    bend: Callable = eqx.field(static=True)
-    network: Predictor
+    ways: tuple[Callable, ...] = eqx.field(static=True)
+    which: jax.Array
+    network: Predictor | None = None
 
     def __call__(self, x, *, key):
-        return self.bend(self.network, x, key)
+        ways = [functools.partial(way, self.network) for way in self.ways]
+        return jax.lax.switch(self.which, ways, x, key)
 
 
 def with_gradient_of(value, gradient_from):
@@ -93,6 +96,21 @@ TRIPS = {
 }
 
 
+def as_it_is(network, x, key):
+    return network(x)
+
+
+def constant(network, x, key):
+    return jnp.zeros(10) + 0 * jnp.sum(x)
+
+
+WAYS = (*TRIPS.values(), as_it_is, constant)
+
+
+def seen(way):
+    return Bent(WAYS, jnp.asarray(WAYS.index(way)), trained_mlp())
+
+
 def names(flags):
     return {flag.name for flag in flags}
 
@@ -115,19 +133,30 @@ def test_every_flag_says_when_why_and_what_to_do(name):
 
 @pytest.mark.parametrize("name", TRIPS)
 def test_a_network_built_to_raise_a_flag_raises_it(name):
-    assert name in names(looked_at(Bent(TRIPS[name], trained_mlp())))
+    assert name in names(looked_at(seen(TRIPS[name])))
 
 
-@pytest.mark.parametrize("ball", [BALL, L2Ball(0.6)], ids=["linf", "l2"])
-@pytest.mark.parametrize("network", ["ResNet", "trained MLP"])
+def test_a_network_that_nothing_was_done_to_raises_no_flag():
+    assert looked_at(seen(as_it_is)) == ()
+
+
+@pytest.mark.parametrize(
+    ("network", "ball"),
+    [
+        ("ResNet", L2Ball(0.6)),
+        pytest.param("ResNet", BALL, marks=pytest.mark.slow),
+        pytest.param("trained MLP", BALL, marks=pytest.mark.slow),
+        pytest.param("trained MLP", L2Ball(0.6), marks=pytest.mark.slow),
+    ],
+    ids=["ResNet-l2", "ResNet-linf", "trained MLP-linf", "trained MLP-l2"],
+)
 def test_an_ordinary_network_raises_no_flag(network, ball):
     logits_fn = trained_mlp() if network == "trained MLP" else predictor_of(network)
     assert looked_at(logits_fn, ball) == ()
 
 
 def test_a_constant_network_has_vanishing_gradients_and_no_others():
-    constant = LinearLogits(jnp.zeros((10, 64)), jnp.zeros(10))
-    assert names(looked_at(constant)) == {"vanishing gradients"}
+    assert names(looked_at(seen(constant))) == {"vanishing gradients"}
 
 
 # Flags that attacks raise. Two classes, told apart by which half of the image is brighter.
@@ -148,45 +177,59 @@ def brighter_half(x):
     return 10 * jnp.stack([jnp.mean(left), jnp.mean(right)])
 
 
-def attacked(logits_fn, ball, n=40):
-    images, labels = halves(n)
-    return attack_flags(logits_fn, images, labels, ball, key=KEY)
+def honest(network, x, key):
+    return brighter_half(x)
+
+
+def reversed_gradient(network, x, key):
+    logits = brighter_half(x)
+    return with_gradient_of(logits, -logits)
+
+
+def sparse(network, x, key):
+    where = jax.random.uniform(key, x.shape) < 0.02
+    logits = brighter_half(x)
+    return with_gradient_of(logits, brighter_half(jnp.where(where, x, jax.lax.stop_gradient(x))))
+
+
+def two_sided(network, x, key):
+    """Of one pixel: a run stays on the side of the hill that it starts at."""
+    z = x[0, 0, 0] - 0.5
+    margin = jnp.where(z > 0, 0.2 - z, 0.4 + z)
+    margin = margin + jnp.where(z > 0, -0.18, 0.0)
+    return jnp.stack([margin, jnp.zeros(())])
+
+
+TWO_CLASSES = (honest, reversed_gradient, sparse, two_sided)
+
+
+def attacked(way, ball, images_and_labels):
+    logits_fn = Bent(TWO_CLASSES, jnp.asarray(TWO_CLASSES.index(way)))
+    return attack_flags(logits_fn, *images_and_labels, ball, key=KEY)
 
 
 def test_an_honest_gradient_raises_no_flag_of_attacks():
-    assert attacked(lambda x, *, key: brighter_half(x), LinfBall(0.35)) == ()
+    assert attacked(honest, LinfBall(0.35), halves(40)) == ()
+
+
+@pytest.mark.slow
+def test_a_trained_network_raises_no_flag_of_attacks():
     data = digits("test", 60)
     assert attack_flags(trained_mlp(), data.pixels, data.labels, BALL, key=KEY) == ()
 
 
 def test_a_reversed_gradient_fails_in_a_ball_that_holds_every_image():
-    def reversed_gradient(x, *, key):
-        logits = brighter_half(x)
-        return with_gradient_of(logits, -logits)
-
-    assert "unbounded attack fails" in names(attacked(reversed_gradient, LinfBall(0.35)))
+    flags = attacked(reversed_gradient, LinfBall(0.35), halves(40))
+    assert "unbounded attack fails" in names(flags)
 
 
 def test_a_gradient_of_one_pixel_at_a_time_makes_more_steps_help():
-    def sparse(x, *, key):
-        seen = jax.random.uniform(key, x.shape) < 0.02
-        logits = brighter_half(x)
-        return with_gradient_of(logits, brighter_half(jnp.where(seen, x, jax.lax.stop_gradient(x))))
-
-    assert "more steps help" in names(attacked(sparse, LinfBall(0.33)))
+    assert "more steps help" in names(attacked(sparse, LinfBall(0.33), halves(40)))
 
 
 def test_a_valley_on_one_side_only_makes_more_restarts_help():
-    # One pixel: a run starts at either end of the ball and stays on its side of the hill.
-    def two_sided(x, *, key):
-        z = x[0, 0, 0] - 0.5
-        margin = jnp.where(z > 0, 0.2 - z, 0.4 + z)
-        margin = margin + jnp.where(z > 0, -0.18, 0.0)
-        return jnp.stack([margin, jnp.zeros(())])
-
-    images, labels = np.full((40, 1, 1, 1), 0.5, np.float32), np.zeros(40, np.int32)
-    flags = attack_flags(two_sided, images, labels, LinfBall(0.1), key=KEY)
-    assert "more restarts help" in names(flags)
+    grey = np.full((40, 8, 8, 1), 0.5, np.float32), np.zeros(40, np.int32)
+    assert "more restarts help" in names(attacked(two_sided, LinfBall(0.1), grey))
 
 
 # Flags among survivors.
@@ -213,37 +256,44 @@ def test_a_transfer_that_breaks_more_raises_its_flag():
     }
 
 
+class Hidden(eqx.Module):
+    """A network whose gradient is all zeros, or, by the same program, its own."""
+
+    network: Predictor
+    hide: jax.Array
+
+    def __call__(self, x, *, key):
+        return self.network(jnp.where(self.hide, jax.lax.stop_gradient(x), x))
+
+
 @pytest.mark.parametrize(
     "attacks",
     [
-        {"PGD": PGD(10, None), "Square": Square(n_queries=300)},
+        {"APGD": APGD(10), "Square": Square(n_queries=300)},
         {"AutoAttack": AutoAttack({"APGD": APGD(10), "Square": Square(n_queries=300)})},
     ],
     ids=["side by side", "in sequence"],
 )
 def test_the_bracket_sees_that_square_beats_a_hidden_gradient(attacks):
-    network = trained_mlp()
-
-    def hidden(x, *, key):
-        return network(jax.lax.stop_gradient(x))
-
     data = digits("test", 80)
 
-    def flags(logits_fn):
+    def flags(hide):
+        network = Hidden(trained_mlp(), jnp.asarray(hide))
         interval = bracket(
-            logits_fn, data, BALL, attacks=attacks, key=KEY, batch_size=80, flag_images=0
+            network, data, BALL, attacks=attacks, key=KEY, batch_size=80, flag_images=0
         )
         return names(interval.flags)
 
-    assert flags(hidden) == {"black box beats white box"}
-    assert flags(network) == set()
+    assert flags(True) == {"black box beats white box"}
+    assert flags(False) == set()
 
 
 # Flags of neural ODEs.
 
 
 def neural_ode(**settings):
-    model, state = eqx.nn.make_with_state(HopfieldODENet)((8, 8, 1), width=16, key=KEY, **settings)
+    make = eqx.nn.make_with_state(HopfieldODENet)
+    model, state = eqx.filter_jit(lambda key: make((8, 8, 1), width=16, key=key, **settings))(KEY)
     return Predictor(model, state)
 
 
@@ -256,7 +306,8 @@ FIXED = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 1 / 8}
 
 
 def test_a_fixed_step_solve_raises_no_flag():
-    assert solved(neural_ode(solver=diffrax.Dopri5(), **FIXED)) == ()
+    # To t1 = 4 as those below, so that "fixed steps" is one program.
+    assert solved(neural_ode(t1=4.0, solver=diffrax.Heun(), **FIXED)) == ()
 
 
 def test_a_network_that_is_no_solve_raises_no_flag():
@@ -280,6 +331,15 @@ def test_a_continuous_adjoint_of_a_coarse_solve_has_another_gradient():
     assert "gradient depends on the solver" in names(solved(coarse))
 
 
+def test_an_equation_is_solved_in_three_other_ways():
+    variants = solver_variants(neural_ode(**FIXED), steps=4)
+    assert set(variants) == {"fixed steps", "own steps", "continuous adjoint"}
+    assert variants["fixed steps"].model.ode.dt0 == 1 / 4
+    assert variants["own steps"].model.ode.dt0 == 1 / 8
+    assert isinstance(variants["continuous adjoint"].model.ode.adjoint, diffrax.BacksolveAdjoint)
+
+
+@pytest.mark.slow
 def test_a_tight_solve_has_one_gradient_however_it_is_computed():
     tight = neural_ode(stepsize_controller=diffrax.PIDController(rtol=1e-5, atol=1e-5))
     data = digits("test", 10)

@@ -1,6 +1,7 @@
 """Images made on one network, shown to another."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import LinearLogits, NoisyLogits, digits, linear_logits, trained_mlp, trained_nmode
@@ -59,12 +60,15 @@ def test_an_attack_goes_on_where_its_oracle_is_fooled():
 def test_what_an_oracle_gets_wrong_from_the_start_is_attacked_as_well():
     target = linear_logits(scale=0.2)
     images = np.full((4, 8, 8, 1), 0.5, np.float32)
-    labels = np.asarray(jax.vmap(target)(images)).argmax(axis=1).astype(np.int32)
+    labels = np.asarray(jax.jit(jax.vmap(target))(images)).argmax(axis=1).astype(np.int32)
     oracles = {
         "same": target,
-        "opposite": LinearLogits(-target.weight, -target.bias),
+        "opposite": jax.tree.map(lambda leaf: jnp.asarray(-np.asarray(leaf)), target),
         # Wrong about every image, with the target's own gradients.
-        "biased": LinearLogits(target.weight, target.bias - 100 * jax.nn.one_hot(labels[0], 2)),
+        "biased": LinearLogits(
+            target.weight,
+            jnp.asarray(np.asarray(target.bias) - 100 * np.eye(2, dtype=np.float32)[labels[0]]),
+        ),
     }
     matrix = transfer_matrix(
         FGSM(), oracles, {"target": target}, images, labels, LinfBall(0.3), key=KEY
