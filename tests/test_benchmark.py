@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from experiments import _cli, benchmark
+from odejax import LinfBall
 
 SMALL = ["--models", "MLP", "LipschitzNet", "--epochs", "2", "--test-images", "40"]
 SMALL += ["--eps", "0.02", "0.1", "--eps-l2", "0.2"]
@@ -137,6 +138,12 @@ def test_a_file_in_place_of_the_run_folder_is_refused(tmp_path, capsys, monkeypa
 def test_resume_refuses_other_settings_versions_and_broken_files(tmp_path, capsys, monkeypatch):
     arguments = ["--models", "MLP", "--epochs", "1", "--test-images", "20"]
     arguments += ["--eps", "0.1", "--eps-l2", "0.2", "--out", str(tmp_path)]
+    # What was measured has no part in this: one kind of ball, and no look at the gradients.
+    monkeypatch.setitem(benchmark.BALLS, "l2", LinfBall)
+    bracket = benchmark.bracket
+    monkeypatch.setattr(
+        benchmark, "bracket", lambda *args, **kw: bracket(*args, **kw | {"flag_images": 0})
+    )
     assert run(capsys, monkeypatch, *arguments)[0] == 0
     good = (tmp_path / "result.json").read_text()
 

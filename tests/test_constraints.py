@@ -208,13 +208,13 @@ def test_a_penalty_adds_to_any_objective(objective):
     penalty = row_sum_penalty(first_weight)
 
     @jax.jit
-    def losses(key):
+    def losses(key, images, labels):
         model, state = NMODE(key)
         both = objective, Penalised(objective, penalty=penalty, eta=0.5)
-        plain, loss = (o(model, state, IMAGES, LABELS, key=KEY)[0] for o in both)
-        return plain, loss, penalty(model, state, IMAGES, key=KEY)
+        plain, loss = (o(model, state, images, labels, key=KEY)[0] for o in both)
+        return plain, loss, penalty(model, state, images, key=KEY)
 
-    plain, loss, alone = map(float, losses(KEY))
+    plain, loss, alone = map(float, losses(KEY, IMAGES, LABELS))
     np.testing.assert_allclose(loss - plain, 0.5 * alone, rtol=1e-4)
 
 

@@ -61,10 +61,10 @@ def layered(a, noise, key):
 
 @eqx.filter_jit
 def _layered(a, noise, key):  # one program for every a
-    layers = Field(jnp.full(STEPS, a))
+    layers, x = Field(jnp.full(STEPS, a)), jnp.asarray(X)
 
     def path(key):
-        y, _ = integrate_layers(layers, X, eqx.nn.State(layers), step_size=H, noise=noise, key=key)
+        y, _ = integrate_layers(layers, x, eqx.nn.State(layers), step_size=H, noise=noise, key=key)
         return moments(y)
 
     return jax.vmap(path)(jax.random.split(key, PATHS))
@@ -77,7 +77,14 @@ def solved(a, noise, key):
 @eqx.filter_jit
 def _solved(a, noise, key):
     return feynman_kac(
-        moments, lambda t, y: Field(a)(y)[0], noise, X, steps=STEPS, paths=PATHS, key=key, t1=T1
+        moments,
+        lambda t, y: Field(a)(y)[0],
+        noise,
+        jnp.asarray(X),
+        steps=STEPS,
+        paths=PATHS,
+        key=key,
+        t1=T1,
     )
 
 

@@ -35,7 +35,7 @@ def net(solver=None, depth=14, norm=GroupNorm):
 def test_one_solver_is_that_of_every_group():
     @jax.jit
     def logits_of_three(x):
-        nets = [net(solver, depth=8) for solver in (SSPRK22(), [SSPRK22()] * 3, None)]
+        nets = [net(solver) for solver in (SSPRK22(), [SSPRK22()] * 3, None)]
         return [model(x, state)[0] for model, state in nets]
 
     one, same, euler = logits_of_three(image())

@@ -123,10 +123,25 @@ def test_the_table_fits_with_several_seeds_and_the_papers_figures():
 
 
 @pytest.mark.parametrize("name", structured.NAMES)
-def test_every_name_makes_its_network(name):
+def test_switching_steps_alone_are_trained_with_a_penalty(name):
     preset = structured.PRESETS["smoke"]["digits"]
     objective = structured._recipe(name, "smoke", preset, Hinge(1.0), 0.5).objective
     assert isinstance(objective, Penalised) == ("switching" in name)
+
+
+# Like "switching flexible": of StructuredNet, bounded by 1, two or three seconds each.
+OF_THE_SAME_KIND = ("non-expansive", "switching prescribed")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in OF_THE_SAME_KIND else [])
+        for name in structured.NAMES
+    ],
+)
+def test_every_name_makes_its_network(name):
+    preset = structured.PRESETS["smoke"]["digits"]
     make = eqx.nn.make_with_state(structured.network(name, preset))
 
     @eqx.filter_jit
