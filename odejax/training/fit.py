@@ -232,7 +232,9 @@ def fit(
 
 @jax.jit
 def _finite(arrays) -> Array:
-    return jax.tree.reduce(lambda so_far, a: so_far & jnp.isfinite(a).all(), arrays, True)
+    return jax.tree.reduce(
+        lambda so_far, a: so_far & jnp.isfinite(a).all(), arrays, jnp.asarray(True)
+    )
 
 
 def _peak_memory() -> int:
