@@ -546,6 +546,8 @@ def test_a_sequence_does_not_depend_on_the_batch_size(sizes):
         np.testing.assert_array_equal(report.queries, reports[0].queries)
         np.testing.assert_allclose(report.x_adv, reports[0].x_adv, atol=1e-5)
         assert report.after == reports[0].after
+    # Its first classification, Square's queries, and both runs of FAB, each with its ranking.
+    assert set(reports[0].queries[reports[0].still_correct]) == {1 + 12 + 2 * (1 + 2 + 1)}
     assert 0 < reports[0].accuracy < 1
 
 

@@ -128,8 +128,8 @@ FAST = {
     ("FAB", LinfBall, 4),
     ("FAB", L2Ball, 2),
     ("FAB-T", L2Ball, 4),
-    ("DeepFool", LinfBall, 4),
-    ("DeepFool", L2Ball, 2),
+    ("DeepFool", LinfBall, 2),
+    ("DeepFool", L2Ball, 4),
     ("APGD", LinfBall, 2),
     ("APGD-T on DLR", L2Ball, 4),
     ("CarliniWagner", L2Ball, 4),
@@ -154,7 +154,10 @@ FAST = {
 )
 def test_the_nearest_hyperplane_is_found_at_its_distance(name, ball_type, classes):
     attack, slack = NEAREST[name]
-    for seed in range(3):
+    # In 29 and 33 the smallest gap of four logits is not at the nearest hyperplane, where climbs of
+    # the loss may miss it.
+    seeds = (0, 1, 2, 29, 33) if name in ("DeepFool", "FAB") else range(3)
+    for seed in seeds:
         logits_fn, x, y, distance = linear_problem(ball_type, classes, seed)
         above, below = (
             run(attack, logits_fn, x, y, ball_type(distance * factor)) for factor in (slack, 0.998)

@@ -49,7 +49,7 @@ def test_blur_is_scipys_with_the_kernel_of_opencv(shape, size):
     for axis in (0, 1):
         expected = correlate1d(expected, kernel, axis=axis, mode="nearest")
     # Compiled once for a shape; what is called outside is below.
-    np.testing.assert_allclose(jax.jit(gaussian_blur)(x, size), expected, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(gaussian_blur)(x, float(size)), expected, atol=1e-6)
 
 
 FAST_SIZES = {(8, 8, 1): (5,), (28, 28, 1): (8,), (9, 14, 3): (1, 2)}
@@ -73,7 +73,7 @@ def test_resize_is_jaxs_there_and_back(shape, size):
         there = jax.image.resize(x, small, "linear", antialias=False)
         return jax.image.resize(there, shape, "linear", antialias=False)
 
-    np.testing.assert_allclose(jax.jit(resize)(x, size), expected(x), atol=1e-5)
+    np.testing.assert_allclose(jax.jit(resize)(x, float(size)), expected(x), atol=1e-5)
 
 
 def test_noise_has_its_strength_and_is_cut_to_the_box():
