@@ -58,8 +58,8 @@ class EnsembleLogits(eqx.Module):
     """sum_m w_m z_m(x) of separately trained networks (*enresnet* 4.2, Table 7).
 
     `weights` are 1 / n by default. A gradient recomputes the activations of one member after the
-    other, so it takes the memory of the largest, whatever their number. Raises `ValueError` for no
-    members, or another number of weights.
+    other, so its memory does not grow with their number. Raises `ValueError` for no members, or
+    another number of weights.
     """
 
     members: tuple[LogitsFn, ...]

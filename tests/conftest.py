@@ -7,6 +7,9 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+# Before NumPy is imported: threads of its own in every worker only wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import jax
 import jaxtyping
 import pytest

@@ -44,6 +44,11 @@ def stripes(n=96, seed=0):
     return ArrayDataset(images, labels, 3, name="stripes", split="train")
 
 
+@eqx.filter_jit
+def make(width, key):
+    return eqx.nn.make_with_state(MLP)((5, 5, 1), 3, width=width, key=key)
+
+
 def run(
     dataset=None,
     objective=None,
@@ -56,10 +61,8 @@ def run(
     key=KEY,
     **settings,
 ):
-    model, state = eqx.nn.make_with_state(MLP)((5, 5, 1), 3, width=width, key=jax.random.key(seed))
     return fit(
-        model,
-        state,
+        *make(width, jax.random.key(seed)),
         stripes() if dataset is None else dataset,
         CrossEntropy() if objective is None else objective,
         optax.adam(1e-2) if optimizer is None else optimizer,
