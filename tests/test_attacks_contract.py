@@ -419,6 +419,7 @@ def test_the_margin_is_to_the_runner_up():
     logits = jnp.asarray([1.0, 5.0, 3.0])
     assert logit_margin(logits, jnp.asarray(1)) == 2.0
     assert logit_margin(logits, jnp.asarray(2)) == -2.0
+    assert logit_margin(-logits, jnp.asarray(0)) == 2.0  # the others are all below 0
 
 
 @sample

@@ -642,8 +642,8 @@ def test_the_published_constants_move_no_pixel_further_than_said():
 
 def test_carlini_and_wagner_in_l2_bisect_the_weight():
     # Linear and two classes: |d|^2 + c max(m - <w, d>, 0) is smallest across the boundary only
-    # for c > 2 m / |w|^2.
-    rounds, steps, first = 6, 150, 0.05
+    # for c > 2 m / |w|^2. It fails, succeeds twice, fails again, and goes up from there.
+    rounds, steps, first = 5, 150, 0.026
     logits_fn, x, y, distance = linear_problem(L2Ball, 2, distance=0.2)
     dual = np.linalg.norm(np.float64(logits_fn.weight[0] - logits_fn.weight[1]))
     needed = 2 * distance / dual
@@ -654,5 +654,6 @@ def test_carlini_and_wagner_in_l2_bisect_the_weight():
         expected.append(c)
         low, high = (max(low, c), high) if c < needed else (low, min(high, c))
         c = (low + high) / 2 if high < np.inf else 10 * c
+    assert [c > needed for c in expected] == [False, True, True, False, True]
     assert min(abs(c / needed - 1) for c in expected) > 0.05
     np.testing.assert_allclose(tried, expected, rtol=1e-5)
