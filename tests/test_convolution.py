@@ -294,8 +294,11 @@ def test_third_derivatives_are_finite_differences_of_the_second():
 
         return forward if mode == "f" else reverse
 
+    def value(args):
+        return jnp.vdot(weights, _of_third_order(*args))
+
     def of_order(modes):
-        f = lambda args: jnp.vdot(weights, _of_third_order(*args))  # noqa: E731
+        f = value
         for mode, v in zip(modes, along, strict=False):
             f = derivative(f, mode, v)
         return f
