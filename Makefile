@@ -15,8 +15,9 @@ test: $(VENV)/.installed
 	$(PYTEST)
 
 # Whole experiments, notebooks, killed processes; every annotated shape and type is checked here.
+# SHARE=2/4 runs the second quarter of them alone.
 test-slow: $(VENV)/.installed
-	ODEJAX_CHECK_SHAPES=1 $(PYTEST) -m slow
+	ODEJAX_CHECK_SHAPES=1 ODEJAX_SHARE=$(SHARE) $(PYTEST) -m slow
 
 test-all: test test-slow
 

@@ -4,6 +4,7 @@ import gc
 import itertools
 import os
 import time
+import zlib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -63,12 +64,23 @@ def pytest_collection_finish(session):
     gc.set_threshold(50_000, 20, 20)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if share := os.environ.get("ODEJAX_SHARE"):
+        _keep_share(config, items, share)
     if not os.environ.get("ODEJAX_DATA_DIR"):
         skip = pytest.mark.skip(reason="needs prepared data: set ODEJAX_DATA_DIR")
         for item in items:
             if item.get_closest_marker("data"):
                 item.add_marker(skip)
+
+
+def _keep_share(config, items, share):
+    """Of "2/4", the second quarter: the same tests in every worker, from all files."""
+    number, n = map(int, share.split("/"))
+    assert 1 <= number <= n, share
+    mine = [item for item in items if zlib.crc32(item.nodeid.encode()) % n == number - 1]
+    config.hook.pytest_deselected(items=[item for item in items if item not in mine])
+    items[:] = mine
 
 
 @pytest.fixture
