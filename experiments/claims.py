@@ -3,40 +3,59 @@
     python -m experiments.claims                     # from the committed results; seconds
     python -m experiments.claims --papers nmode
 
-A claim is measured where `experiments/results` has its network, at the paper's size, under its
-attack: what that attack leaves, what the worst of all attacks leaves, what is proven, as means over
-the seeds. All others are listed as not measured yet. A claim is "not reached" where it lies above
-what the worst attack leaves of our network by more than sampling error (95 %).
+Each measurement says how it was made: whether the network has the paper's size, whether it was
+trained for the paper's epochs, how many images were attacked, and how many seeds there are. Three
+kinds are counted apart:
+
+- as in the paper: the network has the paper's size, and no other epochs than the paper gives;
+- its network, shorter training: the size is the paper's, the epochs are not;
+- smaller network: a result of a `cpu` preset.
+
+Where the paper does not give a network's size, a result belongs to none of the three. A claim is
+measured only as in the paper; what else was measured stands beside it, under `instead`. A row that
+no command measures says so, and whether the paper quotes it from another.
+
+Measured are the accuracy under the claim's attack, under the worst of all attacks, and what is
+proven, as means over the seeds. A claim is "not reached" where it was measured as in the paper and
+lies above the accuracy under the worst attack by more than sampling error (95 %). *enresnet* gives
+no eps for C&W: ours stays within the eps of the other attacks, so nothing else is compared with it.
 
 The figures of *ssp* are not at hand. What it claims, that its blocks keep perturbations small and
 so resist attacks, stands at the end: growth and accuracy of its networks, side by side.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from odejax.evaluation import confidence_interval, load_result, save_result
 
-from . import enresnet_cifar, natural, nmode_cifar, nmode_mnist, ssp, structured
+from . import ssp
+from ._claim_sources import Source, sources, why_no_command
 from ._claims import Claim, all_claims
 from ._cli import check_choices, run
-from ._enresnet import TABLES
 from ._report import copy_to_repository
 from ._seeds import by_name, mean_and_deviation, shown
-from .nmode_table1 import COLUMNS, as_printed, printed_row
+from .nmode_table1 import as_printed
 
 KIND = "claims"
 PAPERS = ("natural", "nmode", "enresnet", "ssp", "structured")
 RESULTS = Path(__file__).parent / "results"
 COLORS = dict(zip(PAPERS, ("#7570b3", "#b2182b", "#1b9e77", "#e7298a", "#d95f02"), strict=True))
+AS_IN_PAPER, SHORTER, SMALLER = THREE = (
+    "as in the paper",
+    "its network, shorter training",
+    "smaller network",
+)
+SIZE_NOT_GIVEN, NOT_MEASURED = "size not given", "not measured"
+# In the tables: one word for each.
+WORDS = {AS_IN_PAPER: "paper", SHORTER: "shorter", SMALLER: "smaller", SIZE_NOT_GIVEN: "unknown"}
 
 
 @dataclasses.dataclass
@@ -51,152 +70,87 @@ class Config:
     """Also copy the ledger and its figure into experiments/results and experiments/figures."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """The experiment that measures some claims: `read(result, claim)` is a measurement or None.
-
-    `settings` are those of the paper's size; a run with others, one cut short say, measures none.
-    """
-
-    result: str  # its file in `experiments/results`, and its kind
-    kind: str
-    command: str
-    read: Callable[[dict[str, Any], Claim], dict[str, Any] | None]
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def _measured(records: list[dict[str, Any]], claim: Claim, bracket_of) -> dict[str, Any] | None:
-    """The means over `records`, one for each seed."""
-    if not records:
-        return None
-    told = {"seeds": len(records), "device": records[0]["device"]}
-    if claim.attack == "clean":
-        if "clean_accuracy" not in records[0]:
-            return None
-        return told | _mean([record["clean_accuracy"] for record in records])
-    brackets = [bracket_of(record) for record in records]
-    if None in brackets or claim.attack not in brackets[0]["per_attack"]:
-        return None
-    first = brackets[0]
-    told |= _mean([b["per_attack"][claim.attack] for b in brackets])
-    if "attacked" in first:  # a transfer attack has no interval
-        told |= {
-            "n": first["n"],
-            "worst_attack": 100 * float(np.mean([b["attacked"] for b in brackets])),
-            "certified": 100 * float(np.mean([b["certified"] for b in brackets])),
-            "flags": sorted({flag for b in brackets for flag in b["flags"]}),
-        }
-    return told
-
-
-def _mean(fractions: list[float]) -> dict[str, float]:
-    mean, deviation = mean_and_deviation(fractions)
-    return {"papers_attack": mean} | ({} if deviation is None else {"deviation": deviation})
-
-
-def _at(brackets: list[dict[str, Any]], claim: Claim) -> dict[str, Any] | None:
-    """The one of the claim's eps."""
-    return next((b for b in brackets if np.isclose(b["eps"], claim.radius)), None)
-
-
-def _from_nmode(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
-    # Tables 2 and 3 do not say which t their nmODE has: the more robust one stands for it.
-    name = "nmODE t=1" if claim.model == "nmODE" else claim.model
-
-    records = by_name(result).get(name, [])
-    found = _measured(records, claim, lambda record: _at(record["balls"][claim.norm], claim))
-    return found and {"network": name} | found
-
-
-def _from_natural(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
-    records = by_name(result).get(claim.model, [])
-    return _measured(records, claim, lambda record: _at(record["brackets"], claim))
-
-
-def _from_structured(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
-    records = by_name(result).get(claim.model, [])
-    return _measured(records, claim, lambda record: _at(record["brackets"], claim))
-
-
-def _from_enresnet(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
-    kind = next(kind for kind, tables in TABLES.items() if claim.table in tables)
-    records = by_name(result).get(f"{kind}/{claim.model}", [])
-    return _measured(records, claim, lambda record: record)
-
-
-def _from_table1(result: dict[str, Any], claim: Claim) -> dict[str, Any] | None:
-    family, t = claim.model.split(" t=")
-    for row in result["rows"]:
-        if (row["family"], f"{row['t']:g}") == (family, t):
-            ours = float(printed_row(row["Dopri5, 1e-7"])[COLUMNS.index(claim.attack)])
-            return {"device": result["device"], "value": ours}
-    return None
-
-
-def _source(claim: Claim) -> Source:
-    """Which experiment measures a claim."""
-    if (claim.paper, claim.table) == ("nmode", "Table 1"):
-        command = "python -m experiments.nmode_table1"
-        return Source("nmode_table1", "nmode_table1", command, _from_table1)
-    data = f"--dataset {claim.dataset} --data-dir FOLDER"
-    if claim.paper == "nmode" and claim.dataset in ("mnist", "fashion_mnist"):
-        command = f"python -m experiments.nmode_mnist {data} --test-images 250"
-        name, longest = f"nmode_mnist_{claim.dataset}", nmode_mnist.SETTINGS[claim.dataset].epochs
-        epochs = {name: net.epochs or longest for name, net in nmode_mnist.NETWORKS.items()}
-        return Source(name, "nmode_mnist", command, _from_nmode, {"epochs": epochs})
-    if claim.paper == "nmode":
-        command = "python -m experiments.nmode_cifar --preset paper --data-dir FOLDER"
-        name = f"nmode_{claim.dataset}_paper"
-        preset = nmode_cifar.PRESETS["paper"]
-        settings = _chosen(preset, "depth", "epochs_pretrained", "epochs", "train_images")
-        return Source(name, "nmode_cifar", command, _from_nmode, settings)
-    if claim.paper == "natural":
-        command = f"python -m experiments.natural --preset paper {data}"
-        networks = natural.PRESETS["paper"].networks(claim.dataset)
-        epochs = {name: network.epochs for name, network in networks.items()}
-        name = f"natural_{claim.dataset}_paper"
-        return Source(name, "natural", command, _from_natural, {"epochs": epochs})
-    if claim.paper == "enresnet":
-        command = f"python -m experiments.enresnet_cifar --preset paper {data}"
-        name = f"enresnet_{claim.dataset}_paper"
-        settings = _chosen(enresnet_cifar.PRESETS["paper"], "epochs", "train_images", "pgd_steps")
-        return Source(name, "enresnet_cifar", command, _from_enresnet, settings)
-    command = "python -m experiments.structured --preset paper --data-dir FOLDER"
-    settings = _chosen(structured.PRESETS["paper"]["cifar10"], "epochs", "margin")
-    return Source("structured_cifar10_paper", "structured", command, _from_structured, settings)
-
-
-def _chosen(preset: Any, *names: str) -> dict[str, Any]:
-    return {name: getattr(preset, name) for name in names}
-
-
 def ledger(papers: Collection[str], results: Path = RESULTS) -> list[dict[str, Any]]:
-    """Every claim of `papers` with its measurement, or why there is none."""
-    loaded: dict[Path, dict[str, Any] | None] = {}
+    """Every claim of `papers` with its measurement, or why there is none.
+
+    Of a claim that was measured, but not as in the paper, `not_measured` says how and `instead`
+    has the measurement.
+    """
+    loaded: dict[str, dict[str, Any] | None] = {"": {}}
+
+    def load(source: Source) -> dict[str, Any] | None:
+        if source.result not in loaded:
+            path = results / f"{source.result}.json"
+            loaded[source.result] = load_result(path, source.kind) if path.exists() else None
+        return loaded[source.result]
+
     entries = []
     for claim in all_claims():
         if claim.paper not in papers:
             continue
         entry = {k: v for k, v in dataclasses.asdict(claim).items() if v not in ("", None)}
-        source = _source(claim)
-        entry["command"] = source.command
-        path = results / f"{source.result}.json"
-        if path not in loaded:
-            loaded[path] = load_result(path, source.kind) if path.exists() else None
-        result = loaded[path]
+        if "deviation" in entry:  # ours is another
+            entry["claimed_deviation"] = entry.pop("deviation")
+        if found := sources(claim):
+            entry |= {"command": found[0].command} | _measure(claim, found, load)
+        else:
+            entry["not_measured"] = why_no_command(claim)
+        entries.append(entry)
+    return entries
+
+
+def _measure(claim: Claim, nearest_first: list[Source], load) -> dict[str, Any]:
+    """The measurement of the first source that has one, or why there is none."""
+    reason = "not run yet"
+    for source in nearest_first:
+        result = load(source)
         if result is None:
-            entries.append(entry | {"not_measured": "not run yet"})
             continue
         settings = result.get("settings", {})
         if any(settings.get(name) != value for name, value in source.settings.items()):
-            entries.append(entry | {"not_measured": "run with other settings than the paper's"})
+            reason = "run with other settings than the preset's"
             continue
-        measured = source.read(result, claim)
-        if measured is None:
-            entries.append(entry | {"not_measured": "not among the networks of the experiment"})
+        found = source.read(result, claim, source.network)
+        if found is None:
             continue
-        entries.append(entry | measured | {"result": path.name})
-    return entries
+        how = _how(claim, source, settings)
+        kind = how.pop("kind")
+        found = {"network": source.network} | found | how
+        if source.result:
+            found["result"] = f"{source.result}.json"
+        return found if kind == AS_IN_PAPER else {"not_measured": kind, "instead": found}
+    return {"not_measured": reason}
+
+
+def _how(claim: Claim, source: Source, settings: dict[str, Any]) -> dict[str, Any]:
+    """Whether size and epochs are the paper's, and which kind of measurement that makes."""
+    size = "not given" if not claim.size_given else "no" if source.smaller else "yes"
+    told = {"papers_size": size}
+    epochs = "not given"
+    if source.epochs is not None:
+        trained = settings["epochs"]
+        trained = trained[source.network] if isinstance(trained, dict) else trained
+        # Where the paper gives none the preset's own count, so that no run cut short passes.
+        if trained != (claim.epochs or source.epochs):
+            epochs = "no"
+        elif claim.epochs is not None:
+            epochs = "yes"
+        told |= {"papers_epochs": epochs, "trained_epochs": trained}
+    kind = {"not given": SIZE_NOT_GIVEN, "no": SMALLER}.get(size)
+    return told | {"kind": kind or (SHORTER if epochs == "no" else AS_IN_PAPER)}
+
+
+def kind_of(entry: dict[str, Any]) -> str:
+    """How a claim was measured: one of `THREE`, "size not given" or "not measured"."""
+    if "not_measured" not in entry:
+        return AS_IN_PAPER
+    return entry["not_measured"] if "instead" in entry else NOT_MEASURED
+
+
+def counts(entries: list[dict[str, Any]]) -> dict[str, int]:
+    """How many claims were measured in each way; the sum is that of all entries."""
+    kinds = [kind_of(entry) for entry in entries]
+    return {kind: kinds.count(kind) for kind in (*THREE, SIZE_NOT_GIVEN, NOT_MEASURED)}
 
 
 def side_by_side(results: Path = RESULTS) -> list[dict[str, Any]]:
@@ -257,30 +211,63 @@ def tables(entries: list[dict[str, Any]]) -> list[Table]:
             pad_edge=False,
             collapse_padding=True,
         )
-        table.add_column("", overflow="fold", min_width=14)
+        table.add_column("", overflow="fold", min_width=12)
         for column in ("attack", "eps"):
             table.add_column(column, no_wrap=True)
         for column in ("claimed", "measured", "worst", "proven"):
             table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("how", no_wrap=True)
         for row in rows:
             table.add_row(*_cells(row))
-        reasons = {row["not_measured"] for row in rows if "not_measured" in row}
-        flags = {flag for row in rows for flag in row.get("flags", ())}
-        notes = [f"-: {', '.join(sorted(reasons))}"] if reasons else []
-        notes += [f"*: {', '.join(sorted(flags))}"] if flags else []
-        table.caption = "; ".join(notes)
+        table.caption = "; ".join(_notes(rows))
         out.append(table)
-    counts = Table(title="the ledger", box=SIMPLE_HEAD, pad_edge=False)
-    counts.add_column("")
-    for column in ("claims", "measured", "under attack", "not reached"):
-        counts.add_column(column, justify="right")
-    for paper in dict.fromkeys(entry["paper"] for entry in entries):
-        mine = [entry for entry in entries if entry["paper"] == paper]
-        measured = [entry for entry in mine if "not_measured" not in entry]
-        attacked = [entry for entry in measured if "worst_attack" in entry]
-        beyond = sum(map(not_reached, attacked))
-        counts.add_row(paper, *map(str, (len(mine), len(measured), len(attacked), beyond)))
-    return [*out, counts]
+    return [*out, counts_table(entries)]
+
+
+def _notes(rows: list[dict[str, Any]]) -> list[str]:
+    """What stands below a table: how its rows were measured, flags, and why others were not."""
+    notes = []
+    for kind, word in WORDS.items():
+        measured = [_measurement(row) for row in rows if kind_of(row) == kind]
+        if images := {m["n"] for m in measured if "n" in m}:
+            notes.append(f"{word}: {_range(images)} images attacked, seeds: ")
+            notes[-1] += _range({m["seeds"] for m in measured})
+    flags = {flag for row in rows for flag in _measurement(row).get("flags", ())}
+    notes += [f"*: {', '.join(sorted(flags))}"] if flags else []
+    reasons = {row["not_measured"] for row in rows if kind_of(row) == NOT_MEASURED}
+    return notes + ([f"-: {', '.join(sorted(reasons))}"] if reasons else [])
+
+
+def _range(numbers: set[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def counts_table(entries: list[dict[str, Any]]) -> Table:
+    """For each paper how many claims were measured in each way, and how many are not reached."""
+    table = Table(
+        title="the ledger: how many figures, and how measured",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("", no_wrap=True)
+    kinds = (*THREE, SIZE_NOT_GIVEN, NOT_MEASURED)
+    for column in ("claims", *kinds, "not reached"):
+        table.add_column(column, justify="right", min_width=max(map(len, column.split())))
+    papers = [*dict.fromkeys(entry["paper"] for entry in entries)]
+    groups = {paper: [e for e in entries if e["paper"] == paper] for paper in papers}
+    for paper, mine in (groups | {"all": entries}).items():
+        attacked = [entry for entry in mine if "worst_attack" in entry]
+        beyond = f"{sum(map(not_reached, attacked))} of {len(attacked)}"
+        table.add_row(paper, str(len(mine)), *map(str, counts(mine).values()), beyond)
+    table.caption = "not reached: of the claims under attack that were measured as in the paper"
+    return table
+
+
+def _measurement(entry: dict[str, Any]) -> dict[str, Any]:
+    """Where an entry has its measurement, if it has one."""
+    return entry.get("instead", entry)
 
 
 def _spread(row: dict[str, Any], what: str) -> str:
@@ -318,12 +305,18 @@ def _cells(row: dict[str, Any]) -> list[str]:
     def percent(value: float | None) -> str:
         return "" if value is None else f"{value:.1f}"
 
-    claimed, measured = percent(row["claimed"]), "-"
-    if "value" in row:  # a quantity, not an accuracy in percent
-        claimed, measured = (as_printed(row[k]) for k in ("claimed", "value"))
-    elif "papers_attack" in row:
-        measured = percent(row["papers_attack"]) + ("*" if row.get("flags") else "")
-    worst = percent(row.get("worst_attack")) + (" <" if not_reached(row) else "")
+    def number(value: float) -> str:  # of a quantity
+        return as_printed(value) if row["table"] == "Table 1" else f"{value:.3g}"
+
+    found = _measurement(row)
+    is_quantity = row["attack"] != "clean" and "norm" not in row
+    claimed = number(row["claimed"]) if is_quantity else percent(row["claimed"])
+    measured = "-"
+    if "value" in found:
+        measured = number(found["value"])
+    elif "papers_attack" in found:
+        measured = percent(found["papers_attack"]) + ("*" if found.get("flags") else "")
+    worst = percent(found.get("worst_attack")) + (" <" if not_reached(row) else "")
     return [
         row["model"],
         row["attack"],
@@ -331,59 +324,93 @@ def _cells(row: dict[str, Any]) -> list[str]:
         claimed,
         measured,
         worst,
-        percent(row.get("certified")),
+        percent(found.get("certified")),
+        WORDS.get(kind_of(row), ""),
     ]
 
 
 def figure(entries: list[dict[str, Any]]):
     """Claimed against measured, in percent: under attack, and clean."""
     drawn, axes = plt.subplots(
-        1, 2, figsize=(11, 5.6), sharex=True, sharey=True, layout="constrained"
+        1, 2, figsize=(11, 6.2), sharex=True, sharey=True, layout="constrained"
     )
     for axis, clean in zip(axes, (False, True), strict=True):
         axis.plot((0, 100), (0, 100), "k-", lw=0.8)
-        missing = 0
+        axis.fill_between((0, 100), (0, 100), color="0.94", lw=0)
+        of_kind = [e for e in entries if (e["attack"] == "clean") == clean]
+        of_kind = [e for e in of_kind if clean or "norm" in e]
         for paper, color in COLORS.items():
-            mine = [
-                entry
-                for entry in entries
-                if entry["paper"] == paper
-                and (entry["attack"] == "clean") == clean
-                and (clean or "norm" in entry)
-            ]
-            measured = [e for e in mine if "papers_attack" in e]
-            left = [e for e in mine if "papers_attack" not in e]
-            missing += len(left)
-            if left:
-                axis.plot([e["claimed"] for e in left], [-3] * len(left), "|", color=color, ms=8)
-            x = [e["claimed"] for e in measured]
-            worst = [e.get("worst_attack", e["papers_attack"]) for e in measured]
-            for entry, at, high in zip(measured, x, worst, strict=True):
-                low = entry.get("certified")
-                if low is not None:
-                    axis.plot((at, at), (low, high), "-", color=color, lw=2, alpha=0.35)
-            if not clean:
-                theirs = [e["papers_attack"] for e in measured]
-                axis.plot(x, theirs, "o", mfc="none", color=color, ms=6)
-            label = f"{paper}: {len(measured)} of {len(mine)}" if mine else None
-            axis.plot(x, worst, "o", color=color, ms=4, label=label)
-        axis.set_title("clean accuracy" if clean else "accuracy under attack")
-        axis.set_xlabel(f"claimed (%); at the foot: {missing} not measured yet")
+            mine = [entry for entry in of_kind if entry["paper"] == paper]
+            for entry in mine:
+                _draw(axis, entry, color)
+            if mine:
+                found = counts(mine)
+                three = " / ".join(str(found[kind]) for kind in THREE)
+                label = f"{paper}: {three} of {len(mine)}"
+                axis.plot([], [], "o", color=color, ms=5, label=label)
+        found = counts(of_kind)
+        axis.set_title(_finding(of_kind, clean), fontsize=11)
+        axis.set_xlabel(
+            f"claimed (%); at the foot: {found[NOT_MEASURED]} not measured; "
+            f"left out: {found[SIZE_NOT_GIVEN]}, size not given"
+        )
         axis.set_xlim(-2, 102)
         axis.set_ylim(-6, 102)
         axis.set_aspect("equal")
         axis.grid(alpha=0.3, lw=0.5)
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(loc="upper left", fontsize=8, title="measured")
+            title = "as in the paper / its network, shorter\ntraining / smaller network"
+            legend = axis.legend(loc="upper left", fontsize=8, title=title, title_fontsize=8)
+            legend.set_zorder(5)
     axes[0].set_ylabel("measured (%)")
     axes[0].text(
-        0.02,
-        0.66,
-        "dot: left by the worst attack\ncircle: by the paper's\nbar: down to what is proven",
+        *(0.02, 0.53),
+        "dot: as in the paper\nsquare: its network, shorter training\n"
+        "triangle: smaller network\n(each under the worst attack)\n"
+        "dash: under the paper's attack\nbar: down to what is proven\n"
+        "grey: below the claim",
         transform=axes[0].transAxes,
         fontsize=8,
     )
     return drawn
+
+
+def _draw(axis: Any, entry: dict[str, Any], color: str):
+    """One claim: a tick at the foot, or a marker for how it was measured."""
+    kind, found, at = kind_of(entry), _measurement(entry), entry["claimed"]
+    if kind == SIZE_NOT_GIVEN:
+        return
+    if kind == NOT_MEASURED:
+        axis.plot(at, -3, "|", color=color, ms=8)
+        return
+    theirs = found["papers_attack"]
+    worst = found.get("worst_attack", theirs)
+    if kind == AS_IN_PAPER and "certified" in found:
+        axis.plot((at, at), (found["certified"], worst), "-", color=color, lw=2, alpha=0.25)
+    if kind != SMALLER and entry["attack"] != "clean":
+        axis.plot(at, theirs, "_", color=color, ms=8)
+    marker = {AS_IN_PAPER: "o", SHORTER: "s", SMALLER: "^"}[kind]
+    face = color if kind == AS_IN_PAPER else "none"
+    axis.plot(at, worst, marker, color=color, mfc=face, ms=5)
+
+
+def _finding(entries: list[dict[str, Any]], clean: bool) -> str:
+    """What a panel shows, as its title."""
+    found = [entry for entry in entries if kind_of(entry) == AS_IN_PAPER]
+    found = [entry for entry in found if clean or "worst_attack" in entry]
+    what = "clean accuracy" if clean else "accuracy under attack"
+    if not found:
+        return f"{what}:\nnone measured as in the paper"
+    if clean:
+        near = sum(entry["papers_attack"] >= entry["claimed"] - 1 for entry in found)
+        return (
+            f"{what}: {near} of {len(found)} claims measured as in the paper\n"
+            "are reached within one point"
+        )
+    return (
+        f"{what}: {sum(map(not_reached, found))} of {len(found)} claims measured as in the paper\n"
+        "are not reached under the worst attack"
+    )
 
 
 def main(config: Config):
@@ -394,8 +421,10 @@ def main(config: Config):
     for table in (*tables(entries), *ssp_tables(compared)):
         console.print(table)
     console.print(
-        "in %: measured under the paper's attack, worst of all attacks, proven; <: not "
-        "reached, the claim is above what the worst attack leaves by more than sampling error"
+        "in %: accuracy under the paper's attack, under the worst of all attacks, proven; <: not "
+        "reached, the claim is above the worst by more than sampling error\nhow: paper, as in the "
+        "paper; shorter, its network, shorter training; smaller, smaller network; unknown, the "
+        "paper does not give the network's size"
     )
     path = config.out / "claims.json"
     save_result(path, KIND, {"claims": entries, "ssp": compared})
