@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal --durations=20
 .PHONY: demo test test-slow test-all lint clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m experiments.benchmark
+	$(BIN)/python -m experiments.benchmark --resume  # after an interruption: where it was
 
 # Run before every commit.
 test: $(VENV)/.installed

@@ -233,7 +233,8 @@ def main(quick: bool):
     bytes_used = memory(predictor, data.pixels[:256], data.labels[:256])
     console.print(bytes_used)
     if not quick:
-        save_result(RESULT, KIND, origin | {"jobs": result, "memory": bytes_used})
+        measured = {"data": [data.provenance()], "jobs": result, "memory": bytes_used}
+        save_result(RESULT, KIND, origin | measured)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,20 @@
 
 import importlib.metadata
 import os
+import signal
+import sys
+
+
+def _stop(number, frame):
+    sys.stderr.write("error: interrupted; nothing was kept\n")
+    sys.stderr.flush()
+    os._exit(130)  # no import that is under way reports what it was stopped at
+
+
+# While a script is imported, which takes seconds; `_cli.run` has a handler of its own.
+if sys.argv[0] == "-m":
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
 
 # On the CPU jaxlib 0.10 (Python 3.11) convolves with YNNPACK, which takes up to twice the time of
 # XLA's own kernels; 0.12 uses those by itself. XLA reads this once, when it compiles first.

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import signal
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -13,7 +14,7 @@ import jax
 import tyro
 
 from odejax.data import ArrayDataset, cache_dir, load
-from odejax.evaluation import ResultError, provenance
+from odejax.evaluation import ResultError, StateError, provenance
 from odejax.training import CheckpointError
 
 Config = TypeVar("Config")
@@ -27,8 +28,11 @@ class UsageError(ValueError):
 def run(main: Callable[[Config], None], config: type[Config]) -> None:
     """Parse the command line into `config` and run `main`.
 
-    What a user can mend ends with one line on standard error and exit code 2, Ctrl-C with 130.
+    What a user can mend ends with one line on standard error and exit code 2, Ctrl-C, or a
+    SIGTERM, with 130.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # imports had one of their own
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     enable_compilation_cache()
     provenance(0)  # of the code as it is now, whatever is committed during the run
     try:
@@ -37,6 +41,7 @@ def run(main: Callable[[Config], None], config: type[Config]) -> None:
         UsageError,
         ResultError,
         CheckpointError,
+        StateError,
         FloatingPointError,
         OSError,  # a missing data set among them
     ) as error:
@@ -56,7 +61,9 @@ class RunConfig:
     out: Path | None = None
     """Run folder; by default runs/SCRIPT/DATASET."""
     resume: bool = False
-    """Go on with the run in the folder instead of starting anew."""
+    """Go on with the run in the folder."""
+    overwrite: bool = False
+    """Start anew in a folder that holds a run, whose result and checkpoints are lost."""
     publish: bool = False
     """Also copy the result and figure into experiments/results and experiments/figures."""
 

@@ -11,6 +11,7 @@ from . import (
     training as training,
 )
 from ._mesh import batch_mesh as batch_mesh
+from ._network_file import load_network as load_network, save_network as save_network
 from ._predictor import (
     EnsembleLogits as EnsembleLogits,
     MeanLogits as MeanLogits,

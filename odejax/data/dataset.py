@@ -1,13 +1,18 @@
 """A labelled set of images in memory."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
+
+from .._fingerprint import fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
 class ArrayDataset:
     """`images` uint8 (n, h, w, c) and `labels` int32 (n,) of `n_classes` classes.
+
+    `source` says in words where they come from, `how_to_get` how others can have the same.
 
     Raises `ValueError` for arrays of another form, labels that are not classes, or no images.
     """
@@ -17,6 +22,8 @@ class ArrayDataset:
     n_classes: int = 10
     name: str = "custom"
     split: str = "all"
+    source: str = "custom"
+    how_to_get: str = "not said"
 
     def __post_init__(self):
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
@@ -48,6 +55,21 @@ class ArrayDataset:
     def pixels(self) -> np.ndarray:
         """The images as float32 in [0, 1]."""
         return self.images.astype(np.float32) / 255
+
+    def provenance(self) -> dict[str, Any]:
+        """What a result has to say of its data, ready for JSON.
+
+        `name`, `split`, `n` images, `source`, `how_to_get`, and `digest`: that of the images and
+        labels. It is the same wherever these are the same, in the same order.
+        """
+        return {
+            "name": self.name,
+            "split": self.split,
+            "n": len(self),
+            "source": self.source,
+            "digest": fingerprint(self.images, self.labels),
+            "how_to_get": self.how_to_get,
+        }
 
     def take(self, indices, split: str | None = None) -> "ArrayDataset":
         """The examples at `indices` (an index array or a slice)."""

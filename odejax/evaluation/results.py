@@ -3,6 +3,7 @@
 import base64
 import datetime
 import functools
+import hashlib
 import json
 import os
 import platform
@@ -14,7 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
-FORMAT = 1
+from .._paths import local_path, written_whole
+
+FORMAT = 2
 _PACKAGES = ("odejax", "jax", "jaxlib", "equinox", "diffrax", "optax", "numpy")
 
 
@@ -38,17 +41,19 @@ def provenance(seed: int) -> dict[str, Any]:
 
 def save_result(path: str | os.PathLike, kind: str, result: dict[str, Any]):
     """Write `result` as JSON, whole or not at all. `kind` says which experiment it is of."""
-    path = Path(path)
+    path = local_path("path", path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps({"format": FORMAT, "kind": kind, **result}, indent=1) + "\n")
-    os.replace(temporary, path)
+    result = {"format": FORMAT, "kind": kind, **result}
+    text = json.dumps({**result, "digest": _digest(result)}, indent=1)
+    with written_whole(path) as temporary:
+        temporary.write_text(text + "\n")
 
 
 def load_result(path: str | os.PathLike, kind: str) -> dict[str, Any]:
-    """Read what `save_result` wrote; `ResultError` for anything else."""
+    """Read what `save_result` wrote; `ResultError` for anything else, or a changed digit."""
+    path = local_path("path", path)
     try:
-        result = json.loads(Path(path).read_text())
+        result = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ResultError(f"the result file {path} cannot be read: {error}") from None
     found = (result.get("format"), result.get("kind")) if isinstance(result, dict) else None
@@ -56,7 +61,15 @@ def load_result(path: str | os.PathLike, kind: str) -> dict[str, Any]:
         raise ResultError(
             f"{path} has (format, kind) {found}; this version of odejax reads {(FORMAT, kind)}"
         )
+    if result.pop("digest", None) != _digest(result):
+        raise ResultError(f"{path} is damaged or was edited: it differs from its digest")
     return result
+
+
+def _digest(result: dict[str, Any]) -> str:
+    """Of the figures as they are read back, however the file is laid out."""
+    read = json.loads(json.dumps(result))  # where keys are text, and are sorted as such
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
 def encode_array(array: np.ndarray) -> dict[str, Any]:

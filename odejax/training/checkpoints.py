@@ -1,13 +1,19 @@
 """Checkpoints of a training run: atomic, of the last epoch and of the best, through Orbax."""
 
+import contextlib
+import hashlib
+import json
 import os
-from pathlib import Path
+import signal
+import threading
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
+
+from .._fingerprint import fingerprint
+from .._paths import lock_folder, writable_folder
 
 
 class CheckpointError(RuntimeError):
@@ -15,54 +21,149 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The folder of one run. `meta` is JSON (epoch history, fingerprint), `arrays` any pytree."""
+    """The folder of one run. `meta` is JSON (epoch history, fingerprint), `arrays` any pytree.
+
+    Every array has a digest, and so has `meta`: an epoch that is damaged is never used.
+    """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder).absolute()
+        self.folder = writable_folder("checkpoint_dir", folder)
+        if jax.process_index() == 0:
+            lock_folder("checkpoint_dir", self.folder)
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, epoch: int, arrays: PyTree, meta: dict[str, Any]):
-        """Write one epoch; it appears whole or not at all, and older ones go only afterwards."""
-        self._manager.save(
-            epoch,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardSave(_numbered(arrays)), meta=ocp.args.JsonSave(meta)
-            ),
-        )
-        self._manager.wait_until_finished()
+        """Write one epoch; it appears whole or not at all, and older ones go only afterwards.
+
+        Raises `CheckpointError` where the disk does not take it.
+        """
+        named = _numbered(arrays)
+        content = {"meta": meta, "digests": {name: fingerprint(a) for name, a in named.items()}}
+        try:
+            with _uninterrupted():
+                self._manager.save(
+                    epoch,
+                    args=ocp.args.Composite(
+                        arrays=ocp.args.StandardSave(named),
+                        meta=ocp.args.JsonSave({**content, "digest": _digest(content)}),
+                    ),
+                )
+                self._manager.wait_until_finished()
+        except Exception as error:  # Orbax raises whatever its storage does
+            raise CheckpointError(
+                f"epoch {epoch} could not be saved in {self.folder}: {_reason(error)}"
+            ) from None
 
     def restore_meta(self) -> dict[str, Any] | None:
         """The `meta` of the newest epoch; None in an empty folder."""
-        if self._manager.latest_step() is None:
-            return None
-        return self._restore(meta=ocp.args.JsonRestore())["meta"]
+        epoch = self._manager.latest_step()
+        return None if epoch is None else self._content(epoch)["meta"]
 
     def restore_arrays(self, like: PyTree) -> PyTree:
-        """The arrays of the newest epoch, in the structure of `like`."""
-        restored = self._restore(arrays=ocp.args.StandardRestore(_numbered(like)))["arrays"]
-        leaves = [restored[name] for name in _numbered(like)]
+        """The arrays of the newest epoch, in the structure of `like`.
+
+        Raises `CheckpointError` where one is damaged, naming the newest epoch that is whole.
+        """
+        epoch = self._manager.latest_step()
+        assert epoch is not None
+        try:
+            return self._arrays(epoch, like)
+        except CheckpointError as error:
+            whole = [e for e in self._manager.all_steps() if e != epoch and self._is_whole(e, like)]
+            hint = (
+                f"delete {self.folder / str(epoch)} to go on from epoch {max(whole)}"
+                if whole
+                else "no older epoch is whole: give another checkpoint_dir"
+            )
+            raise CheckpointError(f"{error}; {hint}") from None
+
+    def _is_whole(self, epoch, like) -> bool:
+        try:
+            self._arrays(epoch, like)
+        except CheckpointError:
+            return False
+        return True
+
+    def _arrays(self, epoch, like):
+        digests, named = self._content(epoch)["digests"], _numbered(like)
+        restored = self._restore(epoch, arrays=ocp.args.StandardRestore(named))["arrays"]
+        damaged = [name for name in named if fingerprint(restored[name]) != digests.get(name)]
+        if damaged:
+            raise CheckpointError(
+                f"the checkpoint {self.folder / str(epoch)} is damaged: {len(damaged)} of "
+                f"{len(named)} arrays differ from their digests"
+            )
+        leaves = [
+            _as_key(restored[name], leaf)
+            for name, leaf in zip(named, jax.tree.leaves(like), strict=True)
+        ]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
-    def _restore(self, **what):
-        epoch = self._manager.latest_step()
+    def _content(self, epoch):
+        content = dict(self._restore(epoch, meta=ocp.args.JsonRestore())["meta"])
+        if content.pop("digest", None) != _digest(content):
+            raise CheckpointError(
+                f"the checkpoint {self.folder / str(epoch)} is damaged: its history differs from "
+                f"its digest"
+            )
+        return content
+
+    def _restore(self, epoch, **what):
         try:
             return self._manager.restore(epoch, args=ocp.args.Composite(**what))
         except Exception as error:  # Orbax raises whatever its storage does
-            reason = str(error).strip().splitlines() or [type(error).__name__]
             raise CheckpointError(
-                f"the checkpoint {self.folder / str(epoch)} cannot be read: {reason[0][:200]}"
-            ) from error
+                f"the checkpoint {self.folder / str(epoch)} cannot be read: {_reason(error)}"
+            ) from None
 
     def close(self):
         self._manager.close()
 
 
+@contextlib.contextmanager
+def _uninterrupted():
+    """Ctrl-C waits for the end: in the middle of it Orbax's threads would each report a failure."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught, before = [], signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _digest(content: dict[str, Any]) -> str:
+    read = json.loads(json.dumps(content))  # where keys are text, and are sorted as such
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+
+
 def _numbered(arrays):
     # By number: a model's own structure holds functions and static fields that Orbax cannot store.
-    return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(arrays))}
+    return {f"{i:05d}": _as_data(leaf) for i, leaf in enumerate(jax.tree.leaves(arrays))}
+
+
+def _is_key(leaf):
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _as_data(leaf):
+    """Keys, which Orbax does not know, as the numbers they are."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _as_key(data, like):
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like)) if _is_key(like) else data
 
 
 def array_digest(tree: PyTree) -> list[str]:
     """Shapes and dtypes of a pytree's arrays, which a checkpoint must match."""
-    return [f"{np.dtype(x.dtype)}{list(x.shape)}" for x in jax.tree.leaves(tree)]
+    return [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(tree)]
