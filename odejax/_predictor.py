@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ._checks import check_count, check_images, check_key
 from ._frozen import freeze
+from ._logits import Checked, hoist
 from ._mesh import on_mesh, spread, to_host, whole_batch
+from ._promotion import own_promotion
 from ._types import Image, Key, Logits, LogitsFn
 
 
@@ -30,6 +33,7 @@ class Predictor(eqx.Module):
         self.model = freeze(eqx.nn.inference_mode(model))
         self.state = state
 
+    @own_promotion
     def __call__(self, x: Image, *, key: Key | None = None) -> Logits:
         return stateless_logits(self.model, self.state, x, key)
 
@@ -51,7 +55,11 @@ class MeanLogits(eqx.Module):
     keys: Array  # (draws,) keys
 
     def __call__(self, x: Image, *, key: Key | None = None) -> Logits:
-        return jnp.mean(jax.vmap(lambda k: self.logits_fn(x, key=k))(self.keys), axis=0)
+        each = jax.vmap(lambda k: Checked(self.logits_fn)(x, key=k))(self.keys)
+        return jnp.mean(each, axis=0)
+
+    def hoisted(self, x, key: Key) -> "MeanLogits":
+        return MeanLogits(hoist(self.logits_fn, x, self.keys[0]), self.keys)
 
 
 class EnsembleLogits(eqx.Module):
@@ -82,23 +90,35 @@ class EnsembleLogits(eqx.Module):
         def branch(member: Any):
             return lambda x, k: member(x, key=None if key is None else k)
 
-        branches = [branch(member) for member in self.members]
+        checked = [branch(Checked(member)) for member in self.members]
+        shapes = [jax.eval_shape(one, x, keys[0]) for one in checked]
+        # Added up in float32 at least, whatever the members compute in.
+        dtype = jnp.result_type(jnp.float32, *(shape.dtype for shape in shapes))
+
+        def alike(one):
+            return lambda x, k: one(x, k).astype(dtype)
+
+        branches = [alike(one) for one in checked]
 
         # A loop, whose turns cannot overlap: left to itself the compiler runs all members at once.
         @jax.checkpoint
         def add(total, turn):
             i, weight, key = turn
-            return total + weight * jax.lax.switch(i, branches, x, key), None
+            return total + weight.astype(dtype) * jax.lax.switch(i, branches, x, key), None
 
-        shape = jax.eval_shape(branches[0], x, keys[0])
-        zero = jnp.zeros(shape.shape, shape.dtype)
+        zero = jnp.zeros(shapes[0].shape, dtype)
         return jax.lax.scan(add, zero, (jnp.arange(n), self.weights, keys))[0]
+
+    def hoisted(self, x, key: Key) -> "EnsembleLogits":
+        members = tuple(hoist(member, x, key) for member in self.members)
+        return eqx.tree_at(lambda e: e.members, self, members)
 
 
 @eqx.filter_jit
 def _batch_logits(logits_fn: LogitsFn, images, key, first):
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(len(images)))
-    return jax.vmap(lambda x, key: logits_fn(as_pixels(x), key=key))(images, spread(keys))
+    checked = Checked(logits_fn)
+    return jax.vmap(lambda x, key: checked(as_pixels(x), key=key))(images, spread(keys))
 
 
 def as_pixels(images):
@@ -106,23 +126,28 @@ def as_pixels(images):
     return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
+@own_promotion
 def predict(logits_fn: LogitsFn, images, *, key: Key, batch_size: int = 512) -> np.ndarray:
     """Logits of `images` (n, h, w, c), uint8 or float in [0, 1], as an (n, k) array.
 
     Example i draws its noise from `fold_in(key, i)`, so the result does not depend on
-    `batch_size`. The last batch is filled up, so there is one trace. Raises `FloatingPointError`
-    on a logit that is not finite.
+    `batch_size`. The last batch is filled up, so there is one trace. Raises `ValueError` for images
+    or logits of another form, and `FloatingPointError` on a logit that is not finite (minus
+    infinity, for a class that is never predicted, may be).
     """
-    if len(images) == 0:
-        raise ValueError("there are no images: got an empty array")
+    check_key(key)
+    check_images(images)
+    check_count(batch_size=batch_size)
+    logits_fn = hoist(logits_fn, as_pixels(images[:1])[0], key)
     logits_fn, out = on_mesh(logits_fn), []
     for first, batch, n in batches(len(images), min(batch_size, len(images))):
         # An array, since filter_jit compiles anew for every Python number.
         first = jnp.asarray(first)
         out.append(to_host(_batch_logits(logits_fn, spread(images[batch]), key, first))[:n])
     logits = np.concatenate(out)
-    if not np.isfinite(logits).all():
-        bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    finite = (logits < np.inf).all(axis=1) & (logits > -np.inf).any(axis=1)
+    if not finite.all():
+        bad = np.flatnonzero(~finite)
         raise FloatingPointError(
             f"{len(bad)} of {len(logits)} images have logits that are not finite, "
             f"the first at index {bad[0]}: the network diverged, or an ODE solve hit its step limit"
@@ -135,8 +160,7 @@ def batches(n: int, batch_size: int):
 
     Their size is rounded up to what the devices of the mesh divide.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    check_count(batch_size=batch_size)
     batch_size = whole_batch(batch_size)
     for first in range(0, n, batch_size):
         count = min(batch_size, n - first)

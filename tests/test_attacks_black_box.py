@@ -13,6 +13,7 @@ from odejax import L2Ball, LinfBall
 from odejax.attacks import PGD, SPSA, Boundary, Problem, Square, Targeted, Worst, start, step
 from odejax.attacks.boundary import _proposals
 from odejax.attacks.square import _bump
+from odejax.evaluation import robust_accuracy
 
 KEY = jax.random.key(41)
 SHAPE = (4, 4, 1)
@@ -383,6 +384,57 @@ def test_proposals_keep_the_radius_and_then_shorten_it(value):
             np.testing.assert_allclose(cosine, 1 / np.hypot(1, spherical), rtol=1e-4)
 
 
+class NoiseIsOneClass(eqx.Module):
+    """Class 1 for what is bright on one half and dark on the other; all noise is class 0."""
+
+    kind: jax.Array
+
+    def __call__(self, x, *, key=None):
+        rows = jnp.mean(x, axis=(1, 2))
+        apart = jnp.abs(rows[0] - rows[-1])
+        flat = jnp.max(jnp.abs(x - jnp.mean(x)))
+        one = jnp.where(self.kind == 0, apart > 0.45, (flat < 1e-3) & (jnp.mean(x) > 0.8))
+        return jnp.stack([0.5, one.astype(x.dtype)])
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["blocks", "one colour"])
+def test_an_image_whose_class_all_noise_has_finds_another_start(kind):
+    x, net = constant_image(0.3, SHAPE), NoiseIsOneClass(jnp.asarray(kind))
+    report = robust_accuracy(
+        Boundary(1000), net, x[None], np.zeros(1, np.int32), L2Ball(10.0), key=KEY
+    )
+    assert report.accuracy == 0
+    assert not report.no_start.any()
+
+
+def never(x, *, key=None):
+    return jnp.stack([1.0 + 0 * jnp.sum(x), 0.0])
+
+
+def only_this(x, *, key=None):
+    """Class 1 for a checkerboard alone."""
+    board = jnp.indices(x.shape).sum(axis=0) % 2
+    return jnp.stack([0.5, jnp.where(jnp.max(jnp.abs(x - board)) < 0.3, 1.0, 0.0)])
+
+
+def test_an_image_without_a_start_is_said_to_have_none():
+    images, labels = np.full((3, *SHAPE), 0.4, np.float32), np.zeros(3, np.int32)
+    with pytest.warns(UserWarning, match="Boundary found no start for 3 of 3 images"):
+        report = robust_accuracy(Boundary(50), never, images, labels, L2Ball(9.0), key=KEY)
+    assert report.no_start.all()
+    assert report.still_correct.all()  # not broken, but said to be unattacked
+
+
+def test_starts_may_be_given():
+    images, labels = np.full((2, *SHAPE), 0.4, np.float32), np.zeros(2, np.int32)
+    board = (np.indices(SHAPE).sum(axis=0) % 2).astype(np.float32)
+    attack = Boundary(60, starts=jnp.stack([jnp.asarray(images[0]), jnp.asarray(board)]))
+    report = robust_accuracy(attack, only_this, images, labels, L2Ball(10.0), key=KEY)
+    assert report.accuracy == 0
+    with pytest.raises(ValueError, match=r"starts must be images \(m, h, w, c\); got shape"):
+        Boundary(starts=jnp.asarray(board))
+
+
 def test_the_boundary_attack_has_no_targeted_version():
     with pytest.raises(ValueError, match="no targeted version"):
         Targeted(Boundary(5))(
@@ -414,6 +466,21 @@ def test_the_estimated_gradient_of_a_linear_loss_is_right_in_the_mean():
     deviation = np.sqrt((np.sum(w**2) - w**2) / n)
     assert (np.abs(found - w) < 4 * deviation).all()
     assert np.linalg.norm(found - w) > 1e-3 * np.linalg.norm(w)
+
+
+def test_no_query_leaves_the_box():
+    seen = []
+
+    def logits_fn(x, *, key=None):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
+        return jnp.stack([1.0 + 0.01 * jnp.sum(x), 0.0])  # never another class
+
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 2, SHAPE), jnp.float32)
+    run(SPSA(45, 7, 0.05, 0.1), logits_fn, x, jnp.asarray(0), LinfBall(0.3))
+    jax.effects_barrier()
+    assert len(seen) >= 45
+    assert min(map(np.min, seen)) >= 0
+    assert max(map(np.max, seen)) <= 1
 
 
 @pytest.mark.parametrize("ball_type", [LinfBall, pytest.param(L2Ball, marks=pytest.mark.slow)])

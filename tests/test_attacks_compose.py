@@ -5,6 +5,7 @@ Run as a program, this file evaluates until its state has been saved 9 times and
 """
 
 import functools
+import io
 import os
 import subprocess
 import sys
@@ -44,8 +45,8 @@ from odejax.attacks import (
     step,
 )
 from odejax.attacks.iterative import Draws
-from odejax.evaluation import robust_accuracy
-from odejax.evaluation.robust_accuracy import StateError
+from odejax.evaluation import StateError, robust_accuracy
+from odejax.evaluation.saved_state import SavedState
 
 EVALUATION = sys.modules["odejax.evaluation.robust_accuracy"]
 SURVIVORS = sys.modules["odejax.evaluation.survivors"]
@@ -373,7 +374,7 @@ def test_aiming_at_every_class_is_as_good_as_aiming_at_the_best_of_them(attack, 
 
 @pytest.mark.parametrize("target", [-1, 5])
 def test_a_target_that_is_no_class_is_refused(target):
-    with pytest.raises(ValueError, match=f"0 to 4; got {target}"):
+    with pytest.raises(ValueError, match=f"(0 to 4|at least 0); got {target}"):
         Targeted(PGD(), target=target)(
             linear_logits(SMALL, 5), random_image(), 0, LinfBall(0.1), key=KEY
         )
@@ -848,7 +849,6 @@ CORRUPT = {
     "a flipped byte": flipped,
     "an array": npy,
     "other arrays": npz,
-    "a folder": lambda path, content: path.mkdir(),
 }
 
 
@@ -859,6 +859,50 @@ def test_a_state_that_cannot_be_read_is_refused_by_name(left_behind, tmp_path, c
     corrupt(path, left_behind)
     with pytest.raises(StateError, match=r"state\.npz"):
         evaluate(state_path=path)
+
+
+@pytest.mark.usefixtures("unrehearsed")
+def test_no_flipped_bit_of_a_state_is_used(left_behind, tmp_path):
+    path, rng = tmp_path / "state.npz", np.random.default_rng(0)
+    arrays, outcomes = dict(np.load(io.BytesIO(left_behind))), Counter()
+    for place in rng.integers(0, 8 * len(left_behind), 40):
+        damaged = bytearray(left_behind)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            loaded = SavedState(path, (), arrays["logits"])._read()
+        except StateError:
+            outcomes["refused"] += 1
+        else:  # a bit that nothing is read from, such as a date in the archive
+            outcomes["the same"] += all(np.array_equal(arrays[k], v) for k, v in loaded.items())
+    assert outcomes.total() == 40
+
+
+@pytest.mark.usefixtures("unrehearsed")
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("a folder", "must be a file; .*a folder is a folder"),
+        ("a file/state.npz", "state_path: .*a file cannot be written to"),
+        ("gs://bucket/state.npz", "must be a local path; got gs://bucket/state.npz"),
+    ],
+)
+def test_a_state_path_that_cannot_be_written_is_refused_before_any_attack(
+    tmp_path, monkeypatch, place, message
+):
+    monkeypatch.setattr(SURVIVORS.Survivors, "advance", lambda self: pytest.fail("an attack ran"))
+    (tmp_path / "a folder").mkdir()
+    (tmp_path / "a file").write_text("")
+    path = place if "://" in place else tmp_path / place
+    with pytest.raises(ValueError, match=message):
+        evaluate(state_path=path)
+
+
+@pytest.mark.usefixtures("unrehearsed")
+def test_a_tilde_is_the_users_home(one_step_at_a_time, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    killed(one_step_at_a_time, 3, state_path="~/state.npz")
+    assert (tmp_path / "state.npz").exists()
 
 
 # Other attacks and networks

@@ -456,7 +456,7 @@ def test_a_label_that_is_no_class_is_refused(attack, y):
 @pytest.mark.usefixtures("unchecked")
 def test_a_label_that_is_no_integer_is_refused(attack):
     with pytest.raises(ValueError, match="float32"):
-        attack(linear_logits(), constant_image(0.5), jnp.asarray(0.0), LinfBall(0.1), key=KEY)
+        attack(linear_logits(), constant_image(0.5), np.float32(0.0), LinfBall(0.1), key=KEY)
 
 
 ALL_REFUSED = [
@@ -469,13 +469,21 @@ ALL_REFUSED = [
     (FAB, dict(largest_pull=1.5), "largest_pull must lie in [0, 1]; got 1.5"),
     (FAB, dict(beta=-0.5), "beta must lie in [0, 1]; got -0.5"),
     (FAB, dict(eta=0.9), "eta must be at least 1, to step over the boundary; got 0.9"),
-    (DeepFool, dict(overshoot=-0.1), "overshoot must not be negative; got -0.1"),
-    (DeepFool, dict(overshoot=float("nan")), "overshoot must not be negative; got nan"),
+    (FAB, dict(eta=float("inf")), "eta must be finite; got inf"),
+    (DeepFool, dict(overshoot=-0.1), "overshoot must be finite and not negative; got -0.1"),
+    (DeepFool, dict(overshoot=float("inf")), "overshoot must be finite and not negative; got inf"),
     (DeepFool, dict(classes=1), "classes must be at least 2; got 1"),
-    (Square, dict(p_initial=0.0), "p_initial must lie in (0, 1]; got 0.0"),
+    (Square, dict(p_initial=0.0), "p_initial must be finite and positive; got 0.0"),
     (Square, dict(p_initial=1.1), "p_initial must lie in (0, 1]; got 1.1"),
     (Boundary, dict(adaptation=0.9), "adaptation must be at least 1; got 0.9"),
-    (Boundary, dict(adaptation=float("nan")), "adaptation must be at least 1; got nan"),
+    (Boundary, dict(adaptation=float("nan")), "adaptation must be finite; got nan"),
+    (APGD, dict(rho=9.0), "rho must lie in [0, 1]; got 9.0"),
+    (MIFGSM, dict(decay=float("nan")), "decay must be finite; got nan"),
+    (SPSA, dict(delta=0.6), "delta must be at most 0.5; got 0.6"),
+    (PGD, dict(loss="ce"), "loss must be a function; got 'ce'"),
+    (PGD, dict(step_size="x"), "step_size must be finite and positive; got 'x'"),
+    (Targeted, dict(attack=PGD(), target=1.5), "target must be an integer; got 1.5"),
+    (Targeted, dict(attack=PGD(), target=-1), "target must be at least 0; got -1"),
     (CarliniWagner, dict(kappa=-1.0), "kappa must be finite and not negative; got -1.0"),
     (CarliniWagnerLinf, dict(kappa=float("inf")), "kappa must be finite and not negative; got inf"),
     (
@@ -516,10 +524,10 @@ POSITIVE = {
     "source_step": (Boundary,),
 }
 ALL_REFUSED += [
-    (attack, {name: n}, f"{name} must be at least 1; got {n}")
+    (attack, {name: n}, f"{name} must be {accepted}; got {n}")
     for name, attacks in COUNTS.items()
     for attack in attacks
-    for n in (0, -1)
+    for n, accepted in ((0, "at least 1"), (2.5, "an integer"), (float("nan"), "an integer"))
 ]
 ALL_REFUSED += [
     (attack, dict(attack=PGD()) | {name: 0}, f"{name} must be at least 1; got 0")
@@ -538,7 +546,7 @@ ALL_REFUSED += [
     ALL_REFUSED,
     ids=[f"{attack.__name__}-{message}" for attack, _, message in ALL_REFUSED],
 )
-def test_settings_that_make_no_attack_are_refused(attack, settings, message):
+def test_settings_that_make_no_attack_are_refused(attack, settings, message, unchecked):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         attack(**settings)
 

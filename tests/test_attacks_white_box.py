@@ -452,9 +452,11 @@ def test_without_momentum_and_diversity_they_are_one_attack(ball_type):
 @each_ball
 def test_a_step_of_no_size_crosses_the_ball_twice_and_a_half(ball_type):
     logits_fn, x, y, _ = linear_problem(ball_type, 2)
-    ball = ball_type(0.1)
-    first = path(IFGSM(10, None), logits_fn, x, y, ball).x_adv[1]
-    np.testing.assert_allclose(ball.norm(first - x), 2.5 * 0.1 / 10, rtol=1e-5)
+    ball = ball_type(0.3)
+    first = path(IFGSM(10), logits_fn, x, y, ball).x_adv[1]
+    np.testing.assert_allclose(ball.norm(first - x), 2.5 * 0.3 / 10, rtol=1e-5)
+    for attack in (PGD(), IFGSM(), MIFGSM(), DI2FGSM()):
+        np.testing.assert_allclose(attack.size(ball), 2.5 * 0.3 / attack.steps, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -638,6 +640,13 @@ def test_the_published_constants_move_no_pixel_further_than_said():
         CarliniWagnerLinf(), logits_fn, x, jnp.argmax(logits_fn(x)), LinfBall(8 / 255)
     ).x_adv
     assert 0.0145 < np.abs(x_adv - x).max() <= 0.015
+
+
+def test_a_ball_smaller_than_the_moves_of_carlini_and_wagner_is_attacked_all_the_same():
+    logits_fn, x, y, distance = linear_problem(LinfBall, 2, distance=0.002)
+    for part, broken in ((0.9, False), (1.2, True)):
+        result = run(CarliniWagnerLinf(), logits_fn, x, y, LinfBall(part * distance))
+        assert bool(result.success) == broken
 
 
 def test_carlini_and_wagner_in_l2_bisect_the_weight():

@@ -1,5 +1,6 @@
 """The main job, as a user runs it: results on disk, resuming, and wrong command lines."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,7 +13,10 @@ import jax
 import pytest
 
 from experiments import _cli, benchmark
+from experiments._runs import Runs
 from odejax import LinfBall
+from odejax.data import load
+from odejax.evaluation import load_result, save_result
 
 SMALL = ["--models", "MLP", "LipschitzNet", "--epochs", "2", "--test-images", "40"]
 SMALL += ["--eps", "0.02", "0.1", "--eps-l2", "0.2"]
@@ -151,7 +155,7 @@ def test_resume_refuses_other_settings_versions_and_broken_files(tmp_path, capsy
     assert (code, output.err.count("\n")) == (2, 1)
     assert "seed 0, not 3" in output.err
 
-    (tmp_path / "result.json").write_text(good.replace('"format": 1', '"format": 99'))
+    (tmp_path / "result.json").write_text(good.replace('"format": 2', '"format": 99'))
     code, output = run(capsys, monkeypatch, *arguments, "--resume")
     assert (code, output.err.count("\n")) == (2, 1)
     assert "99" in output.err
@@ -167,3 +171,39 @@ def test_resume_refuses_other_settings_versions_and_broken_files(tmp_path, capsy
     code, output = run(capsys, monkeypatch, *arguments, "--resume")
     assert (code, output.err.count("\n")) == (2, 1)
     assert "checkpoint" in output.err
+
+
+def test_a_result_names_its_data_and_resume_refuses_other(tmp_path):
+    train, test = (load("digits", split) for split in ("train", "test"))
+    config = _cli.RunConfig(resume=True)
+    path = tmp_path / "result.json"
+
+    def opened(*data):
+        return Runs.open(tmp_path, "digits", {"seed": 0}, config, data)
+
+    begun = opened(train, test)  # there is nothing to go on with yet
+    assert load_result(path, "digits")["data"] == [train.provenance(), test.provenance()]
+    assert opened(train, test).result["data"] == begun.result["data"]
+
+    negatives = dataclasses.replace(test, images=255 - test.images)
+    shifted = dataclasses.replace(test, labels=(test.labels + 1) % 10)
+    for other in (negatives, shifted, test.take(slice(100))):
+        digests = (one.provenance()["digest"][:12] for one in (test, other))
+        said = "other test images of digits .digest {}, not {}.; give the same data"
+        with pytest.raises(_cli.UsageError, match=said.format(*digests)):
+            opened(train, other)
+
+    silent = load_result(path, "digits")
+    for data in ({"data": "the digits, of old"}, {}):
+        save_result(path, "digits", {name: silent[name] for name in ("settings", "runs")} | data)
+        with pytest.raises(_cli.UsageError, match="does not say which data it used"):
+            opened(train, test)
+
+
+def test_results_on_data_that_is_not_known_or_not_as_published_say_so():
+    results = Path(benchmark.__file__).parent / "results"
+    said = {path.name: json.loads(path.read_text()).get("data") for path in results.glob("*.json")}
+    of_cifar = {name: data for name, data in said.items() if "cifar10" in name}
+    assert of_cifar
+    assert all("re-encoded as JPEG" in str(data) for data in of_cifar.values())
+    assert said["nmode_mnist_fashion_mnist.json"] is not None

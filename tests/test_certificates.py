@@ -158,11 +158,20 @@ def radii_by_hand(kind, predictor, logits, lost=0.0):
     """
     model, radii = predictor.model, []
     if kind == "Lipschitz":
-        bound = float(eqx.filter_jit(lambda m: m.lipschitz_bound())(model))
+        *body, head = model.layers.layers
+        bound, body, rows = eqx.filter_jit(
+            lambda: (
+                model.lipschitz_bound(),
+                jnp.prod(jnp.stack([layer.lipschitz_bound() for layer in body])),
+                head.operator.freeze().matrix,
+            )
+        )()
+        bound, body, rows = float(bound), float(body), np.asarray(rows, np.float64)
     for z in logits:
         label = z.argmax()
         if kind == "Lipschitz":
-            growth = np.full(len(z), 2**0.5 * bound)
+            apart = np.linalg.norm(rows[label] - rows, axis=1)
+            growth = np.minimum(2**0.5 * bound, body * apart)
         else:
             w = np.asarray(model.layers[0].weight, np.float64)
             v = np.asarray(model.outputs.weight, np.float64)
@@ -487,6 +496,49 @@ def test_a_wrong_prediction_is_never_certified(network):
         certificate, predictor_for(network), images, labels, LinfBall(0.0), key=KEY
     )
     np.testing.assert_array_equal(radii, np.zeros(50))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: (x - 0.13) / 0.31, "pixels must lie in"),
+        (lambda x: 255 * x, r"pixels must lie in \[0.0, 1.0\]; got \[0.0, 255.0\]"),
+        (lambda x: (255 * x).astype(np.uint8), "divide uint8"),
+        (lambda x: x[:0], "there are no images"),
+    ],
+    ids=["normalised", "0 to 255", "uint8", "none"],
+)
+def test_no_certificate_believes_any_pixels(change, message, unchecked):
+    data, predictor = digits("test", 4), trained_mlp()
+    images, certificate = change(data.pixels), LinearRelaxation()
+    with pytest.raises(ValueError, match=message):
+        certified_radii(
+            certificate, predictor, images, data.labels[: len(images)], LinfBall(0.1), key=KEY
+        )
+    if len(images):
+        with pytest.raises(ValueError, match=message):
+            certificate(predictor, images[0], data.labels[0], LinfBall(0.1), key=KEY)
+
+
+def test_no_certificate_takes_a_label_that_is_no_class(unchecked):
+    data = digits("test", 1)
+    with pytest.raises(ValueError, match="labels must be classes 0 to 9; got 10"):
+        LinearRelaxation()(trained_mlp(), data.pixels[0], 10, LinfBall(0.1), key=KEY)
+
+
+def test_a_bracket_refuses_what_a_certificate_says_nothing_about_before_any_attack():
+    def attack(*arguments, **settings):
+        pytest.fail("an attack ran")
+
+    with pytest.raises(ValueError, match="StableMapping certifies an NmODENet; got MLP"):
+        bracket(
+            trained_mlp(),
+            digits("test", 5),
+            LinfBall(0.1),
+            attacks=[attack],
+            certificates=[StableMapping()],
+            key=KEY,
+        )
 
 
 class Liar(AbstractLipschitzCertificate):

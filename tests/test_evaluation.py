@@ -1,7 +1,10 @@
 """Robust accuracy, the bracket and result files."""
 
+import contextlib
+import gc
 import json
 import subprocess
+import sys
 
 import equinox as eqx
 import jax
@@ -24,25 +27,34 @@ from scipy.stats import binomtest
 from odejax import L2Ball, LinfBall, MeanLogits, predict
 from odejax.attacks import (
     APGD,
+    FAB,
     FGSM,
     IFGSM,
     PGD,
+    SPSA,
     AbstractAttack,
     AttackResult,
     AutoAttack,
+    CarliniWagner,
+    DeepFool,
     Restarts,
     Square,
+    Targeted,
+    margin_loss,
 )
 from odejax.certificates import FiniteTimeStableMapping, LipschitzMargin, StableMapping
 from odejax.data import ArrayDataset
 from odejax.evaluation import (
+    Bracket,
     ResultError,
     bracket,
     confidence_interval,
     load_result,
+    masking_flags,
     provenance,
     robust_accuracy,
     save_result,
+    transfer_matrix,
 )
 
 KEY = jax.random.key(11)
@@ -325,6 +337,84 @@ def test_no_image_of_a_random_network_is_lost_to_a_lucky_draw():
     assert np.mean(judged == data.labels) == out.clean
 
 
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("after", ["the first attack", "the attacks"])
+def test_a_killed_bracket_goes_on_where_it_was(tmp_path, monkeypatch, after):
+    path, module = tmp_path / "state.npz", sys.modules["odejax.evaluation.bracket"]
+    original, ran = module.robust_accuracy, []
+
+    def attacked(attack, *arguments, **settings):
+        if after == "the first attack" and ran == ["FGSM"]:  # and so not in the second run
+            raise Killed
+        ran.append(type(attack).__name__)
+        return original(attack, *arguments, **settings)
+
+    def certified(*arguments, **settings):
+        raise Killed
+
+    def found(state_path=None):
+        return bracket(
+            trained_nmode(),
+            digits("test", 40),
+            LinfBall(0.02),
+            attacks=[FGSM(), PGD5],
+            certificates=[FiniteTimeStableMapping()],
+            key=KEY,
+            flag_images=8,
+            state_path=state_path,
+        )
+
+    whole = found()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "robust_accuracy", attacked)
+        if after == "the attacks":
+            patch.setattr(module, "certified_radii", certified)
+        with pytest.raises(Killed):
+            found(path)
+    first = ran.copy()
+    monkeypatch.setattr(module, "robust_accuracy", attacked)
+    ran.append("again")
+    again = found(path)
+    assert [*first, *ran[len(first) + 1 :]] == ["FGSM", "PGD"]  # neither ran twice
+    assert list(tmp_path.iterdir()) == []
+    for name in Bracket._fields:
+        if name not in ("seconds", "judge"):
+            assert eqx.tree_equal(getattr(again, name), getattr(whole, name)), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"draws": 0}, "draws must be at least 1; got 0"),
+        ({"flag_images": -1}, "flag_images must be at least 0; got -1"),
+        ({"ball": 0.1}, r"ball must be a ball, such as LinfBall\(0.1\); got 0.1"),
+        ({"state_path": "s3://here"}, "state_path must be a local path; got s3://here"),
+    ],
+    ids=str,
+)
+def test_a_bracket_of_other_settings_is_refused(settings, message, unchecked):
+    arguments = {"ball": LinfBall(0.1), "attacks": [FGSM()], "key": KEY} | settings
+    with pytest.raises(ValueError, match=message):
+        bracket(trained_mlp(), digits("test", 5), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"successes": 11, "n": 10}, "successes must be at most n = 10; got 11"),
+        ({"successes": 0, "n": 0}, "n must be at least 1; got 0"),
+        ({"successes": 5, "n": 10, "level": 95}, "level must be at least 0 and below 1; got 95"),
+    ],
+    ids=str,
+)
+def test_an_interval_of_nothing_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        confidence_interval(**arguments)
+
+
 def test_mean_logits_are_the_mean_over_the_given_draws():
     predictor, x = NoisyLogits(trained_mlp()), jnp.asarray(digits("test", 1).pixels[0])
     keys = jax.random.split(KEY, 3)
@@ -411,6 +501,179 @@ def test_an_attacks_own_word_does_not_count():
     labels = predict(linear_logits(), PIXELS, key=KEY).argmax(axis=1)
     report = robust_accuracy(boast, linear_logits(), PIXELS, labels, LinfBall(0.1), key=KEY)
     assert report.still_correct.all()
+
+
+FORMS = {
+    "a column": (lambda z: z[:, None], r"float32 of shape \(10, 1\)"),
+    "a row": (lambda z: z[None], r"float32 of shape \(1, 10\)"),
+    "one output": (lambda z: z[:1], r"float32 of shape \(1,\)"),
+    "a scalar": (lambda z: z[0], r"float32 of shape \(\)"),
+    "integers": (lambda z: jnp.round(z).astype(jnp.int32), r"int32 of shape \(10,\)"),
+    "logits and state": (lambda z: (z, None), "a tuple"),
+    "a dictionary": (lambda z: {"logits": z}, "a dict"),
+}
+
+
+@pytest.mark.parametrize(("form", "got"), FORMS.values(), ids=FORMS)
+def test_logits_of_another_form_are_refused_everywhere(form, got, unchecked):
+    def network(x, *, key=None):
+        return form(linear_logits(n_classes=10)(x))
+
+    mean = MeanLogits(network, jax.random.split(KEY, 2))
+    data = PIXELS, LABELS
+    for call in (
+        lambda: predict(network, PIXELS, key=KEY),
+        lambda: robust_accuracy(FGSM(), mean, *data, LinfBall(0.1), key=KEY),
+        lambda: transfer_matrix(
+            FGSM(), {"a": network}, {"b": network}, *data, LinfBall(0.1), key=KEY
+        ),
+        lambda: masking_flags(network, *data, LinfBall(0.1), key=KEY),
+        lambda: FGSM()(network, PIXELS[0], LABELS[0], LinfBall(0.1), key=KEY),
+    ):
+        with pytest.raises(ValueError, match=f"logits_fn must return one array .* got {got}"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (255 * PIXELS, "pixels must lie in"),
+        (PIXELS.astype(np.int32), "got int32"),
+        (PIXELS[0], r"of shape \(8, 8, 1\)"),
+        (PIXELS[:0], "there are no images"),
+        ([[0.5]], "got a list"),
+    ],
+    ids=["0 to 255", "integers", "one image", "none", "a list"],
+)
+def test_images_of_another_form_are_not_predicted(images, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        predict(linear_logits(), images, key=KEY)
+
+
+def closed_over(weight):
+    return lambda x, *, key: weight @ jnp.ravel(x)
+
+
+def test_a_function_that_holds_its_weights_lets_them_go():
+    def evaluate(seed):
+        weight = jnp.asarray(np.random.default_rng(seed).normal(size=(10, 64)), jnp.float32)
+        robust_accuracy(FGSM(), closed_over(weight), PIXELS, LABELS, LinfBall(0.1), key=KEY)
+
+    evaluate(0)
+    gc.collect()
+    before = len(jax.live_arrays())
+    for seed in range(10):
+        evaluate(seed)
+    gc.collect()
+    assert len(jax.live_arrays()) <= before
+
+
+def test_functions_of_one_program_are_compiled_once(tmp_path):
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: (
+            compiled.append(event)
+            if event == "/jax/core/compile/backend_compile_duration"
+            else None
+        )
+    )
+    labels = []
+    for seed in (1, 2, 3):
+        weight = np.random.default_rng(seed).normal(size=(10, 64)).astype(np.float32)
+        logits = predict(closed_over(jnp.asarray(weight)), PIXELS, key=KEY)
+        np.testing.assert_allclose(logits, PIXELS.reshape(3, -1) @ weight.T, atol=1e-4)
+        labels.append(len(compiled))
+    assert labels[0] < labels[1] + 1 == labels[2] + 1  # none after the first
+
+
+WEIGHT = np.ones((10, 64), np.float32)
+
+
+def test_a_global_is_read_again_in_every_evaluation(monkeypatch):
+    """A notebook trains `model` anew, and the function below, made before, refers to it."""
+
+    def logits_fn(x, *, key):
+        return WEIGHT @ jnp.ravel(x)
+
+    for scale in (1.0, 2.0):
+        monkeypatch.setitem(globals(), "WEIGHT", scale * np.ones((10, 64), np.float32))
+        np.testing.assert_allclose(predict(logits_fn, PIXELS, key=KEY), 32.0 * scale, rtol=1e-6)
+
+
+class Masked(eqx.Module):
+    """Never the last class, whose logit is minus infinity."""
+
+    linear: LinearLogits
+
+    def __call__(self, x, *, key=None):
+        return self.linear(x).at[-1].set(-jnp.inf)
+
+
+@pytest.mark.parametrize("attack", [PGD5, Square(20)], ids=["PGD", "Square"])
+def test_a_masked_class_is_never_predicted(attack):
+    linear, rng = linear_logits(n_classes=4), np.random.default_rng(0)
+    images = rng.uniform(size=(16, *IMAGE_SHAPE)).astype(np.float32)
+    three = LinearLogits(linear.weight[:3], linear.bias[:3])
+    labels = predict(three, images, key=KEY).argmax(axis=1)
+    assert (predict(Masked(linear), images, key=KEY).argmax(axis=1) == labels).all()
+    ball = LinfBall(0.05)
+    masked, alone = (
+        robust_accuracy(attack, net, images, labels, ball, key=KEY)
+        for net in (Masked(linear), three)
+    )
+    np.testing.assert_array_equal(masked.still_correct, alone.still_correct)
+    assert 0 < masked.accuracy < 1
+
+
+@pytest.mark.parametrize(
+    "attack", [Square(60), PGD(20, 0.002, loss=margin_loss)], ids=["Square", "PGD"]
+)
+def test_small_logits_end_an_attack_as_early_as_large_ones(attack):
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=(16, *IMAGE_SHAPE)).astype(np.float32)
+    queries = []
+    for scale in (1.0, 1e-7):
+        net = linear_logits(n_classes=10)
+        net = LinearLogits(net.weight * scale, net.bias * scale)
+        labels = predict(net, images, key=KEY).argmax(axis=1)
+        report = robust_accuracy(attack, net, images, labels, LinfBall(0.2), key=KEY)
+        assert report.accuracy < 0.5
+        queries.append(report.queries[~report.still_correct].mean())
+    assert queries[1] == pytest.approx(queries[0], rel=0.2)
+
+
+class FiniteAround(eqx.Module):
+    """A linear network that diverges further from grey than `reach`."""
+
+    linear: LinearLogits
+    reach: jax.Array
+
+    def __call__(self, x, *, key=None):
+        return jnp.where(jnp.max(jnp.abs(x - 0.5)) <= self.reach, self.linear(x), jnp.nan)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        FAB(10),
+        DeepFool(10),
+        SPSA(600, samples=8, delta=0.02, learning_rate=0.02),
+        CarliniWagner(20, 2, learning_rate=0.1),
+        AutoAttack({"APGD": APGD(5), "FAB-T": Targeted(FAB(10), 2)}),
+    ],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_a_network_that_diverges_outside_the_ball_alone_is_attacked(attack):
+    """An ODE at its step limit, say: outside, a candidate is not adversarial, and no more."""
+    images = np.full((4, *IMAGE_SHAPE), 0.5, np.float32)
+    images += np.random.default_rng(0).uniform(-0.01, 0.01, images.shape).astype(np.float32)
+    linear = linear_logits(n_classes=3)
+    labels = predict(linear, images, key=KEY).argmax(axis=1)
+    report = robust_accuracy(
+        attack, FiniteAround(linear, jnp.asarray(0.13)), images, labels, LinfBall(0.1), key=KEY
+    )
+    assert np.isfinite(report.x_adv).all()
+    assert report.accuracy < 1
 
 
 def not_finite(x, *, key):
@@ -537,7 +800,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path):
     path = tmp_path / "new" / "result.json"
     result = {"attacked": 0.125, "per_attack": {"PGD": 0.5}, "flags": ["x"], "none": None}
     save_result(path, "table1", result)
-    assert load_result(path, "table1") == {"format": 1, "kind": "table1", **result}
+    assert load_result(path, "table1") == {"format": 2, "kind": "table1", **result}
 
 
 def test_a_result_is_written_whole_or_not_at_all(tmp_path):
@@ -553,11 +816,13 @@ def test_a_result_is_written_whole_or_not_at_all(tmp_path):
     "text",
     [
         '{"format": 0, "kind": "table1"}',
-        '{"format": 1, "kind": "table2"}',
+        '{"format": 1, "kind": "table1"}',
+        '{"format": 2, "kind": "table1"}',  # without a digest
+        '{"format": 2, "kind": "table2"}',
         "{}",
         "[1, 2]",
         "not json",
-        '{"format": 1, "kind": "tab',
+        '{"format": 2, "kind": "tab',
         "",
     ],
 )
@@ -566,6 +831,18 @@ def test_a_file_that_is_no_such_result_is_refused_by_name(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ResultError, match=r"odd\.json"):
         load_result(path, "table1")
+
+
+def test_no_flipped_bit_of_a_result_is_used(tmp_path):
+    path, rng = tmp_path / "result.json", np.random.default_rng(0)
+    save_result(path, "table1", {"value": 0.25, "name": "ResNet", "list": [1, 2.5, None, True]})
+    whole, good = load_result(path, "table1"), path.read_bytes()
+    for place in rng.permutation(8 * len(good))[:200]:
+        damaged = bytearray(good)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with contextlib.suppress(ResultError):
+            assert load_result(path, "table1") == whole  # a blank for a line's end
 
 
 def test_binary_and_missing_files_are_refused_by_name(tmp_path):

@@ -4,7 +4,10 @@ import gc
 import importlib
 import json
 import shutil
+import subprocess
+import sys
 import time
+from collections import Counter
 from functools import partial
 
 import equinox as eqx
@@ -30,6 +33,7 @@ from odejax.training import (
     fit,
     steps_per_epoch,
 )
+from odejax.training.checkpoints import Checkpoints
 
 fit_module = importlib.import_module("odejax.training.fit")
 KEY = jax.random.key(13)
@@ -291,6 +295,65 @@ def test_weights_that_are_lost_in_an_epochs_last_step_are_noticed():
         run(optimizer=optax.sgd(lambda step: jnp.where(step == 3, jnp.inf, 1e-2)))
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.chain(optax.adam(1e-2), optax.contrib.reduce_on_plateau(patience=5)),
+        optax.polyak_sgd(),
+        optax.lbfgs(memory_size=2),
+        optax.contrib.schedule_free_adamw(1e-2),
+    ],
+    ids=["plateau", "Polyak", "L-BFGS", "schedule free"],
+)
+def test_an_optimizer_may_ask_for_more_than_gradients(optimizer):
+    result = run(optimizer=optimizer, epochs=4)
+    losses = [record["loss"] for record in result.history]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_an_optimizers_keys_are_saved_and_restored(tmp_path):
+    optimizer = optax.chain(optax.add_noise(0.01, 0.5, jax.random.key(0)), optax.sgd(0.1))
+    straight = run(optimizer=optimizer, epochs=2)
+    run(optimizer=optimizer, epochs=1, checkpoint_dir=tmp_path)
+    again = run(optimizer=optimizer, epochs=2, checkpoint_dir=tmp_path)
+    assert_same_weights(again, straight)
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("a file", "checkpoint_dir: .*a file cannot be written to"),
+        ("gs://bucket/run", "checkpoint_dir must be a local path; got gs://bucket/run"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_any_epoch(
+    tmp_path, monkeypatch, folder, message
+):
+    monkeypatch.setattr(fit_module, "_make_run_steps", lambda *_: pytest.fail("it trained"))
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(ValueError, match=message):
+        run(checkpoint_dir=folder if "://" in folder else tmp_path / folder)
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
+    code = """
+import pathlib, sys
+from odejax._paths import lock_folder
+lock_folder("", pathlib.Path(sys.argv[1]))
+print("locked", flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(ValueError, match="another process is at work in"):
+            run(epochs=1, checkpoint_dir=tmp_path)
+        other.stdin.close()
+    run(epochs=1, checkpoint_dir=tmp_path)
+
+
 def test_a_loss_that_is_nan_is_noticed():
     def objective(model, state, images, labels, *, key):
         loss, aux = CrossEntropy()(model, state, images, labels, key=key)
@@ -308,7 +371,7 @@ def test_no_epochs_are_refused(epochs):
 
 @pytest.mark.parametrize("batch_size", [0, -1, 97])
 def test_a_batch_that_cannot_be_filled_is_refused(batch_size):
-    with pytest.raises(ValueError, match=f"between 1 and 96; got {batch_size}"):
+    with pytest.raises(ValueError, match=f"(between 1 and 96|at least 1); got {batch_size}"):
         run(batch_size=batch_size)
 
 
@@ -406,6 +469,56 @@ def damage_one_file(finished, folder, damage):
     return refused, unharmed, harmed
 
 
+# Where one read fails, Orbax abandons its others, and Python reports them as unraisable.
+abandons_reads = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@abandons_reads
+@pytest.mark.slow  # each reads the checkpoint twice
+def test_no_flipped_bit_of_a_checkpoint_is_used(finished, tmp_path):
+    files, rng = files_of_newest(finished[0]), np.random.default_rng(0)
+    sizes = np.array([file.stat().st_size for file in files])
+    outcomes = Counter()
+    for i in range(40):
+        file = files[rng.choice(len(files), p=sizes / sizes.sum())]
+        copy = shutil.copytree(finished[0], tmp_path / str(i))
+        flip_a_bit(copy / file.relative_to(finished[0]), rng)
+        try:
+            restored = run(epochs=2, checkpoint_dir=copy)
+        except CheckpointError:
+            outcomes["refused"] += 1
+        else:
+            outcomes["the same" if same_weights(restored, finished[1]) else "another"] += 1
+        shutil.rmtree(copy)
+    time.sleep(0.5)  # what Orbax's reader threads leave undone belongs to this test
+    gc.collect()
+    assert outcomes["another"] == 0
+    assert outcomes["refused"] > 20
+
+
+def flip_a_bit(path, rng):
+    content = bytearray(path.read_bytes())
+    place = rng.integers(8 * len(content))
+    content[place // 8] ^= 1 << place % 8
+    path.write_bytes(content)
+
+
+def test_a_damaged_array_is_told_by_its_digest_and_the_whole_epoch_is_named(copy, monkeypatch):
+    restore = Checkpoints._restore
+
+    def one_bit_off(self, epoch, **what):
+        restored = restore(self, epoch, **what)
+        if epoch == 2 and "arrays" in what:
+            arrays = dict(restored["arrays"])
+            arrays["00000"] = jnp.asarray(np.nextafter(np.asarray(arrays["00000"]), np.inf))
+            return {"arrays": arrays}
+        return restored
+
+    monkeypatch.setattr(Checkpoints, "_restore", one_bit_off)
+    with pytest.raises(CheckpointError, match=r"2 is damaged: 1 of .* to go on from epoch 1$"):
+        run(epochs=2, checkpoint_dir=copy)
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -414,10 +527,6 @@ def flip_a_byte(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
-
-
-# Where one read fails, Orbax abandons its others, and Python reports them as unraisable.
-abandons_reads = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @abandons_reads

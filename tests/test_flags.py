@@ -12,7 +12,7 @@ import pytest
 from helpers import digits, predictor_of, trained_mlp
 
 from odejax import L2Ball, LinfBall, Predictor
-from odejax.attacks import APGD, AutoAttack, Square
+from odejax.attacks import APGD, EOT, IFGSM, PGD, AutoAttack, Square
 from odejax.evaluation import (
     FLAGS,
     Flag,
@@ -22,6 +22,7 @@ from odejax.evaluation import (
     masking_flags,
     solver_flags,
     solver_variants,
+    step_flags,
     survivor_flags,
 )
 from odejax.models import HopfieldODENet
@@ -36,9 +37,12 @@ BY_LOOKING = {
     "exploding gradients",
     "gradient unlike finite differences",
     "rough loss landscape",
+    "not finite beside the images",
 }
 BY_ATTACKING = {"unbounded attack fails", "more steps help", "more restarts help"}
 BY_SURVIVORS = {"black box beats white box", "transfer beats white box"}
+BY_SETTINGS = {"steps too short"}
+BY_STARTS = {"no start found"}  # tested where its attack is
 BY_SOLVING = {"solver steps change with the input", "gradient depends on the solver"}
 
 
@@ -86,6 +90,17 @@ def waves(network, x, key):
     return network(x) + 4 * jnp.sin(phase)
 
 
+def cracked(network, x, key):
+    """Finite at grey levels of 8 bits alone."""
+    whole = jnp.all(jnp.abs(255 * x - jnp.round(255 * x)) < 1e-3)
+    return network(x) + jnp.where(whole, 0.0, jnp.nan)
+
+
+def quantised_in_the_box(network, x, key):
+    """A wrong gradient behind a logarithm, which no probe outside the box would get past."""
+    return network(with_gradient_of(jnp.round(10 * x) / 10, x) + 0 * jnp.log(x + 1e-6))
+
+
 TRIPS = {
     "randomised output": noisy,
     "softmax output": softmax,
@@ -93,6 +108,7 @@ TRIPS = {
     "exploding gradients": rippled,
     "gradient unlike finite differences": quantised,
     "rough loss landscape": waves,
+    "not finite beside the images": cracked,
 }
 
 
@@ -104,7 +120,7 @@ def constant(network, x, key):
     return jnp.zeros(10) + 0 * jnp.sum(x)
 
 
-WAYS = (*TRIPS.values(), as_it_is, constant)
+WAYS = (*TRIPS.values(), as_it_is, constant, quantised_in_the_box)
 
 
 def seen(way):
@@ -122,7 +138,7 @@ def looked_at(logits_fn, ball=BALL):
 
 def test_every_flag_has_a_network_here_that_raises_it():
     assert set(TRIPS) == BY_LOOKING
-    assert BY_LOOKING | BY_ATTACKING | BY_SURVIVORS | BY_SOLVING == NAMES
+    assert BY_LOOKING | BY_ATTACKING | BY_SURVIVORS | BY_SOLVING | BY_SETTINGS | BY_STARTS == NAMES
 
 
 @pytest.mark.parametrize("name", FLAGS)
@@ -157,6 +173,57 @@ def test_an_ordinary_network_raises_no_flag(network, ball):
 
 def test_a_constant_network_has_vanishing_gradients_and_no_others():
     assert names(looked_at(seen(constant))) == {"vanishing gradients"}
+
+
+def test_probes_stay_in_the_box_so_that_a_wrong_gradient_behind_a_logarithm_is_seen():
+    assert "gradient unlike finite differences" in names(looked_at(seen(quantised_in_the_box)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (255 * x, y), r"pixels must lie in \[0.0, 1.0\]; got \[0.0, 255.0\]"),
+        (lambda x, y: ((255 * x).astype(np.uint8), y), "divide uint8 pixels by 255"),
+        (lambda x, y: (x, y + 10), "labels must be classes 0 to 9; got 1"),
+        (lambda x, y: (x, y[:1]), r"labels must be integers of shape \(4,\)"),
+    ],
+    ids=["0 to 255", "uint8", "no classes", "too few"],
+)
+def test_images_and_labels_are_checked(change, message, unchecked):
+    data = digits("test", 4)
+    images, labels = change(data.pixels, data.labels)
+    with pytest.raises(ValueError, match=message):
+        masking_flags(seen(as_it_is), images, labels, BALL, key=KEY)
+
+
+def test_the_flags_of_solvers_check_pixels_too(unchecked):
+    data = digits("test", 4)
+    with pytest.raises(ValueError, match="pixels must lie in"):
+        solver_flags(predictor_of("ConvODENet"), 255 * data.pixels, data.labels, BALL, key=KEY)
+
+
+# The flag of too short steps.
+
+
+@pytest.mark.parametrize(
+    ("attack", "ball", "raised"),
+    [
+        (PGD(40, 0.01), LinfBall(0.3), False),
+        (PGD(40, 0.01), L2Ball(1.5), True),
+        (PGD(), L2Ball(1.5), False),
+        (IFGSM(20, 2 / 255), L2Ball(0.5), True),
+        (EOT(PGD(10, 0.001), 2), LinfBall(0.1), True),
+        (AutoAttack({"PGD": PGD(10, 0.001), "APGD": APGD(4)}), LinfBall(0.1), True),
+        (APGD(4), L2Ball(9.0), False),
+        (PGD(10, 0.01), LinfBall(0.1), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_steps_that_cannot_reach_the_surface_raise_a_flag(attack, ball, raised):
+    flags = step_flags(attack, ball)
+    assert [flag.name for flag in flags] == ["steps too short"] * raised
+    if raised:
+        assert "steps of" in flags[0].evidence
 
 
 # Flags that attacks raise. Two classes, told apart by which half of the image is brighter.

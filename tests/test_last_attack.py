@@ -98,7 +98,8 @@ def test_what_is_certified_is_not_attacked(monkeypatch):
 def test_a_black_box_that_breaks_more_than_the_gradients_is_flagged(monkeypatch):
     blind = AutoAttack({"PGD": PGD(1, 1e-4, random_start=False), "Square": Square(50)})
     _, after, _ = summaries(monkeypatch, blind)
-    assert [list(s["flags"]) for s in after] == [[], [], ["black box beats white box"]]
+    flags = [[flag for flag in s["flags"] if flag != "steps too short"] for s in after]
+    assert flags == [[], [], ["black box beats white box"]]
 
 
 def test_what_is_broken_in_a_ball_is_so_in_larger_ones(monkeypatch):

@@ -382,7 +382,7 @@ def test_sizes_that_cannot_be_are_refused(changes):
 
 
 def test_slopes_and_kernels_that_cannot_be_are_refused(unchecked):
-    with pytest.raises(ValueError, match="slope must be in"):
+    with pytest.raises(ValueError, match="slope must lie in"):
         Structured(slope=1.5)
     for shape in ((2, 2), (3, 5)):
         with pytest.raises(ValueError, match="odd sides"):
@@ -549,9 +549,7 @@ def test_gains_that_cannot_be_are_refused(gain):
         lambda: dense(np.eye(3), gain),
         lambda: conv(np.ones((3, 3, 1, 1)), (5, 5), gain),
     ):
-        with pytest.raises(
-            ValueError, match=f"gain must be None, or finite and positive; got {gain}"
-        ):
+        with pytest.raises(ValueError, match=f"gain must be finite and positive; got {gain}"):
             make()
 
 

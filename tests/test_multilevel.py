@@ -152,7 +152,9 @@ def test_paths_that_diverge_are_told():
 
 @pytest.mark.parametrize("steps", [(), (0, 2), (2, 3), (4, 2)])
 def test_levels_that_do_not_nest_are_refused(steps):
-    with pytest.raises(ValueError, match="steps must be positive, each a larger multiple"):
+    with pytest.raises(
+        ValueError, match=r"steps must be (positive, each a larger multiple|at least 1)"
+    ):
         multilevel_feynman_kac(
             jnp.sum, drift, ConstantNoise(1.0), X, steps=steps, standard_error=1.0, key=KEY
         )

@@ -53,6 +53,23 @@ def test_a_projection_is_in_ball_and_box_and_stays_there(ball_type, x, target, e
     np.testing.assert_allclose(project(ball, projected, x), projected, atol=5e-7)
 
 
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (224, 224, 3)], ids=str)
+@pytest.mark.parametrize("eps", [3.0, 8.0])
+def test_a_large_ball_contains_what_is_projected_to_it(shape, eps):
+    """The norm of many pixels is off by its rounding, which grows with it."""
+    rng = np.random.default_rng(0)
+    x, away = rng.uniform(0.3, 0.7, (2, 32, *shape)).astype(np.float32)
+    inside = jax.vmap(lambda x, v: contains(L2Ball(eps), project(L2Ball(eps), x + 9 * v, x), x))
+    assert inside(x, away).all()
+
+
+def test_the_tolerance_for_rounding_lets_no_larger_norm_pass():
+    x = np.full((28, 28, 1), 0.5, np.float32)
+    v = np.full_like(x, 3.0 / 28)  # of norm 3
+    assert contains(L2Ball(3.0), x + v, x)
+    assert not contains(L2Ball(3.0), x + 1.0001 * v, x)
+
+
 @each_ball
 @hypothesis.given(
     x=image, direction=anywhere, eps=st.floats(2**-7, 2, width=32), part=st.floats(0, 1)

@@ -5,10 +5,7 @@ from .autoattack import AutoAttack as AutoAttack
 from .base import (
     AbstractAttack as AbstractAttack,
     AttackResult as AttackResult,
-    check_at_least_one as check_at_least_one,
-    check_labels as check_labels,
-    check_pixels as check_pixels,
-    check_positive as check_positive,
+    default_step as default_step,
     logit_margin as logit_margin,
 )
 from .boundary import Boundary as Boundary
@@ -29,6 +26,6 @@ from .iterative import (
 )
 from .losses import cross_entropy as cross_entropy, dlr as dlr, margin_loss as margin_loss
 from .momentum import DI2FGSM as DI2FGSM, MIFGSM as MIFGSM
-from .pgd import IFGSM as IFGSM, PGD as PGD
+from .pgd import IFGSM as IFGSM, PGD as PGD, AbstractClimb as AbstractClimb
 from .spsa import SPSA as SPSA
 from .square import Square as Square

@@ -6,8 +6,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from .._checks import check_callable, check_count, check_fraction
 from .._types import Flag, Image, Key, Scalar
-from .base import check_at_least_one
 from .iterative import AbstractIterativeAttack, Loss, Problem, Worst
 from .losses import cross_entropy
 
@@ -49,7 +49,9 @@ class APGD(AbstractIterativeAttack):
     random: ClassVar[bool] = True
 
     def __check_init__(self):
-        check_at_least_one(steps=self.steps)
+        check_count(steps=self.steps)
+        check_fraction(rho=self.rho)
+        check_callable(loss=self.loss)
 
     @property
     def n_steps(self) -> int:

@@ -30,7 +30,7 @@ class AutoAttack(AbstractAttack):
     - `plus()`: APGD-CE and APGD-DLR with 5 restarts, FAB with 5, Square, APGD-T, FAB-T.
     - Any other mapping from names to attacks.
 
-    The targeted DLR loss needs 4 classes: with fewer, `standard(loss=margin_loss)`, or `plus`.
+    The targeted DLR loss needs 4 classes, the other 3: with fewer, pass `loss=margin_loss`.
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
@@ -53,8 +53,8 @@ class AutoAttack(AbstractAttack):
         return AutoAttack(_standard(classes, loss))
 
     @staticmethod
-    def rand(draws: int = 20) -> "AutoAttack":
-        return AutoAttack({"APGD-CE": EOT(APGD(), draws), "APGD-DLR": EOT(APGD(loss=dlr), draws)})
+    def rand(draws: int = 20, *, loss: Loss = dlr) -> "AutoAttack":
+        return AutoAttack({"APGD-CE": EOT(APGD(), draws), "APGD-DLR": EOT(APGD(loss=loss), draws)})
 
     @staticmethod
     def plus(classes: int = 9, *, loss: Loss = dlr) -> "AutoAttack":

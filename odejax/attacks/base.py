@@ -6,11 +6,12 @@ from typing import Any, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from .._threat_model import AbstractBall
+from .._checks import as_array, check_callable, check_example, check_key, check_labels
+from .._logits import Checked
+from .._promotion import own_promotion
+from .._threat_model import AbstractBall, check_ball
 from .._types import Flag, Image, Key, Label, Logits, LogitsFn, Scalar
 
 
@@ -50,18 +51,26 @@ class AbstractAttack(eqx.Module):
         """The worst image found, and the number of evaluations of `logits_fn` spent on it."""
 
     @final
+    @own_promotion
     def __call__(
         self, logits_fn: LogitsFn, x: Image, y: Label | int, ball: AbstractBall, *, key: Key
     ) -> AttackResult:
         """Raises `ValueError` for pixels outside the box or a label that is not a class, where
-        these are known (not traced); `evaluation.robust_accuracy` checks whole arrays.
+        these are known (not traced; `evaluation.robust_accuracy` checks whole arrays), and for
+        logits of another form than (k,).
         """
-        x, y = jnp.asarray(x), jnp.asarray(y)
-        _check_example(x, y, ball)
+        x, y = as_array("x", x), as_array("y", y)
+        check_callable(logits_fn=logits_fn)
+        check_ball(ball)
+        check_key(key)
+        check_example(x, y, ball)
+        # Steps of 2/255 are lost in half precision.
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        logits_fn = Checked(logits_fn)
         perturb_key, judge_key = jax.random.split(key)
         x_adv, queries = self.perturb(logits_fn, x, y, ball, key=perturb_key)
         x_adv = ball.project(x_adv, x)
-        logits = logits_fn(x_adv, key=judge_key)
+        logits = logits_fn(x_adv, key=judge_key).astype(x.dtype)
         check_labels(y, len(logits))
         return AttackResult(
             x_adv=x_adv,
@@ -71,45 +80,8 @@ class AbstractAttack(eqx.Module):
         )
 
 
-def _check_example(x, y, ball):
-    if x.ndim != 3:
-        raise ValueError(f"an attack takes one image (h, w, c); got shape {x.shape}; use jax.vmap")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"images are floats in [0, 1]; got {x.dtype} (divide uint8 by 255)")
-    if ball.eps.shape != ():
-        raise ValueError(f"an attack takes one eps; got shape {ball.eps.shape}; use jax.vmap")
-    if y.shape != () or not jnp.issubdtype(y.dtype, jnp.integer):
-        raise ValueError(f"y is the index of one class; got shape {y.shape} and dtype {y.dtype}")
-    if not isinstance(x, Tracer):
-        check_pixels(np.asarray(x), ball)
-
-
-def check_pixels(images: np.ndarray, ball: type[AbstractBall] | AbstractBall = AbstractBall):
-    """Raise `ValueError` unless every pixel is in the box."""
-    low, high = float(images.min()), float(images.max())
-    if not (low >= ball.lower and high <= ball.upper):
-        raise ValueError(f"pixels must lie in [{ball.lower}, {ball.upper}]; got [{low}, {high}]")
-
-
-def check_labels(labels, n_classes: int):
-    """Raise `ValueError` unless every (known) label is a class."""
-    if isinstance(labels, Tracer):
-        return
-    labels = np.atleast_1d(np.asarray(labels))
-    bad = labels[(labels < 0) | (labels >= n_classes)]
-    if len(bad):
-        raise ValueError(f"labels must be classes 0 to {n_classes - 1}; got {bad[0]}")
-
-
-def check_positive(**values):
-    """Raise `ValueError` unless every (known) number is finite and positive."""
-    for name, value in values.items():
-        if not (value is None or isinstance(value, Tracer) or 0 < float(value) < float("inf")):
-            raise ValueError(f"{name} must be finite and positive; got {value}")
-
-
-def check_at_least_one(**values):
-    """Raise `ValueError` unless every count is at least 1."""
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}")
+def default_step(ball: AbstractBall, steps: int) -> Scalar:
+    """2.5 eps / steps (Madry et al. 2018): long enough to cross the ball at every eps, but too
+    short to turn far along the surface of an l2 ball.
+    """
+    return 2.5 * ball.eps / steps

@@ -1,5 +1,6 @@
 """The Boundary Attack (Brendel et al. 2018): a walk along the boundary, by labels alone."""
 
+from functools import partial
 from typing import ClassVar
 
 import equinox as eqx
@@ -7,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .._checks import check_count, check_finite, check_positive
+from .._logits import finite_logits
 from .._types import Image, Key, Scalar
-from .base import check_at_least_one, check_positive
 from .iterative import AbstractIterativeAttack, Problem, Worst
 
 _BISECTIONS = 10
@@ -31,7 +33,10 @@ class BoundaryState(eqx.Module):
 class Boundary(AbstractIterativeAttack):
     """From an adversarial image towards x along the boundary, seeing predicted classes only.
 
-    1. Uniform noise is drawn until it is misclassified, then brought near x by 10 bisections.
+    1. Images are drawn until one is misclassified, which is then brought near x by 10 bisections:
+       `starts`, where they are given, then in turn uniform noise, one colour, black and white
+       pixels, coarse blocks, and blends of x with its negative. An image without a start is never
+       attacked, and `evaluation.robust_accuracy` says so.
     2. A candidate goes `spherical_step` |point - x| sideways on the sphere around x and then
        `source_step` |point - x| towards x; it is the new point if it is misclassified and nearer.
     3. After every 10 candidates one query asks whether a sideways step alone stays misclassified,
@@ -51,18 +56,22 @@ class Boundary(AbstractIterativeAttack):
     adaptation: float = 1.5
     spherical_window: int = eqx.field(static=True, default=30)
     source_window: int = eqx.field(static=True, default=30)
+    starts: Float[Array, "m h w c"] | None = None  # images of other classes, such as test images
     black_box: ClassVar[bool] = True
     n_runs: ClassVar[int] = 1
     random: ClassVar[bool] = True
 
     def __check_init__(self):
-        check_at_least_one(
+        check_count(
             n_queries=self.n_queries,
             spherical_window=self.spherical_window,
             source_window=self.source_window,
         )
         check_positive(spherical_step=self.spherical_step, source_step=self.source_step)
-        if not 1 <= self.adaptation < float("inf"):
+        if self.starts is not None and self.starts.ndim != 4:
+            raise ValueError(f"starts must be images (m, h, w, c); got shape {self.starts.shape}")
+        check_finite(adaptation=self.adaptation)
+        if self.adaptation < 1:
             raise ValueError(f"adaptation must be at least 1; got {self.adaptation}")
 
     @property
@@ -97,7 +106,7 @@ class Boundary(AbstractIterativeAttack):
         place = walked % (_CANDIDATES + 2)
         sideways_only = place == _CANDIDATES
         projecting = place == _CANDIDATES + 1
-        noise = jax.random.uniform(key, x.shape, x.dtype)
+        noise = self._start(x, i, key)
         middle = jnp.mean(state.blend)
         sideways, candidate = _proposals(x, point, state.spherical_step, state.source_step, key)
         walk = jnp.where(sideways_only, sideways, candidate)
@@ -106,8 +115,8 @@ class Boundary(AbstractIterativeAttack):
         query = ball.clip(jnp.where(searching, noise, query))
 
         logits = problem.logits(query, evaluation_key)
-        fooled = jnp.argmax(logits) != problem.y
-        worst = state.worst.nearest(problem, query, logits)
+        fooled = (jnp.argmax(logits) != problem.y) & finite_logits(logits)
+        worst = state.worst.nearest(problem, query, logits, ~searching | fooled)
 
         # The blend: (enough, not enough). Its last bisection leaves the point at `enough`.
         enough = jnp.where(bisecting & fooled, middle, state.blend[0])
@@ -131,6 +140,24 @@ class Boundary(AbstractIterativeAttack):
             source=source,
             worst=worst,
         )
+
+    def _start(self, x: Image, i: Int[Array, ""], key: Key) -> Image:
+        """The image that query `i` of the search looks at."""
+        uniform = partial(jax.random.uniform, dtype=x.dtype)
+        noise, colour = uniform(key, x.shape), uniform(key, (1, 1, x.shape[-1]))
+        blocks = jax.image.resize(uniform(key, (4, 4, x.shape[-1])), x.shape, "nearest")
+        drawn = jnp.stack(
+            [
+                noise,
+                jnp.broadcast_to(colour, x.shape),
+                jnp.round(noise),
+                jnp.round(blocks),
+                x + uniform(key) * (1 - 2 * x),
+            ]
+        )
+        given = jnp.zeros((0, *x.shape), x.dtype) if self.starts is None else self.starts
+        order = jnp.where(i < len(given), i, len(given) + (i - len(given)) % len(drawn))
+        return jnp.concatenate([given.astype(x.dtype), drawn])[order]
 
     def _adapt(self, counted, window: int, high: float, low: float):
         """The factor for a step, once the window is full, and the counts to go on with."""

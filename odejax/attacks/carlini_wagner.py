@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from .._checks import check_count, check_not_negative, check_positive
 from .._types import Flag, Image, Key, Logits, Scalar
-from .base import check_at_least_one, check_positive
 from .iterative import AbstractIterativeAttack, Problem, Worst
 from .losses import margin_loss
 
@@ -19,7 +19,7 @@ class CarliniWagnerLinf(AbstractIterativeAttack):
 
     *enresnet* Eqs. 17-18 with its constants: 50 steps of Adam with learning rate 6e-4, c = 10,
     kappa = 0. So few and small steps move a pixel by at most 0.015; the ball, 8/255 there, does not
-    bind, and only iterates inside it count.
+    bind. Where a smaller one does, the network sees the iterate projected to it.
     """
 
     steps: int = eqx.field(static=True, default=50)
@@ -46,13 +46,13 @@ class CarliniWagnerLinf(AbstractIterativeAttack):
     def step(
         self, problem: Problem, state: "LinfState", i: Int[Array, ""], *, key: Key
     ) -> "LinfState":
-        x, ball = problem.x, problem.ball
+        x = problem.x
         x_adv = _to_pixels(state.u)
-        _, uphill, logits = problem.value_and_gradient(_hinge(self.kappa), x_adv, key)
+        inside = problem.ball.project(x_adv, x)  # the iterate itself, unless the ball binds
+        _, uphill, logits = problem.value_and_gradient(_hinge(self.kappa), inside, key)
         away = jax.grad(lambda x_adv: jnp.max(jnp.abs(x_adv - x)))(x_adv)
         u, adam = _adam(state.u, state.adam, away - self.c * uphill, x_adv, self.learning_rate)
-        inside = ball.norm(x_adv - x) <= ball.eps + 1e-6  # as `project` rounds
-        return LinfState(u, adam, state.worst.seen(problem, x_adv, logits, inside))
+        return LinfState(u, adam, state.worst.seen(problem, inside, logits))
 
 
 class LinfState(eqx.Module):
@@ -80,7 +80,7 @@ class CarliniWagner(AbstractIterativeAttack):
 
     def __check_init__(self):
         _check(self)
-        check_at_least_one(search_steps=self.search_steps)
+        check_count(search_steps=self.search_steps)
 
     @property
     def n_steps(self) -> int:
@@ -133,10 +133,9 @@ class L2State(eqx.Module):
 
 
 def _check(attack):
-    check_at_least_one(steps=attack.steps)
+    check_count(steps=attack.steps)
     check_positive(learning_rate=attack.learning_rate, c=attack.c)
-    if not 0 <= attack.kappa < float("inf"):
-        raise ValueError(f"kappa must be finite and not negative; got {attack.kappa}")
+    check_not_negative(kappa=attack.kappa)
 
 
 def _hinge(kappa: float):

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from .._checks import check_count, check_instance, check_labels
 from .._types import Key, Label
-from .base import check_at_least_one, check_labels
 from .iterative import AbstractIterativeAttack, Draws, Problem, Worst
 
 
@@ -24,7 +24,8 @@ class EOT(AbstractIterativeAttack):
     draws: int = eqx.field(static=True, default=20)
 
     def __check_init__(self):
-        check_at_least_one(draws=self.draws)
+        _check_iterative(self.attack)
+        check_count(draws=self.draws)
 
     @property
     def black_box(self) -> bool:
@@ -64,7 +65,8 @@ class Restarts(AbstractIterativeAttack):
     n: int = eqx.field(static=True, default=5)
 
     def __check_init__(self):
-        check_at_least_one(n=self.n)
+        _check_iterative(self.attack)
+        check_count(n=self.n)
         name = type(self.attack).__name__
         if not self.attack.random:
             raise ValueError(f"{name} has no random start: restarts would repeat the same attack")
@@ -119,7 +121,10 @@ class Targeted(AbstractIterativeAttack):
     target: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
-        check_at_least_one(classes=self.classes)
+        _check_iterative(self.attack)
+        check_count(classes=self.classes)
+        if self.target is not None:
+            check_count(0, target=self.target)
 
     @property
     def black_box(self) -> bool:
@@ -164,6 +169,11 @@ class Targeted(AbstractIterativeAttack):
     ) -> TargetedState:
         inner = self.attack.step(_aim(problem, state.target), state.inner, i, key=key)
         return TargetedState(inner, state.target)
+
+
+def _check_iterative(attack):
+    # A sequence is none of these: its attacks take another number of steps each.
+    check_instance(AbstractIterativeAttack, "a single attack, such as PGD()", attack=attack)
 
 
 def _aim(problem: Problem, target: Label) -> Problem:

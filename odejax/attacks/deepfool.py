@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from .._checks import check_count, check_not_negative
+from .._logits import finite_logits
 from .._types import Image, Key
-from .base import check_at_least_one
 from .iterative import AbstractIterativeAttack, Problem, Worst
 
 _NUDGE = 1e-4  # as the authors' code has it
@@ -39,11 +40,9 @@ class DeepFool(AbstractIterativeAttack):
     random: ClassVar[bool] = False
 
     def __check_init__(self):
-        check_at_least_one(steps=self.steps)
-        if self.classes < 2:
-            raise ValueError(f"classes must be at least 2; got {self.classes}")
-        if not self.overshoot >= 0:
-            raise ValueError(f"overshoot must not be negative; got {self.overshoot}")
+        check_count(steps=self.steps)
+        check_count(2, classes=self.classes)
+        check_not_negative(overshoot=self.overshoot)
 
     @property
     def n_steps(self) -> int:
@@ -73,7 +72,10 @@ class DeepFool(AbstractIterativeAttack):
         # step, they close the gap by a fraction each and would never cross without the nudge.
         size = jnp.where(jnp.any(w[j] != 0), distance[j] + _NUDGE, 0.0)
         move = state.move + size * ball.steepest(w[j])
-        arrived = jnp.argmax(logits) != problem.y
+        finite = finite_logits(logits)
+        # Outside the ball the network may diverge: half of the way there, and on from it.
+        move = jnp.where(finite, move, state.move / 2)
+        arrived = (jnp.argmax(logits) != problem.y) & finite
         x_next = ball.clip(problem.x + (1 + self.overshoot) * move)
         return DeepFoolState(
             jnp.where(arrived, x_adv, x_next),

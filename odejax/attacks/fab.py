@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from .._checks import check_count, check_finite, check_fraction
+from .._logits import finite_logits
 from .._types import Image, Key
-from .base import check_at_least_one
 from .iterative import AbstractIterativeAttack, Problem, Worst
 from .losses import margin_loss
 
@@ -26,9 +27,10 @@ class FAB(AbstractIterativeAttack):
 
         x_{k+1} = clip((1 - a) (x_k + eta d1) + a (x + eta d2)),  a = min(|d1| / (|d1| + |d2|), 0.1)
 
-    and an adversarial iterate first steps back to (1 - beta) x + beta x_k. The nearest adversarial
-    image inside the ball is kept. The published algorithm evaluates the point stepped back to as
-    well; here the linearisation at the adversarial iterate serves, so each step is one evaluation.
+    and an adversarial iterate first steps back to (1 - beta) x + beta x_k, as does one outside the
+    ball whose logits are not finite. The nearest adversarial image inside the ball is kept. The
+    published algorithm evaluates the point stepped back to as well; here the linearisation at the
+    adversarial iterate serves, so each step is one evaluation.
 
     Untargeted, a step takes the gradients of all k logits; `Targeted(FAB())`, FAB-T, takes one.
     Later runs of `Restarts` begin at a random point, eps / 2 away. Costs `steps` + 1 gradients.
@@ -43,11 +45,10 @@ class FAB(AbstractIterativeAttack):
     random: ClassVar[bool] = True
 
     def __check_init__(self):
-        check_at_least_one(steps=self.steps)
-        for name, value in (("largest_pull", self.largest_pull), ("beta", self.beta)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in [0, 1]; got {value}")
-        if not self.eta >= 1:
+        check_count(steps=self.steps)
+        check_fraction(largest_pull=self.largest_pull, beta=self.beta)
+        check_finite(eta=self.eta)
+        if self.eta < 1:
             raise ValueError(f"eta must be at least 1, to step over the boundary; got {self.eta}")
 
     @property
@@ -67,8 +68,10 @@ class FAB(AbstractIterativeAttack):
             difference, w, logits = problem.value_and_gradient(margin_loss, x_adv, key)
         worst = state.worst.nearest(problem, x_adv, logits)
 
+        finite = finite_logits(logits)
         adversarial = jnp.argmax(logits) != problem.y
-        here = jnp.where(adversarial, x + self.beta * (x_adv - x), x_adv)
+        back = x + self.beta * (x_adv - x)
+        here = jnp.where(adversarial, back, x_adv)
 
         def to_boundary(start):
             return ball.reach(start, w, -difference - jnp.sum(w * (start - x_adv)))
@@ -77,7 +80,7 @@ class FAB(AbstractIterativeAttack):
         near, far = jnp.maximum(jax.vmap(ball.norm)(d), 1e-8)
         pull = jnp.minimum(near / (near + far), self.largest_pull)
         x_next = (1 - pull) * (here + self.eta * d[0]) + pull * (x + self.eta * d[1])
-        return FABState(ball.clip(x_next), worst)
+        return FABState(ball.clip(jnp.where(finite, x_next, back)), worst)
 
 
 def _nearest_boundary(problem: Problem, x_adv: Image, key: Key):

@@ -5,6 +5,7 @@ from typing import ClassVar
 import equinox as eqx
 from jaxtyping import Array, Int
 
+from .._checks import check_callable
 from .._types import Image, Key
 from .iterative import AbstractIterativeAttack, Loss, Problem, Worst
 from .losses import cross_entropy
@@ -27,6 +28,9 @@ class FGSM(AbstractIterativeAttack):
     black_box: ClassVar[bool] = False
     n_steps: ClassVar[int] = 2
     random: ClassVar[bool] = False
+
+    def __check_init__(self):
+        check_callable(loss=self.loss)
 
     def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> FGSMState:
         return FGSMState(problem.x, worst)

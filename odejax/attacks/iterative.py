@@ -14,9 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from .._logits import finite_logits
 from .._threat_model import AbstractBall
 from .._types import Flag, Image, Key, Label, Logits, LogitsFn, Scalar
 from .base import AbstractAttack, logit_margin
+
+_SURELY = 1e-5  # of the largest logit
 
 Loss = Callable[[Logits, Label, Label | None], Scalar]
 
@@ -32,11 +35,15 @@ class Draws(eqx.Module):
 
     def each(self, x: Image, *, key: Key):
         """The logits of every draw, (draws, k)."""
-        return jax.vmap(lambda k: self.logits_fn(x, key=k))(jax.random.split(key, self.draws))
+        each = jax.vmap(lambda k: self.logits_fn(x, key=k))(jax.random.split(key, self.draws))
+        return each.astype(x.dtype)
 
 
 class Problem(eqx.Module):
-    """What an attack is asked: leave class `y` within `ball` around `x` (for class `target`)."""
+    """What an attack is asked: leave class `y` within `ball` around `x` (for class `target`).
+
+    All that it tells is in the dtype of `x`, whatever the network computes in.
+    """
 
     logits_fn: LogitsFn
     x: Image
@@ -44,8 +51,12 @@ class Problem(eqx.Module):
     ball: AbstractBall
     target: Label | None = None
 
+    def reached(self, x_adv: Image) -> Flag:
+        """Whether `x_adv` lies in the ball."""
+        return self.ball.reaches(self.ball.norm(x_adv - self.x), self.x.size)
+
     def logits(self, x_adv: Image, key: Key) -> Logits:
-        return self.logits_fn(x_adv, key=key)
+        return self.logits_fn(x_adv, key=key).astype(x_adv.dtype)
 
     def value_and_gradient(
         self, loss: Loss, x_adv: Image, key: Key
@@ -57,7 +68,7 @@ class Problem(eqx.Module):
                 each = self.logits_fn.each(x_adv, key=key)
                 losses = jax.vmap(lambda logits: loss(logits, self.y, self.target))(each)
                 return jnp.mean(losses), jnp.mean(each, axis=0)
-            logits = self.logits_fn(x_adv, key=key)
+            logits = self.logits(x_adv, key)
             return loss(logits, self.y, self.target), logits
 
         (value_at, logits), gradient = jax.value_and_grad(value, has_aux=True)(x_adv)
@@ -86,42 +97,64 @@ def _cost(logits_fn: LogitsFn) -> int:
 class Worst(eqx.Module):
     """The worst image seen inside ball and box, its logit margin, and the queries spent so far.
 
-    `finite`: whether all logits seen were; one that is not would count for nothing, silently.
+    - `finite`: whether all logits seen within the ball were (`finite_logits`); one that is not
+      would count for nothing, silently. What an attack tries outside the ball may have none.
+    - `attacked`: whether there was a point to attack from; an attack that walks along the boundary
+      must find one first.
+    - `sure`: whether `margin` is so far below zero that rounding, another in each batch, cannot
+      turn it back.
     """
 
     x_adv: Image
     margin: Scalar
     queries: Int[Array, ""]
     finite: Flag
+    sure: Flag
+    attacked: Flag
 
     @staticmethod
     def none(x: Image) -> "Worst":
         """Before the first evaluation."""
         margin = jnp.asarray(jnp.inf, x.dtype)
-        return Worst(x, margin, jnp.asarray(0, jnp.int32), jnp.asarray(True))
+        no = jnp.asarray(False)
+        return Worst(x, margin, jnp.asarray(0, jnp.int32), jnp.asarray(True), no, no)
 
     def seen(
         self, problem: Problem, x_adv: Image, logits: Logits, inside: Flag | bool = True
     ) -> "Worst":
         """After one more evaluation, at `x_adv`, which only counts if it is `inside`."""
         margin = logit_margin(logits, problem.y)
-        return self._after(problem, x_adv, logits, margin, (margin < self.margin) & inside)
+        reached = problem.reached(x_adv)
+        return self._after(problem, x_adv, logits, margin, (margin < self.margin) & inside, reached)
 
-    def nearest(self, problem: Problem, x_adv: Image, logits: Logits) -> "Worst":
+    def nearest(
+        self, problem: Problem, x_adv: Image, logits: Logits, attacked: Flag | bool = True
+    ) -> "Worst":
         """After one more evaluation: the nearest misclassified image rather than the worst."""
         margin, ball = logit_margin(logits, problem.y), problem.ball
-        distance = ball.norm(x_adv - problem.x)
+        distance, reached = ball.norm(x_adv - problem.x), problem.reached(x_adv)
         known = jnp.where(self.margin < 0, ball.norm(self.x_adv - problem.x), jnp.inf)
-        # A projection ends up to a rounding error outside the ball.
-        nearer = (margin < 0) & (distance <= ball.eps + 1e-6) & (distance < known)
-        return self._after(problem, x_adv, logits, margin, nearer)
+        nearer = (margin < 0) & reached & (distance < known)
+        return self._after(problem, x_adv, logits, margin, nearer, reached, attacked)
 
-    def _after(self, problem: Problem, x_adv: Image, logits: Logits, margin, better) -> "Worst":
+    def _after(
+        self,
+        problem: Problem,
+        x_adv: Image,
+        logits: Logits,
+        margin: Scalar,
+        better: Flag,
+        reached: Flag,
+        attacked: Flag | bool = True,
+    ) -> "Worst":
+        size = jnp.max(jnp.where(jnp.isfinite(logits), jnp.abs(logits), 0.0))
         return Worst(
             jnp.where(better, x_adv, self.x_adv),
             jnp.where(better, margin, self.margin),
             self.queries + problem.cost,
-            self.finite & jnp.all(jnp.isfinite(logits)),
+            self.finite & (finite_logits(logits) | ~reached),
+            jnp.where(better, margin < -_SURELY * size, self.sure),
+            self.attacked | attacked,
         )
 
 

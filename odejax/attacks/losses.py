@@ -40,7 +40,9 @@ def dlr(logits: Logits, y: Label, target: Label | None = None) -> Scalar:
     needed = 3 if target is None else 4
     if len(logits) < needed:
         kind = "" if target is None else "targeted "
-        raise ValueError(f"the {kind}DLR loss needs {needed} classes; got {len(logits)}")
+        raise ValueError(
+            f"the {kind}DLR loss needs {needed} classes; got {len(logits)}: take margin_loss"
+        )
     top = jax.lax.top_k(logits, needed)[0]
     lower = top[2] if target is None else (top[2] + top[3]) / 2
     return margin_loss(logits, y, target) / (top[0] - lower + 1e-12)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .._checks import check_finite, check_fraction
 from .._types import Image, Key
 from .iterative import Loss, Problem
 from .losses import cross_entropy
@@ -16,8 +17,7 @@ from .pgd import AbstractClimb, ClimbState
 class MIFGSM(AbstractClimb):
     """IFGSM along m_k = decay * m_{k-1} + g_k / mean|g_k| (Dong et al. 2018: by the sum).
 
-    The published step, eps / steps, never reverses; None is the 2.5 times longer one of
-    `AbstractClimb`.
+    The published step, eps / steps, never reverses; None is the longer `default_step`.
     """
 
     steps: int = eqx.field(static=True, default=10)
@@ -27,6 +27,9 @@ class MIFGSM(AbstractClimb):
     random_start: ClassVar[bool] = False
     last: ClassVar[bool] = False
     random: ClassVar[bool] = False
+
+    def __check_init__(self):
+        check_finite(decay=self.decay)
 
     def step(
         self, problem: Problem, state: ClimbState, i: Int[Array, ""], *, key: Key
@@ -55,8 +58,8 @@ class DI2FGSM(AbstractClimb):
     random: ClassVar[bool] = True
 
     def __check_init__(self):
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"probability must lie in [0, 1]; got {self.probability}")
+        check_finite(decay=self.decay)
+        check_fraction(probability=self.probability, smallest=self.smallest)
         if not 0 < self.smallest < 1:
             raise ValueError(f"smallest must lie between 0 and 1; got {self.smallest}")
 

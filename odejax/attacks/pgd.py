@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._types import Flag, Image, Key
-from .base import check_at_least_one, check_positive
+from .._checks import check_callable, check_count, check_positive
+from .._threat_model import AbstractBall
+from .._types import Flag, Image, Key, Scalar
+from .base import default_step
 from .iterative import AbstractIterativeAttack, Loss, Problem, Worst
 from .losses import cross_entropy
 
@@ -28,9 +30,9 @@ class AbstractClimb(AbstractIterativeAttack):
     the steps. Costs `steps` gradients and one evaluation, of the last iterate; with `last` the last
     iterate is what is returned, and not evaluated.
 
-    A `step_size` of None is 2.5 eps / steps, which can cross the ball at every eps (but is too
-    short to turn far along the surface of an l2 ball). Raises `ValueError` for fewer than one step,
-    or a step size that is not finite and positive.
+    A `step_size` of None is `default_step`, 2.5 eps / steps. Steps that add up to less than eps
+    never reach the ball's surface; `evaluation.bracket` flags them. Raises `ValueError` for fewer
+    than one step, or a step size that is not finite and positive.
     """
 
     steps: eqx.AbstractVar[int]
@@ -42,12 +44,17 @@ class AbstractClimb(AbstractIterativeAttack):
     black_box: ClassVar[bool] = False
 
     def __check_init__(self):
-        check_at_least_one(steps=self.steps)
+        check_count(steps=self.steps)
         check_positive(step_size=self.step_size)
+        check_callable(loss=self.loss)
 
     @property
     def n_steps(self) -> int:
         return self.steps if self.last else self.steps + 1
+
+    def size(self, ball: AbstractBall) -> float | Scalar:
+        """The length of a step in the ball's norm."""
+        return default_step(ball, self.steps) if self.step_size is None else self.step_size
 
     def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> ClimbState:
         x = problem.x
@@ -69,8 +76,7 @@ class AbstractClimb(AbstractIterativeAttack):
         seen, pull_back = jax.vjp(view, x_adv)
         _, gradient, logits = problem.value_and_gradient(self.loss, seen, key)
         momentum = gather(state.momentum, pull_back(gradient)[0])
-        size = 2.5 * ball.eps / self.steps if self.step_size is None else self.step_size
-        moved = ball.project(x_adv + size * ball.steepest(momentum), problem.x)
+        moved = ball.project(x_adv + self.size(ball) * ball.steepest(momentum), problem.x)
         worst = state.worst.seen(problem, x_adv, logits, whole)
         if self.last:  # not evaluated: nothing is known of it
             infinity = jnp.full_like(worst.margin, jnp.inf)
@@ -81,15 +87,15 @@ class AbstractClimb(AbstractIterativeAttack):
 class PGD(AbstractClimb):
     """x_{k+1} = project(x_k + step * steepest(grad_x loss(x_k))), the worst x_k.
 
-    - `steps`, `step_size`: 40 and 0.01 (pixel scale), as in *natural* and *nmode*; None for
-      2.5 eps / steps.
+    - `steps`, `step_size`: 40, and None for `default_step`. *natural* and *nmode* take 0.01, in
+      the L-infinity ball.
     - `random_start`: from a uniform draw in the ball rather than from x; several with `Restarts`.
     - `last`: return the last iterate, for adversarial training alone (*enresnet* Algorithm 1):
       iterates on the way that were misclassified are forgotten.
     """
 
     steps: int = eqx.field(static=True, default=40)
-    step_size: float | Float[Array, ""] | None = 0.01
+    step_size: float | Float[Array, ""] | None = None
     random_start: bool = eqx.field(static=True, default=True)
     loss: Loss = eqx.field(static=True, default=cross_entropy)
     last: bool = eqx.field(static=True, default=False)
@@ -105,10 +111,10 @@ class PGD(AbstractClimb):
 
 
 class IFGSM(AbstractClimb):
-    """PGD from the image itself (Kurakin et al. 2017); 20 steps of 2/255 as in *enresnet*."""
+    """PGD from the image itself (Kurakin et al. 2017). *enresnet* takes 20 steps of 2/255."""
 
     steps: int = eqx.field(static=True, default=20)
-    step_size: float | Float[Array, ""] | None = 2 / 255
+    step_size: float | Float[Array, ""] | None = None
     loss: Loss = eqx.field(static=True, default=cross_entropy)
     random_start: ClassVar[bool] = False
     random: ClassVar[bool] = False

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from .._checks import check_callable, check_count, check_positive
 from .._types import Image, Key, Scalar
-from .base import check_at_least_one, check_positive
 from .iterative import AbstractIterativeAttack, Loss, Problem, Worst
 from .losses import margin_loss
 
@@ -27,9 +27,9 @@ class SPSA(AbstractIterativeAttack):
     """Adam up g = mean_s (loss(x + delta v_s) - loss(x - delta v_s)) / (2 delta) * v_s.
 
     v_s are `samples` random signs; each iteration is one evaluation of the iterate and 2 `samples`
-    around it (which may lie `delta` outside the box), and ends in the ball. Exactly `n_queries`
-    evaluations without gradients, fewer only after a success; the default is 100 iterations and a
-    look at the last iterate.
+    around it, where x is moved into the box by up to `delta` (at most 0.5) so that no query leaves
+    it, and ends in the ball. Exactly `n_queries` evaluations without gradients, fewer only after a
+    success; the default is 100 iterations and a look at the last iterate.
     """
 
     n_queries: int = eqx.field(static=True, default=25_701)
@@ -42,8 +42,11 @@ class SPSA(AbstractIterativeAttack):
     random: ClassVar[bool] = True
 
     def __check_init__(self):
-        check_at_least_one(n_queries=self.n_queries, samples=self.samples)
+        check_count(n_queries=self.n_queries, samples=self.samples)
         check_positive(delta=self.delta, learning_rate=self.learning_rate)
+        check_callable(loss=self.loss)
+        if self.delta > 0.5:  # both queries of a pair must find room in the box
+            raise ValueError(f"delta must be at most 0.5; got {self.delta}")
 
     @property
     def n_steps(self) -> int:
@@ -63,12 +66,16 @@ class SPSA(AbstractIterativeAttack):
         fresh = jax.random.rademacher(sign_key, state.x_adv.shape, state.x_adv.dtype)
         signs = jnp.where(second, state.signs, fresh)
         offset = self.delta * jnp.where(itself, 0.0, jnp.where(second, -signs, signs))
-        query = state.x_adv + offset
+        lower, upper = problem.ball.lower + self.delta, problem.ball.upper - self.delta
+        centre = jnp.where(itself, state.x_adv, jnp.clip(state.x_adv, lower, upper))
+        query = centre + offset
 
         logits = problem.logits(query, key)
         value = self.loss(logits, problem.y, problem.target)
         worst = state.worst.seen(problem, query, logits, itself)
-        estimate = (state.value - value) / (2 * self.delta) * signs
+        slope = (state.value - value) / (2 * self.delta)
+        # A pair that steps out of the ball may meet logits that are not finite: it says nothing.
+        estimate = jnp.where(jnp.isfinite(slope), slope, 0.0) * signs
         gradient = state.gradient + jnp.where(second, estimate, 0.0)
 
         # The last pair is in: a step, and the next iterate's gradient from nothing.

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from .._checks import check_callable, check_count, check_positive
 from .._threat_model import AbstractBall, L2Ball
 from .._types import Image, Key, Scalar
-from .base import check_at_least_one
 from .iterative import AbstractIterativeAttack, Loss, Problem, Worst
 from .losses import margin_loss
 
@@ -46,8 +46,10 @@ class Square(AbstractIterativeAttack):
     random: ClassVar[bool] = True
 
     def __check_init__(self):
-        check_at_least_one(n_queries=self.n_queries)
-        if not 0 < self.p_initial <= 1:
+        check_count(n_queries=self.n_queries)
+        check_callable(loss=self.loss)
+        check_positive(p_initial=self.p_initial)
+        if self.p_initial > 1:
             raise ValueError(f"p_initial must lie in (0, 1]; got {self.p_initial}")
 
     @property
@@ -76,7 +78,7 @@ class Square(AbstractIterativeAttack):
         best = jnp.where(better, x_adv, state.best)
 
         scale = 10_000 / self.n_queries if self.rescale else 1.0
-        stage = jnp.sum(jnp.floor(i * scale) > jnp.asarray(_HALVINGS))
+        stage = jnp.sum(jnp.floor(i * scale) > jnp.asarray(_HALVINGS), dtype=jnp.int32)
         change = _change_l2 if isinstance(ball, L2Ball) else _change_linf
         return SquareState(
             change(best, x, ball, self._sides(x.shape, ball), stage, key),

@@ -8,8 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .._checks import as_array, check_example, check_key, check_labels
+from .._logits import Checked
 from .._predictor import Predictor
-from .._threat_model import AbstractBall
+from .._promotion import own_promotion
+from .._threat_model import AbstractBall, check_ball
 from .._types import Flag, Image, Key, Label, Logits, Scalar
 
 # A stated margin for what float32 may lose on the way to the logits (twice, for x and for x', as a
@@ -45,14 +48,24 @@ class AbstractCertificate(eqx.Module):
         """
 
     @final
+    @own_promotion
     def __call__(
         self, predictor: Predictor, x: Image, y: Label | int, ball: AbstractBall, *, key: Key
     ) -> CertificateResult:
+        """Raises `ValueError` for pixels outside the box or a label that is not a class, where
+        these are known (not traced; `evaluation.certified_radii` checks whole arrays), for logits
+        of another form than (k,), half precision, and a model that it says nothing about.
+        """
+        x, y = as_array("x", x), as_array("y", y)
+        check_ball(ball)
+        check_key(key)
+        check_example(x, y, ball)
         for leaf in jax.tree.leaves(eqx.filter((predictor, x), eqx.is_inexact_array)):
             if jnp.finfo(leaf.dtype).bits < 32:
                 raise ValueError(f"certificates are for float32 and float64; got {leaf.dtype}")
         with jax.default_matmul_precision("highest"):  # TF32 would lose more than ROUNDING
-            logits = predictor(x, key=key)
+            logits = Checked(predictor)(x, key=key)
+            check_labels(y, len(logits))
             label = jnp.argmax(logits)
             radius = self.radius(predictor, x, logits, ball)
             correct = (label == y) & jnp.all(jnp.isfinite(logits))

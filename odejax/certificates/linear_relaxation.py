@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._checks import check_count
 from .._predictor import Predictor
 from .._threat_model import AbstractBall
 from .._types import Flag, Image, Label, Logits, Scalar
@@ -40,10 +41,7 @@ class LinearRelaxation(AbstractCertificate):
     bisections: int = eqx.field(static=True, default=10)
 
     def __check_init__(self):
-        if self.nodes < 1 or self.bisections < 1:
-            raise ValueError(
-                f"nodes and bisections must be at least 1; got {self.nodes} and {self.bisections}"
-            )
+        check_count(nodes=self.nodes, bisections=self.bisections)
 
     def radius(self, predictor: Predictor, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
         layers, activation = _layers_of(self, predictor.model)

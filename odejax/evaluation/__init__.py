@@ -12,6 +12,7 @@ from .flags import (
     attack_flags as attack_flags,
     masking_flags as masking_flags,
     sequence_flags as sequence_flags,
+    step_flags as step_flags,
     survivor_flags as survivor_flags,
 )
 from .results import (
@@ -24,9 +25,9 @@ from .results import (
 )
 from .robust_accuracy import (
     AttackReport as AttackReport,
-    StateError as StateError,
     robust_accuracy as robust_accuracy,
 )
+from .saved_state import StateError as StateError
 from .solver_flags import (
     gradient_cosines as gradient_cosines,
     solver_flags as solver_flags,

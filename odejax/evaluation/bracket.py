@@ -1,5 +1,8 @@
 """A robustness figure as an interval: certified <= true <= attacked."""
 
+import dataclasses
+import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -10,14 +13,35 @@ import jax
 import numpy as np
 from scipy.stats import beta
 
+from .._checks import (
+    check_arrays,
+    check_callable,
+    check_count,
+    check_instance,
+    check_key,
+    check_labels,
+    check_share,
+)
+from .._logits import count_classes, hoist
 from .._mesh import on_mesh, spread, to_host
+from .._paths import writable_file
 from .._predictor import MeanLogits, Predictor, batches, predict
-from .._threat_model import AbstractBall
+from .._promotion import own_promotion
+from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
 from ..attacks import AutoAttack
 from ..data import ArrayDataset
-from .flags import Flag, is_black_box, masking_flags, sequence_flags, survivor_flags
-from .robust_accuracy import robust_accuracy
+from .flags import (
+    Flag,
+    is_black_box,
+    masking_flags,
+    sequence_flags,
+    start_flags,
+    step_flags,
+    survivor_flags,
+)
+from .robust_accuracy import AttackReport, robust_accuracy
+from .saved_state import SavedState
 from .solver_flags import solver_flags
 
 
@@ -63,6 +87,7 @@ class Bracket(NamedTuple):
         return {**out, "flags": {flag.name: flag.evidence for flag in self.flags}}
 
 
+@own_promotion
 def bracket(
     predictor: LogitsFn,
     dataset: ArrayDataset,
@@ -75,6 +100,7 @@ def bracket(
     draws: int = 1,
     already_broken: Mapping[str, np.ndarray] | None = None,
     flag_images: int = 64,
+    state_path: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> Bracket:
     """Attack and certify every image of `dataset`, and return the interval with its reasons.
@@ -90,33 +116,54 @@ def bracket(
       perturbation (PGD), not for those that could not (FGSM).
     - `flag_images`: how many images the network's gradients (and an ODE's solver) are checked on;
       0 leaves the flags that attacks raise among themselves.
+    - `state_path`: a file that keeps what was found, and beside it, as `.attack`, the state of the
+      attack in work. A run that was killed goes on from them; both are deleted at the end.
 
     With certificates, everything is computed at the highest matrix precision, as they are.
 
-    Raises `RuntimeError` if an attack breaks a certificate: one of the two is wrong.
+    Raises `RuntimeError` if an attack breaks a certificate: one of the two is wrong; `ValueError`,
+    before any work, for certificates that say nothing about the network.
     """
     attacks, certificates = _named(attacks), _named(certificates)
     already_broken = already_broken or {}
     if unknown := set(already_broken) - set(attacks):
         raise ValueError(f"already_broken names {sorted(unknown)}, the attacks are {list(attacks)}")
+    if certificates and not isinstance(predictor, Predictor):
+        raise ValueError(f"certificates need a Predictor; got {type(predictor).__name__}")
+    check_key(key)
+    check_instance(ArrayDataset, "an ArrayDataset", dataset=dataset)
+    check_count(batch_size=batch_size)
+    check_count(draws=draws)
+    check_count(0, flag_images=flag_images)
+    check_ball(ball)
+    if state_path is not None:
+        state_path = writable_file("state_path", state_path)
     images, labels = dataset.pixels, dataset.labels
     eps = np.asarray(ball.eps)
     if eps.shape != ():
         raise ValueError(f"a bracket is for one eps; got an array of shape {eps.shape}")
+    for certificate in certificates.values():
+        # What it refuses must not come after hours of attacks.
+        eqx.filter_eval_shape(certificate, predictor, images[0], labels[0], ball, key=key)
     judge_key, flag_key, key = jax.random.split(key, 3)
+    parts = (predictor, attacks, certificates, images, labels, ball, key, draws, already_broken)
+    predictor = hoist(predictor, images[0], key)
     judge = MeanLogits(predictor, jax.random.split(judge_key, draws))
     # Beside certificates as precise as these: what TF32 alone misclassifies is not broken.
     with jax.default_matmul_precision("highest") if certificates else nullcontext():
         logits = predict(judge, images, key=judge_key, batch_size=batch_size)
         correct = logits.argmax(axis=1) == labels
-        standing, x_adv, survivors, seconds = correct.copy(), images.copy(), {}, {}
-        shown = np.zeros(len(labels), bool)  # whose x_adv holds an image that broke it
-        flags: list[Flag] = []
-        if flag_images:
+        state = SavedState(state_path, parts, logits)
+        found, saved = _Found.nothing(correct, images), state.load()
+        if saved is not None:
+            found = _Found.restore(saved)
+        elif flag_images:
             probed = images[:flag_images], labels[:flag_images], ball
-            flags += masking_flags(predictor, *probed, key=flag_key)
-            flags += solver_flags(predictor, *probed, key=flag_key)
+            found.flags += masking_flags(predictor, *probed, key=flag_key)
+            found.flags += solver_flags(predictor, *probed, key=flag_key)
         for i, (name, attack) in enumerate(attacks.items()):
+            if name in found.survivors:
+                continue
             report = robust_accuracy(
                 attack,
                 predictor,
@@ -127,62 +174,122 @@ def bracket(
                 batch_size=batch_size,
                 judge=judge,
                 already_broken=already_broken.get(name),
+                state_path=None if state.path is None else f"{state.path}.attack",
                 progress=progress,
             )
-            broken = correct & ~report.still_correct
-            if name in already_broken:  # there the report holds the image itself
-                broken &= ~np.asarray(already_broken[name])
-            fresh = broken & ~shown
-            x_adv[fresh] = report.x_adv[fresh]
-            shown |= broken
-            standing &= report.still_correct
-            survivors[name], seconds[name] = report.still_correct, report.seconds
+            found.attacked(name, report, correct, already_broken.get(name))
+            found.flags += step_flags(attack, ball)
+            found.flags += start_flags(name, report.no_start)
             if isinstance(attack, AutoAttack):
-                flags += sequence_flags(attack, correct, report.broken_by)
+                found.flags += sequence_flags(attack, correct, report.broken_by)
+            state.save(found.arrays())
 
-    flags += survivor_flags(
-        {name: left for name, left in survivors.items() if not is_black_box(attacks[name])},
-        {name: left for name, left in survivors.items() if is_black_box(attacks[name])},
-    )
-
-    proven, radius, per_certificate = np.zeros(len(labels), bool), np.zeros(len(labels)), {}
-    if certificates and not isinstance(predictor, Predictor):
-        raise ValueError(f"certificates need a Predictor; got {type(predictor).__name__}")
+    white, black = {}, {}
+    for name, left in found.survivors.items():
+        (black if is_black_box(attacks[name]) else white)[name] = left
+    flags = [*found.flags, *survivor_flags(white, black)]
     for name, certificate in certificates.items():
+        if name in found.per_certificate:
+            continue
         assert isinstance(predictor, Predictor)
         started = time.perf_counter()
         radii = certified_radii(certificate, predictor, images, labels, ball, key=key)
-        mine = correct & (radii >= eps) & (radii > 0)
-        per_certificate[name] = float(mine.mean())
-        proven |= mine
-        radius = np.maximum(radius, radii)
-        seconds[name] = time.perf_counter() - started
-    if (proven & correct & ~standing).any():
-        broken = np.flatnonzero(proven & correct & ~standing)
+        found.certified(name, radii, correct & (radii >= eps) & (radii > 0))
+        found.seconds[name] = time.perf_counter() - started
+        state.save(found.arrays())
+    if (found.proven & correct & ~found.standing).any():
+        broken = np.flatnonzero(found.proven & correct & ~found.standing)
         raise RuntimeError(
             f"{len(broken)} certified images were broken within {type(ball).__name__}({eps}), the "
             f"first at index {broken[0]}: a certificate or an attack is wrong"
         )
+    state.delete()
     return Bracket(
         ball=ball.name,
         eps=float(f"{eps:.7g}"),  # as it was given: float32 has no more digits
         n=len(labels),
         clean=float(correct.mean()),
-        certified=float(proven.mean()),
-        attacked=float(standing.mean()),
-        per_attack={name: float(alive.mean()) for name, alive in survivors.items()},
-        per_certificate=per_certificate,
+        certified=float(found.proven.mean()),
+        attacked=float(found.standing.mean()),
+        per_attack={name: float(alive.mean()) for name, alive in found.survivors.items()},
+        per_certificate=found.per_certificate,
         flags=tuple(flags),
-        seconds=seconds,
-        standing=standing,
-        survivors=survivors,
-        proven=proven,
-        radius=radius,
-        x_adv=x_adv,
+        seconds=found.seconds,
+        standing=found.standing,
+        survivors=found.survivors,
+        proven=found.proven,
+        radius=found.radius,
+        x_adv=found.x_adv,
         judge=judge,
     )
 
 
+@dataclasses.dataclass
+class _Found:
+    """What attacks and certificates have found so far; the names are `Bracket`'s."""
+
+    standing: np.ndarray
+    x_adv: np.ndarray
+    shown: np.ndarray  # whose x_adv holds an image that broke it
+    proven: np.ndarray
+    radius: np.ndarray
+    survivors: dict[str, np.ndarray]
+    per_certificate: dict[str, float]
+    seconds: dict[str, float]
+    flags: list[Flag]
+
+    @staticmethod
+    def nothing(correct: np.ndarray, images: np.ndarray) -> "_Found":
+        nobody = np.zeros(len(correct), bool)
+        radius = np.zeros(len(correct))
+        return _Found(correct.copy(), images.copy(), nobody, nobody, radius, {}, {}, {}, [])
+
+    def attacked(self, name: str, report: AttackReport, correct, already_broken):
+        broken = correct & ~report.still_correct
+        if already_broken is not None:  # there the report holds the image itself
+            broken &= ~np.asarray(already_broken)
+        fresh = broken & ~self.shown
+        self.x_adv[fresh] = report.x_adv[fresh]
+        self.shown = self.shown | broken
+        self.standing = self.standing & report.still_correct
+        self.survivors[name], self.seconds[name] = report.still_correct, report.seconds
+
+    def certified(self, name: str, radii: np.ndarray, mine: np.ndarray):
+        self.per_certificate[name] = float(mine.mean())
+        self.proven = self.proven | mine
+        self.radius = np.maximum(self.radius, radii)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it as arrays, for `restore`."""
+        told = {
+            "survivors": list(self.survivors),
+            "per_certificate": self.per_certificate,
+            "seconds": self.seconds,
+            "flags": self.flags,
+        }
+        return {
+            **{name: getattr(self, name) for name in _ARRAYS},
+            **{f"survivors{i}": left for i, left in enumerate(self.survivors.values())},
+            "told": np.asarray(json.dumps(told)),
+        }
+
+    @staticmethod
+    def restore(saved: dict[str, np.ndarray]) -> "_Found":
+        told = json.loads(str(saved["told"]))
+        survivors = {name: saved[f"survivors{i}"] for i, name in enumerate(told["survivors"])}
+        return _Found(
+            **{name: saved[name] for name in _ARRAYS},
+            survivors=survivors,
+            per_certificate=told["per_certificate"],
+            seconds=told["seconds"],
+            flags=[Flag(*flag) for flag in told["flags"]],
+        )
+
+
+_ARRAYS = ("standing", "x_adv", "shown", "proven", "radius")
+
+
+@own_promotion
 def certified_radii(
     certificate: Callable,
     predictor: Predictor,
@@ -193,7 +300,18 @@ def certified_radii(
     key: Key,
     batch_size: int = 512,
 ) -> np.ndarray:
-    """The certified radius of every image in the ball's norm, 0 where the prediction is wrong."""
+    """The certified radius of every image in the ball's norm, 0 where the prediction is wrong.
+
+    Raises `ValueError` for images or labels of another form, pixels outside [0, 1], and a network
+    that the certificate says nothing about.
+    """
+    check_key(key)
+    check_ball(ball)
+    check_instance(Predictor, "a Predictor", predictor=predictor)
+    check_callable(certificate=certificate)
+    check_count(batch_size=batch_size)
+    images, labels = check_arrays(images, labels)
+    check_labels(labels, count_classes(predictor, images[0], key))
     predictor, out = on_mesh(predictor), []
     for _, batch, n in batches(len(images), min(batch_size, len(images))):
         x, y = spread(images[batch]), spread(labels[batch])
@@ -209,7 +327,17 @@ def _certify_batch(certificate, predictor, images, labels, ball, key):
 
 
 def confidence_interval(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Clopper-Pearson's exact interval for a fraction of which `successes` of `n` were seen."""
+    """Clopper-Pearson's exact interval for a fraction of which `successes` of `n` were seen.
+
+    Raises `ValueError` unless 0 <= successes <= n, n >= 1 and 0 < level < 1.
+    """
+    check_count(n=n)
+    check_count(0, successes=successes)
+    if successes > n:
+        raise ValueError(f"successes must be at most n = {n}; got {successes}")
+    check_share(level=level)
+    if level == 0:
+        raise ValueError("level must be positive; got 0")
     tail = (1 - level) / 2
     low = beta.ppf(tail, successes, n - successes + 1) if successes else 0.0
     high = beta.ppf(1 - tail, successes + 1, n - successes) if successes < n else 1.0

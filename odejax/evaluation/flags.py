@@ -1,5 +1,6 @@
 """Signs that the attacked end of an interval is still too high (Athalye et al. 2018)."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -8,11 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._checks import check_arrays, check_count, check_key, check_labels
+from .._logits import hoist
 from .._mesh import on_mesh, to_host
 from .._predictor import predict
-from .._threat_model import AbstractBall, LinfBall
+from .._promotion import own_promotion
+from .._threat_model import AbstractBall, LinfBall, check_ball
 from .._types import Key, LogitsFn
-from ..attacks import APGD, PGD, AutoAttack, Restarts, cross_entropy, margin_loss
+from ..attacks import (
+    APGD,
+    PGD,
+    AbstractClimb,
+    AutoAttack,
+    Restarts,
+    cross_entropy,
+    margin_loss,
+)
 from .robust_accuracy import robust_accuracy
 
 
@@ -53,6 +65,12 @@ FLAGS = {
         "or a network that is rough at the scale of a grey level",
         "differentiate the network, or a smooth approximation (BPDA); attack without gradients",
     ),
+    "not finite beside the images": Meaning(
+        "for more than a tenth of the images the logits or their gradient are not finite within "
+        "0.02 of the image, inside the box",
+        "nothing can be said of a gradient there, and attacks stop where the network does",
+        "find where it diverges: a logarithm or a root at 0, overflow, an ODE's step limit",
+    ),
     "rough loss landscape": Meaning(
         "along its own gradient, across the ball, the margin of the median image turns at least 4 "
         "times in 20 steps",
@@ -63,6 +81,17 @@ FLAGS = {
         "PGD (100 steps) in a ball that holds every image leaves more than 1 % standing",
         "given any image every network can be fooled: an attack that fails there may fail anywhere",
         "do not trust gradient attacks on this network; find out why they fail",
+    ),
+    "steps too short": Meaning(
+        "the steps of an attack add up to less than eps",
+        "from the image it cannot reach the surface of the ball, where the worst images lie",
+        "leave out step_size (2.5 eps / steps), or take more steps",
+    ),
+    "no start found": Meaning(
+        "an attack that walks along the decision boundary found no image of another class to begin "
+        "at",
+        "the image stands because it was never attacked",
+        "give it images of other classes (Boundary(starts=...)), or more queries",
     ),
     "more steps help": Meaning(
         "400 steps of APGD break more than 5 % of the images (at least 2) that 40 steps leave",
@@ -120,6 +149,7 @@ _BESIDE = 0.02  # how far from the image they are taken
 _RAY = 20  # steps along the gradient
 
 
+@own_promotion
 def masking_flags(
     logits_fn: LogitsFn,
     images: np.ndarray,
@@ -131,24 +161,29 @@ def masking_flags(
 ) -> tuple[Flag, ...]:
     """The flags that a look at the network's outputs and gradients raises (see `FLAGS`).
 
-    Costs about 40 evaluations and 3 gradients of every image. `attack_flags` and `survivor_flags`
-    know the others; a neural ODE's own are `solver_flags`.
+    Costs about 40 evaluations and 3 gradients of every image. `attack_flags`, `survivor_flags` and
+    `step_flags` know the others; a neural ODE's own are `solver_flags`. Raises `ValueError` for
+    images, labels or logits of another form.
     """
+    check_key(key)
+    check_ball(ball)
+    check_count(batch_size=batch_size)
+    images, labels = check_arrays(images, labels)
     first_key, second_key, key = jax.random.split(key, 3)
-    logits_fn = on_mesh(logits_fn)
+    logits_fn = on_mesh(hoist(logits_fn, images[0], key))
     logits = predict(logits_fn, images, key=first_key, batch_size=batch_size)
     again = predict(logits_fn, images, key=second_key, batch_size=batch_size)
+    check_labels(labels, logits.shape[1])
     flags = []
     if not np.array_equal(logits, again):
-        moved = np.abs(again - logits).max(axis=1)
+        moved = np.abs(np.where(np.isfinite(logits), again - logits, 0.0))
         flags.append(Flag("randomised output", f"logits move by up to {moved.max():.2g}"))
     if logits.min() >= 0 and logits.max() <= 1 and np.allclose(logits.sum(axis=1), 1, atol=1e-4):
         flags.append(Flag("softmax output", "the outputs are probabilities"))
-    probes = [
-        _probe(logits_fn, images[i : i + batch_size], labels[i : i + batch_size], ball, key)
-        for i in range(0, len(images), batch_size)
-    ]
-    size, wrong, promised, found, turns = (
+    precision = jnp.asarray(_precision(logits_fn, images[0]))
+    parts = [slice(i, i + batch_size) for i in range(0, len(images), batch_size)]
+    probes = [_probe(logits_fn, images[p], labels[p], ball, precision, key) for p in parts]
+    size, wrong, promised, found, turns, finite = (
         np.concatenate([to_host(p) for p in part]) for part in zip(*probes, strict=True)
     )
 
@@ -160,13 +195,25 @@ def masking_flags(
     explodes = ~np.isfinite(promised) | (promised > 100 * found)
     raise_if("exploding gradients", explodes & (promised != 0), "")
     raise_if("gradient unlike finite differences", wrong > 0.25, f", median {np.median(wrong):.2g}")
+    raise_if("not finite beside the images", ~finite, "")
     if np.median(turns) >= 4:
         flags.append(Flag("rough loss landscape", f"{np.median(turns):.0f} turns in {_RAY} steps"))
     return tuple(flags)
 
 
+def _precision(logits_fn, image) -> float:
+    """What rounding may make of a logit, as a fraction of the largest: 8 units in its last place.
+
+    A network that computes in half precision anywhere is taken for one that does so throughout.
+    """
+    program = str(jax.make_jaxpr(lambda x: logits_fn(x, key=jax.random.key(0)))(image))
+    halves = {r"\bbf16\[": jnp.bfloat16, r"\bf16\[": jnp.float16}  # as a program prints them
+    dtypes = [jnp.float32, *(half for text, half in halves.items() if re.search(text, program))]
+    return 8 * max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
+
+
 @eqx.filter_jit
-def _probe(logits_fn, images, labels, ball, key):
+def _probe(logits_fn, images, labels, ball, precision, key):
     def one(x, y, key):
         draw_key, beside_key, signs_key = jax.random.split(key, 3)
 
@@ -179,8 +226,10 @@ def _probe(logits_fn, images, labels, ball, key):
             cotangents = [jax.grad(loss)(z, y) for loss in (cross_entropy, margin_loss)]
             return z, jax.vmap(lambda c: pull_back(c)[0])(jnp.stack(cotangents))
 
-        # Beside the image, since on its flat black a ReLU may sit exactly on its kink.
+        # Beside the image, since on its flat black a ReLU may sit exactly on its kink; and so far
+        # inside the box that the differences stay in it.
         beside = x + _BESIDE * jax.random.uniform(beside_key, x.shape, x.dtype, -1.0, 1.0)
+        beside = jnp.clip(beside, ball.lower + _H, ball.upper - _H)
         # Mapped, not unrolled: what takes time here is compiling the network.
         (z, _), ((cross, gradient), (_, there)) = jax.lax.map(gradients, jnp.stack([x, beside]))
         signs = jax.random.rademacher(signs_key, (_PROBES, *x.shape), x.dtype)
@@ -193,15 +242,17 @@ def _probe(logits_fn, images, labels, ball, key):
         differences = (ups - downs) / (2 * _H)
         slopes = jnp.sum(signs * there, axis=(1, 2, 3))
         # Rounding of the logits alone moves the differences by this much.
-        noise = 1e-6 * jnp.max(jnp.abs(z)) / _H
+        noise = precision * jnp.max(jnp.where(jnp.isfinite(z), jnp.abs(z), 0.0)) / _H
         scale = jnp.maximum(jnp.max(jnp.abs(differences)), jnp.max(jnp.abs(slopes)))
         error = jnp.max(jnp.abs(differences - slopes))
-        wrong = jnp.where(error > 5 * noise, error / scale, 0.0)
+        finite = jnp.isfinite(error)
+        wrong = jnp.where(finite & (error > 5 * noise), error / scale, 0.0)
 
         rises = jnp.sign(jnp.diff(values) * (jnp.abs(jnp.diff(values)) > noise * _H))
         turns = jnp.sum(rises[1:] * rises[:-1] < 0)
         found = jnp.max(jnp.abs(values - values[0]))
-        return jnp.max(jnp.abs(cross)), wrong, ball.eps * ball.dual_norm(gradient), found, turns
+        promised = ball.eps * ball.dual_norm(gradient)
+        return jnp.max(jnp.abs(cross)), wrong, promised, found, turns, finite
 
     return jax.vmap(one)(images, labels, jax.random.split(key, len(images)))
 
@@ -270,6 +321,25 @@ def survivor_flags(
         if best is not None and fallen[best] >= 2 and fallen[best] > 0.01 * len(standing):
             flags.append(Flag(name, f"{best} breaks {fallen[best]} of {len(standing)} more"))
     return tuple(flags)
+
+
+def step_flags(attack: Callable, ball: AbstractBall) -> tuple[Flag, ...]:
+    """Whether the steps of an attack, or of one within it, are too short to cross the ball."""
+    eps = float(ball.eps)
+    for part in jax.tree.leaves(attack, is_leaf=lambda part: isinstance(part, AbstractClimb)):
+        if isinstance(part, AbstractClimb):
+            size = float(part.size(ball))
+            if part.steps * size < eps * (1 - 1e-6):
+                evidence = f"{type(part).__name__}: {part.steps} steps of {size:.3g}, eps {eps:.3g}"
+                return (Flag("steps too short", evidence),)
+    return ()
+
+
+def start_flags(name: str, no_start: np.ndarray) -> tuple[Flag, ...]:
+    """Whether there are images that the attack `name` never attacked, an `AttackReport`'s."""
+    if not no_start.any():
+        return ()
+    return (Flag("no start found", f"{name}: {no_start.sum()} of {len(no_start)} images"),)
 
 
 def sequence_flags(

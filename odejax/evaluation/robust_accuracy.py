@@ -1,11 +1,9 @@
 """Robust accuracy under an attack or a sequence of attacks."""
 
-import io
 import os
 import time
-import zipfile
+import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import equinox as eqx
@@ -13,13 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._fingerprint import fingerprint
+from .._checks import check_arrays, check_callable, check_count, check_key, check_labels
+from .._logits import hoist
 from .._mesh import agreed, to_host
+from .._paths import writable_file
 from .._predictor import predict
 from .._progress import progress_bar
-from .._threat_model import AbstractBall
+from .._promotion import own_promotion
+from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
-from ..attacks import AutoAttack, check_labels, check_pixels
+from ..attacks import AutoAttack
+from .saved_state import SavedState
 from .survivors import Survivors
 
 _SAVE_SECONDS = 5.0
@@ -35,6 +37,8 @@ class AttackReport(NamedTuple):
     - `queries`: logits evaluations spent on each image, its first classification among them, the
       judge's of `x_adv` not.
     - `after`: by attack of a sequence, the accuracy once it has run; for one attack, its own.
+    - `no_start`: (n,) bool, the images that stand because no attack found a point to begin at
+      (`Boundary`): they were never attacked.
     - `broken_by`: (n,) the place in the sequence of the attack that broke an image, or -1.
     """
 
@@ -45,12 +49,10 @@ class AttackReport(NamedTuple):
     seconds: float
     after: dict[str, float]
     broken_by: np.ndarray
+    no_start: np.ndarray
 
 
-class StateError(ValueError):
-    """A saved state that is of another evaluation, or cannot be read."""
-
-
+@own_promotion
 def robust_accuracy(
     attack: Callable,
     logits_fn: LogitsFn,
@@ -86,21 +88,27 @@ def robust_accuracy(
       that was killed goes on from it; it is deleted at the end. Several processes must share it.
 
     Raises `ValueError` for images of another form, no images, pixels outside [0, 1], labels out of
-    range, several eps; `FloatingPointError` where logits are not finite, at the images or at what
-    an attack evaluates; `RuntimeError` for an attack that leaves ball or box; `StateError` for a
-    state file of another evaluation.
+    range, logits of another form, several eps; `FloatingPointError` where logits are not finite, at
+    the images or at what an attack evaluates in the ball; `RuntimeError` for an attack that leaves
+    ball or box; `StateError` for a state file of another evaluation.
     """
     started = time.perf_counter()
+    check_key(key)
+    check_count(batch_size=batch_size)
+    check_callable(attack=attack)
     images, labels = check_arrays(images, labels)
+    check_ball(ball)
+    if state_path is not None:
+        state_path = writable_file("state_path", state_path)
     if ball.eps.shape != ():
         raise ValueError(f"robust accuracy is for one eps; got shape {ball.eps.shape}")
     if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)  # as jax.random.PRNGKey makes it
-    judged_by = logits_fn if judge is None else judge
+    parts = (attack, logits_fn, judge, images, labels, ball, key)
+    logits_fn = hoist(logits_fn, images[0], key)
+    judged_by = logits_fn if judge is None else hoist(judge, images[0], key)
     clean_key, attack_key, judge_key = jax.random.split(key, 3)
     logits = predict(judged_by, images, key=clean_key, batch_size=batch_size)
-    if logits.shape[1] < 2:
-        raise ValueError(f"a classifier has at least 2 logits; this network has {logits.shape[1]}")
     check_labels(labels, logits.shape[1])
     still_correct = logits.argmax(axis=1) == labels
     others = ~still_correct & everyone
@@ -116,19 +124,19 @@ def robust_accuracy(
     if stop is None:
         stop = _is_judge(logits_fn, images[:size], logits[:size], clean_key, attack_key, size)
     x_adv = images.copy()
-    queries = np.ones(len(images), np.int64)
+    queries, no_start = np.ones(len(images), np.int64), still_correct.copy()
     broken_by = np.full(len(images), -1)
 
     sequence = attack.attacks if isinstance(attack, AutoAttack) else {_name(attack): attack}
-    parts = (attack, logits_fn, judge, images, labels, ball, key, still_correct, stop, everyone)
     if len(sequence) > 1:  # what the last attack refuses must not come after hours of the first
         for one in sequence.values():
             _rehearse(one, images[0], labels[0], ball, logits.shape[1], key)
-    state = _State(state_path, parts, logits)
-    saved, first = state.load(), 0
+    state = SavedState(state_path, (*parts, still_correct, stop, everyone), logits)
+    saved, first, keeper = state.load(), 0, _State(state)
     if saved is not None:
         first, x_adv, queries = int(saved["stage"]), saved["x_adv"], saved["queries"]
         still_correct, broken_by = saved["still_correct"], saved["broken_by"]
+        no_start = saved["no_start"]
     after = {}
     shown = progress and jax.process_index() == 0
     with progress_bar(enabled=shown, transient=True) as bar:
@@ -149,6 +157,7 @@ def robust_accuracy(
                 targets=np.flatnonzero(targets),
                 x_adv=x_adv,
                 queries=queries,
+                no_start=no_start,
                 key=attack_key if len(sequence) == 1 else jax.random.fold_in(attack_key, stage),
                 batch_size=size,
                 stop=stop,
@@ -161,9 +170,10 @@ def robust_accuracy(
             while work.unfinished:
                 through += work.advance()
                 bar.update(task, completed=through + work.done)
-                state.save(stage, still_correct, x_adv, queries, broken_by, after, work)
+                keeper.save(stage, still_correct, x_adv, broken_by, after, work)
             if targets.any():
                 _check_inside(name, images, x_adv, ball)
+                np.clip(x_adv, ball.lower, ball.upper, out=x_adv)  # what it let pass as rounding
                 logits = predict(judged_by, x_adv, key=judge_key, batch_size=batch_size)
                 still_correct &= logits.argmax(axis=1) == labels
                 broken_by[standing & ~still_correct] = stage
@@ -174,6 +184,13 @@ def robust_accuracy(
             bar.update(task, note=f"{100 * after[name]:.1f} % stand")
             saved = None
     state.delete()
+    no_start &= still_correct
+    if no_start.any():
+        warnings.warn(
+            f"{_name(attack)} found no start for {no_start.sum()} of {len(images)} images: they "
+            f"stand because they were never attacked",
+            stacklevel=2,
+        )
     return AttackReport(
         float(still_correct.mean()),
         still_correct,
@@ -182,6 +199,7 @@ def robust_accuracy(
         time.perf_counter() - started,
         after,
         broken_by,
+        no_start,
     )
 
 
@@ -195,8 +213,8 @@ def _is_judge(logits_fn, images, judged, first_key, second_key, batch_size) -> b
         predict(logits_fn, images, key=key, batch_size=batch_size)
         for key in (first_key, second_key)
     )
-    scale = 1e-5 * np.abs(judged).max()
-    return np.array_equal(first, second) and bool((np.abs(first - judged) <= scale).all())
+    scale = 1e-5 * np.abs(judged[np.isfinite(judged)]).max()
+    return np.array_equal(first, second) and np.allclose(first, judged, rtol=0, atol=scale)
 
 
 @eqx.filter_jit
@@ -222,89 +240,27 @@ def _rehearse(attack, x, y, ball, n_classes, key):
 
 
 class _State:
-    """The file that a killed evaluation of `parts` goes on from; nothing without a path.
+    """An evaluation's state, saved every few seconds."""
 
-    `logits`, of the clean images, tell apart networks of the same fingerprint.
-    """
+    def __init__(self, state: SavedState):
+        self.state, self.saved, self.pause = state, time.perf_counter(), _SAVE_SECONDS
 
-    def __init__(self, path: str | os.PathLike | None, parts: tuple, logits: np.ndarray):
-        self.path, self.logits = None if path is None else Path(path), logits
-        self.fingerprint = None if path is None else fingerprint(*parts)
-        self.saved, self.pause = time.perf_counter(), _SAVE_SECONDS
-
-    def load(self) -> dict[str, np.ndarray] | None:
-        if self.path is None or not self.path.exists():
-            return None
-        try:
-            # Read whole before it is parsed: NumPy leaves a file that is none of its own open.
-            file = np.load(io.BytesIO(self.path.read_bytes()), allow_pickle=False)
-            arrays = dict(file) if isinstance(file, np.lib.npyio.NpzFile) else {}
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-            raise StateError(f"the state {self.path} cannot be read: {error}") from None
-        if "fingerprint" not in arrays:
-            raise StateError(f"the state {self.path} cannot be read: it is no archive of ours")
-        if str(arrays["fingerprint"]) != self.fingerprint or not np.allclose(
-            arrays["logits"], self.logits, rtol=1e-3, atol=1e-4
-        ):
-            raise StateError(
-                f"{self.path} is the state of another evaluation (other attack, network, images, "
-                f"ball or key); delete it, or give another state_path"
-            )
-        return arrays
-
-    def save(self, stage, still_correct, x_adv, queries, broken_by, after, work: Survivors):
-        if self.path is None or agreed(time.perf_counter() - self.saved) < self.pause:
+    def save(self, stage, still_correct, x_adv, broken_by, after, work: Survivors):
+        if self.state.path is None or agreed(time.perf_counter() - self.saved) < self.pause:
             return
-        started, in_work = time.perf_counter(), work.save()
-        if jax.process_index() == 0:
-            self._write(
-                {
-                    "fingerprint": np.asarray(self.fingerprint),
-                    "logits": self.logits,
-                    "stage": np.asarray(stage),
-                    "still_correct": still_correct,
-                    "x_adv": x_adv,
-                    "queries": queries,
-                    "broken_by": broken_by,
-                    "after": np.asarray(list(after.values())),
-                }
-                | in_work
-            )
+        started = time.perf_counter()
+        self.state.save(
+            {
+                "stage": np.asarray(stage),
+                "still_correct": still_correct,
+                "x_adv": x_adv,
+                "queries": work.queries,
+                "no_start": work.no_start,
+                "broken_by": broken_by,
+                "after": np.asarray(list(after.values())),
+            }
+            | work.save()
+        )
         self.saved = time.perf_counter()
         # Saving must stay a small part of the work.
         self.pause = max(_SAVE_SECONDS, 20 * agreed(self.saved - started))
-
-    def _write(self, arrays: dict[str, np.ndarray]):
-        assert self.path is not None
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-        os.replace(temporary, self.path)
-
-    def delete(self):
-        if self.path is None:
-            return
-        if jax.process_index() == 0:
-            self.path.unlink(missing_ok=True)
-        agreed(0.0)  # nobody begins anew under this path before it is gone
-
-
-def check_arrays(images, labels) -> tuple[np.ndarray, np.ndarray]:
-    """`images` and `labels` as arrays of the form that evaluation takes, or a `ValueError`."""
-    images, labels = np.asarray(images), np.asarray(labels)
-    if images.ndim != 4 or not np.issubdtype(images.dtype, np.floating):
-        hint = "; divide uint8 pixels by 255" if images.dtype == np.uint8 else ""
-        raise ValueError(
-            f"images must be floats of shape (n, h, w, c); "
-            f"got {images.dtype} of shape {images.shape}{hint}"
-        )
-    if len(images) == 0:
-        raise ValueError("there are no images: got an empty array")
-    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"labels must be integers of shape ({len(images)},); "
-            f"got {labels.dtype} of shape {labels.shape}"
-        )
-    check_pixels(images)
-    return images.astype(np.float32), labels.astype(np.int32)

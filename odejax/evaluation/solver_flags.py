@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._checks import check_arrays, check_key, check_labels
+from .._logits import count_classes
 from .._mesh import on_mesh, to_host
 from .._predictor import Predictor
-from .._threat_model import AbstractBall
+from .._promotion import own_promotion
+from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
 from ..attacks import margin_loss
 from .flags import Flag
@@ -64,6 +67,7 @@ def gradient_cosines(
     }
 
 
+@own_promotion
 def solver_flags(
     predictor: LogitsFn,
     images: np.ndarray,
@@ -73,6 +77,10 @@ def solver_flags(
     key: Key,
 ) -> tuple[Flag, ...]:
     """The flags of a network that is an ODE solve (see `FLAGS`); none for any other network."""
+    check_key(key)
+    check_ball(ball)
+    images, labels = check_arrays(images, labels)
+    check_labels(labels, count_classes(predictor, images[0], key))
     predictor = on_mesh(predictor)
     if not (isinstance(predictor, Predictor) and hasattr(predictor.model, "ode")):
         return ()

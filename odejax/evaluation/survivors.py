@@ -21,8 +21,6 @@ from .._types import Key, LogitsFn
 from ..attacks import AbstractIterativeAttack, Problem, Worst, start, step
 
 _CHUNK_SECONDS = 0.25  # between two looks at who has fallen
-# Rounding must not decide whether an attack stops: beyond it, another batch says the same.
-_SURELY_BROKEN = -1e-5
 _COMPILE_SECONDS: list[float] = []  # of first calls in this process
 
 
@@ -50,8 +48,9 @@ class Whole(AbstractIterativeAttack):
 
     def step(self, problem: Problem, state: Any, i, *, key: Key) -> Any:
         result = self.attack(problem.logits_fn, problem.x, problem.y, problem.ball, key=key)
-        queries, finite = jnp.asarray(result.queries), jnp.isfinite(result.margin)
-        return _WholeState(Worst(result.x_adv, result.margin, queries, finite))
+        queries, finite = jnp.asarray(result.queries), ~jnp.isnan(result.margin)
+        broken, yes = result.margin < 0, jnp.asarray(True)
+        return _WholeState(Worst(result.x_adv, result.margin, queries, finite, broken, yes))
 
 
 class _WholeState(eqx.Module):
@@ -59,7 +58,8 @@ class _WholeState(eqx.Module):
 
 
 class Survivors:
-    """Attacks `targets` (indices into `images`) and writes what it finds to `x_adv`, `queries`.
+    """Attacks `targets` (indices into `images`); what it finds goes to `x_adv`, `queries` and
+    `no_start`.
 
     `advance()` is one stretch of work; `slots` and `queue` are all there is to save.
     """
@@ -75,6 +75,7 @@ class Survivors:
         targets: np.ndarray,
         x_adv: np.ndarray,
         queries: np.ndarray,
+        no_start: np.ndarray,
         key: Key,
         batch_size: int,
         stop: bool,
@@ -85,7 +86,7 @@ class Survivors:
         self.logits_fn = on_mesh(logits_fn)
         self.ball, self.key, self.stop = ball, key, stop
         self.images, self.labels = images, labels
-        self.x_adv, self.queries = x_adv, queries
+        self.x_adv, self.queries, self.no_start = x_adv, queries, no_start
         self.queue = np.asarray(targets)
         self.loop = not _slow_in_loops(logits_fn, images[0])
         self.chunk, self.compiled, self.step_seconds = 1, False, 0.0
@@ -218,6 +219,7 @@ class Survivors:
             )
         self.x_adv[index[slots]] = to_host(x_adv)[slots]
         self.queries[index[slots]] += to_host(worst.queries)[slots]
+        self.no_start[index[slots]] &= ~to_host(worst.attacked)[slots]
         index[slots] = -1
         self.slots = self.slots._replace(index=index)
 
@@ -269,7 +271,7 @@ class _Batch(NamedTuple):
     stop: Any
 
     def broken(self, state):
-        return (state.worst.margin < _SURELY_BROKEN) & self.stop
+        return state.worst.sure & self.stop
 
     def going(self, attack, i, state):
         return self.busy & (i < attack.n_steps) & ~self.broken(state)

@@ -6,10 +6,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from .._checks import check_arrays, check_callable, check_count, check_key
 from .._predictor import predict
-from .._threat_model import AbstractBall
+from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
-from .robust_accuracy import check_arrays, robust_accuracy
+from .robust_accuracy import robust_accuracy
 
 
 class TransferMatrix(NamedTuple):
@@ -46,6 +47,10 @@ def transfer_matrix(
     """
     if not oracles or not targets:
         raise ValueError(f"got {len(oracles)} oracles and {len(targets)} targets; at least 1 each")
+    check_key(key)
+    check_ball(ball)
+    check_count(batch_size=batch_size)
+    check_callable(attack=attack)
     images, labels = check_arrays(images, labels)
 
     def classified(target, x):

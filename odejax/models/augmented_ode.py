@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._checks import check_count
 from .._types import Image, Key, Logits, Scalar
-from .blocks import Conv, ImageShape, check_image_shape, check_sizes, with_time
+from .blocks import Conv, ImageShape, check_image_shape, with_time
 from .ode_net import AbstractODENet
 from .ode_solve import ODESolve
 
@@ -39,9 +40,8 @@ class AugmentedODENet(AbstractODENet):
         **solve,
     ):
         self.image_shape = height, columns, channels = check_image_shape(image_shape, n_classes)
-        check_sizes(width=width)
-        if augment < 0:
-            raise ValueError(f"augment must be at least 0 channels; got {augment}")
+        check_count(width=width)
+        check_count(0, augment=augment)
         self.augment = augment
         *keys, outputs_key = jax.random.split(key, 4)
         channels += augment

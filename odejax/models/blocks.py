@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._checks import check_count, is_integer
+from .._promotion import own_promotion
 from .._types import Features, Image, Key, Logits, Scalar
 from .convolution import conv2d
 from .spectral import conv_norm_bound
@@ -24,25 +26,15 @@ def check_image(x: Image, image_shape: ImageShape):
 
 def check_image_shape(image_shape: Sequence[int], n_classes: int) -> ImageShape:
     """`image_shape` as a tuple; `ValueError` unless a model can be built for it."""
-    if len(image_shape) != 3 or min(image_shape) < 1:
+    if (
+        not isinstance(image_shape, Sequence)
+        or len(image_shape) != 3
+        or not all(is_integer(side) and side >= 1 for side in image_shape)
+    ):
         raise ValueError(f"image_shape must be (height, width, channels); got {image_shape}")
-    if n_classes < 2:
-        raise ValueError(f"n_classes must be at least 2; got {n_classes}")
+    check_count(2, n_classes=n_classes)
     height, width, channels = image_shape
     return int(height), int(width), int(channels)
-
-
-def check_sizes(**sizes: int):
-    """Raise `ValueError` unless every size (a width, a depth) is at least 1."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1; got {size}")
-
-
-def check_step_size(step_size: float):
-    """Raise `ValueError` unless a residual layer can take this step."""
-    if not 0 <= step_size < float("inf"):
-        raise ValueError(f"step_size must be finite and not negative; got {step_size}")
 
 
 class Conv(eqx.Module):
@@ -68,11 +60,14 @@ class Conv(eqx.Module):
         bias: bool = True,
         key: Key,
     ):
+        check_count(inputs=inputs, outputs=outputs, size=size, stride=stride)
+        check_count(0, padding=padding)
         std = (2 / (size * size * (inputs if bias else outputs))) ** 0.5
         self.kernel = std * jax.random.normal(key, (size, size, inputs, outputs))
         self.bias = jnp.zeros(outputs) if bias else None
         self.stride, self.padding = stride, padding
 
+    @own_promotion
     def __call__(self, x: Image) -> Features:
         y = conv2d(x, self.kernel, stride=self.stride, padding=self.padding)
         return y if self.bias is None else y + self.bias
@@ -108,7 +103,7 @@ class ResidualField(eqx.Module):
         last_norm: bool = False,
         key: Key,
     ):
-        check_sizes(layers=layers)
+        check_count(layers=layers)
         self.norms = tuple(norm(width) for _ in range(layers))
         self.convs = tuple(
             Conv(width + time, width, 3, padding=1, key=k) for k in jax.random.split(key, layers)

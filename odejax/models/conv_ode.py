@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array
 
+from .._checks import check_count
 from .._types import Image, Key, Logits, Scalar
 from .blocks import (
     Head,
@@ -12,7 +13,6 @@ from .blocks import (
     ResidualField,
     Stem,
     check_image_shape,
-    check_sizes,
 )
 from .norms import BatchNorm, GroupNorm
 from .ode_net import AbstractODENet
@@ -50,7 +50,7 @@ class ConvODENet(AbstractODENet):
         **solve,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
-        check_sizes(width=width)
+        check_count(width=width)
         if norm is BatchNorm:
             raise ValueError("batch statistics change within an adaptive solve: use GroupNorm")
         stem_key, field_key, head_key = jax.random.split(key, 3)

@@ -26,6 +26,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
+from .._checks import check_count
+from .._promotion import own_promotion
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -44,8 +47,7 @@ def conv2d(
 
     Raises `ValueError` when the shapes do not fit together, or for a stride below 1.
     """
-    if stride < 1:
-        raise ValueError(f"stride must be at least 1; got {stride}")
+    check_count(stride=stride)
     if isinstance(padding, int):
         padding = ((padding, padding), (padding, padding))
     if x.ndim != 3 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2]:
@@ -59,12 +61,15 @@ def conv2d(
             f"the kernel {kernel.shape[:2]} is larger than the padded image: "
             f"{x.shape[:2]} with padding {padding}"
         )
+    dtype = jnp.promote_types(x.dtype, kernel.dtype)
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
     # Captured here: the primitive is lowered after any `default_matmul_precision` block has ended.
     precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     out = _conv_p.bind(x[None], kernel, stride=stride, padding=padding, precision=precision)
     return out[0]
 
 
+@own_promotion
 def _plain(x, kernel, *, stride, padding, precision):
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=_DIMENSION_NUMBERS,
@@ -72,6 +77,7 @@ def _plain(x, kernel, *, stride, padding, precision):
     )  # fmt: skip
 
 
+@own_promotion
 def _plain_on_cpu(x, kernel, *, stride, padding, precision):
     """A sum over taps for images of one channel, where XLA's own kernels are slow."""
     if kernel.shape[2] > 1:

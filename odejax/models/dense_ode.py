@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._checks import check_count
 from .._types import Image, Key, Logits, Scalar
-from .blocks import ImageShape, check_image_shape, check_sizes
+from .blocks import ImageShape, check_image_shape
 from .ode_net import AbstractODENet
 from .ode_solve import ODESolve
 
@@ -30,7 +31,7 @@ class DenseODENet(AbstractODENet):
         self, image_shape: ImageShape, n_classes: int = 10, *, width: int = 128, key: Key, **solve
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
-        check_sizes(width=width)
+        check_count(width=width)
         keys = jax.random.split(key, 4)
         self.inputs = eqx.nn.Linear(math.prod(image_shape), width, key=keys[0])
         self.hidden = (
@@ -76,7 +77,7 @@ class HopfieldODENet(AbstractODENet):
         self, image_shape: ImageShape, n_classes: int = 10, *, width: int = 128, key: Key, **solve
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
-        check_sizes(width=width)
+        check_count(width=width)
         keys = jax.random.split(key, 3)
         self.inputs = eqx.nn.Linear(math.prod(image_shape), width, key=keys[0])
         self.recurrent = eqx.nn.Linear(width, width, key=keys[1])

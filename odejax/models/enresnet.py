@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._checks import check_count
 from .._types import Image, Key, Logits
 from ..solvers import AbstractNoise, RelativeNoise
-from .blocks import ImageShape, check_sizes
+from .blocks import ImageShape
 from .resnet import ResNet
 
 
@@ -41,7 +42,7 @@ class EnResNet(eqx.Module):
         key: Key,
         **settings: Any,
     ):
-        check_sizes(members=members)
+        check_count(members=members)
         noise = RelativeNoise(0.1) if noise is None else noise
 
         def member(key):

@@ -6,9 +6,10 @@ from functools import partial
 import equinox as eqx
 import jax
 
+from .._checks import check_count
 from .._types import Image, Key, Logits
 from ..solvers import Composition
-from .blocks import Conv, ImageShape, Norm, check_sizes
+from .blocks import Conv, ImageShape, Norm
 from .norms import GroupNorm
 from .resnet import ResNet
 
@@ -25,7 +26,7 @@ class FractalField(eqx.Module):
     halves: "tuple[FractalField, FractalField] | None"
 
     def __init__(self, width: int, norm: Norm, *, columns: int, key: Key):
-        check_sizes(columns=columns)
+        check_count(columns=columns)
         conv_key, *keys = jax.random.split(key, 3)
         self.norm = norm(width)
         self.conv = Conv(width, width, 3, padding=1, key=conv_key)

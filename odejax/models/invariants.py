@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._checks import check_count, check_finite
 from .._types import Image, Key, Logits
 from ..solvers import apply_layers, stack_layers
-from .blocks import ImageShape, check_image, check_image_shape, check_sizes
+from .blocks import ImageShape, check_image, check_image_shape
 
 Vector = Float[Array, " n"]
 
@@ -53,6 +54,7 @@ class SymplecticLayer(AbstractInvertibleLayer):
 
     def __init__(self, n: int, *, width: int = 32, step_size: float = 0.1, key: Key):
         _check_even(n, width)
+        check_finite(step_size=step_size)
         keys = jax.random.split(key)
         self.potential, self.kinetic = (Gradient(n // 2, width, k) for k in keys)
         self.step_size = step_size
@@ -77,6 +79,7 @@ class VolumeLayer(AbstractInvertibleLayer):
 
     def __init__(self, n: int, *, width: int = 32, step_size: float = 0.1, key: Key):
         _check_even(n, width)
+        check_finite(step_size=step_size)
         self.first, self.second = (_Map(n // 2, n // 2, width, k) for k in jax.random.split(key))
         self.step_size = step_size
 
@@ -101,7 +104,8 @@ class MassLayer(AbstractInvariantLayer):
     step_size: float = eqx.field(static=True)
 
     def __init__(self, n: int, *, width: int = 32, step_size: float = 0.1, key: Key):
-        check_sizes(n=n, width=width)
+        check_count(n=n, width=width)
+        check_finite(step_size=step_size)
         self.field = _Map(n, n, width, key)
         self.step_size = step_size
 
@@ -121,7 +125,8 @@ class SphereLayer(AbstractInvariantLayer):
     step_size: float = eqx.field(static=True)
 
     def __init__(self, n: int, *, width: int = 32, step_size: float = 0.1, key: Key):
-        check_sizes(n=n, width=width)
+        check_count(n=n, width=width)
+        check_finite(step_size=step_size)
         self.first, self.second = (_Map(n, n, width, k) for k in jax.random.split(key))
         self.step_size = step_size
 
@@ -171,7 +176,7 @@ class _Map(eqx.Module):
 
 
 def _check_even(n, width):
-    check_sizes(n=n, width=width)
+    check_count(n=n, width=width)
     if n % 2:
         raise ValueError(f"the state has two halves: n must be even; got {n}")
 
@@ -200,7 +205,7 @@ class AbstractInvariantNet(eqx.Module):
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
-        check_sizes(features=features, depth=depth, width=width)
+        check_count(features=features, depth=depth, width=width)
         h, w, c = image_shape
         lift_key, layers_key, head_key = jax.random.split(key, 3)
         self.lift = eqx.nn.Linear(h * w * c, features, key=lift_key)

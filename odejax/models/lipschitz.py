@@ -13,9 +13,11 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from .._types import Image, Key, Logits, Scalar
-from .blocks import ImageShape, check_image, check_image_shape, check_sizes
+from .._checks import check_count
+from .._types import Image, Key, Label, Logits, Scalar
+from .blocks import ImageShape, check_image, check_image_shape
 from .lipschitz_layers import (
     AbstractLipschitzLayer,
     Flatten,
@@ -56,7 +58,7 @@ class LipschitzNet(eqx.Module):
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
-        check_sizes(width=width, depth=depth, features=features)
+        check_count(width=width, depth=depth, features=features)
         h, w, c = image_shape
         if h % 2 or w % 2:
             raise ValueError(
@@ -86,6 +88,10 @@ class LipschitzNet(eqx.Module):
     def lipschitz_bound(self) -> Scalar:
         """A proven bound on ||f(x) - f(x')||_2 / ||x - x'||_2, from pixels to logits."""
         return self.layers.lipschitz_bound()
+
+    def margin_bounds(self, label: Label) -> Float[Array, " k"]:
+        """How fast z_label - z_j can change at most per unit of l2, (k,)."""
+        return self.layers.margin_bounds(label)
 
     def float32_error(self) -> Scalar:
         """How far float32 may take the logits off, in l2, of any image of [0, 1]."""

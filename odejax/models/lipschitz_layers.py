@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._checks import check_fraction
 from .._frozen import AbstractReparametrised
-from .._types import Features, Image, Key, Scalar
+from .._types import Features, Image, Key, Label, Scalar
 from .operators import AbstractOperator, ConvOperator, DenseOperator
 
 # The l2 norm of what sums in float32 lose, at most, as a fraction of that of their largest parts: a
@@ -125,8 +126,7 @@ class GradientFlow(AbstractLipschitzLayer):
     slope: float = eqx.field(static=True, default=0.0)
 
     def __check_init__(self):
-        if not 0 <= self.slope <= 1:
-            raise ValueError(f"slope must be in [0, 1]; got {self.slope}")
+        check_fraction(slope=self.slope)
 
     def __call__(self, x: Array) -> Array:
         operator = self.operator.freeze()
@@ -289,14 +289,29 @@ class Sequential(AbstractLipschitzLayer):
             reach = layer.through(reach)
         return reach
 
+    def margin_bounds(self, label: Label) -> Float[Array, " k"]:
+        """How fast z_label - z_j can change at most per unit of l2, (k,).
+
+        It is <a_label - a_j, h> of the head's rows and the features h before them, so at most
+        |a_label - a_j| times the constant up to there, and at most sqrt(2) times the whole.
+        """
+        whole = 2**0.5 * self.lipschitz_bound()
+        *body, head = self.layers
+        assert isinstance(head, Affine)
+        rows = head.operator.freeze().matrix  # pyright: ignore[reportAttributeAccessIssue]
+        apart = jnp.linalg.norm(rows[label] - rows, axis=1)
+        return jnp.minimum(whole, Sequential(tuple(body)).lipschitz_bound() * apart)
+
     def float32_error(self, image_shape: tuple[int, ...]) -> Scalar:
         """How far sums in float32 may take the outputs off, in l2, of any image of [0, 1].
 
         In proportion to what is added up in each layer, however much of it cancels.
         """
-        radius = jnp.asarray(math.prod(image_shape) ** 0.5 / 2)
-        grey = jnp.full(image_shape, 0.5)
-        return self.through(Reach(grey, radius, jnp.zeros(()))).error
+        # In the weights' dtype, which is not JAX's own where that is float64.
+        dtype = jnp.result_type(*jax.tree.leaves(eqx.filter(self, eqx.is_inexact_array)))
+        radius = jnp.asarray(math.prod(image_shape) ** 0.5 / 2, dtype)
+        grey = jnp.full(image_shape, 0.5, dtype)
+        return self.through(Reach(grey, radius, jnp.zeros((), dtype))).error
 
 
 class ReLU(AbstractLipschitzLayer):

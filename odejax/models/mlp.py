@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._checks import check_count
 from .._types import Image, Key, Logits
-from .blocks import ImageShape, check_image, check_image_shape, check_sizes
+from .blocks import ImageShape, check_image, check_image_shape
 
 
 class MLP(eqx.Module):
@@ -30,7 +31,7 @@ class MLP(eqx.Module):
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
-        check_sizes(width=width, depth=depth)
+        check_count(width=width, depth=depth)
         sizes = [math.prod(image_shape), *[width] * depth, n_classes]
         keys = jax.random.split(key, depth + 1)
         self.layers = [

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from .._checks import check_count, check_finite, check_instance, check_positive
 from .._types import Image, Key, Logits, Scalar
 from ..solvers import AbstractFlowMap, interval_flow_map, periodic_flow_map
-from .blocks import ImageShape, check_image, check_image_shape, check_sizes
+from .blocks import ImageShape, check_image, check_image_shape
 
 Activation = Callable[..., Array]
 _PERIODS = (math.pi, 2 * math.pi)
@@ -47,12 +48,18 @@ def _flow_map(lam, t1, y0, activations) -> AbstractFlowMap:
         return nmode_field(y, gamma, lam, activations)
 
     period = _period(activations[0])
-    if period is not None:
-        return periodic_flow_map(field, t1, period=period, y0=y0)
-    for size in (16.0, 32.0, 64.0):
-        flow_map = interval_flow_map(field, t1, -size, size, y0=y0)
-        if all(flow_map.saturates):
-            return flow_map
+    try:
+        if period is not None:
+            return periodic_flow_map(field, t1, period=period, y0=y0)
+        for size in (16.0, 32.0, 64.0):
+            flow_map = interval_flow_map(field, t1, -size, size, y0=y0)
+            if all(flow_map.saturates):
+                return flow_map
+    except ValueError as error:  # whose advice is about arguments that a layer does not have
+        raise ValueError(
+            f"nmODE with lam={lam}, t1={t1}, y0={y0} and {_name(activations[0])} cannot be "
+            f"compiled ({str(error).partition(';')[0]}); pass a Diffrax solver"
+        ) from error
     raise ValueError(
         f"{_name(activations[0])} neither has the period pi or 2 pi nor saturates, so that its "
         f"nmODE cannot be compiled for every gamma; pass a Diffrax solver"
@@ -115,11 +122,11 @@ class NmODE(eqx.Module):
         max_steps: int = 4096,
     ):
         learned = [name for name, x in (("lam", lam), ("t1", t1), ("y0", y0)) if eqx.is_array(x)]
-        for name, value in (("lam", lam), ("t1", t1), ("y0", y0)):
-            if name not in learned and not np.isfinite(value):
-                raise ValueError(f"{name} must be finite; got {value}")
-        if "t1" not in learned and not t1 > 0:
-            raise ValueError(f"the integration time t1 must be positive; got {t1}")
+        check_finite(lam=lam, y0=y0)
+        check_positive(t1=t1, rtol=rtol, atol=atol)
+        check_count(max_steps=max_steps)
+        if solver is not None:
+            check_instance(diffrax.AbstractSolver, "a Diffrax solver", solver=solver)
         if not activations or not all(callable(activation) for activation in activations):
             raise ValueError(f"activations must be functions (f_1, ..., f_k); got {activations}")
         if solver is None and any(eqx.is_array(leaf) for leaf in jax.tree.leaves(activations)):
@@ -143,11 +150,13 @@ class NmODE(eqx.Module):
         if flow_map is not None:
             return flow_map(gamma)
         assert self.solver is not None
+        # Times of the state's dtype: under x64 a Python number would make float64 of it.
+        dtype = jnp.promote_types(gamma.dtype, jnp.float32)
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, args: nmode_field(y, gamma, self.lam, self.activations)),
             self.solver,
-            0.0,
-            self.t1,
+            jnp.zeros((), dtype),
+            jnp.asarray(self.t1, dtype),
             None,
             jnp.broadcast_to(jnp.asarray(self.y0, gamma.dtype), gamma.shape),
             stepsize_controller=diffrax.PIDController(self.rtol, self.atol),
@@ -201,7 +210,7 @@ class NmODENet(eqx.Module):
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
-        check_sizes(width=width, depth=depth)
+        check_count(width=width, depth=depth)
         sizes = [math.prod(image_shape), *[width] * depth]
         *keys, outputs_key = jax.random.split(key, depth + 1)
         self.layers = tuple(

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._checks import check_count, check_fraction, check_positive
+from .._promotion import own_promotion
 from .._types import BATCH_AXIS, Image, Scalar
 
 
@@ -26,7 +28,10 @@ class GroupNorm(eqx.Module):
     eps: float = eqx.field(static=True)
 
     def __init__(self, channels: int, *, groups: int | None = None, eps: float = 1e-5):
+        check_count(channels=channels)
         self.groups = max(1, min(32, channels // 4)) if groups is None else groups
+        check_count(groups=self.groups)
+        check_positive(eps=eps)
         if channels % self.groups:
             raise ValueError(f"{channels} channels do not divide into {self.groups} groups")
         self.scale, self.shift, self.eps = jnp.ones(channels), jnp.zeros(channels), eps
@@ -35,6 +40,7 @@ class GroupNorm(eqx.Module):
         """max |scale| / sqrt(eps), of an image whose variance vanishes; l2."""
         return jnp.max(jnp.abs(self.scale)) / self.eps**0.5
 
+    @own_promotion
     def __call__(self, x: Image, state: eqx.nn.State) -> tuple[Image, eqx.nn.State]:
         # Moments in float32, of features in bfloat16 too.
         dtype, x = x.dtype, x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -67,6 +73,9 @@ class BatchNorm(eqx.Module):
     inference: bool  # set by eqx.nn.inference_mode
 
     def __init__(self, channels: int, *, momentum: float = 0.1, eps: float = 1e-5):
+        check_count(channels=channels)
+        check_fraction(momentum=momentum)
+        check_positive(eps=eps)
         self.scale, self.shift = jnp.ones(channels), jnp.zeros(channels)
         self.statistics = eqx.nn.StateIndex((jnp.zeros(channels), jnp.ones(channels)))
         self.momentum, self.eps, self.inference = momentum, eps, False
@@ -76,6 +85,7 @@ class BatchNorm(eqx.Module):
         _, variance = state.get(self.statistics)
         return jnp.max(jnp.abs(self.scale) / jnp.sqrt(variance + self.eps))
 
+    @own_promotion
     def __call__(self, x: Image, state: eqx.nn.State) -> tuple[Image, eqx.nn.State]:
         running = state.get(self.statistics)
         mean, variance = running

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from .._checks import check_count, check_instance, check_positive
 from ..solvers import AcceptedSteps
 
 
@@ -22,12 +23,13 @@ class ODESolve(eqx.Module):
       wait for the slowest).
     - `adjoint`: Diffrax's own, or `AcceptedSteps()`. None is the latter where it can be, for an
       explicit Runge-Kutta method, and else `diffrax.RecursiveCheckpointAdjoint()`: both give the
-      gradient of the solver's own steps.
+      gradient of the solver's own steps. Both are for first derivatives in reverse mode; for
+      `jax.jvp` and second derivatives pass `diffrax.DirectAdjoint()`.
     - A solve that needs more than `max_steps` does not raise: look at `solution.result`.
 
     The solve runs at the highest matrix precision: rounding of TF32 size makes an adaptive
     controller take many times more steps. Raises `ValueError` for a `t1` or `dt0` that is
-    not finite and positive, and for constant steps without `dt0`.
+    not finite and positive, fewer than one step, and for constant steps without `dt0`.
     """
 
     solver: diffrax.AbstractSolver
@@ -46,13 +48,12 @@ class ODESolve(eqx.Module):
         adjoint: diffrax.AbstractAdjoint | AcceptedSteps | None = None,
         max_steps: int = 256,
     ):
-        if not 0 < t1 < float("inf"):
-            raise ValueError(f"t1 must be finite and positive; got {t1}")
+        check_positive(t1=t1, dt0=dt0)
+        check_count(max_steps=max_steps)
         if isinstance(stepsize_controller, diffrax.ConstantStepSize) and dt0 is None:
             raise ValueError("constant steps need dt0")
-        if dt0 is not None and not 0 < dt0 < float("inf"):
-            raise ValueError(f"dt0 must be finite and positive; got {dt0}")
         self.solver = diffrax.Dopri5() if solver is None else solver
+        check_instance(diffrax.AbstractSolver, "a Diffrax solver", solver=self.solver)
         if stepsize_controller is None:
             stepsize_controller = diffrax.PIDController(rtol=1e-3, atol=1e-3)
         self.stepsize_controller = stepsize_controller
@@ -79,12 +80,15 @@ class ODESolve(eqx.Module):
                     dt0=self.dt0,
                     max_steps=self.max_steps,
                 )
+            # Times of the state's dtype: under x64 a Python number would make float64 of it.
+            dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(y0))
+            t0, t1 = jnp.zeros((), dtype), jnp.asarray(self.t1, dtype)
             return diffrax.diffeqsolve(
                 diffrax.ODETerm(field),  # pyright: ignore[reportArgumentType]
                 self.solver,
-                0.0,
-                self.t1,
-                self.dt0,
+                t0,
+                t1,
+                None if self.dt0 is None else jnp.asarray(self.dt0, dtype),
                 y0,
                 args,
                 stepsize_controller=self.stepsize_controller,

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._checks import check_positive
 from .._frozen import AbstractReparametrised
 from .._types import Features, Image, Scalar
 from .convolution import conv2d
@@ -70,7 +71,7 @@ class ConvOperator(AbstractOperator):
         height, width = self.kernel.shape[:2]
         if height != width or height % 2 == 0:
             raise ValueError(f"the kernel must be square with odd sides; got {(height, width)}")
-        _check_gain(self.gain)
+        check_positive(gain=self.gain)
 
     def freeze(self) -> "ConvOperator":
         if self.frozen or self.gain is None:
@@ -137,7 +138,7 @@ class DenseOperator(AbstractOperator):
     frozen: bool = eqx.field(static=True, default=False, kw_only=True)
 
     def __check_init__(self):
-        _check_gain(self.gain)
+        check_positive(gain=self.gain)
 
     def freeze(self) -> "DenseOperator":
         if self.frozen or self.gain is None:
@@ -178,11 +179,6 @@ def _norm_bound(operator, gram, dominated):
     if operator.log_q is None:
         return gram()
     return jnp.minimum(gram(), dominated(operator.log_q))
-
-
-def _check_gain(gain):
-    if gain is not None and not 0 < gain < float("inf"):
-        raise ValueError(f"gain must be None, or finite and positive; got {gain}")
 
 
 def _scale(gain, norm):

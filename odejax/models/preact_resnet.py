@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 
+from .._checks import check_count, check_not_negative
 from .._types import Features, Image, Key, Logits
 from ..solvers import (
     AbstractLayerStep,
@@ -23,8 +25,6 @@ from .blocks import (
     Norm,
     check_image,
     check_image_shape,
-    check_sizes,
-    check_step_size,
 )
 from .norms import BatchNorm
 
@@ -142,8 +142,8 @@ class GroupedNet(eqx.Module):
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
-        check_sizes(width=width)
-        check_step_size(step_size)
+        check_count(width=width)
+        check_not_negative(step_size=step_size)
         keys = iter(jax.random.split(key, 2 + 2 * len(counts)))
         self.stem = _conv(image_shape[2], channels, 3, key=next(keys))
         self.transitions, self.layers = [], []
@@ -209,7 +209,8 @@ class GroupedNet(eqx.Module):
 
 def _of_groups(solver, n):
     """One for each group."""
-    solvers = (solver,) * n if not isinstance(solver, Sequence) else tuple(solver)
+    several = isinstance(solver, Sequence) and not isinstance(solver, str)
+    solvers: tuple[Any, ...] = tuple(solver) if several else (solver,) * n
     if len(solvers) != n:
         raise ValueError(f"{n} groups of layers take one solver, or {n}; got {len(solvers)}")
     return tuple(layer_step(s) for s in solvers)

@@ -6,6 +6,7 @@ import diffrax
 import equinox as eqx
 import jax
 
+from .._checks import check_count, check_not_negative
 from .._types import Features, Image, Key, Logits
 from ..solvers import (
     SSPRK33,
@@ -13,6 +14,7 @@ from ..solvers import (
     AbstractNoise,
     integrate_layers,
     layer_states,
+    layer_step,
     stack_layers,
 )
 from .blocks import (
@@ -23,8 +25,6 @@ from .blocks import (
     Stem,
     check_image,
     check_image_shape,
-    check_sizes,
-    check_step_size,
 )
 from .norms import GroupNorm
 
@@ -64,8 +64,8 @@ class ResNet(eqx.Module):
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
-        check_sizes(width=width, depth=depth)
-        check_step_size(step_size)
+        check_count(width=width, depth=depth)
+        check_not_negative(step_size=step_size)
         stem_key, layers_key, head_key = jax.random.split(key, 3)
         self.stem = Stem(image_shape, width, norm, key=stem_key)
         self.layers = stack_layers(  # pyright: ignore[reportAttributeAccessIssue]
@@ -74,6 +74,7 @@ class ResNet(eqx.Module):
         self.head = Head(width, n_classes, norm, key=head_key)
         self.noise = noise
         self.solver = diffrax.Euler() if solver is None else solver
+        layer_step(self.solver)  # which refuses what cannot integrate layers
         self.step_size = step_size
 
     def __call__(

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from .._checks import check_count, check_not_negative
 from .._types import Features, Image, Key, Logits
 from ..solvers import integrate_reversible, invert_reversible, stack_layers
 from .blocks import (
@@ -14,8 +15,6 @@ from .blocks import (
     Stem,
     check_image,
     check_image_shape,
-    check_sizes,
-    check_step_size,
 )
 from .norms import BatchNorm, GroupNorm
 
@@ -47,10 +46,10 @@ class RevNet(eqx.Module):
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
-        check_sizes(width=width, depth=depth)
+        check_count(width=width, depth=depth)
         if width % 2:
             raise ValueError(f"width must be even, its halves are coupled; got {width}")
-        check_step_size(step_size)
+        check_not_negative(step_size=step_size)
         if norm is BatchNorm:
             raise ValueError("a reversible gradient sees no batch statistics: use GroupNorm")
         stem_key, first_key, second_key, head_key = jax.random.split(key, 4)

@@ -33,17 +33,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._checks import check_count
+from .._promotion import own_promotion
 from .._types import Scalar
 
 ITERATIONS = 7
 ROUNDING = 2e-4
 
 
+@own_promotion
 def matrix_norm_bound(matrix: Float[Array, "o i"], iterations: int = ITERATIONS) -> Scalar:
     """An upper bound on the largest singular value of `matrix`."""
     return _gram_bound(matrix[None], iterations)
 
 
+@own_promotion
 def conv_norm_bound(
     kernel: Float[Array, "kh kw i o"],
     image_size: tuple[int, int],
@@ -78,6 +82,7 @@ def conv_norm_bound(
     return _gram_bound(_blocks(jnp.asarray(waves)[best], kernel), iterations)
 
 
+@own_promotion
 def circular_conv_smallest_square(
     kernel: Float[Array, "k k i o"], image_size: tuple[int, int], high: float | Scalar
 ) -> Scalar:
@@ -89,6 +94,7 @@ def circular_conv_smallest_square(
     return _smallest_square(_blocks(_waves(sizes, kernel.shape), kernel), high)
 
 
+@own_promotion
 def matrix_smallest_square(matrix: Float[Array, "o i"], high: float | Scalar) -> Scalar:
     """A lower bound m >= 0 with m |x|^2 <= |A x|^2; `high` with |A x|^2 <= high |x|^2."""
     return _smallest_square(matrix[None], high)
@@ -104,8 +110,7 @@ def _smallest_square(matrices, high):
 
 def _on_a_torus(kernel, image_size, stride, circular, padding):
     """The kernel of the stride-1 convolution, and the sides of a torus on which it is at home."""
-    if stride < 1:
-        raise ValueError(f"stride must be at least 1; got {stride}")
+    check_count(stride=stride)
     if circular and any(n % stride for n in image_size):
         raise ValueError(f"stride {stride} does not divide the circular image {image_size}")
     kernel = _phases(kernel, stride)

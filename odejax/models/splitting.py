@@ -8,8 +8,8 @@ is every map one; divergence-free steps alone keep volumes.
 import equinox as eqx
 import jax
 
+from .._checks import check_count, check_finite
 from .._types import Key
-from .blocks import check_sizes
 from .invariants import Gradient, Vector, VolumeLayer
 
 
@@ -23,7 +23,8 @@ class GradientLayer(eqx.Module):
     step_size: float = eqx.field(static=True)
 
     def __init__(self, n: int, *, width: int = 32, step_size: float = 0.1, key: Key):
-        check_sizes(n=n, width=width)
+        check_count(n=n, width=width)
+        check_finite(step_size=step_size)
         self.slope = Gradient(n, width, key)
         self.step_size = step_size
 

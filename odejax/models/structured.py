@@ -7,9 +7,11 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from .._types import Image, Key, Logits, Scalar
-from .blocks import ImageShape, check_image, check_image_shape, check_sizes
+from .._checks import check_count, check_fraction
+from .._types import Image, Key, Label, Logits, Scalar
+from .blocks import ImageShape, check_image, check_image_shape
 from .lipschitz_layers import (
     AbstractLipschitzLayer,
     AbstractSteps,
@@ -74,8 +76,7 @@ class Structured(AbstractRegime):
     gain: ClassVar[float | None] = 1.0
 
     def __check_init__(self):
-        if not 0 <= self.slope <= 1:
-            raise ValueError(f"slope must be in [0, 1]; got {self.slope}")
+        check_fraction(slope=self.slope)
 
     def layer(self, channels, image_size, *, key):
         def kernel(key):
@@ -139,7 +140,7 @@ class StructuredNet(eqx.Module):
         self.image_shape = check_image_shape(image_shape, n_classes)
         regime = Structured() if regime is None else regime
         h, w, inputs = image_shape
-        check_sizes(depth=depth, **{f"channels[{i}]": c for i, c in enumerate(channels)})
+        check_count(depth=depth, **{f"channels[{i}]": c for i, c in enumerate(channels)})
         if depth % 2:
             raise ValueError(f"depth counts residual steps, which come in twos; got {depth}")
         if min(h, w) < 2 ** len(channels):
@@ -168,6 +169,10 @@ class StructuredNet(eqx.Module):
     def lipschitz_bound(self) -> Scalar:
         """A proven bound on |f(x) - f(x')|_2 / |x - x'|_2, from pixels to logits."""
         return self.layers.lipschitz_bound()
+
+    def margin_bounds(self, label: Label) -> Float[Array, " k"]:
+        """How fast z_label - z_j can change at most per unit of l2, (k,)."""
+        return self.layers.margin_bounds(label)
 
     def float32_error(self) -> Scalar:
         """How far float32 may take the logits off, in l2, of any image of [0, 1]."""

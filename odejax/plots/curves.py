@@ -7,7 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-_ATTACKED, _FGSM, _CERTIFIED = "#b2182b", "#ef8a62", "#2166ac"
+from .interval import draw_interval
+
+_FGSM = "#ef8a62"
 AXIS_LABELS = {"linf": r"$\epsilon$  ($\ell_\infty$)", "l2": r"$\epsilon$  ($\ell_2$)"}
 
 
@@ -15,10 +17,9 @@ def robustness_curves(models: Mapping[str, Mapping[str, Any]], *, title: str) ->
     """One row for each threat model, one column for each model.
 
     `models[name][ball]` is {"brackets": summaries by growing eps, "radii": certified radii}, as
-    `experiments.benchmark` stores it. At each eps that was attacked (a dot) the truth lies in the
-    shaded band: below what the attacks leave standing, above what is proven. Between the dots the
-    upper end is interpolated, no bound. Without a certificate the band reaches down to zero.
-    Sampling error is not drawn; the summaries hold it.
+    `experiments.benchmark` stores it. The truth lies in the shaded band (`draw_interval`): below
+    what the attacks leave standing, above what is proven; without a certificate it reaches down to
+    zero. Sampling error is not drawn; the summaries hold it.
     """
     balls = list(next(iter(models.values()))["balls"])
     figure, axes = plt.subplots(
@@ -37,8 +38,13 @@ def robustness_curves(models: Mapping[str, Mapping[str, Any]], *, title: str) ->
             _panel(axis, model["balls"][ball])
             axis.set_xlabel(AXIS_LABELS[ball])
         row[0].set_ylabel("accuracy (%)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    # Of all panels: the first network may have no certificate.
+    named = {}
+    for axis in axes.flat:
+        named |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    figure.legend(
+        named.values(), named, loc="outside lower center", ncols=4, frameon=False, fontsize=9
+    )
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -51,20 +57,14 @@ def _panel(axis, curves: Mapping[str, Any]):
     radii = np.asarray(curves["radii"])
     grid = np.unique(np.concatenate([np.linspace(0, eps[-1], 200), eps]))
     # At eps = 0 there is nothing to prove: a correct prediction is certified.
-    certified = np.array([(radii >= e).mean() if e > 0 else clean for e in grid])
-    if not curves["certificates"]:
-        certified = np.zeros_like(grid)
-    upper = np.interp(grid, eps, attacked)
-    label = "the truth lies in here (interpolated between the dots)"
-    axis.fill_between(grid, 100 * certified, 100 * upper, color="0.88", label=label)
-    axis.plot(eps, 100 * attacked, "o-", color=_ATTACKED, ms=3, label="worst case of all attacks")
+    certified = 100 * np.array([(radii >= e).mean() if e > 0 else clean for e in grid])
+    proof = certified if curves["certificates"] else None
+    draw_interval(axis, eps, 100 * attacked, proof, proven_at=grid)
     fgsm = [b["per_attack"].get("FGSM", np.nan) for b in brackets]
     axis.plot(
         eps, 100 * np.array([clean, *fgsm]), ":s", ms=2, lw=1, color=_FGSM, label="FGSM alone"
     )
-    style = "-" if curves["certificates"] else "--"
-    axis.plot(grid, 100 * certified, style, color=_CERTIFIED, label="certified (dashed: no proof)")
     axis.set_ylim(-2, 102)
-    axis.set_xlim(0, eps[-1])
+    axis.set_xlim(0, 1.03 * eps[-1])
     axis.grid(alpha=0.3, lw=0.5)
     axis.tick_params(labelsize=8)

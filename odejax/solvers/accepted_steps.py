@@ -24,6 +24,8 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from .._batch import gather_batch
+from .._checks import check_count
+from .._promotion import own_promotion
 from .layer_steps import RungeKutta
 
 # Where none is given: what `diffeqsolve` comes to, since Diffrax's choice of a first step does not
@@ -33,6 +35,8 @@ _FIRST_STEP = 0.01
 
 class AcceptedSteps(eqx.Module):
     """Differentiate a solve through its accepted steps; reverse mode, once.
+
+    For `jax.jvp`, Hessians and other second derivatives pass `diffrax.DirectAdjoint()` instead.
 
     - `states`: how many to keep of each solve. One that takes more steps keeps the state of every
       second (fourth, ...) of them and recomputes those between, which costs a further evaluation
@@ -45,7 +49,8 @@ class AcceptedSteps(eqx.Module):
     states: int = eqx.field(static=True, default=32)
 
     def __check_init__(self):
-        if self.states < 2 or self.states % 2:
+        check_count(2, states=self.states)
+        if self.states % 2:
             raise ValueError(f"states must be even and at least 2; got {self.states}")
 
     @staticmethod
@@ -226,6 +231,7 @@ def _whole(function, problem, batch, shared, *, fold=True, **settings):
     return of_one_batch(batch, arrays)
 
 
+@own_promotion
 def _integrate(problem: _Problem, batch, args, *, keep: bool):
     """The end of each solve, and what it kept (None unless asked for)."""
     (start,) = batch
@@ -316,6 +322,7 @@ def _integrate(problem: _Problem, batch, args, *, keep: bool):
     return progress, kept._replace(stride=jnp.full(n, kept.stride))
 
 
+@own_promotion
 def _differentiate(problem: _Problem, batch, shared):
     """The cotangents of the initial values and of what is wanted of `args`."""
     start, of_end, (times, states, stride), accepted = batch

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._checks import check_positive
 from .layer_steps import AbstractLayerStep
 from .layered import layer_step
 
@@ -34,9 +35,7 @@ def burgers(
     n = len(initial)
     if n < 5:
         raise ValueError(f"the reconstruction takes 5 cells; got {n}")
-    for name, value in (("courant", courant), ("t1", t1)):
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{name} must be finite and positive; got {value}")
+    check_positive(courant=courant, t1=t1)
     speed = float(jnp.max(jnp.abs(initial)))
     if speed == 0:
         raise ValueError("the initial state is 0 everywhere: nothing moves")

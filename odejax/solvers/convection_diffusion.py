@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._checks import check_count
+
 
 def convection_diffusion(
     velocity: Float[Array, "2 n n"] | Callable[[Float[Array, ""]], Float[Array, "2 n n"]],
@@ -43,8 +45,7 @@ def convection_diffusion(
         raise ValueError(
             f"terminal must be (n, n) and velocity (2, n, n); got {terminal.shape} and {shape}"
         )
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1; got {steps}")
+    check_count(steps=steps)
     dt, frequencies = t1 / steps, _frequencies(n)
     waves = _wave_vectors(n)
     squares = (2 * jnp.pi) ** 2 * sum(k**2 for k in frequencies)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import lineax
 from jaxtyping import Array, Float
 
+from .._checks import check_count, check_key, check_not_negative, check_positive
 from .._types import Key, Scalar
 
 
@@ -43,10 +44,10 @@ class AbstractNoise(eqx.Module):
 class ConstantNoise(AbstractNoise):
     """sigma, whatever the state."""
 
-    sigma: float = eqx.field(converter=float)
+    sigma: float
 
     def __check_init__(self):
-        _check_scale("sigma", self.sigma)
+        check_not_negative(sigma=self.sigma)
 
     def std(self, y: Float[Array, "..."]) -> Scalar:
         return jnp.asarray(self.sigma, y.dtype)
@@ -61,12 +62,12 @@ class RelativeNoise(AbstractNoise):
     mode (`Predictor`) it is per example again.
     """
 
-    a: float = eqx.field(default=0.1, converter=float)
+    a: float = 0.1
     axis_name: str | None = eqx.field(default=None, static=True)
     inference: bool = False  # set by eqx.nn.inference_mode
 
     def __check_init__(self):
-        _check_scale("a", self.a)
+        check_not_negative(a=self.a)
 
     def std(self, y: Float[Array, "..."]) -> Scalar:
         def mean(v):
@@ -78,11 +79,6 @@ class RelativeNoise(AbstractNoise):
         # The square root has no derivative at 0, where there is no noise to differentiate either.
         positive = variance > 0
         return self.a * jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
-
-
-def _check_scale(name: str, value: float):
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} must be finite and not negative; got {value}")
 
 
 class Expectation(NamedTuple):
@@ -108,10 +104,10 @@ def feynman_kac(
     Euler-Maruyama with `steps` equal steps over `paths` independent Brownian paths (vmapped). The
     noise is that of the layered network: sigma is `noise.std(x + dt drift(t, x))`.
     """
-    if steps < 1 or paths < 2:
-        raise ValueError(
-            f"steps must be at least 1 and paths, for an error, 2; got {steps} and {paths}"
-        )
+    check_key(key)
+    check_count(steps=steps)
+    check_count(2, paths=paths)  # for an error
+    check_positive(t1=t1)
     dt = t1 / steps
 
     def path(key):

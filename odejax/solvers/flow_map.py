@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.integrate import solve_ivp
 
+from .._checks import check_positive
+
 _MAX_EVALUATIONS = 20_000  # of the field in one solve; nmODE to t = 5 takes 1,000
 ScalarField = Callable[..., object]  # g(y, gamma), elementwise, of NumPy or JAX functions
 
@@ -57,9 +59,8 @@ class AbstractFlowMap(eqx.Module):
 
 def check_flow(t1: float, tol: float):
     """Raise `ValueError` for a time that no flow map has, or a tolerance that cannot be checked."""
-    if not (np.isfinite(t1) and t1 > 0):
-        raise ValueError(f"the integration time t1 must be finite and positive; got {t1}")
-    if not 1e-12 <= tol < np.inf:
+    check_positive(t1=t1, tol=tol)
+    if tol < 1e-12:
         raise ValueError(f"tol must be at least 1e-12, what a float64 solve can check; got {tol}")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.polynomial import Polynomial, chebyshev
 
+from .._checks import check_positive
 from .flow_map import AbstractFlowMap, ScalarField, check_flow, solve
 
 _MAX_SAMPLES = 8192
@@ -62,8 +63,7 @@ def periodic_flow_map(
     Raises `ValueError` when 8,192 samples do not reach `tol`, or the check fails.
     """
     check_flow(t1, tol)
-    if not 0 < period < np.inf:
-        raise ValueError(f"period must be finite and positive; got {period}")
+    check_positive(period=period)
     samples = 32
     while True:
         values = solve(field, t1, period * np.arange(samples) / samples, y0)

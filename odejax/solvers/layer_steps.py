@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from .._checks import check_count
+
 State = Float[Array, "..."]
 Field = Callable[[State], State]
 
@@ -87,8 +89,7 @@ class NeumannSeries(AbstractLayerStep):
     order: int = eqx.field(static=True, default=2)
 
     def __check_init__(self):
-        if self.order < 1:
-            raise ValueError(f"order must be at least 1; got {self.order}")
+        check_count(order=self.order)
 
     def __call__(self, f: Field, y: State, h: float | Float[Array, ""]) -> State:
         total = term = y

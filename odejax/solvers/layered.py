@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from .._checks import check_count
 from .._types import Key
 from .feynman_kac import AbstractNoise
 from .layer_steps import AbstractLayerStep, RungeKutta
@@ -22,8 +23,7 @@ from .layer_steps import AbstractLayerStep, RungeKutta
 
 def stack_layers(make: Callable[[Key], eqx.Module], depth: int, *, key: Key) -> eqx.Module:
     """`depth` layers of one shape as a single module whose arrays have a leading axis of depth."""
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1; got {depth}")
+    check_count(depth=depth)
     return eqx.filter_vmap(make)(jax.random.split(key, depth))
 
 

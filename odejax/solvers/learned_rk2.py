@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._checks import check_count
 from .layer_steps import AbstractLayerStep, Field, State
 
 
@@ -39,8 +40,7 @@ class LearnedRK2(AbstractLayerStep):
     published: bool = eqx.field(static=True)
 
     def __init__(self, depth: int, *, published: bool = False):
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1; got {depth}")
+        check_count(depth=depth)
         self.first = jnp.full(depth, 1.0)
         self.second = jnp.full(depth, 0.25)
         self.published = published

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._checks import check_count, check_key, check_positive
 from .._types import Key
 from .feynman_kac import AbstractNoise
 
@@ -70,12 +71,14 @@ def multilevel_feynman_kac(
     error that is not positive; `FloatingPointError` where paths diverge.
     """
     steps = tuple(steps)
-    if not steps or min(steps) < 1 or any(b <= a or b % a for a, b in itertools.pairwise(steps)):
+    check_key(key)
+    check_positive(t1=t1)
+    for step in steps:
+        check_count(steps=step)
+    if not steps or any(b <= a or b % a for a, b in itertools.pairwise(steps)):
         raise ValueError(f"steps must be positive, each a larger multiple of the last; got {steps}")
-    if not 0 < standard_error < float("inf"):
-        raise ValueError(f"standard_error must be finite and positive; got {standard_error}")
-    if batch < 2:
-        raise ValueError(f"batch must be at least 2; got {batch}")
+    check_positive(standard_error=standard_error)
+    check_count(2, batch=batch)
 
     pairs = [(fine, steps[i - 1] if i else None) for i, fine in enumerate(steps)]
     cost = np.array([fine + (coarse or 0) for fine, coarse in pairs])

@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from .._batch import vmap_batch
+from .._checks import check_callable, check_count, check_not_negative, check_positive
 from .._types import Key, Scalar
 from .objectives import Aux, CrossEntropy
 
@@ -35,8 +36,8 @@ class Penalised(eqx.Module):
     eta: float = eqx.field(kw_only=True)
 
     def __check_init__(self):
-        if not 0 <= self.eta < float("inf"):
-            raise ValueError(f"eta must be finite and not negative; got {self.eta}")
+        check_not_negative(eta=self.eta)
+        check_callable(objective=self.objective, penalty=self.penalty)
 
     def __call__(
         self,
@@ -82,9 +83,7 @@ def energy_penalty(kinetic: float, jacobian: float) -> Penalty:
     who take 0.01 of each). The Frobenius norm is estimated from one draw for each image. Raises
     `ValueError` for factors that are negative or not finite, and for a model without `energies`.
     """
-    for name, factor in (("kinetic", kinetic), ("jacobian", jacobian)):
-        if not 0 <= factor < float("inf"):
-            raise ValueError(f"{name} must be finite and not negative; got {factor}")
+    check_not_negative(kinetic=kinetic, jacobian=jacobian)
 
     def penalty(model, state, images, *, key):
         _check_has(model, "energies(x, state, ...)", "DenseODENet")
@@ -117,8 +116,7 @@ def clip_weights(c: float, where: Callable[[Any], Array]) -> optax.GradientTrans
 
     The last link of any optimizer: `optax.chain(optax.adam(1e-3), clip_weights(0.1, where))`.
     """
-    if not 0 < c < float("inf"):
-        raise ValueError(f"c must be finite and positive; got {c}")
+    check_positive(c=c)
 
     def update(updates, state, params=None):
         if params is None:
@@ -148,10 +146,8 @@ def mixture_weights(
     w <- w - learning_rate g along their mean gradient and are divided by their sum, so that
     sum w = 1. For `MixedEnResNet(softmax=False)`.
     """
-    if not 0 < learning_rate < float("inf"):
-        raise ValueError(f"learning_rate must be finite and positive; got {learning_rate}")
-    if every < 1:
-        raise ValueError(f"every must be at least 1; got {every}")
+    check_positive(learning_rate=learning_rate)
+    check_count(every=every)
 
     def init(params):
         return _Mixture(

@@ -18,10 +18,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
+from .._checks import check_callable, check_count, check_instance, check_key, check_share
 from .._fingerprint import fingerprint
 from .._mesh import agreed, mesh_size, replicate, shard, spread, to_host
 from .._predictor import Predictor, as_pixels, predict
 from .._progress import progress_bar
+from .._promotion import own_promotion
 from .._types import Image, Key
 from ..data import ArrayDataset, StreamedDataset
 from .checkpoints import CheckpointError, Checkpoints, array_digest
@@ -43,12 +45,15 @@ class Fit(NamedTuple):
     "examples_per_second", "peak_memory_bytes" (so far, of the first device where it counts them,
     else of the process); for a neural ODE the means of "steps", "rejected", "evaluations" and
     "unsolved" (`ODESolve.statistics`) over the first 256 images of the validation or training set.
+    `opt_state` is the optimizer's after the last epoch, for those that keep weights of their own
+    (`optax.contrib.schedule_free_eval_params`); `model` is of `best_epoch`.
     """
 
     model: Any
     state: eqx.nn.State
     history: list[dict[str, float]]
     best_epoch: int
+    opt_state: optax.OptState
 
 
 def clean_accuracy(predictor: Predictor, dataset: ArrayDataset, *, key: Key) -> float:
@@ -65,6 +70,7 @@ class _TrainState(eqx.Module):
     average: PyTree  # (steps, (weights, statistics)), or None
 
 
+@own_promotion
 def fit(
     model: Any,
     state: eqx.nn.State,
@@ -90,7 +96,9 @@ def fit(
     - `objective(model, state, images, labels, key=key) -> (loss, (state, n_correct))`, which is
       differentiated, or a rule that makes gradients in another way: `YOPO`, `FreeAdversarial`,
       `Derivative(objective, parts)` for batches that do not fit into memory.
-    - `optimizer`: any Optax transformation; a schedule counts steps (`steps_per_epoch`).
+    - `optimizer`: any Optax transformation; a schedule counts steps (`steps_per_epoch`). One that
+      asks for more than gradients is told `value`, `grad` and `value_fn` of the batch
+      (`optax.contrib.reduce_on_plateau`, `optax.polyak_sgd`, `optax.lbfgs`).
     - `validation`: scored by `score(predictor, validation, key=key)` after every epoch; without
       it the last epoch is returned.
     - `augment(image, key)`: applied on the device to each float image.
@@ -111,14 +119,17 @@ def fit(
     Raises `TrainingDiverged` when the loss or a weight stops being finite, naming the epoch and
     the last good checkpoint. Warns where solves of a neural ODE hit their step limit.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1; got {epochs}")
-    if not 1 <= batch_size <= len(dataset):
+    check_key(key)
+    check_instance((ArrayDataset, StreamedDataset), "a data set", dataset=dataset)
+    check_count(epochs=epochs, batch_size=batch_size)
+    check_callable(objective=objective, score=score)
+    if batch_size > len(dataset):
         raise ValueError(f"batch_size must be between 1 and {len(dataset)}; got {batch_size}")
     if batch_size % mesh_size():
         raise ValueError(f"{mesh_size()} devices must divide the batch_size; got {batch_size}")
-    if average is not None and not 0 <= average < 1:
-        raise ValueError(f"average must be at least 0 and below 1; got {average}")
+    if average is not None:
+        check_share(average=average)
+    optimizer = optax.with_extra_args_support(optimizer)
     params, static = eqx.partition(model, eqx.is_inexact_array)
     rule = objective if isinstance(objective, AbstractGradientRule) else Derivative(objective)
     carry = rule.init((batch_size, *dataset.image_shape))
@@ -227,7 +238,7 @@ def fit(
     if checkpoints is not None:
         checkpoints.close()
     params, state = best
-    return Fit(eqx.combine(params, static), state, history, best_epoch)
+    return Fit(eqx.combine(params, static), state, history, best_epoch, train.opt_state)
 
 
 @jax.jit
@@ -303,10 +314,19 @@ def _make_run_steps(static, rule, optimizer, augment, average, feed, lay_out):
             if augment is not None:
                 x = jax.vmap(augment)(x, spread(jax.random.split(augment_key, len(x))))
 
-            (value, (state, correct)), gradient, carry = rule(
-                train.params, static, train.state, train.carry, x, y, key=rule_key
+            def derivative(params):
+                return rule(params, static, train.state, train.carry, x, y, key=rule_key)
+
+            (value, (state, correct)), gradient, carry = derivative(train.params)
+            updates, opt_state = optimizer.update(
+                gradient,
+                train.opt_state,
+                train.params,
+                # For those that ask: a plateau or Polyak's step; a line search on the same batch.
+                value=value,
+                grad=gradient,
+                value_fn=lambda params: derivative(params)[0][0],
             )
-            updates, opt_state = optimizer.update(gradient, train.opt_state, train.params)
             params = eqx.apply_updates(train.params, updates)
             averaged = None if average is None else _move(train.average, (params, state), average)
             train = lay_out(_TrainState(params, state, opt_state, carry, averaged))
@@ -322,7 +342,10 @@ def _move(average, new, share):
     share = jnp.minimum(share, (1 + steps) / (10 + steps))
 
     def mean(a, b):
-        return share * a + (1 - share) * b if eqx.is_inexact_array(b) else b
+        if not eqx.is_inexact_array(b):
+            return b
+        kept = share.astype(b.dtype)
+        return kept * a + (1 - kept) * b
 
     return steps + 1, jax.tree.map(mean, old, new)
 

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._threat_model import AbstractBall
+from .._checks import check_count
+from .._threat_model import AbstractBall, check_ball
 from .._types import Key
-from ..attacks import check_at_least_one
 from .gradients import AbstractGradientRule, Gradient
 from .objectives import CrossEntropy
 
@@ -24,7 +24,8 @@ class FreeAdversarial(AbstractGradientRule):
     replays: int = eqx.field(static=True, default=8)
 
     def __check_init__(self):
-        check_at_least_one(replays=self.replays)
+        check_ball(self.ball)
+        check_count(replays=self.replays)
 
     def init(self, shape: tuple[int, int, int, int]) -> PyTree:
         return jnp.zeros(shape)
@@ -41,8 +42,8 @@ class FreeAdversarial(AbstractGradientRule):
         key: Key,
     ) -> Gradient:
         ball = self.ball
-        # Of another image, if this is a new batch: inside its ball, but not always its box.
-        start = jax.vmap(ball.project)(images + carry, images)
+        # The move itself is carried: what one image has no room for in the box, the next may have.
+        start = jax.vmap(ball.clip)(images + carry)
 
         def loss(params, x_adv):
             return CrossEntropy()(eqx.combine(params, static), state, x_adv, labels, key=key)
@@ -51,7 +52,5 @@ class FreeAdversarial(AbstractGradientRule):
             params, start
         )
         # The loss is a mean over the batch; the direction of an image's gradient is its own.
-        moved = jax.vmap(lambda x_adv, g, x: ball.project(x_adv + ball.eps * ball.steepest(g), x))(
-            start, slope, images
-        )
-        return (value, aux), gradient, moved - images
+        moved = jax.vmap(lambda v, g: ball.shrink(v + ball.eps * ball.steepest(g)))(carry, slope)
+        return (value, aux), gradient, moved

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from .._checks import check_count
 from .._mesh import spread
 from .._types import Key, Scalar
-from ..attacks import check_at_least_one
 from .objectives import Aux
 
 Gradient = tuple[tuple[Scalar, Aux], PyTree, PyTree]  # (loss, aux), gradient of params, carry
@@ -62,7 +62,7 @@ class Derivative(AbstractGradientRule):
     replays: ClassVar[int] = 1
 
     def __check_init__(self):
-        check_at_least_one(parts=self.parts)
+        check_count(parts=self.parts)
 
     def init(self, shape: tuple[int, int, int, int]) -> PyTree:
         if shape[0] % self.parts:
@@ -98,7 +98,8 @@ class Derivative(AbstractGradientRule):
             return ((loss + value, (state, correct + right)), gradient), None
 
         split = jax.tree.map(lambda a: a.reshape(self.parts, -1, *a.shape[1:]), (images, labels))
-        nothing = (jnp.zeros(()), (state, jnp.zeros((), jnp.int32)))
+        like = jax.eval_shape(derivative, state, images, labels, key)[0][0]
+        nothing = (jnp.zeros((), like.dtype), (state, jnp.zeros((), jnp.int32)))
         zero = jax.tree.map(jnp.zeros_like, params)
         keys = jax.random.split(key, self.parts)
         ((loss, aux), gradient), _ = jax.lax.scan(add, (nothing, zero), (*split, keys))

@@ -13,14 +13,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._batch import vmap_batch
+from .._checks import check_callable, check_not_negative, check_positive
 from .._predictor import Predictor, stateless_logits
-from .._threat_model import AbstractBall
+from .._promotion import own_promotion
+from .._threat_model import AbstractBall, check_ball
 from .._types import BATCH_AXIS, Image, Key, Logits, Scalar
 from ..attacks import AbstractAttack, cross_entropy
 
 Aux = tuple[eqx.nn.State, Int[Array, ""]]
 
 
+@own_promotion
 def batch_logits(
     model, state: eqx.nn.State, images: Float[Array, "n h w c"], *, key: Key
 ) -> tuple[Float[Array, "n k"], eqx.nn.State]:
@@ -34,7 +37,7 @@ def loss_and_correct(
     logits: Float[Array, "n k"], labels: Int[Array, " n"]
 ) -> tuple[Scalar, Int[Array, ""]]:
     """The mean cross-entropy of a batch, and how many of it are classified correctly."""
-    correct = jnp.sum(jnp.argmax(logits, axis=1) == labels)
+    correct = jnp.sum(jnp.argmax(logits, axis=1) == labels, dtype=jnp.int32)
     return jnp.mean(jax.vmap(cross_entropy)(logits, labels)), correct
 
 
@@ -50,9 +53,8 @@ class CrossEntropy(eqx.Module):
     margin: float = 0.0
 
     def __check_init__(self):
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be finite and positive; got {self.temperature}")
-        _check_margin(self.margin)
+        check_positive(temperature=self.temperature)
+        check_not_negative(margin=self.margin)
 
     def __call__(
         self,
@@ -80,7 +82,7 @@ class Hinge(eqx.Module):
     margin: float = 0.07
 
     def __check_init__(self):
-        _check_margin(self.margin)
+        check_not_negative(margin=self.margin)
 
     def __call__(
         self,
@@ -96,12 +98,6 @@ class Hinge(eqx.Module):
         own = jnp.take_along_axis(logits, labels[:, None], axis=1)
         lacking = jax.nn.relu(self.margin - own + logits)  # the label's own term is the margin
         return jnp.mean(jnp.sum(lacking, axis=1) - self.margin) / logits.shape[1], (state, correct)
-
-
-def _check_margin(margin: float):
-    """Raise `ValueError` unless it is finite and not negative."""
-    if not 0 <= margin < float("inf"):
-        raise ValueError(f"margin must be finite and not negative; got {margin}")
 
 
 class Adversarial(eqx.Module):
@@ -121,6 +117,10 @@ class Adversarial(eqx.Module):
     ball: AbstractBall
     objective: Callable[..., tuple[Scalar, Aux]] = CrossEntropy()
     train_mode: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        check_ball(self.ball)
+        check_callable(attack=self.attack, objective=self.objective)
 
     def __call__(
         self,

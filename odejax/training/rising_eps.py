@@ -7,9 +7,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from .._checks import check_count
 from .._threat_model import AbstractBall
 from .._types import Key
-from ..attacks import check_at_least_one
 from .gradients import AbstractGradientRule, Derivative, Gradient
 
 
@@ -26,7 +26,7 @@ class RisingEps(AbstractGradientRule):
     replays: ClassVar[int] = 1
 
     def __check_init__(self):
-        check_at_least_one(steps=self.steps)
+        check_count(steps=self.steps)
         if not isinstance(getattr(self.objective, "ball", None), AbstractBall):
             name = type(self.objective).__name__
             raise ValueError(

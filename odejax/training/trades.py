@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from .._threat_model import AbstractBall
+from .._checks import check_callable, check_not_negative
+from .._threat_model import AbstractBall, check_ball
 from .._types import Key, Scalar
 from ..attacks import PGD
 from .objectives import Aux, as_attacked, batch_logits, loss_and_correct
@@ -19,17 +20,18 @@ class TRADES(eqx.Module):
 
     Zhang et al. 2019 (*nmode* Table 4 and the ODE-TRADES of Table 2). `attack` climbs the
     divergence from p(x), from a random start in the ball (the paper: a normal draw of size 0.001),
-    and keeps the iterate with the smallest margin. `beta` is the paper's 1 / lambda. BatchNorm's
+    and returns its last iterate, as published. `beta` is the paper's 1 / lambda. BatchNorm's
     statistics are updated by the clean batch, then by the attacked one.
     """
 
     ball: AbstractBall
     beta: float = 6.0
-    attack: PGD = PGD(steps=10, step_size=None)
+    attack: PGD = PGD(steps=10, last=True)
 
     def __check_init__(self):
-        if not 0 <= self.beta < float("inf"):
-            raise ValueError(f"beta must be finite and not negative; got {self.beta}")
+        check_ball(self.ball)
+        check_not_negative(beta=self.beta)
+        check_callable(attack=self.attack)
         if not self.attack.random_start:
             raise ValueError("attack needs a random start: at x itself the divergence has no slope")
 

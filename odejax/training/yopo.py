@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._batch import vmap_batch
-from .._threat_model import AbstractBall
+from .._checks import check_callable, check_count, check_positive
+from .._threat_model import AbstractBall, check_ball
 from .._types import Key
-from ..attacks import check_at_least_one, check_positive
+from ..attacks import default_step
 from .gradients import AbstractGradientRule, Gradient
 from .objectives import loss_and_correct
 
@@ -29,7 +30,7 @@ class YOPO(AbstractGradientRule):
       `PreActResNet`.
     - `apply(layer, x)`: how it is applied; for the stacked layers of an `EnResNet`
       `eqx.filter_vmap(lambda layer, x: layer(x), in_axes=(eqx.if_array(0), None))`.
-    - `step_size`: None is 2.5 eps / ((m - 1) n).
+    - `step_size`: None is `attacks.default_step` for the (m - 1) n steps that move.
 
     From a random start in the ball; batch statistics are those of each attacked batch.
     """
@@ -43,10 +44,11 @@ class YOPO(AbstractGradientRule):
     replays: ClassVar[int] = 1
 
     def __check_init__(self):
-        check_at_least_one(n=self.n)
-        if self.m < 2:
-            raise ValueError(f"m must be at least 2, the first is at random noise; got {self.m}")
+        check_ball(self.ball)
+        check_count(n=self.n)
+        check_count(2, m=self.m)  # the first is at random noise
         check_positive(step_size=self.step_size)
+        check_callable(first=self.first, apply=self.apply)
 
     def init(self, shape: tuple[int, int, int, int]) -> PyTree:
         return None
@@ -66,7 +68,7 @@ class YOPO(AbstractGradientRule):
         ball, n = self.ball, len(images)
         size = self.step_size
         if size is None:
-            size = 2.5 * ball.eps / ((self.m - 1) * self.n)
+            size = default_step(ball, (self.m - 1) * self.n)
         layer = self.first(eqx.combine(params, static))
         output = jax.eval_shape(lambda x: self.apply(layer, x), images[0])
         taps = jnp.zeros((n, *output.shape), output.dtype)

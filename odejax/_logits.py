@@ -1,0 +1,116 @@
+"""What is evaluated: a function of one image, whose logits are looked at, whose weights are leaves.
+
+`jax.jit` keeps a function, and all that it closes over, for the life of the process, and never
+looks at what its globals stand for again. A module's weights are arguments: they are let go with
+it, and another network of the same program needs no compilation.
+"""
+
+import re
+from collections import OrderedDict
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+
+from ._checks import check_callable
+from ._fingerprint import fingerprint
+from ._types import Flag, Image, Key, Logits, LogitsFn
+
+
+class Checked(eqx.Module):
+    """`logits_fn`, whose answer is looked at: `ValueError` unless it is one array of logits."""
+
+    logits_fn: LogitsFn
+
+    def __call__(self, x: Image, *, key: Key | None = None) -> Logits:
+        logits: Any = self.logits_fn(x, key=key)  # pyright: ignore[reportArgumentType]
+        if isinstance(logits, np.ndarray):
+            logits = jnp.asarray(logits)
+        if isinstance(logits, jax.Array):
+            if logits.ndim == 1 and len(logits) >= 2 and jnp.issubdtype(logits.dtype, jnp.floating):
+                return logits
+            got = f"{logits.dtype} of shape {logits.shape}"
+        else:
+            got = f"a {type(logits).__name__}"
+        raise ValueError(
+            f"logits_fn must return one array of floats of shape (k,), k >= 2; got {got}"
+        )
+
+
+def finite_logits(logits: Logits) -> Flag:
+    """Whether these are logits: numbers, or minus infinity for a class that is never predicted."""
+    return jnp.all(logits < jnp.inf) & jnp.any(logits > -jnp.inf)
+
+
+def count_classes(logits_fn: LogitsFn, x: Any, key: Key) -> int:
+    """How many logits there are, for images like `x`; nothing is computed."""
+    checked = Checked(logits_fn)
+    return jax.eval_shape(lambda x, key: checked(x, key=key), x, key).shape[0]
+
+
+_KEPT = 64
+_PROGRAMS: OrderedDict[tuple, "_Program"] = OrderedDict()
+
+
+class _Program:
+    """A program, told from others by its identity; equal ones are the same (`_canonical`)."""
+
+    def __init__(self, jaxpr: Jaxpr):
+        self.jaxpr = jaxpr
+
+    def __repr__(self) -> str:  # what a fingerprint sees of it, the same in every process
+        return re.sub(r" at 0x[0-9a-f]+", "", str(self.jaxpr))
+
+
+class Hoisted(eqx.Module):
+    """A function of one image and a key, as a program and its weights."""
+
+    weights: list[Any]
+    program: _Program = eqx.field(static=True)
+    function: str = eqx.field(static=True)
+
+    def __call__(self, x: Image, *, key: Key) -> Logits:
+        closed = ClosedJaxpr(self.program.jaxpr, self.weights)
+        return jaxpr_as_fun(closed)(x, key)[0]
+
+
+def hoist(logits_fn: LogitsFn, x: Any, key: Key) -> Any:
+    """`logits_fn` for images like `x`; a module stays as it is, since its arrays are its leaves."""
+    check_callable(logits_fn=logits_fn)
+    if hasattr(logits_fn, "hoisted"):  # one that holds others
+        return logits_fn.hoisted(x, key)  # pyright: ignore
+    if isinstance(logits_fn, eqx.Module):
+        return logits_fn
+    closed = jax.make_jaxpr(lambda x, key: Checked(logits_fn)(x, key=key))(
+        jax.ShapeDtypeStruct(x.shape, x.dtype), jax.eval_shape(lambda: key)
+    )
+    name = getattr(logits_fn, "__qualname__", type(logits_fn).__qualname__)
+    return Hoisted(list(closed.consts), _canonical(closed), name)
+
+
+def _canonical(closed) -> _Program:
+    """The first program that reads the same: `jax.jit` knows programs by their identity."""
+    inner = fingerprint([part.consts for part in _closed_parts(closed.jaxpr)])
+    shapes = tuple((jnp.shape(c), jnp.result_type(c)) for c in closed.consts)
+    told = (str(closed.jaxpr), shapes, inner)
+    program = _PROGRAMS.setdefault(told, _Program(closed.jaxpr))
+    _PROGRAMS.move_to_end(told)
+    if len(_PROGRAMS) > _KEPT:
+        _PROGRAMS.popitem(last=False)
+    return program
+
+
+def _closed_parts(jaxpr):
+    """The closed programs within: their constants are no part of the text."""
+    for equation in jaxpr.eqns:
+        for value in jax.tree.leaves(
+            equation.params, is_leaf=lambda v: isinstance(v, ClosedJaxpr | Jaxpr)
+        ):
+            if isinstance(value, ClosedJaxpr):
+                yield value
+                yield from _closed_parts(value.jaxpr)
+            elif isinstance(value, Jaxpr):
+                yield from _closed_parts(value)
