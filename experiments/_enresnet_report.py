@@ -29,10 +29,14 @@ def _records(result: dict[str, Any], kind: str) -> dict[str, list[dict[str, Any]
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """Accuracy in %: mean ± deviation over the seeds; the paper's below, for its own networks."""
+    """Accuracy in %: mean ± deviation over the seeds; the paper's below, for its own networks.
+
+    The clean accuracy is of more images than are attacked; its heading has their number.
+    """
     settings = result["settings"]
     dataset, depths = settings["dataset"], settings["depths"]
     ten = dataset == "cifar10"
+    heads = {"clean": f"clean, {settings['clean_images']:,}"}
     out = []
     robust = ("clean", *PAPERS_ATTACKS, "AA-rand")
     natural = "Table 1, Section 4.4: natural" if ten else "Table 4: natural"
@@ -48,7 +52,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
         table = Table(title=f"enresnet {title}, {dataset}", box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("", overflow="fold")
         for column in columns:
-            table.add_column(column, justify="right", no_wrap=True)
+            table.add_column(heads.get(column, column), justify="right", no_wrap=True)
         for name, records in measured.items():
             table.add_row(shown(name, depths), *(_cell(records, column) for column in columns))
             paper = claimed("enresnet", dataset, name, *TABLES[kind])

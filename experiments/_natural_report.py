@@ -103,7 +103,7 @@ def figure(result: dict[str, Any]):
                 label, color = f"the paper, {attack}", STYLES[attack]["color"]
                 handles[label] = axis.plot(at, value, "X", ms=8, color=color, mec="k")[0]
         flags = flags_raised(records)
-        title = f"{name}\nclean {100 * np.mean([r['clean_accuracy'] for r in records]):.1f} %"
+        title = f"{name}\nclean {100 * clean:.1f} %"  # of the images that are attacked
         axis.set_title(f"{title}, {len(flags)} flag{'' if len(flags) == 1 else 's'}", fontsize=10)
         axis.set_xlabel(AXIS_LABELS["linf"])
         axis.grid(alpha=0.3, lw=0.5)

@@ -117,7 +117,9 @@ class Config:
     out: Path | None = None
     """Run folder; by default runs/benchmark/DATASET."""
     resume: bool = False
-    """Go on with the run in the folder instead of starting anew."""
+    """Go on with the run in the folder."""
+    overwrite: bool = False
+    """Start anew in a folder that holds a run, whose result and checkpoints are lost."""
     publish: bool = False
     """Also copy the result and figures into experiments/results and experiments/figures."""
 
@@ -131,7 +133,8 @@ def main(config: Config):
     folder = config.out or Path("runs/benchmark") / config.dataset
     settings = {"dataset": config.dataset, "epochs": config.epochs, "seed": config.seed}
     settings |= {"linf": list(setting.eps), "l2": list(setting.eps_l2), "n": setting.test_images}
-    runs = Runs.open(folder, KIND, settings, config.resume, records="models")
+    data = (train, validation, test)
+    runs = Runs.open(folder, KIND, settings, config, data, records="models")
 
     def measure(name: str):
         family = FAMILIES[name]

@@ -57,7 +57,7 @@ from ._runs import Runs
 
 KIND = "enresnet_cifar"
 EOT_DRAWS, JUDGE_DRAWS = 5, 10
-ATTACKS = {"FGSM": FGSM(), "IFGSM-20": IFGSM(), "C&W": CarliniWagnerLinf()}
+ATTACKS = {"FGSM": FGSM(), "IFGSM-20": IFGSM(20, 2 / 255), "C&W": CarliniWagnerLinf()}
 _ALL_DEPTHS = (14, 20, 32, 34, 44, 110)
 _SMALL = {14: 8, 20: 8, 32: 14, 34: 14, 44: 14, 110: 20}
 PRESETS = {
@@ -138,7 +138,7 @@ def main(config: Config):
     settings |= dataclasses.asdict(preset)
     settings["depths"] = {str(paper): ours for paper, ours in preset.depths.items()}
     settings.pop("networks")  # another run may add some
-    runs = Runs.open(folder, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config, (train, held_out, test))
     test, attacked = (test.take(slice(n)) for n in (preset.clean_images, preset.test_images))
 
     def network(name: str, training: str, seed: int):

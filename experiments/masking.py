@@ -103,7 +103,8 @@ def main(config: Config):
 
     networks = _train(train, setting, config.seed, console)
     result = {"dataset": config.dataset, "n": setting.images, "budget": config.budget}
-    result |= {"eps": list(setting.eps), "models": {}}
+    result |= {"eps": list(setting.eps), "data": [train.provenance(), test.provenance()]}
+    result["models"] = {}
     for name, predictor in networks.items():
         console.print(f"[bold]{name}[/]: attacking {setting.images} images")
         result["models"][name] = _evaluate(predictor, test, setting, config)
@@ -288,7 +289,7 @@ def figure(result: dict[str, Any]):
             color="#fddbc7",
             label="robust, PGD says, and is not",
         )
-        axis.set_title(f"{name}, clean {100 * model['clean_accuracy']:.1f} %", fontsize=11)
+        axis.set_title(f"{name}, clean {100 * model['clean']:.1f} %", fontsize=11)
         axis.set_xlabel(r"$\epsilon$  ($\ell_\infty$)")
         axis.grid(alpha=0.3, lw=0.5)
         axis.set_ylim(-2, 102)

@@ -192,7 +192,7 @@ def main(config: Config):
     settings = {"dataset": config.dataset, "preset": config.preset, "n": preset.test_images}
     settings |= {"eps": list(EPS[config.dataset]), "queries": preset.queries, "early": EARLY}
     settings |= {"epochs": {name: network.epochs for name, network in every.items()}}
-    runs = Runs.open(folder, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config, (train, test))
 
     @cache
     def trained(name: str, seed: int):

@@ -99,7 +99,7 @@ def main(config: Config):
     folder = config.out or Path("runs/natural_causes") / config.dataset
     settings = {"dataset": config.dataset, "seed": config.seed, "queries": config.queries}
     settings |= dataclasses.asdict(setting) | {"times": list(TIMES), "stopped": list(STOPPED)}
-    runs = Runs.open(folder, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config, (train, test))
     attacked = test.take(slice(setting.test_images))
     key = jax.random.key(config.seed)
 
@@ -267,12 +267,15 @@ def _compact(value: float) -> str:
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """One for each line, accuracies in %."""
+    """One for each line, accuracies in %; the clean ones of all test images."""
     settings, out = result["settings"], []
     columns = {"time": "t1", "training": "epochs", "tolerance": "rtol", "factor": "factor"}
     for line, column in columns.items():
         title = f"{settings['dataset']}, {line}: % left at {settings['eps']:g}"
         table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        table.caption = (
+            f"clean: of all test images; the others: of the first {settings['test_images']}"
+        )
         table.add_column("", no_wrap=True)
         short = {PAPERS: "PGD", MARGIN: "CW", "APGD-DLR": "DLR", EARLY: "early"}
         attacks: list[str] = list(next(iter(result["runs"].values()))["left"])

@@ -82,7 +82,7 @@ def main(config: Config):
     train, test = load_data(config, preset.test_images)
     folder = config.out or Path("runs/natural_fig1") / f"{config.dataset}_{config.preset}"
     settings = {"dataset": config.dataset, "preset": config.preset} | dataclasses.asdict(preset)
-    runs = Runs.open(folder, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config, (train, test))
     attacked = test.take(slice(preset.test_images))
 
     @cache
@@ -94,7 +94,12 @@ def main(config: Config):
         oracle, _ = trained(ORACLE_DEPTH, 1.0, ORACLE_SEED + seed)
         predictor, record = trained(preset.depth, h, seed)
         key = jax.random.key(seed + 1)
-        told = {"h": h, "clean_accuracy": clean_accuracy(predictor, test, key=key)}
+        # Of all test images, and of those that are attacked, which the figure compares.
+        told = {
+            "h": h,
+            "clean_accuracy": clean_accuracy(predictor, test, key=key),
+            "clean": clean_accuracy(predictor, attacked, key=key),
+        }
         told |= _evaluate(predictor, oracle, attacked, SMALL_EPS[config.dataset], key)
         return record | told
 
@@ -147,7 +152,7 @@ def _evaluate(predictor, oracle, attacked: ArrayDataset, small: float, key) -> d
 
 def _columns(records: list[dict[str, Any]]) -> dict[str, list[float]]:
     """What is shown of the seeds of one h."""
-    columns = {"clean": [record["clean_accuracy"] for record in records]}
+    columns = {"clean": [record["clean"] for record in records]}
     for kind, shown in (("transfer", "FGSM"), ("own", "own PGD")):
         for eps in records[0][kind]:
             columns[f"{shown} {eps}"] = [record[kind][eps] for record in records]

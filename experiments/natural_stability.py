@@ -99,7 +99,7 @@ def main(config: Config):
     folder = config.out or Path("runs/natural_stability") / config.dataset
     told = {name: getattr(config, name) for name in ("dataset", "epochs", "width", "eps")}
     settings = told | {"test_images": len(test)}
-    runs = Runs.open(folder, KIND, settings, config.resume, records="networks")
+    runs = Runs.open(folder, KIND, settings, config, (train, test), records="networks")
     key = jax.random.key(0)
 
     def trained(name: str, make):

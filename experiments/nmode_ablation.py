@@ -154,7 +154,7 @@ def main(config: Config):
     folder = config.out or Path("runs/nmode_ablation") / config.dataset
     settings = {"dataset": config.dataset, "seed": config.seed, "eps": EPS}
     settings |= {"n": setting.test_images, "epochs": setting.epochs}
-    runs = Runs.open(folder, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config, (train, test))
 
     def measure(point: Point):
         checkpoints = folder / "checkpoints" / point.name.replace(" ", "_")

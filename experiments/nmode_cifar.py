@@ -120,7 +120,7 @@ def main(config: Config):
     train = train.take(slice(preset.train_images))
     folder = config.out or Path("runs/nmode_cifar") / f"{config.dataset}_{config.preset}"
     settings = {"dataset": config.dataset, "seed": config.seed} | dataclasses.asdict(preset)
-    runs = Runs.open(folder, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config, (train, test))
 
     def measure(name: str):
         predictor, record = train_network(name, train, preset, config.seed, folder / "checkpoints")

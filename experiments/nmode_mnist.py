@@ -187,7 +187,7 @@ def main(config: Config):
         for name, network in NETWORKS.items()
     }
     settings = {"dataset": config.dataset, "epochs": epochs, "n": setting.test_images}
-    runs = Runs.open(folder, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config, (train, test))
 
     def measure(name: str, seed: int):
         slug = name.replace(" ", "_").replace(",", "")

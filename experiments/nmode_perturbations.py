@@ -108,7 +108,7 @@ def main(config: Config):
     folder = config.out or Path("runs/nmode_perturbations") / config.dataset
     settings = {"dataset": config.dataset, "seed": config.seed, "epochs": setting.epochs}
     settings |= {"n": setting.test_images, "strengths": strengths}
-    runs = Runs.open(folder, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config, (train, test))
     key = jax.random.key(config.seed + 1)
     images = {
         (name, strength): perturb(name, test.pixels, strength, key)

@@ -148,7 +148,7 @@ def main(config: Config):
     eps, step = SETTINGS[train.name]
     settings = {"dataset": config.dataset, "preset": config.preset} | dataclasses.asdict(preset)
     settings |= {"eps": [share * eps for share in SHARES], "step": step}
-    runs = Runs.open(folder, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config, (train, test))
 
     def measure(training: str, network: str, seed: int):
         slug = f"{training}_{network}_{seed}".replace(" ", "")
@@ -302,7 +302,10 @@ def shown_growth(growth: float | None) -> str:
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """By training: what the paper's PGD leaves of each network, and all attacks, in %; growth."""
+    """By training: what the paper's PGD leaves of each network, and all attacks, in %; growth.
+
+    The clean accuracy is of the attacked images, too.
+    """
     settings, out = result["settings"], []
     for training, networks in _by_training(result).items():
         table = Table(
@@ -317,7 +320,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
             table.add_column(f"{eps:.3g}", justify="right", no_wrap=True)
         for name, records in networks.items():
             grid = _at_each_eps(records)
-            clean = cell([record["clean_accuracy"] for record in records])
+            clean = cell([b["clean"] for b in grid[0]])
             rows = {
                 (name, SHOWN): lambda b: b["per_attack"][SHOWN],
                 (f"  clean {clean}", "all attacks"): lambda b: b["attacked"],

@@ -58,6 +58,7 @@ from odejax.models import (
     StructuredNet,
     Unconstrained,
 )
+from odejax.plots import draw_interval
 from odejax.plots.curves import AXIS_LABELS
 from odejax.training import (
     CrossEntropy,
@@ -157,7 +158,7 @@ def main(config: Config):
     settings: dict[str, Any] = {"dataset": config.dataset, "preset": config.preset}
     settings |= dataclasses.asdict(preset) | {name: own[name] for name in chosen}
     settings |= {name: list(settings[name]) for name in ("channels", "eps")}  # as JSON has them
-    runs = Runs.open(folder, KIND, settings, config.resume)
+    runs = Runs.open(folder, KIND, settings, config, (train, test))
     loss = Hinge(preset.margin)
     if config.temperature is not None:
         loss = CrossEntropy(config.temperature, preset.margin)
@@ -292,7 +293,8 @@ def certified_area(record: dict[str, Any], eps: list[float]) -> float:
 def table(result: dict[str, Any]) -> Table:
     """For each network and eps what the paper's attack leaves, all attacks, proofs; areas.
 
-    The clean accuracy is of all test images, as is the certified one in the column "of all".
+    The clean accuracy is of the attacked images. What is certified of all test images has a column
+    of its own, "of all".
     """
     settings = result["settings"]
     shown = Table(
@@ -314,7 +316,7 @@ def table(result: dict[str, Any]) -> Table:
     )
     for name, records in runs.items():
         constant = np.mean([record["lipschitz_bound"] for record in records])
-        clean = cell([record["clean_accuracy"] for record in records])
+        clean = cell([record["brackets"][0]["clean"] for record in records])
         heads = iter((name, f"  clean {clean}", f"  constant {constant:.3g}"))
         for i, eps in enumerate(settings["eps"]):
             cells = [cell([read(record["brackets"][i]) for record in records]) for read in reads]
@@ -358,11 +360,9 @@ def figure(result: dict[str, Any]):
             return 100 * np.array([clean, *(np.mean([read(b) for b in bs]) for bs in grid)])
 
         attacked, certified = mean(lambda b: b["attacked"]), mean(lambda b: b["certified"])
-        axis.fill_between(eps, certified, attacked, color="0.88", label="the truth lies in here")
+        draw_interval(axis, eps, attacked, certified)
         weak = mean(lambda b: b["per_attack"][PAPERS])
         axis.plot(eps, weak, ":s", ms=3, color="#ef8a62", label="ten steps of 0.025 eps")
-        axis.plot(eps, attacked, "-o", ms=3, color="#b2182b", label="worst case of all attacks")
-        axis.plot(eps, certified, "-", color="#2166ac", label="certified")
         printed = _claimed(result, name)
         points = [(e, v) for (attack, _, e), v in printed.items() if attack == PAPERS]
         if points:
