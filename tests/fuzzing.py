@@ -59,6 +59,7 @@ BAD: dict[str, Callable[[np.random.Generator], Any]] = {
     "not negative": lambda r: pick(r, NAN, INF, -INF, -abs(numbers(r)), *WORDS, *NOTHING[:3]),
     "finite": lambda r: pick(r, NAN, INF, -INF, *WORDS, *NOTHING[:3]),
     "fraction": lambda r: pick(r, NAN, INF, 1 + abs(numbers(r)), -abs(numbers(r)), *WORDS, None),
+    "fraction or None": lambda r: pick(r, NAN, INF, 1 + abs(numbers(r)), -abs(numbers(r)), *WORDS),
     "function": lambda r: pick(r, numbers(r), "ce", "", None, [], object()),
     "ball": lambda r: pick(r, numbers(r), "linf", None, [0.1], LinfBall),
     "key": lambda r: pick(r, 0, 1.5, "key", None, np.zeros(2), jax.random.split(KEY, 3)),
@@ -87,8 +88,15 @@ BAD: dict[str, Callable[[np.random.Generator], Any]] = {
         None,
         7,
     ),
-    "image": lambda r: BAD["images"](r) if r.random() < 0.2 else pick(
-        r, IMAGES[0] * float(r.uniform(2.1, 300)), IMAGES[0].astype(np.uint8), IMAGES[0, 0], IMAGES
+    "image": lambda r: pick(
+        r,
+        IMAGES[0] * float(r.uniform(2.1, 300)),
+        IMAGES[0] - float(r.uniform(0.6, 3)),
+        IMAGES[0].astype(np.uint8),
+        IMAGES[0, 0],
+        IMAGES,
+        "image",
+        None,
     ),
     "label": lambda r: pick(r, int(r.integers(3, 99)), -int(r.integers(1, 99)), 1.5, LABELS, "x"),
     "image shape": lambda r: pick(r, (8, 8), (8.5, 8, 1), (0, 8, 1), (8, 8, -1), 8, "8x8", None),
@@ -221,7 +229,7 @@ def calls() -> dict[str, Call]:
     predictor = Predictor(model, state)
     add("fit", partial(training.fit, model, state, progress=False),
         {"dataset": "data set", "objective": "function", "epochs": count, "batch_size": count,
-         "average": share, "key": "key"},
+         "average": "fraction or None", "key": "key"},
         dataset=DATA, objective=training.CrossEntropy(), optimizer=optax.sgd(0.1), epochs=1,
         batch_size=1, key=KEY)  # fmt: skip
 

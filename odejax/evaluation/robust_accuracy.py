@@ -189,7 +189,7 @@ def robust_accuracy(
         warnings.warn(
             f"{_name(attack)} found no start for {no_start.sum()} of {len(images)} images: they "
             f"stand because they were never attacked",
-            stacklevel=2,
+            stacklevel=3,  # beyond `own_promotion`
         )
     return AttackReport(
         float(still_correct.mean()),
