@@ -667,13 +667,17 @@ def test_a_network_that_diverges_outside_the_ball_alone_is_attacked(attack):
     """An ODE at its step limit, say: outside, a candidate is not adversarial, and no more."""
     images = np.full((4, *IMAGE_SHAPE), 0.5, np.float32)
     images += np.random.default_rng(0).uniform(-0.01, 0.01, images.shape).astype(np.float32)
-    linear = linear_logits(n_classes=3)
-    labels = predict(linear, images, key=KEY).argmax(axis=1)
-    report = robust_accuracy(
-        attack, FiniteAround(linear, jnp.asarray(0.13)), images, labels, LinfBall(0.1), key=KEY
-    )
-    assert np.isfinite(report.x_adv).all()
-    assert report.accuracy < 1
+    near = linear_logits(n_classes=3)
+    labels = predict(near, images, key=KEY).argmax(axis=1)
+    # Another whose boundary lies at 0.2: the search for it leads out of the ball.
+    others = near.weight[labels[0]] - np.delete(near.weight, labels[0], axis=0)
+    lead = 0.2 * float(np.abs(others).sum(axis=1).max())
+    far = LinearLogits(near.weight, near.bias.at[labels[0]].add(lead))
+    for linear, broken in ((near, True), (far, False)):
+        net = FiniteAround(linear, jnp.asarray(0.115))
+        report = robust_accuracy(attack, net, images, labels, LinfBall(0.1), key=KEY)
+        assert np.isfinite(report.x_adv).all()
+        assert (report.accuracy < 1) == broken
 
 
 def not_finite(x, *, key):
