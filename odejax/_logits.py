@@ -8,6 +8,7 @@ it, and another network of the same program needs no compilation.
 import re
 from collections import OrderedDict
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import equinox as eqx
 import jax
@@ -88,14 +89,19 @@ def hoist(logits_fn: LogitsFn, x: Any, key: Key) -> Any:
         jax.ShapeDtypeStruct(x.shape, x.dtype), jax.eval_shape(lambda: key)
     )
     name = getattr(logits_fn, "__qualname__", type(logits_fn).__qualname__)
-    return Hoisted(list(closed.consts), _canonical(closed), name)
+    return Hoisted(list(closed.consts), _canonical(closed, logits_fn), name)
 
 
-def _canonical(closed) -> _Program:
-    """The first program that reads the same: `jax.jit` knows programs by their identity."""
+def _canonical(closed, function) -> _Program:
+    """The first program that reads the same: `jax.jit` knows programs by their identity.
+
+    A derivative rule (of `jax.custom_jvp` or `custom_vjp`) is no part of the text: programs with
+    rules are the same only if they are of the same function.
+    """
     inner = fingerprint([part.consts for part in _closed_parts(closed.jaxpr)])
     shapes = tuple((jnp.shape(c), jnp.result_type(c)) for c in closed.consts)
-    told = (str(closed.jaxpr), shapes, inner)
+    rules = _token(function) if _has_rules(closed.jaxpr) else None
+    told = (str(closed.jaxpr), shapes, inner, rules)
     program = _PROGRAMS.setdefault(told, _Program(closed.jaxpr))
     _PROGRAMS.move_to_end(told)
     if len(_PROGRAMS) > _KEPT:
@@ -103,14 +109,32 @@ def _canonical(closed) -> _Program:
     return program
 
 
-def _closed_parts(jaxpr):
-    """The closed programs within: their constants are no part of the text."""
+def _token(function) -> object:
+    """One for each function, and never another's, though an address may be given again."""
+    try:
+        return _TOKENS.setdefault(function, object())
+    except TypeError:  # what cannot be referred to weakly is known by nothing
+        return object()
+
+
+_TOKENS: WeakKeyDictionary[Any, object] = WeakKeyDictionary()
+
+
+def _parameters(jaxpr):
+    """Those of all equations, of the programs within as well."""
     for equation in jaxpr.eqns:
         for value in jax.tree.leaves(
             equation.params, is_leaf=lambda v: isinstance(v, ClosedJaxpr | Jaxpr)
         ):
-            if isinstance(value, ClosedJaxpr):
-                yield value
-                yield from _closed_parts(value.jaxpr)
-            elif isinstance(value, Jaxpr):
-                yield from _closed_parts(value)
+            yield value
+            if isinstance(value, ClosedJaxpr | Jaxpr):
+                yield from _parameters(getattr(value, "jaxpr", value))
+
+
+def _has_rules(jaxpr) -> bool:
+    return any(callable(v) or hasattr(v, "call_wrapped") for v in _parameters(jaxpr))
+
+
+def _closed_parts(jaxpr):
+    """The closed programs within: their constants are no part of the text."""
+    return [value for value in _parameters(jaxpr) if isinstance(value, ClosedJaxpr)]

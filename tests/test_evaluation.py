@@ -25,6 +25,7 @@ from helpers import (
 from scipy.stats import binomtest
 
 from odejax import L2Ball, LinfBall, MeanLogits, predict
+from odejax._logits import hoist
 from odejax.attacks import (
     APGD,
     FAB,
@@ -584,6 +585,30 @@ def test_functions_of_one_program_are_compiled_once(tmp_path):
         np.testing.assert_allclose(logits, PIXELS.reshape(3, -1) @ weight.T, atol=1e-4)
         labels.append(len(compiled))
     assert labels[0] < labels[1] + 1 == labels[2] + 1  # none after the first
+
+
+def quantised(slope):
+    """Rounded pixels, whose derivative is said to be `slope`."""
+
+    @jax.custom_jvp
+    def rounded(x):
+        return jnp.round(10 * x) / 10
+
+    @rounded.defjvp
+    def rule(x, moved):
+        return rounded(*x), slope * moved[0]
+
+    return lambda x, *, key: jnp.stack([jnp.sum(rounded(x)), 0.0])
+
+
+def test_programs_that_differ_in_a_derivative_rule_alone_are_two():
+    functions = [quantised(1.0), quantised(-1.0)]
+    hoisted = [hoist(function, PIXELS[0], KEY) for function in functions]
+    for slope, network in zip((1.0, -1.0), hoisted, strict=True):
+        gradient = jax.grad(lambda x, network=network: network(x, key=KEY)[0])(PIXELS[0])
+        np.testing.assert_array_equal(gradient, np.full_like(PIXELS[0], slope))
+    # A function of rules is still compiled once, however often it is evaluated.
+    assert hoist(functions[0], PIXELS[0], KEY).program is hoisted[0].program
 
 
 WEIGHT = np.ones((10, 64), np.float32)
