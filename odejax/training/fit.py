@@ -21,6 +21,7 @@ from jaxtyping import Array, PyTree
 from .._checks import check_callable, check_count, check_instance, check_key, check_share
 from .._fingerprint import fingerprint
 from .._mesh import agreed, mesh_size, replicate, shard, spread, to_host
+from .._paths import written_whole
 from .._predictor import Predictor, as_pixels, predict
 from .._progress import progress_bar
 from .._promotion import own_promotion
@@ -379,9 +380,8 @@ def _diverged(what, epoch, step, checkpoints):
 def _write_metrics(path: Path, history):
     if jax.process_index() != 0:
         return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in history))
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in history))
 
 
 def _note(history):
