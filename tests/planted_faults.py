@@ -398,8 +398,8 @@ FAULTS = [
     Fault(
         "Zero padding is taken for circular",
         "models/spectral.py",
-        "return kernel, [n + k for n, k in zip(touched, around, strict=True)]",
-        "return kernel, touched",
+        "return taps, touched + max(0, -first, last - end)",
+        "return taps, touched",
         ("tests/test_spectral.py",),
     ),
     Fault(

@@ -20,6 +20,7 @@ from odejax.models import (
     conv_norm_bound,
     matrix_norm_bound,
     matrix_smallest_square,
+    spectral,
 )
 from odejax.training import CrossEntropy, fit
 
@@ -156,18 +157,46 @@ def test_a_negative_padding_is_refused():
     ],
     ids=str,
 )
-def test_no_strided_convolution_exceeds_the_bound(image_size, size, stride):
+@pytest.mark.parametrize("small", [spectral.SMALL, 0], ids=["matrix", "torus"])
+def test_no_strided_convolution_exceeds_the_bound(image_size, size, stride, small, monkeypatch):
+    monkeypatch.setattr(spectral, "SMALL", small)
+    conv_bounds.clear_cache()
     kernels = kernels_of(3, size)
-    (bounds,) = np.asarray(conv_bounds(kernels, image_size, stride=stride))
-    for padding in (0, 1, 2):
-        for kernel, bound in zip(kernels, bounds, strict=True):
-            assert zero_padded_norm(kernel, image_size, padding, stride) <= bound
+    unknown, *known = np.asarray(
+        conv_bounds(kernels, image_size, stride=stride, paddings=(None, 0, 1, 2))
+    )
+    for padding, bounds in enumerate(known):
+        true = [zero_padded_norm(kernel, image_size, padding, stride) for kernel in kernels]
+        assert (true <= unknown).all()
+        assert (true <= bounds).all()
+        if small:
+            assert (bounds <= np.multiply(1.02, true)).all()
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_no_torus_is_too_small_for_its_stride(case, monkeypatch):
+    """Kernels larger than the image, taps that never meet it, pixels that no output sees."""
+    monkeypatch.setattr(spectral, "SMALL", 0)
+    rng = np.random.default_rng(case)
+    for _ in range(6):
+        h, w, k, stride, padding = rng.integers([1, 1, 1, 1, 0], [7, 7, 6, 5, 5]).tolist()
+        if min(h, w) + 2 * padding < k:
+            continue
+        kernel = rng.normal(size=(k, k, 1, 2)).astype(np.float32)
+        bound = conv_norm_bound(kernel, (h, w), stride=stride, padding=padding)
+        assert zero_padded_norm(kernel, (h, w), padding, stride) <= float(bound)
+
+
+def test_a_convolution_without_an_output_has_norm_zero():
+    assert float(conv_norm_bound(jnp.ones((5, 5, 1, 1)), (2, 2), stride=2, padding=0)) == 0
 
 
 def test_strides_cost_five_percent_on_large_images():
     (kernel,) = kernels_of(1, 4, 3, 4)
     true = zero_padded_norm(kernel, (16, 16), 1, stride=2)
-    assert true <= conv_bound(kernel, (16, 16), stride=2) <= 1.05 * true
+    anywhere, known = np.asarray(conv_bounds(kernel[None], (16, 16), stride=2, paddings=(None, 1)))
+    assert true <= known[0] <= 1.02 * true
+    assert true <= anywhere[0] <= 1.05 * true
     assert conv_bound(kernel, (16, 16)) > 1.2 * true  # what stride 1 would say
 
 

@@ -39,6 +39,7 @@ from .._types import Scalar
 
 ITERATIONS = 7
 ROUNDING = 2e-4
+SMALL = 2**16  # entries of a matrix that takes no longer than its torus
 
 
 @own_promotion
@@ -61,16 +62,21 @@ def conv_norm_bound(
 
     - `image_size`: (h, w) of the input.
     - `circular`: the image is continued periodically; exact but for the Gram iteration's slack.
-    - `padding`: zeros on each side, else; by default the bound holds for any number of them. With
-      stride 1 it is the tighter for being known. For 3x3 kernels on 8 x 8 pixels it is at most
-      5 % above after training (4 to 8 % on 4 x 4), as a rule 3 % for random ones, and 13 % for
-      (1, 0, 1) along both axes.
+    - `padding`: zeros on each side, else; by default the bound holds for any number of them. It is
+      the tighter for being known. For 3x3 kernels on 8 x 8 pixels it is at most 5 % above after
+      training (4 to 8 % on 4 x 4), as a rule 3 % for random ones, and 13 % for (1, 0, 1) along both
+      axes. With a stride, operators of at most `SMALL` entries are taken as the one matrix that
+      they are, exact but for the iteration's slack: on few pixels their edges are most of them.
 
     Raises `ValueError` for a stride below 1, or one that does not divide a circular image, and for
     a negative padding.
     """
     if padding is not None and padding < 0:
         raise ValueError(f"padding must be None, or not negative; got {padding}")
+    if stride > 1 and padding is not None and not circular:
+        matrix = _matrix_of(kernel, image_size, stride, padding)
+        if matrix is not None:
+            return _gram_bound(matrix[None], iterations)
     kernel, sizes = _on_a_torus(kernel, image_size, stride, circular, padding)
     if circular:
         return _gram_bound(_blocks(_waves(sizes, kernel.shape), kernel), iterations)
@@ -108,29 +114,83 @@ def _smallest_square(matrices, high):
     return jnp.maximum(0.0, high * (1 - ROUNDING) - _gram_bound(rest, ITERATIONS))
 
 
+def _matrix_of(kernel, image_size, stride, padding):
+    """The zero-padded convolution as a matrix, or None where it is large or has no output."""
+    taps = []
+    for n, k in zip(image_size, kernel.shape[:2], strict=True):
+        tap = np.arange(n) + padding - stride * _outputs(n, k, stride, padding)[:, None]
+        taps.append(np.where((tap >= 0) & (tap < k), tap, -1))
+    pairs = taps[0].size * taps[1].size
+    if not 0 < pairs * kernel.shape[2] * kernel.shape[3] <= SMALL:
+        return None
+    zero = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))  # at -1
+    entries = zero[taps[0][:, None, :, None], taps[1][None, :, None, :]]
+    rows = taps[0].shape[0] * taps[1].shape[0] * kernel.shape[3]
+    return jnp.moveaxis(entries, 5, 2).reshape(rows, -1)
+
+
 def _on_a_torus(kernel, image_size, stride, circular, padding):
     """The kernel of the stride-1 convolution, and the sides of a torus on which it is at home."""
     check_count(stride=stride)
-    if circular and any(n % stride for n in image_size):
-        raise ValueError(f"stride {stride} does not divide the circular image {image_size}")
-    kernel = _phases(kernel, stride)
     if circular:
+        if any(n % stride for n in image_size):
+            raise ValueError(f"stride {stride} does not divide the circular image {image_size}")
         sizes = [n // stride for n in image_size]
-        return _wrap(kernel, sizes), sizes
-    # What an output sees beyond the image must not come round to it on the other side; an output
-    # that sees nothing of the image is 0, so more zeros than k - 1 change nothing.
-    around = [k - 1 for k in kernel.shape[:2]]
-    if padding is not None and stride == 1:
-        around = [min(padding, k) for k in around]
-        # Taps that never meet the image must not come round either: they would cancel, rounded.
-        seen = [
-            slice(max(0, k - n - p), min(k, n + p))
-            for k, n, p in zip(kernel.shape, image_size, around, strict=False)
-        ]
-        kernel = kernel[seen[0], seen[1]]
-    # Wherever the image lies in its zero padding, it touches at most this many pixels of a phase.
-    touched = [-(-(n + stride - 1) // stride) for n in image_size]
-    return kernel, [n + k for n, k in zip(touched, around, strict=True)]
+        taps = [_all_taps(k, stride) for k in kernel.shape[:2]]
+        return _wrap(_phases(kernel, taps), sizes), sizes
+    axes = zip(image_size, kernel.shape[:2], strict=True)
+    if padding is None:
+        taps, sizes = zip(*(_anywhere(n, k, stride) for n, k in axes), strict=True)
+    else:
+        taps, sizes = zip(*(_padded(n, k, stride, padding) for n, k in axes), strict=True)
+    return _phases(kernel, taps), sizes
+
+
+def _outputs(n, k, stride, padding):
+    """The places of the outputs along an axis of n pixels."""
+    return np.arange((n + 2 * padding - k) // stride + 1)
+
+
+def _all_taps(k, stride):
+    """The taps in rows of one for each phase; -1 where there is none."""
+    taps = np.arange(-(-k // stride) * stride)
+    return np.where(taps < k, taps, -1).reshape(-1, stride)
+
+
+def _anywhere(n, k, stride):
+    """One axis of n pixels, with any number of zeros around: taps, and the side of the torus."""
+    taps = _all_taps(k, stride)
+    # Wherever the image lies in its zeros, it touches at most this many pixels of a phase. What an
+    # output sees beyond the image must not come round to it on the other side.
+    return taps, -(-(n + stride - 1) // stride) + len(taps) - 1
+
+
+def _padded(n, k, stride, padding):
+    """One axis of n pixels between `padding` zeros: taps, and the side of the torus.
+
+    Output j sees pixel stride j - padding + t through tap t. Cut into rows of `stride` from any
+    `shift` on, that is row j + a of phase b, t - padding + shift = stride a + b. The cut that needs
+    the smallest torus is taken.
+    """
+    outputs = _outputs(n, k, stride, padding)
+    pixels = stride * outputs[:, None] - padding + np.arange(k)
+    meet = (pixels >= 0) & (pixels < n)
+    outputs = outputs[meet.any(axis=1)]  # the others are zero
+    # Taps that never meet the image must not come round to it: they would cancel, rounded.
+    seen = np.flatnonzero(meet.any(axis=0))
+    if not len(seen):
+        return np.full((1, stride), -1), 1
+
+    def cut(shift):
+        a, b = np.divmod(seen - padding + shift, stride)
+        taps = np.full((a.max() - a.min() + 1, stride), -1)
+        taps[a - a.min(), b] = seen
+        first, last = outputs[0] + a.min(), outputs[-1] + a.max()  # rows that outputs look at
+        end = (n - 1 + shift) // stride  # the last row of the image
+        touched = min(last, end) - max(first, 0) + 1
+        return taps, touched + max(0, -first, last - end)
+
+    return min(map(cut, range(stride)), key=lambda found: (found[1], len(found[0])))
 
 
 def _wrap(kernel, sizes):
@@ -168,15 +228,13 @@ def _blocks(waves, kernel):
     return jnp.einsum("ft,tio->foi", waves, taps, precision="highest")
 
 
-def _phases(kernel, stride):
-    """The kernel on the image's stride x stride phases as channels, to be taken with stride 1."""
-    if stride == 1:
-        return kernel
-    kh, kw, i, o = kernel.shape
-    rows, columns = -(-kh // stride), -(-kw // stride)
-    taps = jnp.pad(kernel, ((0, rows * stride - kh), (0, columns * stride - kw), (0, 0), (0, 0)))
-    taps = taps.reshape(rows, stride, columns, stride, i, o).transpose(0, 2, 1, 3, 4, 5)
-    return taps.reshape(rows, columns, stride * stride * i, o)
+def _phases(kernel, taps):
+    """The kernel on the image's phases as channels: `taps` (rows, stride) along either axis."""
+    (rows, stride), (columns, _) = (t.shape for t in taps)
+    kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))  # the last, -1, is zero
+    kernel = kernel[np.ravel(taps[0])][:, np.ravel(taps[1])]
+    kernel = kernel.reshape(rows, stride, columns, stride, *kernel.shape[2:])
+    return kernel.transpose(0, 2, 1, 3, 4, 5).reshape(rows, columns, -1, kernel.shape[-1])
 
 
 def _gram_bound(matrices, iterations):
