@@ -297,6 +297,13 @@ FAULTS = [
         ("tests/test_evaluation.py",),
     ),
     Fault(
+        "Half precision is taken for float32 by the flags",
+        "evaluation/flags.py",
+        "return 8 * max(float(jnp.finfo(dtype).eps) for dtype in dtypes)",
+        "return 8 * float(jnp.finfo(dtypes[0]).eps)",
+        ("tests/test_flags.py",),
+    ),
+    Fault(
         "Logits that are not finite outside the ball end an evaluation",
         "attacks/iterative.py",
         "(finite_logits(logits) | ~reached)",

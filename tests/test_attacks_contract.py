@@ -282,6 +282,18 @@ def test_all_is_float32(name):
     assert result.x_adv.dtype == result.margin.dtype == np.float32
 
 
+@each_name
+def test_images_and_networks_in_half_precision_are_attacked_in_float32(name):
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), linear_logits(n_classes=10))
+    ball = fast_ball(name)(0.1)
+
+    def attacked(x, key):
+        return all_attacks[name](half, x, 3, ball, key=key)
+
+    found = jax.eval_shape(attacked, jax.ShapeDtypeStruct(IMAGE_SHAPE, jnp.bfloat16), KEY)
+    assert found.x_adv.dtype == found.margin.dtype == jnp.float32
+
+
 # Robust accuracy on a trained net. Where a longer attack contains the shorter one (the same draws
 # and steps, and the worst image kept) every example that falls must stay fallen; where it does not
 # (another eps, another schedule), the accuracy must not rise.

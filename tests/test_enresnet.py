@@ -126,6 +126,21 @@ def test_separately_trained_networks_are_integrated():
         EnsembleLogits(members[:2], [1.0])
 
 
+def test_members_in_half_precision_are_added_up_in_float32():
+    members = [linear_logits(n_classes=4, seed=s) for s in range(3)]
+    half = [jax.tree.map(lambda a: a.astype(jnp.bfloat16), member) for member in members]
+
+    @jax.jit
+    def logits(x):
+        return EnsembleLogits([*half, members[0]])(x), [m(x) for m in (*half, members[0])]
+
+    together, each = logits(X.astype(jnp.bfloat16))
+    assert together.dtype == jnp.float32
+    expected = np.mean([np.asarray(z, np.float32) for z in each], axis=0)
+    # As close as one bfloat16 number is to the next: XLA may keep more within a fusion.
+    np.testing.assert_allclose(together, expected, rtol=0, atol=2**-8 * np.abs(expected).max())
+
+
 class Deep(eqx.Module):
     """What takes memory in a gradient: layers whose values are kept."""
 

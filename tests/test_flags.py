@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import digits, predictor_of, trained_mlp
 
-from odejax import L2Ball, LinfBall, Predictor
+from odejax import L2Ball, LinfBall, Predictor, predict
 from odejax.attacks import APGD, EOT, IFGSM, PGD, AutoAttack, Square
 from odejax.evaluation import (
     FLAGS,
@@ -26,6 +26,7 @@ from odejax.evaluation import (
     survivor_flags,
 )
 from odejax.models import HopfieldODENet
+from odejax.training import in_precision
 
 KEY = jax.random.key(3)
 BALL = LinfBall(0.1)
@@ -169,6 +170,17 @@ def test_a_network_that_nothing_was_done_to_raises_no_flag():
 def test_an_ordinary_network_raises_no_flag(network, ball):
     logits_fn = trained_mlp() if network == "trained MLP" else predictor_of(network)
     assert looked_at(logits_fn, ball) == ()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_rounding_to_half_precision_raises_no_flag(dtype):
+    """Its steps are larger than the differences that the probes look for."""
+    trained = trained_mlp()
+    rounded = Predictor(in_precision(trained.model, dtype), trained.state)
+    assert looked_at(rounded) == ()
+    pixels = digits("test", 40).pixels
+    moved = predict(rounded, pixels, key=KEY) - predict(trained, pixels, key=KEY)
+    assert 1e-3 < np.abs(moved).max() < 0.2
 
 
 def test_a_constant_network_has_vanishing_gradients_and_no_others():
