@@ -84,19 +84,21 @@ class AbstractLipschitzCertificate(AbstractCertificate):
     def margin_growth(self, predictor: Predictor, label: Label) -> Float[Array, "..."]:
         """How fast z_label - z_j can fall at most per unit of `norm`: (k,), or one for all j."""
 
-    def rounding(self, predictor: Predictor, label: Label) -> Float[Array, "..."]:
+    def rounding(
+        self, predictor: Predictor, x: Image, label: Label
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """What float32 may take off z_label - z_j, where that is not in proportion to the logits:
-        (k,), or one for all j.
+        a constant, and what is added for each unit of the radius. Each (k,), or one for all j.
         """
-        return jnp.zeros(())
+        return jnp.zeros(()), jnp.zeros(())
 
     @final
     def radius(self, predictor: Predictor, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
         label = jnp.argmax(logits)
-        growth = self.margin_growth(predictor, label) * (1 + ROUNDING)
+        lost, more = self.rounding(predictor, x, label)
+        growth = (self.margin_growth(predictor, label) + more) * (1 + ROUNDING)
         # The ball of radius 1, seen in the certificate's norm, has this radius.
         stretch = self.norm(1.0).covering_radius(type(ball)(1.0), x.size)  # pyright: ignore
-        lost = self.rounding(predictor, label)
         return smallest_radius(logits, growth, lost) / stretch * (1 - 1e-6)
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from .._predictor import Predictor
 from .._threat_model import L2Ball
-from .._types import Label, Scalar
+from .._types import Image, Label, Scalar
 from .base import AbstractLipschitzCertificate
 
 
@@ -18,7 +18,7 @@ class LipschitzMargin(AbstractLipschitzCertificate):
     constant as `model.lipschitz_bound()`, from pixels in [0, 1] to logits. One that tells the
     constant of every difference, `model.margin_bounds(y)`, is certified by these: the rows of its
     last matrix may lie closer than sqrt(2) times its norm (Tsuzuku et al. 2018). What sums lose on
-    the way is taken off where the model tells it, as `model.float32_error()`.
+    the way is taken off where the model tells it, as `model.float32_error(x, radius)`.
     """
 
     norm: ClassVar[type[L2Ball]] = L2Ball
@@ -33,8 +33,9 @@ class LipschitzMargin(AbstractLipschitzCertificate):
         of_each = getattr(predictor.model, "margin_bounds", None)
         return 2**0.5 * bound() if of_each is None else of_each(label)
 
-    def rounding(self, predictor: Predictor, label: Label) -> Scalar:
+    def rounding(self, predictor: Predictor, x: Image, label: Label) -> tuple[Scalar, Scalar]:
         error = getattr(predictor.model, "float32_error", None)
         if error is None:
-            return jnp.zeros(())
-        return 2 * 2**0.5 * error()  # at x and at x'
+            return jnp.zeros(()), jnp.zeros(())
+        here, there = error(x, jnp.arange(2.0))  # an affine function of the radius
+        return 2**0.5 * 2 * here, 2**0.5 * (there - here)  # at x, and at x'

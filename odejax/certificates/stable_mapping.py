@@ -46,8 +46,8 @@ class StableMapping(AbstractLipschitzCertificate):
             growth = growth * jnp.max(jnp.sum(jnp.abs(layer.weight), axis=1)) / (lam - 1)
         return jnp.sum(_class_distances(model, label), axis=1) * growth
 
-    def rounding(self, predictor: Predictor, label: Label) -> Float[Array, " k"]:
-        return _rounding(_nmode_net(self, predictor), label)
+    def rounding(self, predictor: Predictor, x: Image, label: Label) -> tuple[Array, Array]:
+        return _rounding(_nmode_net(self, predictor), label), jnp.zeros(())
 
 
 class FiniteTimeStableMapping(AbstractLipschitzCertificate):
@@ -64,8 +64,8 @@ class FiniteTimeStableMapping(AbstractLipschitzCertificate):
         slope = model.nmode.slope_bound()
         return _class_distances(model, label) @ _movements(model, slope, LinfBall(1.0))
 
-    def rounding(self, predictor: Predictor, label: Label) -> Float[Array, " k"]:
-        return _rounding(_nmode_net(self, predictor), label)
+    def rounding(self, predictor: Predictor, x: Image, label: Label) -> tuple[Array, Array]:
+        return _rounding(_nmode_net(self, predictor), label), jnp.zeros(())
 
 
 class FlowMapSlope(AbstractCertificate):

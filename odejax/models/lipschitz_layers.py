@@ -30,14 +30,14 @@ SUMS = 5e-7
 
 
 class Reach(NamedTuple):
-    """Where all images of [0, 1] come to: within `radius` of `centre`, and `error` off in float32.
+    """Where all images around one come to: within `radius` of `centre`, `error` off in float32.
 
-    Both in l2.
+    Both in l2, and of any shape: one entry for each radius around the image.
     """
 
     centre: Array
-    radius: Scalar
-    error: Scalar
+    radius: Float[Array, "..."]
+    error: Float[Array, "..."]
 
 
 class AbstractLipschitzLayer(eqx.Module):
@@ -51,7 +51,7 @@ class AbstractLipschitzLayer(eqx.Module):
     def lipschitz_bound(self) -> Scalar:
         """A proven bound on |f(x) - f(x')|_2 / |x - x'|_2."""
 
-    def parts(self, size: Scalar, pixels: int) -> float | Scalar:
+    def parts(self, size: Array, pixels: int) -> float | Array:
         """The l2 norms of what the layer adds up, in sum, for inputs of norm `size`."""
         return 0.0
 
@@ -79,7 +79,7 @@ class Affine(AbstractLipschitzLayer):
     def lipschitz_bound(self) -> Scalar:
         return self.operator.norm_bound()
 
-    def parts(self, size: Scalar, pixels: int) -> float | Scalar:
+    def parts(self, size: Array, pixels: int) -> Array:
         return self.operator.norm_bound() * size + _norm(self.bias, pixels)
 
 
@@ -139,7 +139,7 @@ class GradientFlow(AbstractLipschitzLayer):
         low = self.operator.smallest_square() if self.slope else 0.0
         return growth(self.step, self.slope * low, high)
 
-    def parts(self, size: Scalar, pixels: int) -> float | Scalar:
+    def parts(self, size: Array, pixels: int) -> Array:
         norm = self.operator.norm_bound()
         raised = norm * size + _norm(self.bias, pixels)
         return size + 2 * jnp.abs(self.step) * norm * raised  # once in A x + b, once behind A^T
@@ -166,7 +166,7 @@ class Residual(AbstractLipschitzLayer):
     def lipschitz_bound(self) -> Scalar:
         return 1 + self.first.norm_bound() * self.second.norm_bound()
 
-    def parts(self, size: Scalar, pixels: int) -> float | Scalar:
+    def parts(self, size: Array, pixels: int) -> Array:
         raised = self.first.norm_bound() * size + _norm(self.bias, pixels)
         return size + 2 * self.second.norm_bound() * raised
 
@@ -302,16 +302,16 @@ class Sequential(AbstractLipschitzLayer):
         apart = jnp.linalg.norm(rows[label] - rows, axis=1)
         return jnp.minimum(whole, Sequential(tuple(body)).lipschitz_bound() * apart)
 
-    def float32_error(self, image_shape: tuple[int, ...]) -> Scalar:
-        """How far sums in float32 may take the outputs off, in l2, of any image of [0, 1].
+    def float32_error(self, x: Array, radius: Float[Array, "..."]) -> Float[Array, "..."]:
+        """How far sums in float32 may take the outputs off, in l2, within `radius` of x.
 
-        In proportion to what is added up in each layer, however much of it cancels.
+        In proportion to what is added up in each layer, however much of it cancels: a constant, and
+        what grows with the radius.
         """
-        # In the weights' dtype, which is not JAX's own where that is float64.
-        dtype = jnp.result_type(*jax.tree.leaves(eqx.filter(self, eqx.is_inexact_array)))
-        radius = jnp.asarray(math.prod(image_shape) ** 0.5 / 2, dtype)
-        grey = jnp.full(image_shape, 0.5, dtype)
-        return self.through(Reach(grey, radius, jnp.zeros((), dtype))).error
+        # In the dtype that the layers compute in, which is not JAX's own where that is float64.
+        dtype = jax.eval_shape(self, x).dtype
+        radius = jnp.asarray(radius, dtype)
+        return self.through(Reach(x, radius, jnp.zeros_like(radius))).error
 
 
 class ReLU(AbstractLipschitzLayer):

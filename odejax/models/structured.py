@@ -174,9 +174,9 @@ class StructuredNet(eqx.Module):
         """How fast z_label - z_j can change at most per unit of l2, (k,)."""
         return self.layers.margin_bounds(label)
 
-    def float32_error(self) -> Scalar:
-        """How far float32 may take the logits off, in l2, of any image of [0, 1]."""
-        return self.layers.float32_error(self.image_shape)
+    def float32_error(self, x: Image, radius: Float[Array, "..."]) -> Float[Array, "..."]:
+        """How far float32 may take the logits off, in l2, within the l2 `radius` of x."""
+        return self.layers.float32_error(x, radius)
 
     def orthogonality(self) -> Scalar:
         """sum |A^T A - I|^2 over the maps of all gradient-flow steps (`ConvOperator`).
