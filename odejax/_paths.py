@@ -1,6 +1,7 @@
 """Every path that a user gives goes through here, before any work is spent."""
 
 import contextlib
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -41,6 +42,21 @@ def writable_folder(name: str, path: str | os.PathLike) -> Path:
     return folder
 
 
+def reserve_room(folder: Path, size: int):
+    """Raise `OSError` where the disk, or the user's share of it, has no room for `size` bytes.
+
+    They are reserved for a moment, since free space does not tell of shares.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except AttributeError:  # macOS and Windows have none
+            pass
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # others say that there is a limit for one file, or no such call
+
+
 @contextlib.contextmanager
 def written_whole(file: Path):
     """A path to write to; it takes the place of `file` once it is complete, or leaves nothing."""
@@ -48,8 +64,10 @@ def written_whole(file: Path):
     try:
         yield temporary
         os.replace(temporary, file)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(file)  # a full disk does not say whose
         raise
 
 

@@ -1,8 +1,11 @@
 """The training loop: that it learns, keeps the best, survives damage, and says when it cannot."""
 
+import errno
 import gc
 import importlib
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -352,6 +355,43 @@ sys.stdin.read()
             run(epochs=1, checkpoint_dir=tmp_path)
         other.stdin.close()
     run(epochs=1, checkpoint_dir=tmp_path)
+
+
+def test_a_disk_without_room_is_named_before_the_first_step(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(
+        CheckpointError, match=r"takes .* MB, .* no room in .* \(No space"
+    ):
+        run(checkpoint_dir=tmp_path, objective=never)
+
+
+def never(*_, **__):
+    raise AssertionError("a step was taken")
+
+
+def test_a_disk_that_takes_no_more_ends_a_save_in_one_sentence(tmp_path):
+    """The limit on a file's size stands for a disk that fills up within a save."""
+    code = """
+import pathlib, resource, signal, sys
+import numpy as np
+from odejax.training import CheckpointError
+from odejax.training.checkpoints import Checkpoints
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+checkpoints = Checkpoints(sys.argv[1])
+arrays = np.random.default_rng(0).normal(size=(5, 50_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    checkpoints.save(1, list(arrays), {})
+except CheckpointError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert re.fullmatch(r"epoch 1 could not be saved in .*\n", ended.stdout), ended
+    assert ended.returncode == 0
 
 
 def test_a_loss_that_is_nan_is_noticed():

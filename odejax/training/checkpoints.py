@@ -1,11 +1,15 @@
 """Checkpoints of a training run: atomic, of the last epoch and of the best, through Orbax."""
 
 import contextlib
+import gc
 import hashlib
 import json
+import logging
 import os
 import signal
+import sys
 import threading
+import warnings
 from typing import Any
 
 import jax
@@ -13,7 +17,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from .._fingerprint import fingerprint
-from .._paths import lock_folder, writable_folder
+from .._paths import lock_folder, reserve_room, writable_folder
 
 
 class CheckpointError(RuntimeError):
@@ -33,27 +37,35 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
+    def check_room(self, arrays: PyTree):
+        """Raise `CheckpointError` unless the disk has room for one epoch more."""
+        size = sum(leaf.nbytes for leaf in _numbered(arrays).values()) + 2**20
+        try:
+            reserve_room(self.folder, size)
+        except OSError as error:
+            raise CheckpointError(
+                f"a checkpoint takes {size / 1e6:.1f} MB, for which there is no room in "
+                f"{self.folder} ({error.strerror})"
+            ) from None
+
     def save(self, epoch: int, arrays: PyTree, meta: dict[str, Any]):
         """Write one epoch; it appears whole or not at all, and older ones go only afterwards.
 
         Raises `CheckpointError` where the disk does not take it.
         """
+        self.check_room(arrays)
         named = _numbered(arrays)
         content = {"meta": meta, "digests": {name: fingerprint(a) for name, a in named.items()}}
-        try:
-            with _uninterrupted():
-                self._manager.save(
-                    epoch,
-                    args=ocp.args.Composite(
-                        arrays=ocp.args.StandardSave(named),
-                        meta=ocp.args.JsonSave({**content, "digest": _digest(content)}),
-                    ),
-                )
-                self._manager.wait_until_finished()
-        except Exception as error:  # Orbax raises whatever its storage does
-            raise CheckpointError(
-                f"epoch {epoch} could not be saved in {self.folder}: {_reason(error)}"
-            ) from None
+        failed = f"epoch {epoch} could not be saved in {self.folder}"
+        with _failing_once(failed), _uninterrupted():
+            self._manager.save(
+                epoch,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardSave(named),
+                    meta=ocp.args.JsonSave({**content, "digest": _digest(content)}),
+                ),
+            )
+            self._manager.wait_until_finished()
 
     def restore_meta(self) -> dict[str, Any] | None:
         """The `meta` of the newest epoch; None in an empty folder."""
@@ -110,12 +122,8 @@ class Checkpoints:
         return content
 
     def _restore(self, epoch, **what):
-        try:
+        with _failing_once(f"the checkpoint {self.folder / str(epoch)} cannot be read"):
             return self._manager.restore(epoch, args=ocp.args.Composite(**what))
-        except Exception as error:  # Orbax raises whatever its storage does
-            raise CheckpointError(
-                f"the checkpoint {self.folder / str(epoch)} cannot be read: {_reason(error)}"
-            ) from None
 
     def close(self):
         self._manager.close()
@@ -137,8 +145,24 @@ def _uninterrupted():
         raise KeyboardInterrupt
 
 
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+@contextlib.contextmanager
+def _failing_once(what: str):
+    """What fails within is one `CheckpointError`; Orbax's threads and log would each report it."""
+    log, failure = logging.getLogger("absl"), None
+    before = sys.excepthook, sys.unraisablehook, threading.excepthook, log.disabled
+    sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
+    log.disabled = True
+    try:
+        yield
+    except Exception as error:  # Orbax raises whatever its storage does
+        failure = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    finally:
+        sys.excepthook, sys.unraisablehook, threading.excepthook, log.disabled = before
+    # Out here: within, the new error would keep what Orbax left half done until Python ends.
+    if failure is not None:
+        with warnings.catch_warnings(action="ignore"):
+            gc.collect()  # coroutines that were never run say so when they go
+        raise CheckpointError(f"{what}: {failure}")
 
 
 def _digest(content: dict[str, Any]) -> str:

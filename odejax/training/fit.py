@@ -167,6 +167,7 @@ def fit(
                 )
             best_epoch, best_score = meta["best_epoch"], meta["best_score"]
             _write_metrics(checkpoints.folder / "metrics.jsonl", history)
+        checkpoints.check_room((train, best))
 
     streamed = isinstance(dataset, StreamedDataset)
     feed = Streamed(dataset, batch_size) if streamed else Resident(dataset, batch_size)
