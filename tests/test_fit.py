@@ -362,9 +362,7 @@ def test_a_disk_without_room_is_named_before_the_first_step(tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(
-        CheckpointError, match=r"takes .* MB, .* no room in .* \(No space"
-    ):
+    with pytest.raises(CheckpointError, match=r"takes .* MB, .* no room in .* \(No space"):
         run(checkpoint_dir=tmp_path, objective=never)
 
 
