@@ -211,7 +211,7 @@ def _evaluate(predictor, test, setting: Setting, config: Config) -> dict[str, An
                     key=jax.random.fold_in(key, i),
                     batch_size=50,
                     judge=predictor,
-                    stop=oracle is predictor,
+                    stop_at_first_success=oracle is predictor,
                     already_broken=~left[name],
                     progress=True,
                 ).still_correct

@@ -326,7 +326,7 @@ def _evaluate(
                 PGD(40, None, loss=margin_loss),
                 oracle,
                 judge=predictor,
-                stop=False,
+                stop_at_first_success=False,
                 already_broken=broken.get(name),
             ).still_correct
             for name, oracle in oracles.items()

@@ -208,7 +208,7 @@ def _evaluate(predictor: Any, attacked, eps: float, config: Config, key) -> dict
                 ball,
                 key=key,
                 judge=predictor,
-                stop=oracle is predictor,
+                stop_at_first_success=oracle is predictor,
                 already_broken=~left[name],
                 progress=True,
             ).still_correct

@@ -35,12 +35,12 @@ from odejax.evaluation import provenance, robust_accuracy
 from odejax.models import ConvODENet, FractalNet, PolyNet, ResNet, RevNet
 from odejax.solvers import (
     SSPRK33,
-    growth,
     growth_bound,
     jacobian_norm,
     layer_states,
     layer_step,
     logarithmic_norm,
+    perturbation_growth,
     stack_layers,
 )
 from odejax.training import CrossEntropy, clean_accuracy, fit
@@ -148,8 +148,8 @@ def _attack(predictor, test, config: Config, key):
         test.labels,
         ball,
         key=key,
-        stop=False,
-        everyone=True,
+        stop_at_first_success=False,
+        attack_misclassified=True,
     )
     signs = np.where(jax.random.bernoulli(key, shape=test.pixels.shape), 1, -1)
     corners = np.clip(test.pixels + config.eps * signs, 0, 1).astype(np.float32)
@@ -220,7 +220,7 @@ def _theorems(ode: odejax.Predictor, test, config: Config, key) -> dict[str, Any
 
 def _growth(ys, zs) -> dict[str, float]:
     """The median and the largest growth over the images, (images, n + 1, ...) states each."""
-    growths = np.asarray(jax.vmap(growth)(ys, zs))
+    growths = np.asarray(jax.vmap(perturbation_growth)(ys, zs))
     return {"median": float(np.median(growths)), "largest": float(growths.max())}
 
 

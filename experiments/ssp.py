@@ -254,7 +254,14 @@ def _growth(
     clean = images.pixels
     ball = odejax.LinfBall(eps)
     made = robust_accuracy(
-        attack, predictor, clean, images.labels, ball, key=key, stop=False, everyone=True
+        attack,
+        predictor,
+        clean,
+        images.labels,
+        ball,
+        key=key,
+        stop_at_first_success=False,
+        attack_misclassified=True,
     )
     signs = jax.random.rademacher(key, clean.shape, clean.dtype)
     perturbed = {"attack": made.x_adv, "random": np.clip(clean + eps * np.asarray(signs), 0, 1)}

@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from ._checks import check_callable
 from ._fingerprint import fingerprint
-from ._types import Flag, Image, Key, Logits, LogitsFn
+from ._types import BoolScalar, Image, Key, Logits, LogitsFn
 
 
 class Checked(eqx.Module):
@@ -41,7 +41,7 @@ class Checked(eqx.Module):
         )
 
 
-def finite_logits(logits: Logits) -> Flag:
+def finite_logits(logits: Logits) -> BoolScalar:
     """Whether these are logits: numbers, or minus infinity for a class that is never predicted."""
     return jnp.all(logits < jnp.inf) & jnp.any(logits > -jnp.inf)
 

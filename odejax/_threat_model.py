@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from ._checks import check_instance, check_radius
-from ._types import Flag, Image, Key, Scalar
+from ._types import BoolScalar, Image, Key, Scalar
 
 _TOL = 1e-6  # of a pixel: what a sum x + v may lose
 
@@ -39,12 +39,12 @@ class AbstractBall(eqx.Module):
         """The nearest image in the box."""
         return jnp.clip(x, self.lower, self.upper)
 
-    def contains(self, x_adv: Image, x: Image) -> Flag:
+    def contains(self, x_adv: Image, x: Image) -> BoolScalar:
         """Whether `x_adv` lies in the ball around `x` and in the box, to within rounding."""
         in_box = (x_adv >= self.lower - _TOL) & (x_adv <= self.upper + _TOL)
         return jnp.all(in_box) & self.reaches(self.norm(x_adv - x), x.size)
 
-    def reaches(self, distance: Scalar, size: int) -> Flag:
+    def reaches(self, distance: Scalar, size: int) -> BoolScalar:
         """Whether a norm, computed over `size` pixels, is at most eps to within rounding.
 
         A sum of n squares is off by about sqrt(n) roundings, in proportion to itself: a tolerance

@@ -9,7 +9,7 @@ Features = Float[Array, "h2 w2 c2"]  # a feature map, of any size
 Label = Int[Array, ""]
 Logits = Float[Array, "k"]
 Scalar = Float[Array, ""]
-Flag = Bool[Array, ""]
+BoolScalar = Bool[Array, ""]
 Key = PRNGKeyArray
 
 

@@ -213,8 +213,8 @@ FAULTS = [
     Fault(
         "A sequence returns the image of its last attack",
         "attacks/autoattack.py",
-        "worst = jnp.where(margin < smallest, x_adv, worst)",
-        "worst = x_adv",
+        "adversarial = jnp.where(margin < smallest, x_adv, adversarial)",
+        "adversarial = x_adv",
         (
             "tests/test_attacks_compose.py::test_a_sequence_on_one_example_returns_the_worst_of_its_parts",
         ),
@@ -257,8 +257,8 @@ FAULTS = [
     Fault(
         "Carlini and Wagner remember a success of an earlier round",
         "attacks/carlini_wagner.py",
-        "success & ~end, worst)",
-        "success, worst)",
+        "success & ~end, adversarial)",
+        "success, adversarial)",
         ("tests/test_attacks_white_box.py",),
     ),
     Fault(
@@ -412,15 +412,15 @@ FAULTS = [
     Fault(
         "Contraction is claimed without the slope",
         "models/lipschitz_layers.py",
-        "return growth(self.step, self.slope * low, high)",
-        "return growth(self.step, low, high)",
+        "return step_norm(self.step, self.slope * low, high)",
+        "return step_norm(self.step, low, high)",
         ("tests/test_lipschitz_net.py",),
     ),
     Fault(
         "An expansion counts on a contraction without the slope",
         "models/lipschitz_layers.py",
-        "growth(h, slope * low[0], high[0])",
-        "growth(h, low[0], high[0])",
+        "step_norm(h, slope * low[0], high[0])",
+        "step_norm(h, low[0], high[0])",
         ("tests/test_lipschitz_net.py",),
     ),
     # Solvers
@@ -666,23 +666,23 @@ FAULTS = [
     ),
     Fault(
         "Every image is attacked with the same draws",
-        "evaluation/survivors.py",
+        "evaluation/attack_loop.py",
         "start(attack, problem, new, run, jax.random.fold_in(key, index))",
         "start(attack, problem, new, run, key)",
         ("tests/test_evaluation.py", "tests/test_attacks_compose.py"),
     ),
     Fault(
         "In a batch a restart forgets the run before",
-        "evaluation/survivors.py",
-        "new = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), new, worst)",
-        "new = jax.tree.map(lambda a, b: jnp.where(fresh, a, a), new, worst)",
+        "evaluation/attack_loop.py",
+        "new = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), new, adversarial)",
+        "new = jax.tree.map(lambda a, b: jnp.where(fresh, a, a), new, adversarial)",
         ("tests/test_attacks_compose.py",),
     ),
     Fault(
         "An attack's queries replace those before",
-        "evaluation/survivors.py",
-        "self.queries[index[slots]] += to_host(worst.queries)[slots]",
-        "self.queries[index[slots]] = to_host(worst.queries)[slots]",
+        "evaluation/attack_loop.py",
+        "self.queries[index[slots]] += to_host(adversarial.queries)[slots]",
+        "self.queries[index[slots]] = to_host(adversarial.queries)[slots]",
         (
             "tests/test_evaluation.py::test_only_images_that_stand_are_attacked_and_only_until_they_fall",
         ),
@@ -732,8 +732,8 @@ FAULTS = [
     Fault(
         "Transfers stop where their oracle is fooled",
         "evaluation/transfer.py",
-        "stop=False,",
-        "stop=True,",
+        "stop_at_first_success=False,",
+        "stop_at_first_success=True,",
         ("tests/test_transfer.py",),
     ),
     Fault(

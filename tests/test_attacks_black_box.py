@@ -10,7 +10,17 @@ import pytest
 from helpers import LinearLogits, constant_image, linear_logits
 
 from odejax import L2Ball, LinfBall
-from odejax.attacks import PGD, SPSA, Boundary, Problem, Square, Targeted, Worst, start, step
+from odejax.attacks import (
+    PGD,
+    SPSA,
+    AttackProblem,
+    BestAdversarial,
+    Boundary,
+    Square,
+    Targeted,
+    start,
+    step,
+)
 from odejax.attacks.boundary import _proposals
 from odejax.attacks.square import _bump
 from odejax.evaluation import robust_accuracy
@@ -37,8 +47,8 @@ def run(attack, logits_fn, x, y, ball, key=KEY):
 @eqx.filter_jit
 def path(attack, logits_fn, x, y, ball, key=KEY):
     """The state before every step, and after the last, stacked."""
-    problem = Problem(logits_fn, x, y, ball)
-    state, run_key = start(attack, problem, Worst.none(x), jnp.asarray(0), key)
+    problem = AttackProblem(logits_fn, x, y, ball)
+    state, run_key = start(attack, problem, BestAdversarial.none(x), jnp.asarray(0), key)
 
     def body(state, i):
         return step(attack, problem, run_key, i, state), state
@@ -226,7 +236,7 @@ def test_the_best_square_never_gets_worse(ball_type):
     logits_fn, x = linear_logits((8, 8, 2), 5), jax.random.uniform(KEY, (8, 8, 2))
     y, eps = jnp.argmax(logits_fn(x)), 0.1 if ball_type is LinfBall else 0.5
     states = path(Square(150), logits_fn, x, y, ball_type(eps))
-    values, margins = np.asarray(states.best_value[1:]), np.asarray(states.worst.margin[1:])
+    values, margins = np.asarray(states.best_value[1:]), np.asarray(states.adversarial.margin[1:])
     assert (np.diff(values) >= 0).all()
     assert len(set(values)) > 5
     np.testing.assert_allclose(margins, -values, atol=1e-5)
@@ -502,8 +512,8 @@ def margins_at_the_projection(logits_fn, x, far, ball):
     def one(x, far):
         x_adv = ball.project(far, x)
         logits = logits_fn(x_adv)
-        problem = Problem(logits_fn, x, 1 - jnp.argmax(logits), ball)
-        return Worst.none(x).nearest(problem, x_adv, logits).margin
+        problem = AttackProblem(logits_fn, x, 1 - jnp.argmax(logits), ball)
+        return BestAdversarial.none(x).nearest(problem, x_adv, logits).margin
 
     return jax.vmap(one)(x, far)
 

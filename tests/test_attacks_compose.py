@@ -30,13 +30,13 @@ from odejax.attacks import (
     IFGSM,
     PGD,
     SPSA,
+    AttackProblem,
     AutoAttack,
+    BestAdversarial,
     CarliniWagnerLinf,
-    Problem,
     Restarts,
     Square,
     Targeted,
-    Worst,
     cross_entropy,
     dlr,
     logit_margin,
@@ -49,7 +49,7 @@ from odejax.evaluation import StateError, robust_accuracy
 from odejax.evaluation.saved_state import SavedState
 
 EVALUATION = sys.modules["odejax.evaluation.robust_accuracy"]
-SURVIVORS = sys.modules["odejax.evaluation.survivors"]
+SURVIVORS = sys.modules["odejax.evaluation.attack_loop"]
 KEY = jax.random.key(23)
 SMALL = (3, 3, 1)
 each_ball = pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
@@ -90,7 +90,7 @@ DRAWS = 6
 @eqx.filter_jit
 def averaged_and_each(logits_fn, x, y, target):
     """By loss: its value and gradient over draws at once, and one by one; the logits likewise."""
-    problem = Problem(Draws(logits_fn, DRAWS), x, y, LinfBall(0.1), target)
+    problem = AttackProblem(Draws(logits_fn, DRAWS), x, y, LinfBall(0.1), target)
     keys = jax.random.split(KEY, DRAWS)
 
     def one(x, loss, key):
@@ -211,12 +211,12 @@ def test_averaging_finds_what_noise_hides(ball_type):
 @eqx.filter_jit
 def run_by_hand(attack, logits_fn, x, y, ball, key, r):
     """One run from nothing, with a key of its own: what it found."""
-    problem = Problem(logits_fn, x, y, ball)
+    problem = AttackProblem(logits_fn, x, y, ball)
     perturb_key, _ = jax.random.split(key)
-    state, run_key = start(attack, problem, Worst.none(x), r, perturb_key)
+    state, run_key = start(attack, problem, BestAdversarial.none(x), r, perturb_key)
     return jax.lax.fori_loop(
         0, attack.n_steps, lambda i, state: step(attack, problem, run_key, i, state), state
-    ).worst
+    ).adversarial
 
 
 @pytest.mark.parametrize(
@@ -257,13 +257,13 @@ def test_classes_that_follow_a_success_without_gradients_cost_nothing():
 @eqx.filter_jit
 def begun(attack, problem, r, key):
     """The state before the first step of run number `r`."""
-    return start(attack, problem, Worst.none(problem.x), r, key)[0]
+    return start(attack, problem, BestAdversarial.none(problem.x), r, key)[0]
 
 
 def test_classes_that_come_again_start_elsewhere():
     # Three wrong classes, five runs: the fourth is the first's again, from another start.
     logits_fn, x, y = linear_logits(SMALL, 4), random_image(), jnp.asarray(0)
-    problem = Problem(logits_fn, x, y, LinfBall(0.1))
+    problem = AttackProblem(logits_fn, x, y, LinfBall(0.1))
     states = [begun(Targeted(FAB(2), 5), problem, jnp.asarray(r), KEY) for r in range(5)]
     assert [int(s.target) for s in states[3:]] == [int(s.target) for s in states[:2]]
     for again, first in zip(states[3:], states[:2], strict=True):
@@ -273,7 +273,7 @@ def test_classes_that_come_again_start_elsewhere():
 def test_of_a_network_with_noise_every_class_is_aimed_at():
     noisy = NoisyLinear(linear_logits(SMALL, 10), 5.0)
     x, y = random_image(), jnp.asarray(9)
-    problem = Problem(noisy, x, y, LinfBall(0.1))
+    problem = AttackProblem(noisy, x, y, LinfBall(0.1))
     targets = [
         begun(Targeted(FAB(2), 9), problem, jnp.asarray(r), jax.random.key(r)) for r in range(9)
     ]
@@ -293,13 +293,13 @@ def test_restarts_that_follow_a_success_without_gradients_cost_nothing():
 def test_the_restarts_of_an_attack_on_one_class_differ(attack):
     # Whichever way round they are written, the runs must not all be the same.
     logits_fn, x, y = trained_mlp(), jnp.asarray(digits("test").pixels[3]), jnp.asarray(3)
-    problem = Problem(logits_fn, x, y, LinfBall(0.1))
+    problem = AttackProblem(logits_fn, x, y, LinfBall(0.1))
     for composed in (
         Targeted(Restarts(attack, 3), target=5),
         Restarts(Targeted(attack, target=5), 3),
     ):
         starts = [
-            start(composed, problem, Worst.none(x), jnp.asarray(r), KEY)[0].inner.x_adv
+            start(composed, problem, BestAdversarial.none(x), jnp.asarray(r), KEY)[0].inner.x_adv
             for r in range(3)
         ]
         assert not np.array_equal(starts[1], starts[2])
@@ -311,12 +311,12 @@ def test_the_restarts_of_an_attack_on_one_class_differ(attack):
 @pytest.mark.parametrize("y", [0, 3])
 def test_targets_are_the_wrong_classes_by_their_logits_at_the_image(y):
     logits_fn, x = linear_logits(SMALL, 6), random_image()
-    problem = Problem(logits_fn, x, jnp.asarray(y), LinfBall(0.1))
+    problem = AttackProblem(logits_fn, x, jnp.asarray(y), LinfBall(0.1))
     order = [j for j in np.argsort(-np.asarray(logits_fn(x))) if j != y]
 
     def targets(attack):
         return [
-            int(start(attack, problem, Worst.none(x), jnp.asarray(r), KEY)[0].target)
+            int(start(attack, problem, BestAdversarial.none(x), jnp.asarray(r), KEY)[0].target)
             for r in range(attack.n_runs)
         ]
 
@@ -611,7 +611,7 @@ class Killed(BaseException):
 def one_step_at_a_time(monkeypatch):
     """A save after every step, counted, and an evaluation that is killed after so many."""
     counted, original = Counter(), EVALUATION._State.save
-    advance = SURVIVORS.Survivors.advance
+    advance = SURVIVORS.AttackLoop.advance
 
     def save(self, *arrays):
         self.pause = 0.0
@@ -627,7 +627,7 @@ def one_step_at_a_time(monkeypatch):
     monkeypatch.setattr(SURVIVORS, "_CHUNK_SECONDS", 0.0)
     # It traces every attack anew for what an attack refuses, and these refuse nothing.
     monkeypatch.setattr(EVALUATION, "_rehearse", lambda *arguments: None)
-    monkeypatch.setattr(SURVIVORS.Survivors, "advance", counted_advance)
+    monkeypatch.setattr(SURVIVORS.AttackLoop, "advance", counted_advance)
     monkeypatch.setattr(EVALUATION._State, "save", save)
     return counted
 
@@ -665,7 +665,7 @@ def test_an_evaluation_may_be_killed_again_and_again(one_step_at_a_time, tmp_pat
 
 def test_a_batch_that_shrinks_at_the_end_changes_nothing(one_step_at_a_time, monkeypatch, tmp_path):
     counted, path, sizes = one_step_at_a_time, tmp_path / "state.npz", []
-    advance = SURVIVORS.Survivors.advance
+    advance = SURVIVORS.AttackLoop.advance
     settings = dict(attack=PAIR, n=18, batch_size=8)
     whole = evaluate(**settings)
 
@@ -677,8 +677,8 @@ def test_a_batch_that_shrinks_at_the_end_changes_nothing(one_step_at_a_time, mon
         return advance(self)
 
     monkeypatch.setattr(SURVIVORS, "_COMPILE_SECONDS", [0.0])
-    monkeypatch.setattr(SURVIVORS.Survivors, "_set_pace", steps_are_slow)
-    monkeypatch.setattr(SURVIVORS.Survivors, "advance", noted_advance)
+    monkeypatch.setattr(SURVIVORS.AttackLoop, "_set_pace", steps_are_slow)
+    monkeypatch.setattr(SURVIVORS.AttackLoop, "advance", noted_advance)
     reports = [evaluate(**settings)]
     smaller = int(np.flatnonzero(np.asarray(sizes) < 8)[0])
     for limit in (smaller, smaller + 1):
@@ -754,7 +754,7 @@ FOREIGN = {
     "network": dict(logits_fn=linear_logits(n_classes=10)),
     "judge": dict(judge=linear_logits(n_classes=10)),
     "already broken": dict(already_broken=np.arange(24) < 12),
-    "stop": dict(stop=False),
+    "stop": dict(stop_at_first_success=False),
 }
 FOREIGN["loss"] = dict(
     attack=AutoAttack(
@@ -814,7 +814,7 @@ def test_networks_that_no_fingerprint_tells_apart_are_told_by_their_logits(
 
 @pytest.mark.parametrize("suite", [AutoAttack(), AutoAttack.plus()], ids=["standard", "plus"])
 def test_what_the_last_attack_refuses_comes_before_the_first_has_run(monkeypatch, suite):
-    monkeypatch.setattr(SURVIVORS.Survivors, "advance", lambda self: pytest.fail("an attack ran"))
+    monkeypatch.setattr(SURVIVORS.AttackLoop, "advance", lambda self: pytest.fail("an attack ran"))
     with pytest.raises(ValueError, match="4 classes"):
         robust_accuracy(
             suite,
@@ -890,7 +890,7 @@ def test_no_flipped_bit_of_a_state_is_used(left_behind, tmp_path):
 def test_a_state_path_that_cannot_be_written_is_refused_before_any_attack(
     tmp_path, monkeypatch, place, message
 ):
-    monkeypatch.setattr(SURVIVORS.Survivors, "advance", lambda self: pytest.fail("an attack ran"))
+    monkeypatch.setattr(SURVIVORS.AttackLoop, "advance", lambda self: pytest.fail("an attack ran"))
     (tmp_path / "a folder").mkdir()
     (tmp_path / "a file").write_text("")
     path = place if "://" in place else tmp_path / place
@@ -976,9 +976,9 @@ def test_an_attack_ends_with_its_first_success_unless_that_was_a_draw():
     attacked = predict(judge, images, key=KEY).argmax(axis=1) == labels
     assert attacked.sum() > 5
     assert (queries(linear) < most).any()
-    assert (queries(linear, stop=False) == most).all()
+    assert (queries(linear, stop_at_first_success=False) == most).all()
     assert (queries(noisy, judge=judge)[attacked] == most).all()
-    assert (queries(noisy, judge=judge, stop=True)[attacked] < most).any()
+    assert (queries(noisy, judge=judge, stop_at_first_success=True)[attacked] < most).any()
     # Judged by itself: whatever it says of an image is one draw.
     assert set(queries(noisy)) <= {1, most}
     # Deterministic, but not what it is judged by.

@@ -33,16 +33,16 @@ from odejax.attacks import (
     MIFGSM,
     PGD,
     SPSA,
+    AttackProblem,
     AutoAttack,
+    BestAdversarial,
     Boundary,
     CarliniWagner,
     CarliniWagnerLinf,
     DeepFool,
-    Problem,
     Restarts,
     Square,
     Targeted,
-    Worst,
     dlr,
     logit_margin,
     start,
@@ -393,8 +393,8 @@ def test_pgd_keeps_the_worst_iterate_not_the_last():
     @jax.jit
     def both():
         """The images that were evaluated, and the result."""
-        problem = Problem(logits_fn, x, y, ball)
-        state, run_key = start(attack, problem, Worst.none(x), jnp.asarray(0), KEY)
+        problem = AttackProblem(logits_fn, x, y, ball)
+        state, run_key = start(attack, problem, BestAdversarial.none(x), jnp.asarray(0), KEY)
 
         def advance(state, i):
             return step(attack, problem, run_key, i, state), state.x_adv

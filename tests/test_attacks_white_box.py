@@ -19,14 +19,14 @@ from odejax.attacks import (
     IFGSM,
     MIFGSM,
     PGD,
+    AttackProblem,
+    BestAdversarial,
     CarliniWagner,
     CarliniWagnerLinf,
     DeepFool,
-    Problem,
     Restarts,
     Square,
     Targeted,
-    Worst,
     cross_entropy,
     dlr,
     margin_loss,
@@ -48,8 +48,8 @@ def run(attack, logits_fn, x, y, ball, key=KEY):
 @eqx.filter_jit
 def path(attack, logits_fn, x, y, ball, key=KEY):
     """The state before every step, and after the last, stacked."""
-    problem = Problem(logits_fn, x, y, ball)
-    state, run_key = start(attack, problem, Worst.none(x), jnp.asarray(0), key)
+    problem = AttackProblem(logits_fn, x, y, ball)
+    state, run_key = start(attack, problem, BestAdversarial.none(x), jnp.asarray(0), key)
 
     def body(state, i):
         return step(attack, problem, run_key, i, state), state

@@ -546,7 +546,7 @@ class Liar(AbstractLipschitzCertificate):
 
     norm: ClassVar[type[LinfBall]] = LinfBall
 
-    def margin_growth(self, predictor, label):
+    def margin_lipschitz(self, predictor, label):
         return jnp.full(10, 1e-3)
 
 

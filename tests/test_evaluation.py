@@ -145,7 +145,13 @@ def test_more_restarts_lose_nothing_that_fewer_found():
     for n in (1, 6):
         attack = Restarts(PGD(1, 0.01), n)
         report = robust_accuracy(
-            attack, trained_mlp(), data.pixels, data.labels, LinfBall(0.1), key=KEY, stop=False
+            attack,
+            trained_mlp(),
+            data.pixels,
+            data.labels,
+            LinfBall(0.1),
+            key=KEY,
+            stop_at_first_success=False,
         )
         logits = predict(trained_mlp(), report.x_adv, key=KEY)
         own = logits[rows, data.labels]
@@ -160,7 +166,13 @@ def test_copies_of_an_image_are_attacked_with_draws_of_their_own():
     logits_fn = linear_logits(n_classes=10)
     labels = predict(logits_fn, images, key=KEY).argmax(axis=1)
     report = robust_accuracy(
-        PGD(1, 1e-4), logits_fn, images, labels, LinfBall(0.01), key=KEY, stop=False
+        PGD(1, 1e-4),
+        logits_fn,
+        images,
+        labels,
+        LinfBall(0.01),
+        key=KEY,
+        stop_at_first_success=False,
     )
     assert len(np.unique(report.x_adv.reshape(4, -1), axis=0)) == 4
 

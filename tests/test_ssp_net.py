@@ -157,4 +157,4 @@ def test_the_published_midpoint_is_not_the_rule():
     assert end(rule, 64) == pytest.approx(np.exp(-1), rel=1e-4)
     assert end(published, 64) == pytest.approx(np.exp(-1.5), rel=0.02)
     one = published(lambda v: v, jnp.ones(()), 1.0)
-    assert float(one) == 3.0 == float(published.growth(1.0))
+    assert float(one) == 3.0 == float(published.lipschitz_factor(1.0))

@@ -10,13 +10,13 @@ import pytest
 from odejax.models import BatchNorm, GroupNorm, ResidualField
 from odejax.solvers import (
     SSPRK33,
-    growth,
     growth_bound,
     integrate_layers,
     jacobian_norm,
     layer_states,
     layer_step,
     logarithmic_norm,
+    perturbation_growth,
 )
 
 KEY = jax.random.key(0)
@@ -69,7 +69,7 @@ def test_an_exact_flow_grows_by_no_more_than_its_logarithmic_norm():
 def test_growth_is_the_largest_ratio_on_the_way():
     ys = np.zeros((4, 2, 3))
     zs = np.array([1.0, 5.0, 2.0, 0.5])[:, None, None] * np.ones((2, 3))
-    assert float(jax.jit(growth)(ys, zs)) == pytest.approx(5.0)
+    assert float(jax.jit(perturbation_growth)(ys, zs)) == pytest.approx(5.0)
 
 
 class Sine(eqx.Module):
@@ -82,7 +82,7 @@ class Sine(eqx.Module):
 @pytest.mark.parametrize("solver", [diffrax.Euler(), SSPRK33()], ids=["Euler", "SSPRK33"])
 def test_theorem_3_1_holds_for_every_step_size(solver):
     # A field that does not change with depth, T = 1 in n steps, and the largest gradient's
-    # direction: growth <= growth_bound, and Euler's <= exp(K).
+    # direction: perturbation_growth <= growth_bound, and Euler's <= exp(K).
     constant = np.linalg.norm(MATRIX, 2)
 
     @jax.jit
@@ -96,7 +96,7 @@ def test_theorem_3_1_holds_for_every_step_size(solver):
                 return layer_states(layers, v, state, solver=solver, step_size=1 / n)
 
             bound = growth_bound(layer_step(solver), constant / n, n)
-            found.append((growth(*jax.vmap(states)(starts)), bound))
+            found.append((perturbation_growth(*jax.vmap(states)(starts)), bound))
         return found
 
     y = np.linspace(-1.0, 1.0, 12)

@@ -30,7 +30,7 @@ def test_the_matrix_holds_every_oracle_against_every_target():
         assert matrix.clean[i] == correct.mean()
         alone = robust_accuracy(
             PGD(10, None), network, data.pixels, data.labels, ball,
-            key=jax.random.fold_in(KEY, i), stop=False,
+            key=jax.random.fold_in(KEY, i), stop_at_first_success=False,
         )  # fmt: skip
         np.testing.assert_array_equal(matrix.correct[i, i], alone.still_correct)
 

@@ -19,8 +19,8 @@ from .fab import FAB as FAB
 from .fgsm import FGSM as FGSM
 from .iterative import (
     AbstractIterativeAttack as AbstractIterativeAttack,
-    Problem as Problem,
-    Worst as Worst,
+    AttackProblem as AttackProblem,
+    BestAdversarial as BestAdversarial,
     start as start,
     step as step,
 )

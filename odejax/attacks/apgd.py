@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._checks import check_callable, check_count, check_fraction
-from .._types import Flag, Image, Key, Scalar
-from .iterative import AbstractIterativeAttack, Loss, Problem, Worst
+from .._types import BoolScalar, Image, Key, Scalar
+from .iterative import AbstractIterativeAttack, AttackProblem, BestAdversarial, Loss
 from .losses import cross_entropy
 
 
@@ -22,8 +22,8 @@ class APGDState(eqx.Module):
     step_size: Scalar
     increases: Int[Array, ""]  # steps since the last checkpoint that raised the loss
     best_at_checkpoint: Scalar
-    reduced: Flag  # whether the step was halved at the last checkpoint
-    worst: Worst
+    reduced: BoolScalar  # whether the step was halved at the last checkpoint
+    adversarial: BestAdversarial
 
 
 class APGD(AbstractIterativeAttack):
@@ -67,7 +67,9 @@ class APGD(AbstractIterativeAttack):
             length = max(length - shorter, shortest)
         return tuple(out)
 
-    def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> APGDState:
+    def start(
+        self, problem: AttackProblem, adversarial: BestAdversarial, run: Int[Array, ""], *, key: Key
+    ) -> APGDState:
         x, ball = problem.x, problem.ball
         x_adv = ball.project(x + ball.eps * ball.random_direction(x.shape, key=key), x)
         lowest = jnp.asarray(-jnp.inf, x.dtype)
@@ -82,10 +84,12 @@ class APGD(AbstractIterativeAttack):
             increases=jnp.asarray(0),
             best_at_checkpoint=lowest,
             reduced=jnp.asarray(True),
-            worst=worst,
+            adversarial=adversarial,
         )
 
-    def step(self, problem: Problem, state: APGDState, i: Int[Array, ""], *, key: Key) -> APGDState:
+    def step(
+        self, problem: AttackProblem, state: APGDState, i: Int[Array, ""], *, key: Key
+    ) -> APGDState:
         ball, x, x_adv = problem.ball, problem.x, state.x_adv
         value, gradient, logits = problem.value_and_gradient(self.loss, x_adv, key)
         first = i == 0
@@ -124,5 +128,5 @@ class APGD(AbstractIterativeAttack):
             increases=jnp.where(check, 0, increases),
             best_at_checkpoint=jnp.where(check | first, best_value, state.best_at_checkpoint),
             reduced=jnp.where(check, reduce, state.reduced),
-            worst=state.worst.seen(problem, x_adv, logits),
+            adversarial=state.adversarial.seen(problem, x_adv, logits),
         )

@@ -73,16 +73,16 @@ class AutoAttack(AbstractAttack):
         self, logits_fn: LogitsFn, x: Image, y: Label, ball: AbstractBall, *, key: Key
     ) -> tuple[Image, Int[Array, ""]]:
         judge_key, key = jax.random.split(key)
-        worst, smallest, queries = x, jnp.asarray(jnp.inf, x.dtype), jnp.asarray(0)
+        adversarial, smallest, queries = x, jnp.asarray(jnp.inf, x.dtype), jnp.asarray(0)
         for i, attack in enumerate(self.attacks.values()):
             attack_key = jax.random.fold_in(key, i)
             x_adv, spent = attack.perturb(logits_fn, x, y, ball, key=attack_key)
             x_adv = ball.project(x_adv, x)
             margin = logit_margin(logits_fn(x_adv, key=judge_key), y)
-            worst = jnp.where(margin < smallest, x_adv, worst)
+            adversarial = jnp.where(margin < smallest, x_adv, adversarial)
             smallest = jnp.minimum(smallest, margin)
             queries += spent + 1
-        return worst, queries
+        return adversarial, queries
 
 
 def _standard(classes: int, loss: Loss) -> dict[str, AbstractAttack]:

@@ -12,7 +12,7 @@ from .._checks import as_array, check_callable, check_example, check_key, check_
 from .._logits import Checked
 from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
-from .._types import Flag, Image, Key, Label, Logits, LogitsFn, Scalar
+from .._types import BoolScalar, Image, Key, Label, Logits, LogitsFn, Scalar
 
 
 class AttackResult(eqx.Module):
@@ -26,7 +26,7 @@ class AttackResult(eqx.Module):
     """
 
     x_adv: Float[Array, "*batch h w c"]
-    success: Flag | Any
+    success: BoolScalar | Any
     margin: Scalar | Any
     queries: Int[Array, "*batch"]
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from .._checks import check_count, check_finite, check_positive
 from .._logits import finite_logits
 from .._types import Image, Key, Scalar
-from .iterative import AbstractIterativeAttack, Problem, Worst
+from .iterative import AbstractIterativeAttack, AttackProblem, BestAdversarial
 
 _BISECTIONS = 10
 _CANDIDATES = 10  # between two queries of the walk's bookkeeping
@@ -27,7 +27,7 @@ class BoundaryState(eqx.Module):
     source_step: Scalar
     spherical: Int[Array, "2"]  # successes and trials since the step was last changed
     source: Int[Array, "2"]
-    worst: Worst
+    adversarial: BestAdversarial
 
 
 class Boundary(AbstractIterativeAttack):
@@ -79,7 +79,7 @@ class Boundary(AbstractIterativeAttack):
         return self.n_queries
 
     def start(
-        self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key
+        self, problem: AttackProblem, adversarial: BestAdversarial, run: Int[Array, ""], *, key: Key
     ) -> BoundaryState:
         if problem.target is not None:
             raise ValueError("the Boundary Attack has no targeted version")
@@ -92,11 +92,11 @@ class Boundary(AbstractIterativeAttack):
             source_step=jnp.asarray(self.source_step, x.dtype),
             spherical=jnp.zeros(2, jnp.int32),
             source=jnp.zeros(2, jnp.int32),
-            worst=worst,
+            adversarial=adversarial,
         )
 
     def step(
-        self, problem: Problem, state: BoundaryState, i: Int[Array, ""], *, key: Key
+        self, problem: AttackProblem, state: BoundaryState, i: Int[Array, ""], *, key: Key
     ) -> BoundaryState:
         x, ball, point, walked = problem.x, problem.ball, state.point, state.walked
         evaluation_key, key = jax.random.split(key)
@@ -116,7 +116,7 @@ class Boundary(AbstractIterativeAttack):
 
         logits = problem.logits(query, evaluation_key)
         fooled = (jnp.argmax(logits) != problem.y) & finite_logits(logits)
-        worst = state.worst.nearest(problem, query, logits, ~searching | fooled)
+        adversarial = state.adversarial.nearest(problem, query, logits, ~searching | fooled)
 
         # The blend: (enough, not enough). Its last bisection leaves the point at `enough`.
         enough = jnp.where(bisecting & fooled, middle, state.blend[0])
@@ -138,7 +138,7 @@ class Boundary(AbstractIterativeAttack):
             source_step=state.source_step * both * alone,
             spherical=spherical,
             source=source,
-            worst=worst,
+            adversarial=adversarial,
         )
 
     def _start(self, x: Image, i: Int[Array, ""], key: Key) -> Image:

@@ -9,8 +9,8 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from .._checks import check_count, check_not_negative, check_positive
-from .._types import Flag, Image, Key, Logits, Scalar
-from .iterative import AbstractIterativeAttack, Problem, Worst
+from .._types import BoolScalar, Image, Key, Logits, Scalar
+from .iterative import AbstractIterativeAttack, AttackProblem, BestAdversarial
 from .losses import margin_loss
 
 
@@ -38,13 +38,13 @@ class CarliniWagnerLinf(AbstractIterativeAttack):
         return self.steps + 1
 
     def start(
-        self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key
+        self, problem: AttackProblem, adversarial: BestAdversarial, run: Int[Array, ""], *, key: Key
     ) -> "LinfState":
         u = _to_tanh_space(problem.x)
-        return LinfState(u, optax.adam(self.learning_rate).init(u), worst)
+        return LinfState(u, optax.adam(self.learning_rate).init(u), adversarial)
 
     def step(
-        self, problem: Problem, state: "LinfState", i: Int[Array, ""], *, key: Key
+        self, problem: AttackProblem, state: "LinfState", i: Int[Array, ""], *, key: Key
     ) -> "LinfState":
         x = problem.x
         x_adv = _to_pixels(state.u)
@@ -52,13 +52,13 @@ class CarliniWagnerLinf(AbstractIterativeAttack):
         _, uphill, logits = problem.value_and_gradient(_hinge(self.kappa), inside, key)
         away = jax.grad(lambda x_adv: jnp.max(jnp.abs(x_adv - x)))(x_adv)
         u, adam = _adam(state.u, state.adam, away - self.c * uphill, x_adv, self.learning_rate)
-        return LinfState(u, adam, state.worst.seen(problem, inside, logits))
+        return LinfState(u, adam, state.adversarial.seen(problem, inside, logits))
 
 
 class LinfState(eqx.Module):
     u: Image
     adam: PyTree
-    worst: Worst
+    adversarial: BestAdversarial
 
 
 class CarliniWagner(AbstractIterativeAttack):
@@ -86,7 +86,9 @@ class CarliniWagner(AbstractIterativeAttack):
     def n_steps(self) -> int:
         return self.search_steps * self.steps
 
-    def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> "L2State":
+    def start(
+        self, problem: AttackProblem, adversarial: BestAdversarial, run: Int[Array, ""], *, key: Key
+    ) -> "L2State":
         u = _to_tanh_space(problem.x)
         c = jnp.asarray(self.c, u.dtype)
         return L2State(
@@ -96,10 +98,12 @@ class CarliniWagner(AbstractIterativeAttack):
             0 * c,
             jnp.inf + c,
             jnp.asarray(False),
-            worst,
+            adversarial,
         )
 
-    def step(self, problem: Problem, state: "L2State", i: Int[Array, ""], *, key: Key) -> "L2State":
+    def step(
+        self, problem: AttackProblem, state: "L2State", i: Int[Array, ""], *, key: Key
+    ) -> "L2State":
         x = problem.x
         x_adv = _to_pixels(state.u)
         _, uphill, logits = problem.value_and_gradient(_hinge(self.kappa), x_adv, key)
@@ -118,8 +122,8 @@ class CarliniWagner(AbstractIterativeAttack):
         u_start = _to_tanh_space(x)
         restart = (u_start, optax.adam(self.learning_rate).init(u_start), c)
         u, adam, c = jax.tree.map(lambda a, b: jnp.where(end, a, b), restart, (u, adam, state.c))
-        worst = state.worst.nearest(problem, x_adv, logits)
-        return L2State(u, adam, c, too_small, enough, success & ~end, worst)
+        adversarial = state.adversarial.nearest(problem, x_adv, logits)
+        return L2State(u, adam, c, too_small, enough, success & ~end, adversarial)
 
 
 class L2State(eqx.Module):
@@ -128,8 +132,8 @@ class L2State(eqx.Module):
     c: Scalar
     too_small: Scalar  # the largest c that failed, the smallest that succeeded
     enough: Scalar
-    success: Flag  # in this round
-    worst: Worst
+    success: BoolScalar  # in this round
+    adversarial: BestAdversarial
 
 
 def _check(attack):

@@ -9,7 +9,7 @@ from jaxtyping import Array, Int
 
 from .._checks import check_count, check_instance, check_labels
 from .._types import Key, Label
-from .iterative import AbstractIterativeAttack, Draws, Problem, Worst
+from .iterative import AbstractIterativeAttack, AttackProblem, BestAdversarial, Draws
 
 
 class EOT(AbstractIterativeAttack):
@@ -43,15 +43,17 @@ class EOT(AbstractIterativeAttack):
     def random(self) -> bool:
         return True
 
-    def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> Any:
-        return self.attack.start(self._averaged(problem), worst, run, key=key)
+    def start(
+        self, problem: AttackProblem, adversarial: BestAdversarial, run: Int[Array, ""], *, key: Key
+    ) -> Any:
+        return self.attack.start(self._averaged(problem), adversarial, run, key=key)
 
-    def step(self, problem: Problem, state: Any, i: Int[Array, ""], *, key: Key) -> Any:
+    def step(self, problem: AttackProblem, state: Any, i: Int[Array, ""], *, key: Key) -> Any:
         return self.attack.step(self._averaged(problem), state, i, key=key)
 
-    def _averaged(self, problem: Problem) -> Problem:
+    def _averaged(self, problem: AttackProblem) -> AttackProblem:
         draws = Draws(problem.logits_fn, self.draws)
-        return Problem(draws, problem.x, problem.y, problem.ball, problem.target)
+        return AttackProblem(draws, problem.x, problem.y, problem.ball, problem.target)
 
 
 class Restarts(AbstractIterativeAttack):
@@ -89,10 +91,12 @@ class Restarts(AbstractIterativeAttack):
     def random(self) -> bool:
         return True
 
-    def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> Any:
-        return self.attack.start(problem, worst, run, key=key)
+    def start(
+        self, problem: AttackProblem, adversarial: BestAdversarial, run: Int[Array, ""], *, key: Key
+    ) -> Any:
+        return self.attack.start(problem, adversarial, run, key=key)
 
-    def step(self, problem: Problem, state: Any, i: Int[Array, ""], *, key: Key) -> Any:
+    def step(self, problem: AttackProblem, state: Any, i: Int[Array, ""], *, key: Key) -> Any:
         return self.attack.step(problem, state, i, key=key)
 
 
@@ -101,8 +105,8 @@ class TargetedState(eqx.Module):
     target: Label
 
     @property
-    def worst(self) -> Worst:
-        return self.inner.worst
+    def adversarial(self) -> BestAdversarial:
+        return self.inner.adversarial
 
 
 class Targeted(AbstractIterativeAttack):
@@ -143,7 +147,7 @@ class Targeted(AbstractIterativeAttack):
         return self.attack.random
 
     def start(
-        self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key
+        self, problem: AttackProblem, adversarial: BestAdversarial, run: Int[Array, ""], *, key: Key
     ) -> TargetedState:
         rank_key = jax.random.key(0)  # one ranking for all runs, of a network with noise too
         # A run of ours is one of the attack's for each class; `Restarts` around us counts further.
@@ -151,7 +155,9 @@ class Targeted(AbstractIterativeAttack):
         again, rank = run // self.n_runs, run // inner % classes
         if self.target is None:
             logits = problem.logits(problem.x, rank_key)
-            worst = eqx.tree_at(lambda w: w.queries, worst, worst.queries + problem.cost)
+            adversarial = eqx.tree_at(
+                lambda w: w.queries, adversarial, adversarial.queries + problem.cost
+            )
             wrong = jnp.where(jnp.arange(len(logits)) == problem.y, -jnp.inf, logits)
             ranking = jnp.argsort(-wrong)
             target = ranking[rank % (len(logits) - 1)]
@@ -161,11 +167,11 @@ class Targeted(AbstractIterativeAttack):
             check_labels(self.target, n_classes)
             target = jnp.asarray(self.target, problem.y.dtype)
         inner_run = run % inner + again * inner
-        state = self.attack.start(_aim(problem, target), worst, inner_run, key=key)
+        state = self.attack.start(_aim(problem, target), adversarial, inner_run, key=key)
         return TargetedState(state, target)
 
     def step(
-        self, problem: Problem, state: TargetedState, i: Int[Array, ""], *, key: Key
+        self, problem: AttackProblem, state: TargetedState, i: Int[Array, ""], *, key: Key
     ) -> TargetedState:
         inner = self.attack.step(_aim(problem, state.target), state.inner, i, key=key)
         return TargetedState(inner, state.target)
@@ -176,5 +182,5 @@ def _check_iterative(attack):
     check_instance(AbstractIterativeAttack, "a single attack, such as PGD()", attack=attack)
 
 
-def _aim(problem: Problem, target: Label) -> Problem:
-    return Problem(problem.logits_fn, problem.x, problem.y, problem.ball, target)
+def _aim(problem: AttackProblem, target: Label) -> AttackProblem:
+    return AttackProblem(problem.logits_fn, problem.x, problem.y, problem.ball, target)

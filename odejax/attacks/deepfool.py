@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 from .._checks import check_count, check_not_negative
 from .._logits import finite_logits
 from .._types import Image, Key
-from .iterative import AbstractIterativeAttack, Problem, Worst
+from .iterative import AbstractIterativeAttack, AttackProblem, BestAdversarial
 
 _NUDGE = 1e-4  # as the authors' code has it
 
@@ -18,7 +18,7 @@ _NUDGE = 1e-4  # as the authors' code has it
 class DeepFoolState(eqx.Module):
     x_adv: Image  # to be evaluated next
     move: Image  # the sum of the steps so far
-    worst: Worst
+    adversarial: BestAdversarial
 
 
 class DeepFool(AbstractIterativeAttack):
@@ -49,12 +49,12 @@ class DeepFool(AbstractIterativeAttack):
         return self.steps + 1
 
     def start(
-        self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key
+        self, problem: AttackProblem, adversarial: BestAdversarial, run: Int[Array, ""], *, key: Key
     ) -> DeepFoolState:
-        return DeepFoolState(problem.x, jnp.zeros_like(problem.x), worst)
+        return DeepFoolState(problem.x, jnp.zeros_like(problem.x), adversarial)
 
     def step(
-        self, problem: Problem, state: DeepFoolState, i: Int[Array, ""], *, key: Key
+        self, problem: AttackProblem, state: DeepFoolState, i: Int[Array, ""], *, key: Key
     ) -> DeepFoolState:
         ball, x_adv = problem.ball, state.x_adv
         logits, gradients_of = problem.pull_back(x_adv, key)
@@ -80,5 +80,5 @@ class DeepFool(AbstractIterativeAttack):
         return DeepFoolState(
             jnp.where(arrived, x_adv, x_next),
             jnp.where(arrived, state.move, move),
-            state.worst.nearest(problem, x_adv, logits),
+            state.adversarial.nearest(problem, x_adv, logits),
         )

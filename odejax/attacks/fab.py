@@ -10,13 +10,13 @@ from jaxtyping import Array, Int
 from .._checks import check_count, check_finite, check_fraction
 from .._logits import finite_logits
 from .._types import Image, Key
-from .iterative import AbstractIterativeAttack, Problem, Worst
+from .iterative import AbstractIterativeAttack, AttackProblem, BestAdversarial
 from .losses import margin_loss
 
 
 class FABState(eqx.Module):
     x_adv: Image  # to be evaluated next
-    worst: Worst
+    adversarial: BestAdversarial
 
 
 class FAB(AbstractIterativeAttack):
@@ -55,23 +55,27 @@ class FAB(AbstractIterativeAttack):
     def n_steps(self) -> int:
         return self.steps + 1
 
-    def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> FABState:
+    def start(
+        self, problem: AttackProblem, adversarial: BestAdversarial, run: Int[Array, ""], *, key: Key
+    ) -> FABState:
         x, ball = problem.x, problem.ball
         away = 0.5 * ball.eps * ball.random_direction(x.shape, key=key)
-        return FABState(ball.clip(x + jnp.where(run > 0, away, 0.0)), worst)
+        return FABState(ball.clip(x + jnp.where(run > 0, away, 0.0)), adversarial)
 
-    def step(self, problem: Problem, state: FABState, i: Int[Array, ""], *, key: Key) -> FABState:
+    def step(
+        self, problem: AttackProblem, state: FABState, i: Int[Array, ""], *, key: Key
+    ) -> FABState:
         ball, x, x_adv = problem.ball, problem.x, state.x_adv
         if problem.target is None:
             difference, w, logits = _nearest_boundary(problem, x_adv, key)
         else:
             difference, w, logits = problem.value_and_gradient(margin_loss, x_adv, key)
-        worst = state.worst.nearest(problem, x_adv, logits)
+        adversarial = state.adversarial.nearest(problem, x_adv, logits)
 
         finite = finite_logits(logits)
-        adversarial = jnp.argmax(logits) != problem.y
+        misclassified = jnp.argmax(logits) != problem.y
         back = x + self.beta * (x_adv - x)
-        here = jnp.where(adversarial, back, x_adv)
+        here = jnp.where(misclassified, back, x_adv)
 
         def to_boundary(start):
             return ball.reach(start, w, -difference - jnp.sum(w * (start - x_adv)))
@@ -80,10 +84,10 @@ class FAB(AbstractIterativeAttack):
         near, far = jnp.maximum(jax.vmap(ball.norm)(d), 1e-8)
         pull = jnp.minimum(near / (near + far), self.largest_pull)
         x_next = (1 - pull) * (here + self.eta * d[0]) + pull * (x + self.eta * d[1])
-        return FABState(ball.clip(jnp.where(finite, x_next, back)), worst)
+        return FABState(ball.clip(jnp.where(finite, x_next, back)), adversarial)
 
 
-def _nearest_boundary(problem: Problem, x_adv: Image, key: Key):
+def _nearest_boundary(problem: AttackProblem, x_adv: Image, key: Key):
     """z_j - z_y and its gradient for the class j whose linearised boundary is nearest."""
     logits, gradients_of = problem.pull_back(x_adv, key)
     n_classes = len(logits)

@@ -7,13 +7,13 @@ from jaxtyping import Array, Int
 
 from .._checks import check_callable
 from .._types import Image, Key
-from .iterative import AbstractIterativeAttack, Loss, Problem, Worst
+from .iterative import AbstractIterativeAttack, AttackProblem, BestAdversarial, Loss
 from .losses import cross_entropy
 
 
 class FGSMState(eqx.Module):
     x_adv: Image  # to be evaluated next
-    worst: Worst
+    adversarial: BestAdversarial
 
 
 class FGSM(AbstractIterativeAttack):
@@ -32,11 +32,15 @@ class FGSM(AbstractIterativeAttack):
     def __check_init__(self):
         check_callable(loss=self.loss)
 
-    def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> FGSMState:
-        return FGSMState(problem.x, worst)
+    def start(
+        self, problem: AttackProblem, adversarial: BestAdversarial, run: Int[Array, ""], *, key: Key
+    ) -> FGSMState:
+        return FGSMState(problem.x, adversarial)
 
-    def step(self, problem: Problem, state: FGSMState, i: Int[Array, ""], *, key: Key) -> FGSMState:
+    def step(
+        self, problem: AttackProblem, state: FGSMState, i: Int[Array, ""], *, key: Key
+    ) -> FGSMState:
         ball, x = problem.ball, problem.x
         _, gradient, logits = problem.value_and_gradient(self.loss, state.x_adv, key)
         x_adv = ball.project(x + ball.eps * ball.steepest(gradient), x)
-        return FGSMState(x_adv, state.worst.seen(problem, state.x_adv, logits, i == 1))
+        return FGSMState(x_adv, state.adversarial.seen(problem, state.x_adv, logits, i == 1))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int
 
 from .._logits import finite_logits
 from .._threat_model import AbstractBall
-from .._types import Flag, Image, Key, Label, Logits, LogitsFn, Scalar
+from .._types import BoolScalar, Image, Key, Label, Logits, LogitsFn, Scalar
 from .base import AbstractAttack, logit_margin
 
 _SURELY = 1e-5  # of the largest logit
@@ -39,7 +39,7 @@ class Draws(eqx.Module):
         return each.astype(x.dtype)
 
 
-class Problem(eqx.Module):
+class AttackProblem(eqx.Module):
     """What an attack is asked: leave class `y` within `ball` around `x` (for class `target`).
 
     All that it tells is in the dtype of `x`, whatever the network computes in.
@@ -51,7 +51,7 @@ class Problem(eqx.Module):
     ball: AbstractBall
     target: Label | None = None
 
-    def reached(self, x_adv: Image) -> Flag:
+    def reached(self, x_adv: Image) -> BoolScalar:
         """Whether `x_adv` lies in the ball."""
         return self.ball.reaches(self.ball.norm(x_adv - self.x), self.x.size)
 
@@ -94,7 +94,7 @@ def _cost(logits_fn: LogitsFn) -> int:
     return logits_fn.draws * _cost(logits_fn.logits_fn) if isinstance(logits_fn, Draws) else 1
 
 
-class Worst(eqx.Module):
+class BestAdversarial(eqx.Module):
     """The worst image seen inside ball and box, its logit margin, and the queries spent so far.
 
     - `finite`: whether all logits seen within the ball were (`finite_logits`); one that is not
@@ -108,28 +108,32 @@ class Worst(eqx.Module):
     x_adv: Image
     margin: Scalar
     queries: Int[Array, ""]
-    finite: Flag
-    sure: Flag
-    attacked: Flag
+    finite: BoolScalar
+    sure: BoolScalar
+    attacked: BoolScalar
 
     @staticmethod
-    def none(x: Image) -> "Worst":
+    def none(x: Image) -> "BestAdversarial":
         """Before the first evaluation."""
         margin = jnp.asarray(jnp.inf, x.dtype)
         no = jnp.asarray(False)
-        return Worst(x, margin, jnp.asarray(0, jnp.int32), jnp.asarray(True), no, no)
+        return BestAdversarial(x, margin, jnp.asarray(0, jnp.int32), jnp.asarray(True), no, no)
 
     def seen(
-        self, problem: Problem, x_adv: Image, logits: Logits, inside: Flag | bool = True
-    ) -> "Worst":
+        self, problem: AttackProblem, x_adv: Image, logits: Logits, inside: BoolScalar | bool = True
+    ) -> "BestAdversarial":
         """After one more evaluation, at `x_adv`, which only counts if it is `inside`."""
         margin = logit_margin(logits, problem.y)
         reached = problem.reached(x_adv)
         return self._after(problem, x_adv, logits, margin, (margin < self.margin) & inside, reached)
 
     def nearest(
-        self, problem: Problem, x_adv: Image, logits: Logits, attacked: Flag | bool = True
-    ) -> "Worst":
+        self,
+        problem: AttackProblem,
+        x_adv: Image,
+        logits: Logits,
+        attacked: BoolScalar | bool = True,
+    ) -> "BestAdversarial":
         """After one more evaluation: the nearest misclassified image rather than the worst."""
         margin, ball = logit_margin(logits, problem.y), problem.ball
         distance, reached = ball.norm(x_adv - problem.x), problem.reached(x_adv)
@@ -139,16 +143,16 @@ class Worst(eqx.Module):
 
     def _after(
         self,
-        problem: Problem,
+        problem: AttackProblem,
         x_adv: Image,
         logits: Logits,
         margin: Scalar,
-        better: Flag,
-        reached: Flag,
-        attacked: Flag | bool = True,
-    ) -> "Worst":
+        better: BoolScalar,
+        reached: BoolScalar,
+        attacked: BoolScalar | bool = True,
+    ) -> "BestAdversarial":
         size = jnp.max(jnp.where(jnp.isfinite(logits), jnp.abs(logits), 0.0))
-        return Worst(
+        return BestAdversarial(
             jnp.where(better, x_adv, self.x_adv),
             jnp.where(better, margin, self.margin),
             self.queries + problem.cost,
@@ -186,18 +190,20 @@ class AbstractIterativeAttack(AbstractAttack):
         """
 
     @abc.abstractmethod
-    def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> Any:
-        """The state before the first step of run number `run`; `state.worst` is `worst`."""
+    def start(
+        self, problem: AttackProblem, adversarial: BestAdversarial, run: Int[Array, ""], *, key: Key
+    ) -> Any:
+        """The state before step 0 of run number `run`; its `adversarial` is the one given."""
 
     @abc.abstractmethod
-    def step(self, problem: Problem, state: Any, i: Int[Array, ""], *, key: Key) -> Any:
+    def step(self, problem: AttackProblem, state: Any, i: Int[Array, ""], *, key: Key) -> Any:
         """The state after step `i`, which evaluates the network once."""
 
     @final
     def perturb(
         self, logits_fn: LogitsFn, x: Image, y: Label, ball: AbstractBall, *, key: Key
     ) -> tuple[Image, Int[Array, ""]]:
-        problem = Problem(logits_fn, x, y, ball)
+        problem = AttackProblem(logits_fn, x, y, ball)
 
         def run(before, r):
             state, run_key = start(self, problem, before, r, key)
@@ -209,32 +215,38 @@ class AbstractIterativeAttack(AbstractAttack):
 
                 def unfinished(carry):
                     i, state = carry
-                    return (i < self.n_steps) & ~(state.worst.margin < 0)
+                    return (i < self.n_steps) & ~(state.adversarial.margin < 0)
 
                 first = (jnp.asarray(0), state)
                 _, state = jax.lax.while_loop(
                     unfinished, lambda carry: (carry[0] + 1, advance(*carry)), first
                 )
                 # A run after a success is none.
-                worst = jax.tree.map(
-                    lambda a, b: jnp.where(before.margin < 0, a, b), before, state.worst
+                adversarial = jax.tree.map(
+                    lambda a, b: jnp.where(before.margin < 0, a, b), before, state.adversarial
                 )
-                return worst, None
+                return adversarial, None
             state = jax.lax.fori_loop(0, self.n_steps - 1, advance, state)
             # Outside the loop, where the gradient, which nothing needs, is not computed.
-            return advance(self.n_steps - 1, state).worst, None
+            return advance(self.n_steps - 1, state).adversarial, None
 
-        worst, _ = jax.lax.scan(run, Worst.none(x), jnp.arange(self.n_runs))
-        return worst.x_adv, worst.queries
+        adversarial, _ = jax.lax.scan(run, BestAdversarial.none(x), jnp.arange(self.n_runs))
+        return adversarial.x_adv, adversarial.queries
 
 
-def start(attack: AbstractIterativeAttack, problem: Problem, worst: Worst, run, key: Key):
+def start(
+    attack: AbstractIterativeAttack,
+    problem: AttackProblem,
+    adversarial: BestAdversarial,
+    run,
+    key: Key,
+):
     """The state before run `run`, and the key of its steps."""
     start_key, run_key = jax.random.split(jax.random.fold_in(key, run))
-    return attack.start(problem, worst, run, key=start_key), run_key
+    return attack.start(problem, adversarial, run, key=start_key), run_key
 
 
-def step(attack: AbstractIterativeAttack, problem: Problem, run_key: Key, i, state):
+def step(attack: AbstractIterativeAttack, problem: AttackProblem, run_key: Key, i, state):
     """Step `i` with the key that belongs to it, whoever runs the loop."""
     i = jnp.asarray(i)
     return attack.step(problem, state, i, key=jax.random.fold_in(run_key, i))

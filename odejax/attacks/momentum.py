@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from .._checks import check_finite, check_fraction
 from .._types import Image, Key
-from .iterative import Loss, Problem
+from .iterative import AttackProblem, Loss
 from .losses import cross_entropy
 from .pgd import AbstractClimb, ClimbState
 
@@ -32,7 +32,7 @@ class MIFGSM(AbstractClimb):
         check_finite(decay=self.decay)
 
     def step(
-        self, problem: Problem, state: ClimbState, i: Int[Array, ""], *, key: Key
+        self, problem: AttackProblem, state: ClimbState, i: Int[Array, ""], *, key: Key
     ) -> ClimbState:
         return self.climb(problem, state, key, gather=_momentum(self.decay))
 
@@ -64,7 +64,7 @@ class DI2FGSM(AbstractClimb):
             raise ValueError(f"smallest must lie between 0 and 1; got {self.smallest}")
 
     def step(
-        self, problem: Problem, state: ClimbState, i: Int[Array, ""], *, key: Key
+        self, problem: AttackProblem, state: ClimbState, i: Int[Array, ""], *, key: Key
     ) -> ClimbState:
         coin_key, resize_key, key = jax.random.split(key, 3)
         whole = (jax.random.uniform(coin_key) >= self.probability) | (i == self.steps)

@@ -11,16 +11,16 @@ from jaxtyping import Array, Float, Int
 
 from .._checks import check_callable, check_count, check_positive
 from .._threat_model import AbstractBall
-from .._types import Flag, Image, Key, Scalar
+from .._types import BoolScalar, Image, Key, Scalar
 from .base import default_step
-from .iterative import AbstractIterativeAttack, Loss, Problem, Worst
+from .iterative import AbstractIterativeAttack, AttackProblem, BestAdversarial, Loss
 from .losses import cross_entropy
 
 
 class ClimbState(eqx.Module):
     x_adv: Image  # to be evaluated next
     momentum: Image
-    worst: Worst
+    adversarial: BestAdversarial
 
 
 class AbstractClimb(AbstractIterativeAttack):
@@ -56,19 +56,21 @@ class AbstractClimb(AbstractIterativeAttack):
         """The length of a step in the ball's norm."""
         return default_step(ball, self.steps) if self.step_size is None else self.step_size
 
-    def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> ClimbState:
+    def start(
+        self, problem: AttackProblem, adversarial: BestAdversarial, run: Int[Array, ""], *, key: Key
+    ) -> ClimbState:
         x = problem.x
         x_adv = problem.ball.sample(x, key=key) if self.random_start else x
-        return ClimbState(x_adv, jnp.zeros_like(x), worst)
+        return ClimbState(x_adv, jnp.zeros_like(x), adversarial)
 
     def climb(
         self,
-        problem: Problem,
+        problem: AttackProblem,
         state: ClimbState,
         key: Key,
         *,
         view: Callable[[Image], Image] = lambda x_adv: x_adv,
-        whole: Flag | bool = True,
+        whole: BoolScalar | bool = True,
         gather: Callable[[Image, Image], Image] = lambda momentum, gradient: gradient,
     ) -> ClimbState:
         """One step. The network sees `view(x_adv)`, which is the iterate itself if `whole`."""
@@ -77,11 +79,11 @@ class AbstractClimb(AbstractIterativeAttack):
         _, gradient, logits = problem.value_and_gradient(self.loss, seen, key)
         momentum = gather(state.momentum, pull_back(gradient)[0])
         moved = ball.project(x_adv + self.size(ball) * ball.steepest(momentum), problem.x)
-        worst = state.worst.seen(problem, x_adv, logits, whole)
+        adversarial = state.adversarial.seen(problem, x_adv, logits, whole)
         if self.last:  # not evaluated: nothing is known of it
-            infinity = jnp.full_like(worst.margin, jnp.inf)
-            worst = dataclasses.replace(worst, x_adv=moved, margin=infinity)
-        return ClimbState(moved, momentum, worst)
+            infinity = jnp.full_like(adversarial.margin, jnp.inf)
+            adversarial = dataclasses.replace(adversarial, x_adv=moved, margin=infinity)
+        return ClimbState(moved, momentum, adversarial)
 
 
 class PGD(AbstractClimb):
@@ -105,7 +107,7 @@ class PGD(AbstractClimb):
         return self.random_start
 
     def step(
-        self, problem: Problem, state: ClimbState, i: Int[Array, ""], *, key: Key
+        self, problem: AttackProblem, state: ClimbState, i: Int[Array, ""], *, key: Key
     ) -> ClimbState:
         return self.climb(problem, state, key)
 
@@ -121,6 +123,6 @@ class IFGSM(AbstractClimb):
     last: ClassVar[bool] = False
 
     def step(
-        self, problem: Problem, state: ClimbState, i: Int[Array, ""], *, key: Key
+        self, problem: AttackProblem, state: ClimbState, i: Int[Array, ""], *, key: Key
     ) -> ClimbState:
         return self.climb(problem, state, key)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int, PyTree
 
 from .._checks import check_callable, check_count, check_positive
 from .._types import Image, Key, Scalar
-from .iterative import AbstractIterativeAttack, Loss, Problem, Worst
+from .iterative import AbstractIterativeAttack, AttackProblem, BestAdversarial, Loss
 from .losses import margin_loss
 
 
@@ -20,7 +20,7 @@ class SPSAState(eqx.Module):
     signs: Image  # of the pair in hand
     gradient: Image  # the sum of the estimates so far
     adam: PyTree
-    worst: Worst
+    adversarial: BestAdversarial
 
 
 class SPSA(AbstractIterativeAttack):
@@ -52,13 +52,17 @@ class SPSA(AbstractIterativeAttack):
     def n_steps(self) -> int:
         return self.n_queries
 
-    def start(self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key) -> SPSAState:
+    def start(
+        self, problem: AttackProblem, adversarial: BestAdversarial, run: Int[Array, ""], *, key: Key
+    ) -> SPSAState:
         x = problem.ball.sample(problem.x, key=key)
         zero = jnp.zeros_like(x)
         adam = optax.adam(self.learning_rate).init(x)
-        return SPSAState(x, jnp.asarray(0.0, x.dtype), zero, zero, adam, worst)
+        return SPSAState(x, jnp.asarray(0.0, x.dtype), zero, zero, adam, adversarial)
 
-    def step(self, problem: Problem, state: SPSAState, i: Int[Array, ""], *, key: Key) -> SPSAState:
+    def step(
+        self, problem: AttackProblem, state: SPSAState, i: Int[Array, ""], *, key: Key
+    ) -> SPSAState:
         # The iterate itself at place 0, then pairs: + in odd places, - in even ones.
         place = i % (2 * self.samples + 1)
         itself, second = place == 0, (place > 0) & (place % 2 == 0)
@@ -72,7 +76,7 @@ class SPSA(AbstractIterativeAttack):
 
         logits = problem.logits(query, key)
         value = self.loss(logits, problem.y, problem.target)
-        worst = state.worst.seen(problem, query, logits, itself)
+        adversarial = state.adversarial.seen(problem, query, logits, itself)
         slope = (state.value - value) / (2 * self.delta)
         # A pair that steps out of the ball may meet logits that are not finite: it says nothing.
         estimate = jnp.where(jnp.isfinite(slope), slope, 0.0) * signs
@@ -88,4 +92,4 @@ class SPSA(AbstractIterativeAttack):
             (climbed, adam, jnp.zeros_like(gradient)),
             (state.x_adv, state.adam, gradient),
         )
-        return SPSAState(x_adv, value, signs, gradient, adam, worst)
+        return SPSAState(x_adv, value, signs, gradient, adam, adversarial)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 from .._checks import check_callable, check_count, check_positive
 from .._threat_model import AbstractBall, L2Ball
 from .._types import Image, Key, Scalar
-from .iterative import AbstractIterativeAttack, Loss, Problem, Worst
+from .iterative import AbstractIterativeAttack, AttackProblem, BestAdversarial, Loss
 from .losses import margin_loss
 
 # Of 10,000 iterations; after each of them p is halved once more.
@@ -22,7 +22,7 @@ class SquareState(eqx.Module):
     x_adv: Image  # to be evaluated next
     best: Image
     best_value: Scalar
-    worst: Worst
+    adversarial: BestAdversarial
 
 
 class Square(AbstractIterativeAttack):
@@ -57,7 +57,7 @@ class Square(AbstractIterativeAttack):
         return self.n_queries
 
     def start(
-        self, problem: Problem, worst: Worst, run: Int[Array, ""], *, key: Key
+        self, problem: AttackProblem, adversarial: BestAdversarial, run: Int[Array, ""], *, key: Key
     ) -> SquareState:
         x, ball = problem.x, problem.ball
         if isinstance(ball, L2Ball):
@@ -65,10 +65,10 @@ class Square(AbstractIterativeAttack):
         else:
             stripes = jax.random.rademacher(key, (1, *x.shape[1:]), x.dtype)
             x_adv = ball.project(x + ball.eps * stripes, x)
-        return SquareState(x_adv, x_adv, jnp.asarray(-jnp.inf, x.dtype), worst)
+        return SquareState(x_adv, x_adv, jnp.asarray(-jnp.inf, x.dtype), adversarial)
 
     def step(
-        self, problem: Problem, state: SquareState, i: Int[Array, ""], *, key: Key
+        self, problem: AttackProblem, state: SquareState, i: Int[Array, ""], *, key: Key
     ) -> SquareState:
         x, ball, x_adv = problem.x, problem.ball, state.x_adv
         evaluation_key, key = jax.random.split(key)
@@ -84,7 +84,7 @@ class Square(AbstractIterativeAttack):
             change(best, x, ball, self._sides(x.shape, ball), stage, key),
             best,
             jnp.where(better, value, state.best_value),
-            state.worst.seen(problem, x_adv, logits),
+            state.adversarial.seen(problem, x_adv, logits),
         )
 
     def _sides(self, shape, ball) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from .._logits import Checked
 from .._predictor import Predictor
 from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
-from .._types import Flag, Image, Key, Label, Logits, Scalar
+from .._types import BoolScalar, Image, Key, Label, Logits, Scalar
 
 # A stated margin for what float32 may lose on the way to the logits (twice, for x and for x', as a
 # fraction of the largest logit at x) and in the norms of weights: taken off every margin, added to
@@ -33,7 +33,7 @@ class CertificateResult(eqx.Module):
 
     label: Int[Array, "*batch"]
     radius: Float[Array, "*batch"]
-    certified: Flag | Any
+    certified: BoolScalar | Any
 
 
 class AbstractCertificate(eqx.Module):
@@ -81,7 +81,7 @@ class AbstractLipschitzCertificate(AbstractCertificate):
     norm: eqx.AbstractClassVar[type[AbstractBall]]
 
     @abc.abstractmethod
-    def margin_growth(self, predictor: Predictor, label: Label) -> Float[Array, "..."]:
+    def margin_lipschitz(self, predictor: Predictor, label: Label) -> Float[Array, "..."]:
         """How fast z_label - z_j can fall at most per unit of `norm`: (k,), or one for all j."""
 
     def rounding(
@@ -96,21 +96,21 @@ class AbstractLipschitzCertificate(AbstractCertificate):
     def radius(self, predictor: Predictor, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
         label = jnp.argmax(logits)
         lost, more = self.rounding(predictor, x, label)
-        growth = (self.margin_growth(predictor, label) + more) * (1 + ROUNDING)
+        lipschitz = (self.margin_lipschitz(predictor, label) + more) * (1 + ROUNDING)
         # The ball of radius 1, seen in the certificate's norm, has this radius.
         stretch = self.norm(1.0).covering_radius(type(ball)(1.0), x.size)  # pyright: ignore
-        return smallest_radius(logits, growth, lost) / stretch * (1 - 1e-6)
+        return smallest_radius(logits, lipschitz, lost) / stretch * (1 - 1e-6)
 
 
 def smallest_radius(
-    logits: Logits, growth: Float[Array, "..."], lost: Float[Array, "..."]
+    logits: Logits, lipschitz: Float[Array, "..."], lost: Float[Array, "..."]
 ) -> Scalar:
     """The radius at which the first margin, less what is `lost` to rounding and then falling by
-    `growth`, could reach zero.
+    `lipschitz`, could reach zero.
     """
     label = jnp.argmax(logits)
     margins = logits[label] - logits - logit_rounding(logits) - lost
-    radii = margins / jnp.maximum(growth, jnp.finfo(logits.dtype).tiny)
+    radii = margins / jnp.maximum(lipschitz, jnp.finfo(logits.dtype).tiny)
     radii = jnp.where(jnp.arange(len(logits)) == label, jnp.inf, radii)
     return jnp.maximum(jnp.min(radii), 0.0)
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from .._checks import check_count
 from .._predictor import Predictor
 from .._threat_model import AbstractBall
-from .._types import Flag, Image, Label, Logits, Scalar
+from .._types import BoolScalar, Image, Label, Logits, Scalar
 from ..models import MLP, NmODE, NmODENet
 from .base import FLOAT32, ROUNDING, AbstractCertificate, logit_rounding
 from .stable_mapping import check_exact, check_linear
@@ -47,7 +47,7 @@ class LinearRelaxation(AbstractCertificate):
         layers, activation = _layers_of(self, predictor.model)
         label = jnp.argmax(logits)
 
-        def proven(eps) -> Flag:
+        def proven(eps) -> BoolScalar:
             around = type(ball)(eps)  # pyright: ignore[reportCallIssue]
             margins = self._margins(layers, activation, jnp.ravel(x), label, around)
             margins = jnp.where(jnp.arange(len(logits)) == label, jnp.inf, margins)

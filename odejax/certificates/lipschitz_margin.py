@@ -23,7 +23,7 @@ class LipschitzMargin(AbstractLipschitzCertificate):
 
     norm: ClassVar[type[L2Ball]] = L2Ball
 
-    def margin_growth(self, predictor: Predictor, label: Label) -> Float[Array, "..."]:
+    def margin_lipschitz(self, predictor: Predictor, label: Label) -> Float[Array, "..."]:
         bound = getattr(predictor.model, "lipschitz_bound", None)
         if bound is None:
             raise ValueError(

@@ -34,17 +34,17 @@ class StableMapping(AbstractLipschitzCertificate):
 
     norm: ClassVar[type[LinfBall]] = LinfBall
 
-    def margin_growth(self, predictor: Predictor, label: Label) -> Float[Array, " k"]:
+    def margin_lipschitz(self, predictor: Predictor, label: Label) -> Float[Array, " k"]:
         model = _nmode_net(self, predictor)
         model.nmode.check_theorem()
         lam = model.nmode.lam
         if not lam > 1:
             raise ValueError(f"the stable mapping needs lam > 1; got {lam}")
-        growth = jnp.asarray(1.0)
+        lipschitz = jnp.asarray(1.0)
         for layer in model.layers:
             assert layer.weight is not None
-            growth = growth * jnp.max(jnp.sum(jnp.abs(layer.weight), axis=1)) / (lam - 1)
-        return jnp.sum(_class_distances(model, label), axis=1) * growth
+            lipschitz = lipschitz * jnp.max(jnp.sum(jnp.abs(layer.weight), axis=1)) / (lam - 1)
+        return jnp.sum(_class_distances(model, label), axis=1) * lipschitz
 
     def rounding(self, predictor: Predictor, x: Image, label: Label) -> tuple[Array, Array]:
         return _rounding(_nmode_net(self, predictor), label), jnp.zeros(())
@@ -59,7 +59,7 @@ class FiniteTimeStableMapping(AbstractLipschitzCertificate):
 
     norm: ClassVar[type[LinfBall]] = LinfBall
 
-    def margin_growth(self, predictor: Predictor, label: Label) -> Float[Array, " k"]:
+    def margin_lipschitz(self, predictor: Predictor, label: Label) -> Float[Array, " k"]:
         model = _nmode_net(self, predictor)
         slope = model.nmode.slope_bound()
         return _class_distances(model, label) @ _movements(model, slope, LinfBall(1.0))
@@ -81,13 +81,13 @@ class FlowMapSlope(AbstractCertificate):
         slope, label = model.nmode.flow_map.max_slope(), jnp.argmax(logits)
         distances = _class_distances(model, label)
         unit = type(ball)(1.0)  # pyright: ignore[reportCallIssue]
-        growth = distances @ _movements(model, slope, unit)
+        lipschitz = distances @ _movements(model, slope, unit)
         if isinstance(ball, L2Ball):
             together = jnp.asarray(1.0)
             for layer in model.layers:
                 together = together * slope * matrix_norm_bound(layer.weight)
-            growth = jnp.minimum(growth, jnp.linalg.norm(distances, axis=1) * together)
-        return smallest_radius(logits, growth * (1 + ROUNDING), _rounding(model, label))
+            lipschitz = jnp.minimum(lipschitz, jnp.linalg.norm(distances, axis=1) * together)
+        return smallest_radius(logits, lipschitz * (1 + ROUNDING), _rounding(model, label))
 
 
 def _nmode_net(certificate, predictor) -> NmODENet:

@@ -21,8 +21,8 @@ from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
 from ..attacks import AutoAttack
+from .attack_loop import AttackLoop
 from .saved_state import SavedState
-from .survivors import Survivors
 
 _SAVE_SECONDS = 5.0
 
@@ -64,8 +64,8 @@ def robust_accuracy(
     batch_size: int = 256,
     judge: LogitsFn | None = None,
     already_broken: np.ndarray | None = None,
-    stop: bool | None = None,
-    everyone: bool = False,
+    stop_at_first_success: bool | None = None,
+    attack_misclassified: bool = False,
     state_path: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> AttackReport:
@@ -80,10 +80,10 @@ def robust_accuracy(
       network pass `MeanLogits`, which is deterministic.
     - `already_broken`: images that this attack broke within a smaller ball; they count as lost
       without another attack.
-    - `stop`: whether an image's attack ends with its first success. By default only if `logits_fn`
-      gives the judge's logits under any key; else a lucky draw would end it.
-    - `everyone`: attack what is misclassified from the start as well, for the sake of `x_adv`, by
-      the first attack of a sequence (to its end, with `stop=False`).
+    - `stop_at_first_success`: whether an image's attack ends with its first success. By default
+      only if `logits_fn` gives the judge's logits under any key; else a lucky draw would end it.
+    - `attack_misclassified`: attack what is misclassified from the start as well, for the sake of
+      `x_adv`, by the first attack of a sequence (to its end, with `stop_at_first_success=False`).
     - `state_path`: a file that keeps the state of the evaluation, written every few seconds. A run
       that was killed goes on from it; it is deleted at the end. Several processes must share it.
 
@@ -111,7 +111,7 @@ def robust_accuracy(
     logits = predict(judged_by, images, key=clean_key, batch_size=batch_size)
     check_labels(labels, logits.shape[1])
     still_correct = logits.argmax(axis=1) == labels
-    others = ~still_correct & everyone
+    others = ~still_correct & attack_misclassified
     if already_broken is not None:
         already_broken = np.asarray(already_broken)
         if already_broken.shape != labels.shape or already_broken.dtype != bool:
@@ -121,8 +121,10 @@ def robust_accuracy(
             )
         still_correct &= ~already_broken
     size = min(batch_size, len(images))
-    if stop is None:
-        stop = _is_judge(logits_fn, images[:size], logits[:size], clean_key, attack_key, size)
+    if stop_at_first_success is None:
+        stop_at_first_success = _is_judge(
+            logits_fn, images[:size], logits[:size], clean_key, attack_key, size
+        )
     x_adv = images.copy()
     queries, no_start = np.ones(len(images), np.int64), still_correct.copy()
     broken_by = np.full(len(images), -1)
@@ -131,7 +133,9 @@ def robust_accuracy(
     if len(sequence) > 1:  # what the last attack refuses must not come after hours of the first
         for one in sequence.values():
             _rehearse(one, images[0], labels[0], ball, logits.shape[1], key)
-    state = SavedState(state_path, (*parts, still_correct, stop, everyone), logits)
+    state = SavedState(
+        state_path, (*parts, still_correct, stop_at_first_success, attack_misclassified), logits
+    )
     saved, first, keeper = state.load(), 0, _State(state)
     if saved is not None:
         first, x_adv, queries = int(saved["stage"]), saved["x_adv"], saved["queries"]
@@ -148,7 +152,7 @@ def robust_accuracy(
             standing = still_correct.copy()
             targets = standing | others if stage == 0 else standing
             # Never fewer rows than the full set would have: one shape, whoever still stands.
-            work = Survivors(
+            work = AttackLoop(
                 one,
                 logits_fn,
                 images,
@@ -160,7 +164,7 @@ def robust_accuracy(
                 no_start=no_start,
                 key=attack_key if len(sequence) == 1 else jax.random.fold_in(attack_key, stage),
                 batch_size=size,
-                stop=stop,
+                stop_at_first_success=stop_at_first_success,
             )
             if saved is not None and stage == first:
                 work.restore(saved)
@@ -245,7 +249,7 @@ class _State:
     def __init__(self, state: SavedState):
         self.state, self.saved, self.pause = state, time.perf_counter(), _SAVE_SECONDS
 
-    def save(self, stage, still_correct, x_adv, broken_by, after, work: Survivors):
+    def save(self, stage, still_correct, x_adv, broken_by, after, work: AttackLoop):
         if self.state.path is None or agreed(time.perf_counter() - self.saved) < self.pause:
             return
         started = time.perf_counter()

@@ -68,8 +68,8 @@ def transfer_matrix(
             ball,
             key=jax.random.fold_in(key, i),
             batch_size=batch_size,
-            stop=False,
-            everyone=True,
+            stop_at_first_success=False,
+            attack_misclassified=True,
             progress=progress,
         )
         rows.append([classified(target, report.x_adv) for target in targets.values()])

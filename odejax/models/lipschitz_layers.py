@@ -29,7 +29,7 @@ from .operators import AbstractOperator, ConvOperator, DenseOperator
 SUMS = 5e-7
 
 
-class Reach(NamedTuple):
+class ErrorBall(NamedTuple):
     """Where all images around one come to: within `radius` of `centre`, `error` off in float32.
 
     Both in l2, and of any shape: one entry for each radius around the image.
@@ -51,16 +51,16 @@ class AbstractLipschitzLayer(eqx.Module):
     def lipschitz_bound(self) -> Scalar:
         """A proven bound on |f(x) - f(x')|_2 / |x - x'|_2."""
 
-    def parts(self, size: Array, pixels: int) -> float | Array:
+    def summed_norms(self, size: Array, pixels: int) -> float | Array:
         """The l2 norms of what the layer adds up, in sum, for inputs of norm `size`."""
         return 0.0
 
-    def through(self, reach: Reach) -> Reach:
-        """From the reach of the inputs to that of the outputs."""
-        bound, out = self.lipschitz_bound(), self(reach.centre)
-        size = jnp.linalg.norm(jnp.ravel(reach.centre)) + reach.radius
-        lost = SUMS * self.parts(size, math.prod(out.shape[:-1]))
-        return Reach(out, bound * reach.radius, bound * reach.error + lost)
+    def propagate(self, ball: ErrorBall) -> ErrorBall:
+        """The ball around the output, from that around the input."""
+        bound, out = self.lipschitz_bound(), self(ball.centre)
+        size = jnp.linalg.norm(jnp.ravel(ball.centre)) + ball.radius
+        lost = SUMS * self.summed_norms(size, math.prod(out.shape[:-1]))
+        return ErrorBall(out, bound * ball.radius, bound * ball.error + lost)
 
 
 def _norm(bias, pixels):
@@ -79,7 +79,7 @@ class Affine(AbstractLipschitzLayer):
     def lipschitz_bound(self) -> Scalar:
         return self.operator.norm_bound()
 
-    def parts(self, size: Array, pixels: int) -> Array:
+    def summed_norms(self, size: Array, pixels: int) -> Array:
         return self.operator.norm_bound() * size + _norm(self.bias, pixels)
 
 
@@ -137,15 +137,15 @@ class GradientFlow(AbstractLipschitzLayer):
     def lipschitz_bound(self) -> Scalar:
         high = self.operator.norm_bound() ** 2
         low = self.operator.smallest_square() if self.slope else 0.0
-        return growth(self.step, self.slope * low, high)
+        return step_norm(self.step, self.slope * low, high)
 
-    def parts(self, size: Array, pixels: int) -> Array:
+    def summed_norms(self, size: Array, pixels: int) -> Array:
         norm = self.operator.norm_bound()
         raised = norm * size + _norm(self.bias, pixels)
         return size + 2 * jnp.abs(self.step) * norm * raised  # once in A x + b, once behind A^T
 
 
-def growth(h: float | Scalar, low: float | Scalar, high: float | Scalar) -> Scalar:
+def step_norm(h: float | Scalar, low: float | Scalar, high: float | Scalar) -> Scalar:
     """max |1 - h lambda| over lambda in [low, high]: the most that a step of size h stretches."""
     return jnp.maximum(jnp.abs(1 - h * low), jnp.abs(1 - h * high))
 
@@ -166,7 +166,7 @@ class Residual(AbstractLipschitzLayer):
     def lipschitz_bound(self) -> Scalar:
         return 1 + self.first.norm_bound() * self.second.norm_bound()
 
-    def parts(self, size: Array, pixels: int) -> Array:
+    def summed_norms(self, size: Array, pixels: int) -> Array:
         raised = self.first.norm_bound() * size + _norm(self.bias, pixels)
         return size + 2 * self.second.norm_bound() * raised
 
@@ -228,9 +228,9 @@ class FlexibleSteps(AbstractSteps):
 
 
 def _allowed(h, low, high, slope):
-    """How far the second step may go uphill: (1 + h2 M2) growth(h) = 1."""
+    """How far the second step may go uphill: (1 + h2 M2) step_norm(h) = 1."""
     # Never less than 0.05, or a step that contracts everything would allow any expansion.
-    contraction = jnp.maximum(growth(h, slope * low[0], high[0]), 0.05)
+    contraction = jnp.maximum(step_norm(h, slope * low[0], high[0]), 0.05)
     return jnp.maximum(0.0, 1 / contraction - 1) / high[1]
 
 
@@ -264,8 +264,8 @@ class TwoFlows(AbstractReparametrised, AbstractLipschitzLayer):
     def lipschitz_bound(self) -> Scalar:
         return self.freeze().lipschitz_bound()
 
-    def through(self, reach: Reach) -> Reach:
-        return self.freeze().through(reach)
+    def propagate(self, ball: ErrorBall) -> ErrorBall:
+        return self.freeze().propagate(ball)
 
 
 class Sequential(AbstractLipschitzLayer):
@@ -284,10 +284,10 @@ class Sequential(AbstractLipschitzLayer):
             bound = bound * layer.lipschitz_bound()
         return bound
 
-    def through(self, reach: Reach) -> Reach:
+    def propagate(self, ball: ErrorBall) -> ErrorBall:
         for layer in self.layers:
-            reach = layer.through(reach)
-        return reach
+            ball = layer.propagate(ball)
+        return ball
 
     def margin_bounds(self, label: Label) -> Float[Array, " k"]:
         """How fast z_label - z_j can change at most per unit of l2, (k,).
@@ -311,7 +311,7 @@ class Sequential(AbstractLipschitzLayer):
         # In the dtype that the layers compute in, which is not JAX's own where that is float64.
         dtype = jax.eval_shape(self, x).dtype
         radius = jnp.asarray(radius, dtype)
-        return self.through(Reach(x, radius, jnp.zeros_like(radius))).error
+        return self.propagate(ErrorBall(x, radius, jnp.zeros_like(radius))).error
 
 
 class ReLU(AbstractLipschitzLayer):

@@ -54,9 +54,9 @@ from .ssprk import (
     SSPRK104 as SSPRK104,
 )
 from .stability import (
-    growth as growth,
     growth_bound as growth_bound,
     growth_ratios as growth_ratios,
     jacobian_norm as jacobian_norm,
     logarithmic_norm as logarithmic_norm,
+    perturbation_growth as perturbation_growth,
 )

@@ -1,7 +1,7 @@
 """One step of a state along a layer's vector field: what makes of it a ResNet, SSP net or PolyNet.
 
 A step also says how much it can enlarge a perturbation: if f is Lipschitz with constant K, then
-|z+ - y+| <= growth(h K) |z - y|, whose product over N steps is the bound of *natural*'s
+|z+ - y+| <= lipschitz_factor(h K) |z - y|, whose product over N steps is the bound of *natural*'s
 Theorems 3.1 and 3.2 (Euler: (1 + h K)^N <= exp(N h K)).
 """
 
@@ -29,7 +29,7 @@ class AbstractLayerStep(eqx.Module):
         """The state after a step of size h."""
 
     @abc.abstractmethod
-    def growth(self, hk: float | Float[Array, ""]) -> float | Float[Array, ""]:
+    def lipschitz_factor(self, hk: float | Float[Array, ""]) -> float | Float[Array, ""]:
         """The most that a step enlarges a distance; `hk` is h times f's Lipschitz constant."""
 
 
@@ -72,7 +72,7 @@ class RungeKutta(AbstractLayerStep):
             slopes.append(f(t + c * h, _combine(y, h, a, slopes)))
         return _combine(y, h, self.weights, slopes)
 
-    def growth(self, hk: float | Float[Array, ""]) -> float | Float[Array, ""]:
+    def lipschitz_factor(self, hk: float | Float[Array, ""]) -> float | Float[Array, ""]:
         slopes = []  # how far the slopes may be apart, over K times the distance
         for a in self.rows:
             slopes.append(_combine(1.0, hk, [abs(w) for w in a], slopes))
@@ -98,7 +98,7 @@ class NeumannSeries(AbstractLayerStep):
             total = total + term
         return total
 
-    def growth(self, hk: float | Float[Array, ""]) -> float | Float[Array, ""]:
+    def lipschitz_factor(self, hk: float | Float[Array, ""]) -> float | Float[Array, ""]:
         return sum((hk**k for k in range(1, self.order + 1)), start=1.0 + 0 * hk)
 
 
@@ -113,7 +113,7 @@ class PublishedMidpoint(AbstractLayerStep):
         x1 = y + h / 2 * f(y)
         return x1 + h * f(x1)
 
-    def growth(self, hk: float | Float[Array, ""]) -> float | Float[Array, ""]:
+    def lipschitz_factor(self, hk: float | Float[Array, ""]) -> float | Float[Array, ""]:
         return (1 + hk / 2) * (1 + hk)
 
 
@@ -123,7 +123,7 @@ class Composition(AbstractLayerStep):
     def __call__(self, f: Field, y: State, h: float | Float[Array, ""]) -> State:
         return f(y)
 
-    def growth(self, hk: float | Float[Array, ""]) -> float | Float[Array, ""]:
+    def lipschitz_factor(self, hk: float | Float[Array, ""]) -> float | Float[Array, ""]:
         return hk
 
 

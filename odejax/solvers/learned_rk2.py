@@ -68,7 +68,7 @@ class LearnedRK2(AbstractLayerStep):
         x1 = y + c.b10 * h * slope
         return c.a20 * y + c.b20 * h * slope + c.a21 * x1 + c.b21 * h * f(x1)
 
-    def growth(self, hk: float | Float[Array, ""]) -> Float[Array, "*depth"]:
+    def lipschitz_factor(self, hk: float | Float[Array, ""]) -> Float[Array, "*depth"]:
         c = self.coefficients()
         first = 1 + c.b10 * hk
         return c.a20 + jnp.abs(c.b20) * hk + (c.a21 + c.b21 * hk) * first

@@ -1,10 +1,10 @@
 """How perturbations grow from layer to layer (*natural* Section 3), and what bounds it.
 
 Theorem 3.1 bounds the growth of a perturbation under y_{n+1} = y_n + h f(y_n), n h = b - t0, by
-(1 + h K)^n <= exp((b - t0) K), where K is f's Lipschitz constant. The growth itself is `growth` of
-two runs of `layer_states`; the first bound is `growth_bound`, for every step that layers can take.
-K lies between the largest `jacobian_norm` that was seen and what a field proves of itself
-(`ResidualField.lipschitz_bound`).
+(1 + h K)^n <= exp((b - t0) K), where K is f's Lipschitz constant. The growth itself is
+`perturbation_growth` of two runs of `layer_states`; the first bound is `growth_bound`, for every
+step that layers can take. K lies between the largest `jacobian_norm` that was seen and what a field
+proves of itself (`ResidualField.lipschitz_bound`).
 
 `logarithmic_norm` is what K should have been, and may be negative where K never is: an exact flow
 enlarges no distance by more than exp of the integral of its largest value between the two
@@ -24,7 +24,7 @@ States = Float[Array, "n ..."]
 Field = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 
-def growth(ys: States, zs: States) -> Scalar:
+def perturbation_growth(ys: States, zs: States) -> Scalar:
     """max_n |z_n - y_n| / |z_0 - y_0| in l2, of two sequences of states (n + 1, ...)."""
     distances = jnp.linalg.norm((zs - ys).reshape(len(ys), -1), axis=1)
     return jnp.max(distances) / distances[0]
@@ -46,7 +46,7 @@ def growth_ratios(
 
 def growth_bound(step: AbstractLayerStep, hk: float | Scalar, n: int) -> Scalar:
     """The most that n steps can enlarge a distance, h K = `hk`; infinite where it overflows."""
-    factor = jnp.asarray(step.growth(hk))
+    factor = jnp.asarray(step.lipschitz_factor(hk))
     return jnp.maximum(1.0, factor) ** n
 
 

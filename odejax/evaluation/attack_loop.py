@@ -18,7 +18,7 @@ import numpy as np
 from .._mesh import agreed, on_mesh, spread, to_host, whole_batch
 from .._threat_model import AbstractBall
 from .._types import Key, LogitsFn
-from ..attacks import AbstractIterativeAttack, Problem, Worst, start, step
+from ..attacks import AbstractIterativeAttack, AttackProblem, BestAdversarial, start, step
 
 _CHUNK_SECONDS = 0.25  # between two looks at who has fallen
 _COMPILE_SECONDS: list[float] = []  # of first calls in this process
@@ -34,7 +34,7 @@ class Slots(NamedTuple):
     run_key: Any
 
 
-class Whole(AbstractIterativeAttack):
+class SingleStep(AbstractIterativeAttack):
     """Any `attack(logits_fn, x, y, ball, key=key) -> AttackResult`, as an attack of one step."""
 
     attack: Callable
@@ -43,21 +43,23 @@ class Whole(AbstractIterativeAttack):
     random: ClassVar[bool] = True
     black_box: ClassVar[bool] = False
 
-    def start(self, problem: Problem, worst: Worst, run, *, key: Key) -> Any:
-        return _WholeState(worst)
+    def start(self, problem: AttackProblem, adversarial: BestAdversarial, run, *, key: Key) -> Any:
+        return _SingleStepState(adversarial)
 
-    def step(self, problem: Problem, state: Any, i, *, key: Key) -> Any:
+    def step(self, problem: AttackProblem, state: Any, i, *, key: Key) -> Any:
         result = self.attack(problem.logits_fn, problem.x, problem.y, problem.ball, key=key)
         queries, finite = jnp.asarray(result.queries), ~jnp.isnan(result.margin)
         broken, yes = result.margin < 0, jnp.asarray(True)
-        return _WholeState(Worst(result.x_adv, result.margin, queries, finite, broken, yes))
+        return _SingleStepState(
+            BestAdversarial(result.x_adv, result.margin, queries, finite, broken, yes)
+        )
 
 
-class _WholeState(eqx.Module):
-    worst: Worst
+class _SingleStepState(eqx.Module):
+    adversarial: BestAdversarial
 
 
-class Survivors:
+class AttackLoop:
     """Attacks `targets` (indices into `images`); what it finds goes to `x_adv`, `queries` and
     `no_start`.
 
@@ -78,13 +80,14 @@ class Survivors:
         no_start: np.ndarray,
         key: Key,
         batch_size: int,
-        stop: bool,
+        stop_at_first_success: bool,
     ):
         iterative = isinstance(attack, AbstractIterativeAttack)
-        self.attack: AbstractIterativeAttack = attack if iterative else Whole(attack)
+        self.attack: AbstractIterativeAttack = attack if iterative else SingleStep(attack)
         self.project = iterative
         self.logits_fn = on_mesh(logits_fn)
-        self.ball, self.key, self.stop = ball, key, stop
+        self.ball, self.key = ball, key
+        self.stop_at_first_success = stop_at_first_success
         self.images, self.labels = images, labels
         self.x_adv, self.queries, self.no_start = x_adv, queries, no_start
         self.queue = np.asarray(targets)
@@ -110,7 +113,8 @@ class Survivors:
         started = time.perf_counter()
         slots = self.slots
         state, i, broken = slots.state, jnp.asarray(slots.i), None
-        busy, stop = jnp.asarray(slots.index >= 0), jnp.asarray(self.stop)
+        busy = jnp.asarray(slots.index >= 0)
+        stop = jnp.asarray(self.stop_at_first_success)
         batch = _Batch(*self._problems(), slots.run_key, busy, stop)
         if self.loop:
             chunk = jnp.asarray(self.chunk)
@@ -197,7 +201,7 @@ class Survivors:
             images,
             labels,
             ball,
-            None if state is None else state.worst,
+            None if state is None else state.adversarial,
             jnp.asarray(fresh),
             jnp.asarray(run),
             jnp.asarray(np.maximum(index, 0)),
@@ -208,18 +212,20 @@ class Survivors:
         self.slots = self.slots._replace(state=new[0], run_key=new[1])
 
     def _harvest(self, slots: np.ndarray):
-        worst = self.slots.state.worst
-        x_adv = _project(worst.x_adv, *self._problems()) if self.project else worst.x_adv
+        adversarial = self.slots.state.adversarial
+        x_adv = (
+            _project(adversarial.x_adv, *self._problems()) if self.project else adversarial.x_adv
+        )
         index = self.slots.index.copy()
-        bad = index[slots][~to_host(worst.finite)[slots]]
+        bad = index[slots][~to_host(adversarial.finite)[slots]]
         if len(bad):
             raise FloatingPointError(
                 f"the logits are not finite at images that the attack tried on image {bad[0]}: the "
                 f"network diverges within the ball, or an ODE solve hits its step limit"
             )
         self.x_adv[index[slots]] = to_host(x_adv)[slots]
-        self.queries[index[slots]] += to_host(worst.queries)[slots]
-        self.no_start[index[slots]] &= ~to_host(worst.attacked)[slots]
+        self.queries[index[slots]] += to_host(adversarial.queries)[slots]
+        self.no_start[index[slots]] &= ~to_host(adversarial.attacked)[slots]
         index[slots] = -1
         self.slots = self.slots._replace(index=index)
 
@@ -250,14 +256,14 @@ class Survivors:
 
 
 @eqx.filter_jit
-def _start(attack, logits_fn, images, labels, ball, worst, fresh, run, index, key):
-    def one(x, y, worst, fresh, run, index):
-        problem, new = Problem(logits_fn, x, y, ball), Worst.none(x)
-        if worst is not None:
-            new = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), new, worst)
+def _start(attack, logits_fn, images, labels, ball, adversarial, fresh, run, index, key):
+    def one(x, y, adversarial, fresh, run, index):
+        problem, new = AttackProblem(logits_fn, x, y, ball), BestAdversarial.none(x)
+        if adversarial is not None:
+            new = jax.tree.map(lambda a, b: jnp.where(fresh, a, b), new, adversarial)
         return start(attack, problem, new, run, jax.random.fold_in(key, index))
 
-    return spread(jax.vmap(one)(images, labels, worst, fresh, run, index))
+    return spread(jax.vmap(one)(images, labels, adversarial, fresh, run, index))
 
 
 class _Batch(NamedTuple):
@@ -271,7 +277,7 @@ class _Batch(NamedTuple):
     stop: Any
 
     def broken(self, state):
-        return state.worst.sure & self.stop
+        return state.adversarial.sure & self.stop
 
     def going(self, attack, i, state):
         return self.busy & (i < attack.n_steps) & ~self.broken(state)
@@ -302,7 +308,7 @@ def _advance_once(attack, logits_fn, batch: _Batch, i, state):
 
 def _step(attack, logits_fn, batch: _Batch, i, state):
     def one(x, y, run_key, i, state):
-        return step(attack, Problem(logits_fn, x, y, batch.ball), run_key, i, state)
+        return step(attack, AttackProblem(logits_fn, x, y, batch.ball), run_key, i, state)
 
     going = batch.going(attack, i, state)
     new = jax.vmap(one)(batch.images, batch.labels, batch.run_key, i, state)
