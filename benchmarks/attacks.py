@@ -164,7 +164,7 @@ def run(name: str, job: Job, predictor, images, labels, quick: bool) -> dict:
     calls = {
         "odejax, robust_accuracy": lambda: (
             robust_accuracy(
-                job.attack, predictor, images, labels, job.ball, key=KEY, batch_size=len(images)
+                predictor, images, labels, job.ball, job.attack, key=KEY, batch_size=len(images)
             ).x_adv
         )
     }

@@ -182,4 +182,4 @@ def _rate(preset: Preset, steps: int):
 def _standing(attack, predictor, dataset, *, key) -> float:
     """Accuracy under the attack of the training."""
     images, labels = dataset.pixels, dataset.labels
-    return robust_accuracy(attack, predictor, images, labels, BALL, key=key).accuracy
+    return robust_accuracy(predictor, images, labels, BALL, attack, key=key).accuracy

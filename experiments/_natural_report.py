@@ -12,7 +12,6 @@ from odejax.plots.curves import AXIS_LABELS
 from ._claims import claimed
 from ._seeds import by_name, cell, flags_raised
 
-TRANSFERS = "transfers"  # of a bracket: by the network whose images are shown
 WORST = "all, then AutoAttack"
 PRINTED = ("Section 4.2", "Table 1", "Table 2")
 STYLES: dict[str, dict[str, Any]] = {
@@ -36,8 +35,8 @@ def _left(brackets: list[dict[str, Any]]) -> dict[str, list[float]]:
     rows = {
         attack: [b["per_attack"][attack] for b in brackets] for attack in brackets[0]["per_attack"]
     }
-    for oracle in brackets[0][TRANSFERS]:
-        rows[f"from: {oracle}"] = [b[TRANSFERS][oracle] for b in brackets]
+    for oracle in brackets[0]["per_transfer"]:
+        rows[f"from: {oracle}"] = [b["per_transfer"][oracle] for b in brackets]
     rows[WORST] = [b["attacked"] for b in brackets]
     return rows
 

@@ -220,35 +220,27 @@ def _evaluate(family: Family, predictor, test, setting: Setting, seed):
     attacks = {"FGSM": FGSM(), "PGD-40": PGD(steps=40, step_size=None)}
     key = jax.random.key(seed + 1)  # the same for every eps: the same judge
     out: dict[str, Any] = {"balls": {}}
-    for name, eps_values in (("linf", setting.eps), ("l2", setting.eps_l2)):
-        already_broken, brackets, radius = {}, [], np.zeros(len(attacked))
-        for i, eps in enumerate(eps_values):
-            interval = bracket(
-                predictor,
-                attacked,
-                BALLS[name](eps),
-                attacks=attacks,
-                certificates=family.certificates,
-                key=key,
-                batch_size=BATCH_SIZE,
-                draws=family.draws,
-                already_broken=already_broken,
-                # A look at the gradients is about the network, hardly about the ball: once.
-                flag_images=64 if name == "linf" and i == len(eps_values) // 2 else 0,
-                progress=True,
-            )
-            # PGD could find again, in a larger ball, what it found in this one; FGSM could not.
-            already_broken = {"PGD-40": ~interval.survivors["PGD-40"]}
-            brackets.append(interval.summary())
-            radius = interval.radius
-            if name == "linf" and i == len(eps_values) // 2:
-                out["examples"] = _examples(attacked, interval)
-                # Any bracket's judge: they share the key, so they share the judge.
-                predictions = odejax.predict(interval.judge, test.images, key=key).argmax(axis=1)
-                out["clean_accuracy"] = float(np.mean(predictions == test.labels))
+    for name, eps in (("linf", setting.eps), ("l2", setting.eps_l2)):
+        intervals = bracket(
+            predictor,
+            *attacked,
+            [BALLS[name](e) for e in eps],  # pyright: ignore[reportCallIssue]
+            attacks=attacks,
+            certificates=family.certificates,
+            key=key,
+            batch_size=BATCH_SIZE,
+            draws=family.draws,
+            # A look at the gradients is about the network, hardly about the norm: once.
+            flag_images=64 if name == "linf" else 0,
+        )
+        if name == "linf":
+            out["examples"] = _examples(attacked, intervals[len(eps) // 2])
+            # Any bracket's judge: they share the key, so they share the judge.
+            predictions = odejax.predict(intervals[0].judge, test.images, key=key).argmax(axis=1)
+            out["clean_accuracy"] = float(np.mean(predictions == test.labels))
         out["balls"][name] = {
-            "brackets": brackets,
-            "radii": (np.floor(radius * 1e5) / 1e5).tolist(),
+            "brackets": intervals.summaries(),
+            "radii": (np.floor(intervals[-1].radius * 1e5) / 1e5).tolist(),
             "certificates": len(family.certificates),
         }
     return out | {"evaluation_seconds": time.perf_counter() - started}

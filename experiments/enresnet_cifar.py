@@ -229,14 +229,13 @@ def _evaluate(
         attacks["AA-rand"] = AutoAttack.rand(preset.draws if random else 1)
     measured = bracket(
         predictor,
-        attacked,
-        BALL,
+        *attacked,
+        BALL,  # pyright: ignore[reportCallIssue]
         attacks=attacks,
         key=key,
         batch_size=_batch_size(preset.draws if random else 1),
         draws=JUDGE_DRAWS if random else 1,
         flag_images=32,
-        progress=True,
     )
     batch_size = _batch_size(JUDGE_DRAWS if random else 1)
     logits = predict(measured.judge, test.images, key=key, batch_size=batch_size)
@@ -281,12 +280,12 @@ def _blind(target, oracle, attacked: ArrayDataset, seed: int) -> dict[str, Any]:
     left = {}
     for name, attack in ATTACKS.items():
         matrix = transfer_matrix(
-            EOT(attack, EOT_DRAWS) if random else attack,
             {"oracle": oracle},
-            {"target": judge},
             attacked.pixels,
             attacked.labels,
             BALL,
+            EOT(attack, EOT_DRAWS) if random else attack,
+            targets={"target": judge},
             key=key,
             batch_size=_batch_size(EOT_DRAWS),
             progress=True,

@@ -203,11 +203,11 @@ def _evaluate(predictor, test, setting: Setting, config: Config) -> dict[str, An
             left[name] = np.ones(len(data), bool)
             for oracle in oracles:
                 left[name] &= robust_accuracy(
-                    attack,
                     oracle,
                     pixels,
                     labels,
                     ball,
+                    attack,
                     key=jax.random.fold_in(key, i),
                     batch_size=50,
                     judge=predictor,
@@ -233,7 +233,7 @@ def _evaluate(predictor, test, setting: Setting, config: Config) -> dict[str, An
             )
             seconds["flags"] = time.perf_counter() - started
     variants = solver_variants(predictor)
-    cosines = gradient_cosines(predictor, variants, pixels[:64], labels[:64], key=key)
+    cosines = gradient_cosines(predictor, pixels[:64], labels[:64], variants, key=key)
     return {
         "t1": predictor.model.ode.t1,
         "clean_accuracy": float(clean.mean()),

@@ -33,18 +33,13 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import numpy as np
 import optax
 
 import odejax
-from odejax.attacks import DI2FGSM, FGSM, PGD, SPSA, AutoAttack, Boundary, Square, margin_loss
+from odejax.attacks import DI2FGSM, FGSM, PGD, SPSA, AutoAttack, Boundary, Square
 from odejax.data import ArrayDataset, crop_and_flip
 from odejax.evaluation import (
     bracket,
-    confidence_interval,
-    robust_accuracy,
-    sequence_flags,
-    survivor_flags,
 )
 from odejax.models import AbstractODENet, ConvODENet, PreActResNet, ResNet
 from odejax.training import (
@@ -59,7 +54,7 @@ from odejax.training import (
 )
 
 from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, run
-from ._natural_report import TRANSFERS, figure, tables
+from ._natural_report import figure, tables
 from ._report import present
 from ._runs import Runs
 
@@ -298,61 +293,20 @@ def _evaluate(
     key = jax.random.key(seed + 1)
     attacked = test.take(slice(preset.test_images))
     attacks = _attacks(dataset, preset)
-    broken: dict[str, np.ndarray] = {}  # in a smaller ball, by attack
-    worst = np.ones(len(attacked), bool)
-    brackets = []
-    for eps in EPS[dataset]:
-        ball = odejax.LinfBall(eps)
-        measured = bracket(
-            predictor,
-            attacked,
-            ball,
-            attacks=attacks,
-            key=key,
-            already_broken={name: lost for name, lost in broken.items() if name in attacks},
-            flag_images=FLAG_IMAGES,
-            progress=True,
-        )
-        left_by = partial(
-            robust_accuracy,
-            images=attacked.pixels,
-            labels=attacked.labels,
-            ball=ball,
-            key=key,
-            progress=True,
-        )
-        left = {
-            name: left_by(
-                PGD(40, None, loss=margin_loss),
-                oracle,
-                judge=predictor,
-                stop_at_first_success=False,
-                already_broken=broken.get(name),
-            ).still_correct
-            for name, oracle in oracles.items()
-        }
-        every = measured.survivors | left
-        white = {name: measured.survivors[name] for name in PAPERS_ATTACKS if name in attacks}
-        flags = survivor_flags(white, {}, left)
-        broken = {name: ~still for name, still in every.items() if name not in PAPERS_ATTACKS}
-        worst &= np.logical_and.reduce(list(every.values()))
-        if worst.any():
-            # A small batch, for the few that there are.
-            last = left_by(LAST, predictor, already_broken=~worst, batch_size=32)
-            flags += sequence_flags(LAST, worst, last.broken_by)
-            worst = last.still_correct
-        brackets.append(
-            measured.summary()
-            | {
-                "attacked": float(worst.mean()),
-                "attacked_interval": confidence_interval(int(worst.sum()), len(worst)),
-                TRANSFERS: {name: float(still.mean()) for name, still in left.items()},
-                "flags": {flag.name: flag.evidence for flag in (*measured.flags, *flags)},
-            }
-        )
+    intervals = bracket(
+        predictor,
+        *attacked,
+        [odejax.LinfBall(eps) for eps in EPS[dataset]],  # pyright: ignore[reportCallIssue]
+        attacks=attacks,
+        anew=set(PAPERS_ATTACKS) & set(attacks),
+        oracles=oracles,
+        last=LAST,
+        key=key,
+        flag_images=FLAG_IMAGES,
+    )
     return {
         "clean_accuracy": clean_accuracy(predictor, test, key=key),
-        "brackets": brackets,
+        "brackets": intervals.summaries(),
         "evaluation_seconds": time.perf_counter() - started,
     }
 

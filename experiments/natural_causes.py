@@ -201,11 +201,11 @@ def _evaluate(predictor: Any, attacked, eps: float, config: Config, key) -> dict
         left[name] = np.ones(len(labels), bool)
         for oracle in oracles:
             left[name] &= robust_accuracy(
-                attack,
                 oracle,
                 pixels,
                 labels,
                 ball,
+                attack,
                 key=key,
                 judge=predictor,
                 stop_at_first_success=oracle is predictor,

@@ -130,19 +130,19 @@ def _evaluate(predictor, oracle, attacked: ArrayDataset, small: float, key) -> d
 
     def transferred(eps: float) -> float:
         matrix = transfer_matrix(
-            FGSM(),
             {"oracle": oracle},
-            {"network": predictor},
             pixels,
             labels,
             odejax.LinfBall(eps),
+            FGSM(),
+            targets={"network": predictor},
             key=key,
         )
         return float(matrix.accuracy[0, 0])
 
     def left(eps: float) -> float:
         ball = odejax.LinfBall(eps)
-        return robust_accuracy(PGD(40, None), predictor, pixels, labels, ball, key=key).accuracy
+        return robust_accuracy(predictor, pixels, labels, ball, PGD(40, None), key=key).accuracy
 
     return {
         "transfer": {f"{eps:g}": transferred(eps) for eps in PAPERS_EPS},

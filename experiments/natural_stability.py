@@ -142,11 +142,11 @@ def _attack(predictor, test, config: Config, key):
     """What PGD-40 leaves, its images, and images at random corners of the same balls."""
     ball = odejax.LinfBall(config.eps)
     report = robust_accuracy(
-        PGD(40, None),
         predictor,
         test.pixels,
         test.labels,
         ball,
+        PGD(40, None),
         key=key,
         stop_at_first_success=False,
         attack_misclassified=True,

@@ -193,12 +193,11 @@ def _evaluate(predictor, test, setting: Setting, seed: int) -> dict[str, Any]:
     key = jax.random.key(seed + 1)
     measured = bracket(
         predictor,
-        test.take(slice(setting.test_images)),
-        odejax.LinfBall(EPS),
+        *test.take(slice(setting.test_images)),
+        odejax.LinfBall(EPS),  # pyright: ignore[reportCallIssue]
         attacks=ATTACKS,
         certificates={"relaxed": LinearRelaxation()},
         key=key,
-        progress=True,
     )
     return {
         "clean_accuracy": clean_accuracy(predictor, test, key=key),

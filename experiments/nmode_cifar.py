@@ -186,19 +186,16 @@ def _evaluate(network: Network, predictor, test, preset: Preset, seed: int) -> d
     key = jax.random.key(seed + 1)
     attacked = test.take(slice(preset.test_images))
     balls = {
-        ball: [
-            bracket(
-                predictor,
-                attacked,
-                BALLS[ball](eps),
-                attacks=PAPERS_ATTACK | {preset.strongest: STRONGEST[preset.strongest]},
-                key=key,
-                batch_size=100,
-                flag_images=32 if i == 0 else 0,
-                progress=True,
-            ).summary()
-            for i, eps in enumerate(values)
-        ]
+        ball: bracket(
+            predictor,
+            *attacked,
+            [BALLS[ball](eps) for eps in values],  # pyright: ignore[reportCallIssue]
+            attacks=PAPERS_ATTACK | {preset.strongest: STRONGEST[preset.strongest]},
+            anew=(*PAPERS_ATTACK, preset.strongest),
+            key=key,
+            batch_size=100,
+            flag_images=32,
+        ).summaries()
         for ball, values in network.eps.items()
     }
     return {

@@ -250,21 +250,19 @@ def evaluate(name: str, predictor, test, setting: Setting, seed: int) -> dict[st
     certificates = {c: CERTIFICATES[c] for c in NETWORKS[name].certificates}
     balls: dict[str, list] = {}
     for ball, values in (("linf", setting.eps), ("l2", setting.eps_l2)):
-        balls[ball] = []
-        for i, eps in enumerate(values):
-            measured = bracket(
-                predictor,
-                test.take(slice(setting.test_images)),
-                BALLS[ball](eps),
-                attacks=ATTACKS[ball],
-                certificates=certificates,
-                key=key,
-                flag_images=64 if i == 0 else 0,
-                progress=True,
-            )
-            balls[ball].append(
-                measured.summary() | {"median_radius": float(np.median(measured.radius))}
-            )
+        intervals = bracket(
+            predictor,
+            *test.take(slice(setting.test_images)),
+            [BALLS[ball](eps) for eps in values],  # pyright: ignore[reportCallIssue]
+            attacks=ATTACKS[ball],
+            anew=ATTACKS[ball],
+            certificates=certificates,
+            key=key,
+        )
+        balls[ball] = [
+            interval.summary() | {"median_radius": float(np.median(interval.radius))}
+            for interval in intervals
+        ]
     return {
         "clean_accuracy": clean_accuracy(predictor, test, key=key),
         "balls": balls,
@@ -281,11 +279,11 @@ def pgd_standardised(predictor, train, test, setting: Setting, seed: int) -> lis
             "eps": std * eps,
             "eps_over_std": eps,
             "PGD-40": robust_accuracy(
-                PGD(40, 0.01 * std),
                 predictor,
                 attacked.pixels,
                 attacked.labels,
                 odejax.LinfBall(std * eps),
+                PGD(40, 0.01 * std),
                 key=jax.random.key(seed + 1),
             ).accuracy,
         }

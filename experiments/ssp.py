@@ -47,7 +47,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 import odejax
-from odejax.attacks import FGSM, PGD, AutoAttack
+from odejax.attacks import FGSM, PGD, AutoAttack, RelativeStep, StepSize
 from odejax.data import ArrayDataset, crop_and_flip
 from odejax.evaluation import bracket, robust_accuracy
 from odejax.models import GroupNorm, PreActResNet, ResNet
@@ -56,7 +56,6 @@ from odejax.solvers import SSPRK22, SSPRK33, LearnedRK2, PublishedMidpoint, grow
 from odejax.training import Adversarial, CrossEntropy, clean_accuracy
 
 from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, run
-from ._last_attack import after_autoattack
 from ._report import present
 from ._runs import Runs
 from ._seeds import by_name, cell, flags_raised
@@ -218,28 +217,25 @@ def _evaluate(
     key = jax.random.key(seed + 1)
     attacked = test.take(slice(preset.test_images))
     eps, step = SETTINGS[test.name]
-    brackets, broken = [], {}  # in a smaller ball, by attack
-    for share in SHARES:
-        measured = bracket(
-            predictor,
-            attacked,
-            odejax.LinfBall(share * eps),
-            attacks=_attacks(jnp.asarray(share * step)),  # an array: compiled once
-            key=key,
-            already_broken=broken,
-            progress=True,
-        )
-        broken = {STRONG: ~measured.survivors[STRONG]}
-        brackets.append(measured)
+    attacks = _attacks(RelativeStep(step / eps))
+    intervals = bracket(
+        predictor,
+        *attacked,
+        [odejax.LinfBall(share * eps) for share in SHARES],  # pyright: ignore[reportCallIssue]
+        attacks=attacks,
+        anew=set(attacks) - {STRONG},
+        last=LAST,
+        key=key,
+    )
     return {
         "clean_accuracy": clean_accuracy(predictor, test, key=key),
-        "brackets": after_autoattack(LAST, brackets, predictor, attacked, odejax.LinfBall, key=key),
+        "brackets": intervals.summaries(),
         "growth": _growth(predictor, attacked, PGD(k, step), eps, key),
         "evaluation_seconds": time.perf_counter() - started,
     }
 
 
-def _attacks(step: float | jax.Array) -> dict[str, Any]:
+def _attacks(step: StepSize) -> dict[str, Any]:
     papers = {f"PGD-{steps}": PGD(steps, step) for steps in (7, 12)}
     return {"FGSM": FGSM(), STRONG: PGD(50, None)} | papers
 
@@ -254,11 +250,11 @@ def _growth(
     clean = images.pixels
     ball = odejax.LinfBall(eps)
     made = robust_accuracy(
-        attack,
         predictor,
         clean,
         images.labels,
         ball,
+        attack,
         key=key,
         stop_at_first_success=False,
         attack_misclassified=True,

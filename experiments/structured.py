@@ -36,7 +36,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
@@ -44,7 +43,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 import odejax
-from odejax.attacks import PGD, AutoAttack
+from odejax.attacks import PGD, AutoAttack, RelativeStep
 from odejax.certificates import LipschitzMargin
 from odejax.data import ArrayDataset, crop_and_flip
 from odejax.evaluation import bracket, certified_radii
@@ -70,7 +69,6 @@ from odejax.training import (
 
 from ._claims import claimed
 from ._cli import RunConfig, UsageError, check_choice, check_choices, check_counts, load_data, run
-from ._last_attack import after_autoattack
 from ._report import present
 from ._runs import Runs
 from ._seeds import by_name, cell, flags_raised
@@ -229,31 +227,24 @@ def _evaluate(predictor: Any, test: ArrayDataset, preset: Preset, seed: int) -> 
     started = time.perf_counter()
     key = jax.random.key(seed + 1)
     attacked, certificate = test.take(slice(preset.test_images)), LipschitzMargin()
-    brackets, broken = [], {}  # in a smaller ball, by attack
-    for eps in preset.eps:
-        measured = bracket(
-            predictor,
-            attacked,
-            odejax.L2Ball(eps),
-            # A step as an array: compiled once.
-            attacks={PAPERS: PGD(10, jnp.asarray(0.025 * eps)), STRONG: PGD(50, None)},
-            certificates=[certificate],
-            key=key,
-            already_broken=broken,
-            progress=True,
-        )
-        broken = {STRONG: ~measured.survivors[STRONG]}
-        brackets.append(measured)
-    with jax.default_matmul_precision("highest"):  # as in brackets that hold certificates
-        summaries = after_autoattack(LAST, brackets, predictor, attacked, odejax.L2Ball, key=key)
+    intervals = bracket(
+        predictor,
+        *attacked,
+        [odejax.L2Ball(eps) for eps in preset.eps],  # pyright: ignore[reportCallIssue]
+        attacks={PAPERS: PGD(10, RelativeStep(0.025)), STRONG: PGD(50)},
+        anew={PAPERS},
+        certificates=certificate,
+        last=LAST,
+        key=key,
+    )
     radii = certified_radii(
-        certificate, predictor, test.pixels, test.labels, odejax.L2Ball(preset.eps[0]), key=key
+        predictor, test.pixels, test.labels, odejax.L2Ball(preset.eps[0]), certificate, key=key
     )
     return {
         "clean_accuracy": clean_accuracy(predictor, test, key=key),
         "lipschitz_bound": float(predictor.model.lipschitz_bound()),
         "steps": _steps(predictor.model),
-        "brackets": summaries,
+        "brackets": intervals.summaries(),
         "certified_of_all": [float(np.mean(radii >= eps)) for eps in preset.eps],
         "median_radius": float(np.median(radii)),
         "evaluation_seconds": time.perf_counter() - started,

@@ -185,10 +185,11 @@ def check_arrays(images, labels) -> tuple[np.ndarray, np.ndarray]:
         images, labels = np.asarray(images), np.asarray(labels)
     except ValueError:  # lists of different lengths
         raise ValueError("images and labels must be arrays; got lists of unequal rows") from None
-    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
-        hint = "; divide uint8 pixels by 255" if images.dtype == np.uint8 else ""
+    whole = images.dtype == np.uint8
+    if images.ndim != 4 or not (whole or jnp.issubdtype(images.dtype, jnp.floating)):
         raise ValueError(
-            f"images must be floats of shape (n, h, w, c); got {_described(images)}{hint}"
+            f"images must be uint8, or floats in [0, 1], of shape (n, h, w, c); "
+            f"got {_described(images)}"
         )
     if len(images) == 0:
         raise ValueError("there are no images: got an empty array")
@@ -196,6 +197,8 @@ def check_arrays(images, labels) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(
             f"labels must be integers of shape ({len(images)},); got {_described(labels)}"
         )
+    if whole:
+        return images.astype(np.float32) / 255, labels.astype(np.int32)
     check_pixels(images)
     return images.astype(np.float32), labels.astype(np.int32)
 

@@ -5,6 +5,7 @@ looks at what its globals stand for again. A module's weights are arguments: the
 it, and another network of the same program needs no compilation.
 """
 
+import inspect
 import re
 from collections import OrderedDict
 from typing import Any
@@ -22,12 +23,16 @@ from ._types import BoolScalar, Image, Key, Logits, LogitsFn
 
 
 class Checked(eqx.Module):
-    """`logits_fn`, whose answer is looked at: `ValueError` unless it is one array of logits."""
+    """`logits_fn`, with or without a `key`, whose result is checked: one array of logits.
+
+    Raises `ValueError` for any other result, and for a model that takes a state.
+    """
 
     logits_fn: LogitsFn
 
     def __call__(self, x: Image, *, key: Key | None = None) -> Logits:
-        logits: Any = self.logits_fn(x, key=key)  # pyright: ignore[reportArgumentType]
+        given = {"key": key} if _takes_key(self.logits_fn) else {}
+        logits: Any = self.logits_fn(x, **given)  # pyright: ignore[reportCallIssue, reportArgumentType]
         if isinstance(logits, np.ndarray):
             logits = jnp.asarray(logits)
         if isinstance(logits, jax.Array):
@@ -39,6 +44,21 @@ class Checked(eqx.Module):
         raise ValueError(
             f"logits_fn must return one array of floats of shape (k,), k >= 2; got {got}"
         )
+
+
+def _takes_key(logits_fn) -> bool:
+    """Whether it has a parameter `key`; `ValueError` for a model that needs its state."""
+    try:
+        parameters = inspect.signature(logits_fn).parameters
+    except (TypeError, ValueError):  # built in: nothing is known of it
+        return False
+    needed = [p for p in parameters.values() if p.default is p.empty]
+    if [p.name for p in needed[1:2]] == ["state"]:
+        raise ValueError(
+            f"logits_fn must be a function of one image; {type(logits_fn).__name__} takes a state, "
+            f"too: write odejax.Predictor(model, state)"
+        )
+    return any(p.name == "key" or p.kind == p.VAR_KEYWORD for p in parameters.values())
 
 
 def finite_logits(logits: Logits) -> BoolScalar:
@@ -84,7 +104,7 @@ def hoist(logits_fn: LogitsFn, x: Any, key: Key) -> Any:
     if hasattr(logits_fn, "hoisted"):  # one that holds others
         return logits_fn.hoisted(x, key)  # pyright: ignore
     if isinstance(logits_fn, eqx.Module):
-        return logits_fn
+        return logits_fn if _takes_key(logits_fn) else Checked(logits_fn)
     closed = jax.make_jaxpr(lambda x, key: Checked(logits_fn)(x, key=key))(
         jax.ShapeDtypeStruct(x.shape, x.dtype), jax.eval_shape(lambda: key)
     )

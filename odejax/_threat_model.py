@@ -70,6 +70,21 @@ class AbstractBall(eqx.Module):
         infinity norm this is the nearest point of the intersection; for the 2-norm, nearly.
         """
 
+    def to_grey_levels(self, x_adv: Image, x: Image, bits: int) -> Image:
+        """A point of ball and box near `x_adv` with pixels k / (2^bits - 1); those of `x` are such.
+
+        The nearest one where the ball holds it, else the nearest on the way to `x`: no pixel is
+        further from `x` than it was, and so no norm is larger.
+        """
+        levels = 2**bits - 1
+        nearest = jnp.round(x_adv * levels) / levels
+        inwards = jnp.where(x_adv > x, jnp.floor(x_adv * levels), jnp.ceil(x_adv * levels))
+        inwards = jnp.where(jnp.abs(nearest - x_adv) * levels < 1e-3, nearest, inwards / levels)
+        return self._held(nearest, inwards, x)
+
+    def _held(self, nearest: Image, inwards: Image, x: Image) -> Image:
+        return jnp.where(self.contains(nearest, x), nearest, inwards)
+
     @abc.abstractmethod
     def steepest(self, gradient: Image) -> Image:
         """The step of norm 1 (0 for a zero gradient) with the largest inner product."""
@@ -131,6 +146,9 @@ class LinfBall(AbstractBall):
 
     def project(self, x_adv: Image, x: Image) -> Image:
         return self.clip(jnp.clip(x_adv, x - self.eps, x + self.eps))
+
+    def _held(self, nearest: Image, inwards: Image, x: Image) -> Image:
+        return jnp.where(jnp.abs(nearest - x) <= self.eps + _TOL, nearest, inwards)  # by pixel
 
     def steepest(self, gradient: Image) -> Image:
         return jnp.sign(gradient)

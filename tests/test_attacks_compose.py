@@ -486,7 +486,7 @@ def evaluate(attack=SUITE, logits_fn=None, n=24, eps=0.06, key=KEY, **settings):
     logits_fn = trained_mlp() if logits_fn is None else logits_fn
     settings = {"batch_size": 8, **settings}
     return robust_accuracy(
-        attack, logits_fn, data.pixels, data.labels, LinfBall(eps), key=key, **settings
+        logits_fn, data.pixels, data.labels, LinfBall(eps), attack, key=key, **settings
     )
 
 
@@ -561,7 +561,7 @@ def test_what_becomes_of_an_image_does_not_depend_on_the_others():
     labels[~kept] = np.random.default_rng(1).integers(0, 10, (~kept).sum())
     one = evaluate()
     other = robust_accuracy(
-        SUITE, trained_mlp(), images, labels, LinfBall(0.06), key=KEY, batch_size=8
+        trained_mlp(), images, labels, LinfBall(0.06), SUITE, key=KEY, batch_size=8
     )
     np.testing.assert_array_equal(one.still_correct[kept], other.still_correct[kept])
     np.testing.assert_array_equal(one.queries[kept], other.queries[kept])
@@ -592,7 +592,7 @@ def test_a_shape_is_traced_once_for_each_attack(monkeypatch):
         logits = images.reshape(n, -1) @ np.asarray(linear.weight).T + np.asarray(linear.bias)
         labels = logits.argmax(axis=1)
         before = TRACES["logits"]
-        robust_accuracy(suite, Traced(linear), images, labels, LinfBall(eps), key=KEY, batch_size=4)
+        robust_accuracy(Traced(linear), images, labels, LinfBall(eps), suite, key=KEY, batch_size=4)
         return TRACES["logits"] - before
 
     assert spent(0, 4, 0.02) > 0
@@ -734,11 +734,11 @@ def of_another_process(state_path=None):
     logits_fn = Activated(linear_logits(SMALL, 5), jax.nn.relu)
     labels = np.asarray(jax.vmap(logits_fn)(images)).argmax(axis=1)
     return robust_accuracy(
-        AutoAttack({"PGD": PGD(5, 0.01), "Square": Square(9)}),
         logits_fn,
         images,
         labels,
         LinfBall(0.03),
+        AutoAttack({"PGD": PGD(5, 0.01), "Square": Square(9)}),
         key=KEY,
         batch_size=4,
         state_path=state_path,
@@ -817,11 +817,11 @@ def test_what_the_last_attack_refuses_comes_before_the_first_has_run(monkeypatch
     monkeypatch.setattr(SURVIVORS.AttackLoop, "advance", lambda self: pytest.fail("an attack ran"))
     with pytest.raises(ValueError, match="4 classes"):
         robust_accuracy(
-            suite,
             linear_logits(n_classes=3),
             np.full((2, 8, 8, 1), 0.5, np.float32),
             np.zeros(2, np.int32),
             LinfBall(0.1),
+            suite,
             key=KEY,
         )
 
@@ -949,7 +949,7 @@ def test_a_network_is_attacked_alike_inside_a_loop_and_outside(monkeypatch):
 
     def evaluate():
         attack = Targeted(FAB(2), 2)
-        return robust_accuracy(attack, net, images, labels, LinfBall(0.03), key=KEY, batch_size=5)
+        return robust_accuracy(net, images, labels, LinfBall(0.03), attack, key=KEY, batch_size=5)
 
     outside = evaluate()
     monkeypatch.setattr(SURVIVORS, "_slow_in_loops", lambda logits_fn, image: False)
@@ -968,7 +968,7 @@ def test_an_attack_ends_with_its_first_success_unless_that_was_a_draw():
 
     def queries(logits_fn, **settings):
         return robust_accuracy(
-            attack, logits_fn, images, labels, LinfBall(0.1), key=KEY, **settings
+            logits_fn, images, labels, LinfBall(0.1), attack, key=KEY, **settings
         ).queries
 
     noisy = NoisyLinear(linear, 0.3)

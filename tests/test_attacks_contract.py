@@ -302,7 +302,7 @@ def test_images_and_networks_in_half_precision_are_attacked_in_float32(name):
 def still_correct(attack, ball, n=200):
     data = digits("test", n)
     return robust_accuracy(
-        attack, trained_mlp(), data.pixels, data.labels, ball, key=KEY
+        trained_mlp(), data.pixels, data.labels, ball, attack, key=KEY
     ).still_correct
 
 

@@ -493,7 +493,7 @@ def test_a_wrong_prediction_is_never_certified(network):
     images, labels = digits("test", 50).pixels, (logits.argmax(axis=1)[:50] + 1) % 10
     certificate, *_ = CERTIFICATES[network].values()
     radii = certified_radii(
-        certificate, predictor_for(network), images, labels, LinfBall(0.0), key=KEY
+        predictor_for(network), images, labels, LinfBall(0.0), certificate, key=KEY
     )
     np.testing.assert_array_equal(radii, np.zeros(50))
 
@@ -513,7 +513,7 @@ def test_no_certificate_believes_any_pixels(change, message, unchecked):
     images, certificate = change(data.pixels), LinearRelaxation()
     with pytest.raises(ValueError, match=message):
         certified_radii(
-            certificate, predictor, images, data.labels[: len(images)], LinfBall(0.1), key=KEY
+            predictor, images, data.labels[: len(images)], LinfBall(0.1), certificate, key=KEY
         )
     if len(images):
         with pytest.raises(ValueError, match=message):
@@ -533,7 +533,7 @@ def test_a_bracket_refuses_what_a_certificate_says_nothing_about_before_any_atta
     with pytest.raises(ValueError, match="StableMapping certifies an NmODENet; got MLP"):
         bracket(
             trained_mlp(),
-            digits("test", 5),
+            *digits("test", 5),
             LinfBall(0.1),
             attacks=[attack],
             certificates=[StableMapping()],
@@ -555,7 +555,7 @@ def test_a_bracket_refuses_a_certificate_that_an_attack_breaks():
     with pytest.raises(RuntimeError, match=r"certified images were broken within LinfBall\(0\.2"):
         bracket(
             trained_mlp(),
-            data,
+            *data,
             LinfBall(0.2),
             attacks=[PGD(steps=10, step_size=None)],
             certificates=[Liar()],

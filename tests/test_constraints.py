@@ -165,7 +165,7 @@ def test_training_with_trades_makes_a_network_more_robust():
 
     def left(predictor):
         attack = PGD(20, None)
-        return robust_accuracy(attack, predictor, data.pixels, data.labels, ball, key=KEY).accuracy
+        return robust_accuracy(predictor, data.pixels, data.labels, ball, attack, key=KEY).accuracy
 
     natural, hardened, madry = left(trained_mlp()), left(trades), left(adversarial)
     assert hardened > natural + 0.2

@@ -79,7 +79,7 @@ def measured(request):
     predictor, ball, certificates = BRACKETS[request.param]
     return bracket(
         predictor(),
-        digits("test", 100),
+        *digits("test", 100),
         ball,
         attacks=[FGSM(), PGD5],
         certificates=certificates,
@@ -116,7 +116,7 @@ def test_the_strongest_attack_counts_even_where_it_came_first():
     weak = PGD(1, 1e-6, random_start=False)
     found = bracket(
         trained_mlp(),
-        digits("test", 100),
+        *digits("test", 100),
         LinfBall(0.08),
         attacks={"strong": PGD5, "weak": weak},
         key=KEY,
@@ -128,7 +128,7 @@ def test_the_strongest_attack_counts_even_where_it_came_first():
 def test_the_best_certificate_counts_even_where_it_came_first():
     found = bracket(
         trained_nmode(),
-        digits("test", 100),
+        *digits("test", 100),
         LinfBall(0.008),
         attacks=[FGSM()],
         certificates=[FiniteTimeStableMapping(), StableMapping()],
@@ -145,11 +145,11 @@ def test_more_restarts_lose_nothing_that_fewer_found():
     for n in (1, 6):
         attack = Restarts(PGD(1, 0.01), n)
         report = robust_accuracy(
-            attack,
             trained_mlp(),
             data.pixels,
             data.labels,
             LinfBall(0.1),
+            attack,
             key=KEY,
             stop_at_first_success=False,
         )
@@ -166,11 +166,11 @@ def test_copies_of_an_image_are_attacked_with_draws_of_their_own():
     logits_fn = linear_logits(n_classes=10)
     labels = predict(logits_fn, images, key=KEY).argmax(axis=1)
     report = robust_accuracy(
-        PGD(1, 1e-4),
         logits_fn,
         images,
         labels,
         LinfBall(0.01),
+        PGD(1, 1e-4),
         key=KEY,
         stop_at_first_success=False,
     )
@@ -188,7 +188,7 @@ def test_images_already_broken_are_not_attacked_again():
     broken = np.arange(100) < 40
     result = bracket(
         trained_mlp(),
-        digits("test", 100),
+        *digits("test", 100),
         LinfBall(0.0),
         attacks=[FGSM()],
         key=KEY,
@@ -214,7 +214,7 @@ def test_attacks_beside_certificates_are_as_precise_as_these(certificates, preci
     with jax.default_matmul_precision("high"):
         bracket(
             predictor,
-            ArrayDataset(images, labels, n_classes=10),
+            *ArrayDataset(images, labels, n_classes=10),
             LinfBall(0.01),
             attacks=[attack],
             certificates=certificates,
@@ -228,20 +228,20 @@ def test_already_broken_by_an_attack_that_is_not_run_is_refused():
     broken = {"PGD": np.zeros(5, bool)}
     with pytest.raises(ValueError, match="PGD"):
         bracket(
-            trained_mlp(), digits("test", 5), LinfBall(0.1), attacks=[FGSM()], key=KEY,
+            trained_mlp(), *digits("test", 5), LinfBall(0.1), attacks=[FGSM()], key=KEY,
             already_broken=broken,
         )  # fmt: skip
 
 
 def test_two_attacks_of_one_class_need_names():
     with pytest.raises(ValueError, match="PGD"):
-        bracket(trained_mlp(), digits("test", 5), LinfBall(0.1), attacks=[PGD(), PGD5], key=KEY)
+        bracket(trained_mlp(), *digits("test", 5), LinfBall(0.1), attacks=[PGD(), PGD5], key=KEY)
 
 
 def test_a_bracket_of_several_radii_is_refused():
     with pytest.raises(ValueError, match=r"\(2,\)"):
         bracket(
-            trained_mlp(), digits("test", 5), LinfBall(np.array([0.1, 0.2])), attacks=[], key=KEY
+            trained_mlp(), *digits("test", 5), LinfBall(np.array([0.1, 0.2])), attacks=[], key=KEY
         )
 
 
@@ -263,7 +263,7 @@ def test_robust_accuracy_does_not_depend_on_the_batch_size(noisy):
     pixels = digits("test", 30).pixels
     labels = predict(logits_fn, pixels, key=KEY).argmax(axis=1)
     one, other = (
-        robust_accuracy(PGD5, logits_fn, pixels, labels, LinfBall(0.02), key=KEY, batch_size=size)
+        robust_accuracy(logits_fn, pixels, labels, LinfBall(0.02), PGD5, key=KEY, batch_size=size)
         for size in (30, 7)
     )
     np.testing.assert_array_equal(one.still_correct, other.still_correct)
@@ -280,7 +280,7 @@ def test_logits_do_not_depend_on_the_batch_size():
 
 def test_a_report_counts_what_its_own_images_show():
     data = digits("test", 60)
-    report = robust_accuracy(PGD5, trained_mlp(), data.pixels, data.labels, LinfBall(0.08), key=KEY)
+    report = robust_accuracy(trained_mlp(), data.pixels, data.labels, LinfBall(0.08), PGD5, key=KEY)
     right = predict(trained_mlp(), report.x_adv, key=KEY).argmax(axis=1) == data.labels
     np.testing.assert_array_equal(report.still_correct, right)
     assert report.accuracy == right.mean()
@@ -290,7 +290,7 @@ def test_a_report_counts_what_its_own_images_show():
 
 def test_only_images_that_stand_are_attacked_and_only_until_they_fall():
     data = digits("test", 60)
-    report = robust_accuracy(PGD5, trained_mlp(), data.pixels, data.labels, LinfBall(0.08), key=KEY)
+    report = robust_accuracy(trained_mlp(), data.pixels, data.labels, LinfBall(0.08), PGD5, key=KEY)
     wrong = predict(trained_mlp(), data.images, key=KEY).argmax(axis=1) != data.labels
     assert wrong.any()
     np.testing.assert_array_equal(report.x_adv[wrong], data.pixels[wrong])
@@ -305,11 +305,11 @@ def test_only_images_that_stand_are_attacked_and_only_until_they_fall():
 def test_images_already_broken_are_lost_without_another_attack():
     data, broken = digits("test", 60), np.arange(60) % 2 == 0
     report = robust_accuracy(
-        PGD5,
         trained_mlp(),
         data.pixels,
         data.labels,
         LinfBall(0.08),
+        PGD5,
         key=KEY,
         already_broken=broken,
     )
@@ -320,13 +320,13 @@ def test_images_already_broken_are_lost_without_another_attack():
 def test_each_attack_carries_only_what_it_broke_itself():
     data = digits("test", 60)
     attacks, settings = {"FGSM": FGSM(), "PGD": PGD5}, {"key": KEY, "flag_images": 0}
-    small = bracket(trained_mlp(), data, LinfBall(0.05), attacks=attacks, **settings)
+    small = bracket(trained_mlp(), *data, LinfBall(0.05), attacks=attacks, **settings)
     carried = {"PGD": ~small.survivors["PGD"]}
     assert carried["PGD"].any()
     large = bracket(
-        trained_mlp(), data, LinfBall(0.1), attacks=attacks, already_broken=carried, **settings
+        trained_mlp(), *data, LinfBall(0.1), attacks=attacks, already_broken=carried, **settings
     )
-    alone = bracket(trained_mlp(), data, LinfBall(0.1), attacks=[FGSM()], **settings)
+    alone = bracket(trained_mlp(), *data, LinfBall(0.1), attacks=[FGSM()], **settings)
     np.testing.assert_array_equal(large.survivors["FGSM"], alone.survivors["FGSM"])
     assert not (large.survivors["PGD"] & carried["PGD"]).any()
 
@@ -337,7 +337,7 @@ def test_no_image_of_a_random_network_is_lost_to_a_lucky_draw():
     predictor = NoisyLogits(trained_mlp())
     out = bracket(
         predictor,
-        data,
+        *data,
         LinfBall(1e-9),
         attacks=[FGSM(), PGD5],
         key=KEY,
@@ -371,7 +371,7 @@ def test_a_killed_bracket_goes_on_where_it_was(tmp_path, monkeypatch, after):
     def found(state_path=None):
         return bracket(
             trained_nmode(),
-            digits("test", 40),
+            *digits("test", 40),
             LinfBall(0.02),
             attacks=[FGSM(), PGD5],
             certificates=[FiniteTimeStableMapping()],
@@ -466,18 +466,18 @@ PIXELS, LABELS = np.full((3, *IMAGE_SHAPE), 0.5, np.float32), np.zeros(3, np.int
 )
 def test_arrays_of_another_form_are_refused(images, labels, message):
     with pytest.raises(ValueError, match=message):
-        robust_accuracy(FGSM(), linear_logits(n_classes=10), images, labels, LinfBall(0.1), key=KEY)
+        robust_accuracy(linear_logits(n_classes=10), images, labels, LinfBall(0.1), FGSM(), key=KEY)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_size_below_one_is_refused(batch_size):
     with pytest.raises(ValueError, match=f"batch_size .* got {batch_size}"):
         robust_accuracy(
-            FGSM(),
             linear_logits(),
             PIXELS,
             LABELS,
             LinfBall(0.1),
+            FGSM(),
             key=KEY,
             batch_size=batch_size,
         )
@@ -501,18 +501,18 @@ def boast(logits_fn, x, y, ball, *, key):
 def test_an_attack_that_leaves_the_ball_is_refused():
     labels = predict(linear_logits(), PIXELS, key=KEY).argmax(axis=1)
     with pytest.raises(RuntimeError, match="outside the ball"):
-        robust_accuracy(cheat, linear_logits(), PIXELS, labels, LinfBall(0.1), key=KEY)
+        robust_accuracy(linear_logits(), PIXELS, labels, LinfBall(0.1), cheat, key=KEY)
 
 
 def test_an_attack_written_as_perturb_cannot_leave_the_ball():
     labels = predict(linear_logits(), PIXELS, key=KEY).argmax(axis=1)
-    report = robust_accuracy(Cheat(), linear_logits(), PIXELS, labels, LinfBall(0.1), key=KEY)
+    report = robust_accuracy(linear_logits(), PIXELS, labels, LinfBall(0.1), Cheat(), key=KEY)
     np.testing.assert_allclose(report.x_adv, 0.4, atol=1e-6)
 
 
 def test_an_attacks_own_word_does_not_count():
     labels = predict(linear_logits(), PIXELS, key=KEY).argmax(axis=1)
-    report = robust_accuracy(boast, linear_logits(), PIXELS, labels, LinfBall(0.1), key=KEY)
+    report = robust_accuracy(linear_logits(), PIXELS, labels, LinfBall(0.1), boast, key=KEY)
     assert report.still_correct.all()
 
 
@@ -570,7 +570,7 @@ def closed_over(weight):
 def test_a_function_that_holds_its_weights_lets_them_go():
     def evaluate(seed):
         weight = jnp.asarray(np.random.default_rng(seed).normal(size=(10, 64)), jnp.float32)
-        robust_accuracy(FGSM(), closed_over(weight), PIXELS, LABELS, LinfBall(0.1), key=KEY)
+        robust_accuracy(closed_over(weight), PIXELS, LABELS, LinfBall(0.1), FGSM(), key=KEY)
 
     evaluate(0)
     gc.collect()
@@ -655,7 +655,7 @@ def test_a_masked_class_is_never_predicted(attack):
     assert (predict(Masked(linear), images, key=KEY).argmax(axis=1) == labels).all()
     ball = LinfBall(0.05)
     masked, alone = (
-        robust_accuracy(attack, net, images, labels, ball, key=KEY)
+        robust_accuracy(net, images, labels, ball, attack, key=KEY)
         for net in (Masked(linear), three)
     )
     np.testing.assert_array_equal(masked.still_correct, alone.still_correct)
@@ -673,7 +673,7 @@ def test_small_logits_end_an_attack_as_early_as_large_ones(attack):
         net = linear_logits(n_classes=10)
         net = LinearLogits(net.weight * scale, net.bias * scale)
         labels = predict(net, images, key=KEY).argmax(axis=1)
-        report = robust_accuracy(attack, net, images, labels, LinfBall(0.2), key=KEY)
+        report = robust_accuracy(net, images, labels, LinfBall(0.2), attack, key=KEY)
         assert report.accuracy < 0.5
         queries.append(report.queries[~report.still_correct].mean())
     assert queries[1] == pytest.approx(queries[0], rel=0.2)
@@ -712,7 +712,7 @@ def test_a_network_that_diverges_outside_the_ball_alone_is_attacked(attack):
     far = LinearLogits(near.weight, near.bias.at[labels[0]].add(lead))
     for linear, broken in ((near, True), (far, False)):
         net = FiniteAround(linear, jnp.asarray(0.115))
-        report = robust_accuracy(attack, net, images, labels, LinfBall(0.1), key=KEY)
+        report = robust_accuracy(net, images, labels, LinfBall(0.1), attack, key=KEY)
         assert np.isfinite(report.x_adv).all()
         assert (report.accuracy < 1) == broken
 
@@ -725,7 +725,7 @@ def test_logits_that_are_not_finite_are_refused_with_their_index():
     images = PIXELS.copy()
     images[1] = 1.0
     with pytest.raises(FloatingPointError, match=r"1 of 3 images .* index 1"):
-        robust_accuracy(FGSM(), not_finite, images, LABELS, LinfBall(0.1), key=KEY)
+        robust_accuracy(not_finite, images, LABELS, LinfBall(0.1), FGSM(), key=KEY)
 
 
 class Rooted(eqx.Module):
@@ -760,7 +760,7 @@ def test_a_derivative_that_does_not_exist_saves_no_image(attack):
     assert np.isnan(slope(images[0], rooted)).any()
     labels = predict(smooth, images, key=KEY).argmax(axis=1)
     left = [
-        robust_accuracy(attack, net, images, labels, LinfBall(0.2), key=KEY).accuracy
+        robust_accuracy(net, images, labels, LinfBall(0.2), attack, key=KEY).accuracy
         for net in (smooth, rooted)
     ]
     assert left[1] <= left[0] + 0.1 < 0.5
@@ -783,7 +783,7 @@ def test_logits_that_are_not_finite_within_the_ball_are_no_robustness(attack):
     labels = predict(finite_at_the_image_alone, PIXELS, key=KEY).argmax(axis=1)
     with pytest.raises(FloatingPointError, match="tried on image 0"):
         robust_accuracy(
-            attack, finite_at_the_image_alone, PIXELS, labels, LinfBall(0.1), key=KEY, batch_size=1
+            finite_at_the_image_alone, PIXELS, labels, LinfBall(0.1), attack, key=KEY, batch_size=1
         )
 
 
@@ -792,7 +792,7 @@ def test_logits_that_are_not_finite_within_the_ball_are_no_robustness(attack):
 )
 def test_robust_accuracy_for_several_eps_is_refused(eps):
     with pytest.raises(ValueError, match="one eps; got shape"):
-        robust_accuracy(FGSM(), linear_logits(), PIXELS, LABELS, LinfBall(eps), key=KEY)
+        robust_accuracy(linear_logits(), PIXELS, LABELS, LinfBall(eps), FGSM(), key=KEY)
 
 
 @pytest.mark.parametrize(
@@ -801,11 +801,11 @@ def test_robust_accuracy_for_several_eps_is_refused(eps):
 def test_already_broken_that_is_no_mask_is_refused(broken):
     with pytest.raises(ValueError, match=r"already_broken must be bool of shape \(3,\)"):
         robust_accuracy(
-            FGSM(),
             linear_logits(),
             PIXELS,
             LABELS,
             LinfBall(0.1),
+            FGSM(),
             key=KEY,
             already_broken=broken,
         )
@@ -816,7 +816,7 @@ def test_what_a_later_attack_makes_of_an_image_already_broken_is_shown():
     attacks = {"FGSM": FGSM(), "PGD": PGD5}
     result = bracket(
         trained_mlp(),
-        data,
+        *data,
         LinfBall(0.1),
         attacks=attacks,
         key=KEY,

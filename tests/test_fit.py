@@ -235,11 +235,11 @@ def test_adversarial_training_makes_a_network_more_robust():
     attack = PGD(steps=5, step_size=None)
     plain, adversarial = (
         robust_accuracy(
-            PGD(steps=10, step_size=None),
             train(make, objective=objective),
             data.pixels,
             data.labels,
             ball,
+            PGD(steps=10, step_size=None),
             key=KEY,
         ).accuracy
         for objective in (CrossEntropy(), Adversarial(attack, ball))

@@ -359,7 +359,7 @@ def test_the_bracket_sees_that_square_beats_a_hidden_gradient(attacks):
     def flags(hide):
         network = Hidden(trained_mlp(), jnp.asarray(hide))
         interval = bracket(
-            network, data, BALL, attacks=attacks, key=KEY, batch_size=80, flag_images=0
+            network, *data, BALL, attacks=attacks, key=KEY, batch_size=80, flag_images=0
         )
         return names(interval.flags)
 
@@ -422,7 +422,7 @@ def test_an_equation_is_solved_in_three_other_ways():
 def test_a_tight_solve_has_one_gradient_however_it_is_computed():
     tight = neural_ode(stepsize_controller=diffrax.PIDController(rtol=1e-5, atol=1e-5))
     data = digits("test", 10)
-    cosines = gradient_cosines(tight, solver_variants(tight), data.pixels, data.labels, key=KEY)
+    cosines = gradient_cosines(tight, data.pixels, data.labels, solver_variants(tight), key=KEY)
     assert set(cosines) == {"fixed steps", "own steps", "continuous adjoint"}
     for cosine in cosines.values():
         assert np.median(cosine) > 0.999

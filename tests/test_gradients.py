@@ -371,7 +371,7 @@ def left_by_pgd(objective, epochs):
     predictor = train(lambda key: maker(key=key), objective=objective, epochs=epochs)
     test = digits("test", 200)
     return robust_accuracy(
-        PGD(20, None), predictor, test.pixels, test.labels, LinfBall(0.15), key=KEY
+        predictor, test.pixels, test.labels, LinfBall(0.15), PGD(20, None), key=KEY
     ).accuracy  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def measured(certificates=()):
     brackets = [
         bracket(
             predictor,
-            DATA,
+            *DATA,
             odejax.LinfBall(eps),
             attacks={"weak": PGD(1, 0.01, random_start=False)},
             certificates=certificates,

@@ -142,7 +142,7 @@ def test_a_bracket_on_eight_devices_is_a_bracket_on_one(mesh):
         # Nothing here is a multiple of eight.
         return bracket(
             predictor,
-            load("digits", "test").take(slice(50)),
+            *load("digits", "test").take(slice(50)),
             odejax.LinfBall(0.05),
             attacks={"PGD": PGD(10, None), "APGD": APGD(20)},
             certificates=[FlowMapSlope(), LinearRelaxation()],
@@ -220,7 +220,7 @@ def test_an_evaluation_goes_on_with_another_number_of_devices(before, after, tmp
         try:
             with jax.set_mesh(odejax.batch_mesh(jax.devices()[:devices])):
                 return robust_accuracy(
-                    attack, logits_fn, data.pixels, labels, odejax.LinfBall(0.1),
+                    logits_fn, data.pixels, labels, odejax.LinfBall(0.1), attack,
                     key=key, batch_size=21, state_path=state_path,
                 )  # fmt: skip
         finally:

@@ -66,8 +66,8 @@ def test_the_worst_is_below_every_attack_and_a_run_resumes(quick, tmp_path):
         worst = [b["attacked"] for b in record["brackets"]]
         assert worst == sorted(worst, reverse=True)
         for b in record["brackets"]:
-            assert set(b["transfers"]) == transfers
-            every = [*b["per_attack"].values(), *b["transfers"].values()]
+            assert set(b["per_transfer"]) == transfers
+            every = [*b["per_attack"].values(), *b["per_transfer"].values()]
             assert b["attacked"] <= min(every)
             low, high = b["attacked_interval"]
             assert low <= b["attacked"] <= high
@@ -89,9 +89,9 @@ def test_a_network_alone_still_sees_the_resnets_images(quick, tmp_path):
     natural.main(natural.Config(**quick, networks=("Neural ODE, t1 = 2",)))
     (record,) = json.loads((tmp_path / "result.json").read_text())["runs"].values()
     for b in record["brackets"]:
-        assert set(b["transfers"]) == {"solve stopped early", "ResNet"}
+        assert set(b["per_transfer"]) == {"solve stopped early", "ResNet"}
         # Images of another network break no more than the network's own.
-        assert b["transfers"]["ResNet"] >= b["per_attack"]["PGD-40"]
+        assert b["per_transfer"]["ResNet"] >= b["per_attack"]["PGD-40"]
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10"])

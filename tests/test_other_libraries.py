@@ -34,7 +34,7 @@ def evaluate(logits_fn):
     data = digits("test", 40)
     logits = jax.jit(jax.vmap(lambda x: logits_fn(x, key=KEY)))(data.pixels)
     labels = np.asarray(logits).argmax(axis=1)
-    report = robust_accuracy(ATTACK, logits_fn, data.pixels, labels, BALL, key=KEY, batch_size=20)
+    report = robust_accuracy(logits_fn, data.pixels, labels, BALL, ATTACK, key=KEY, batch_size=20)
     flags = masking_flags(logits_fn, data.pixels, labels, BALL, key=KEY)
     assert flags == ()
     return report, labels

@@ -61,11 +61,11 @@ def job(folder, *, pause=0.0, state_path=None):
     attack, key = PGD(5, None), jax.random.key(2)
     slope = [FlowMapSlope()]
     interval = bracket(
-        predictor, HELD, BALL, attacks=[attack], certificates=slope, key=key, flag_images=0
+        predictor, *HELD, BALL, attacks=[attack], certificates=slope, key=key, flag_images=0
     )
     images, labels = HELD.pixels, HELD.labels
     report = robust_accuracy(
-        attack, predictor, images, labels, BALL, key=key, state_path=state_path
+        predictor, images, labels, BALL, attack, key=key, state_path=state_path
     )
     return result, {
         "losses": [record["loss"] for record in result.history],

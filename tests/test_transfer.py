@@ -17,7 +17,7 @@ def test_the_matrix_holds_every_oracle_against_every_target():
     data, ball = digits("test", 100), LinfBall(0.1)
     networks = {"MLP": trained_mlp(), "nmODE": trained_nmode()}
     matrix = transfer_matrix(
-        PGD(10, None), networks, networks, data.pixels, data.labels, ball, key=KEY
+        networks, data.pixels, data.labels, ball, PGD(10, None), targets=networks, key=KEY
     )
     assert matrix.oracles == matrix.targets == ("MLP", "nmODE")
     assert matrix.correct.shape == (2, 2, 100)
@@ -29,7 +29,7 @@ def test_the_matrix_holds_every_oracle_against_every_target():
         correct = predict(network, data.pixels, key=KEY).argmax(axis=1) == data.labels
         assert matrix.clean[i] == correct.mean()
         alone = robust_accuracy(
-            PGD(10, None), network, data.pixels, data.labels, ball,
+            network, data.pixels, data.labels, ball, PGD(10, None),
             key=jax.random.fold_in(KEY, i), stop_at_first_success=False,
         )  # fmt: skip
         np.testing.assert_array_equal(matrix.correct[i, i], alone.still_correct)
@@ -46,12 +46,12 @@ def test_an_attack_goes_on_where_its_oracle_is_fooled():
         return LinearLogits(linear.weight, bias)
 
     matrix = transfer_matrix(
-        PGD(10, eps / 10, random_start=False),
         {"fooled at once": with_margin(0.05)},
-        {"fooled late": with_margin(0.7)},
         images,
         np.zeros(1, np.int32),
         LinfBall(eps),
+        PGD(10, eps / 10, random_start=False),
+        targets={"fooled late": with_margin(0.7)},
         key=KEY,
     )
     np.testing.assert_array_equal((matrix.clean, matrix.accuracy[0]), ([1.0], [0.0]))
@@ -71,7 +71,7 @@ def test_what_an_oracle_gets_wrong_from_the_start_is_attacked_as_well():
         ),
     }
     matrix = transfer_matrix(
-        FGSM(), oracles, {"target": target}, images, labels, LinfBall(0.3), key=KEY
+        oracles, images, labels, LinfBall(0.3), FGSM(), targets={"target": target}, key=KEY
     )
     np.testing.assert_array_equal(matrix.accuracy, [[0.0], [1.0], [0.0]])
     np.testing.assert_array_equal(matrix.clean, [1.0])
@@ -83,12 +83,12 @@ def test_a_randomised_target_is_judged_by_its_mean():
     data = digits("test", 20)
     labels = predict(target, data.pixels, key=KEY).argmax(axis=1).astype(np.int32)
     matrix = transfer_matrix(
-        PGD(3, None),
         {"noisy": noisy},
-        {"mean": target},
         data.pixels,
         labels,
         LinfBall(0.0),
+        PGD(3, None),
+        targets={"mean": target},
         key=KEY,
     )
     np.testing.assert_array_equal(matrix.accuracy, [[1.0]])
@@ -97,4 +97,4 @@ def test_a_randomised_target_is_judged_by_its_mean():
 def test_no_oracle_or_no_target_is_refused():
     images, labels = np.zeros((2, 8, 8, 1), np.float32), np.zeros(2, np.int32)
     with pytest.raises(ValueError, match="0 oracles and 1 targets"):
-        transfer_matrix(FGSM(), {}, {"a": linear_logits()}, images, labels, LinfBall(0.1), key=KEY)
+        transfer_matrix({}, images, labels, LinfBall(0.1), FGSM(), targets={"a": linear_logits()}, key=KEY)

@@ -5,6 +5,8 @@ from .autoattack import AutoAttack as AutoAttack
 from .base import (
     AbstractAttack as AbstractAttack,
     AttackResult as AttackResult,
+    RelativeStep as RelativeStep,
+    StepSize as StepSize,
     default_step as default_step,
     logit_margin as logit_margin,
 )

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._checks import as_array, check_callable, check_example, check_key, check_labels
+from .._checks import (
+    as_array,
+    check_callable,
+    check_example,
+    check_key,
+    check_labels,
+    check_positive,
+)
 from .._logits import Checked
 from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
@@ -85,3 +92,25 @@ def default_step(ball: AbstractBall, steps: int) -> Scalar:
     short to turn far along the surface of an l2 ball.
     """
     return 2.5 * ball.eps / steps
+
+
+class RelativeStep(eqx.Module):
+    """A step of `share` times eps, in a ball of any size.
+
+    Raises `ValueError` unless `share` is finite and positive.
+
+    >>> from odejax import LinfBall
+    >>> float(RelativeStep(0.25)(LinfBall(0.5)))
+    0.125
+    """
+
+    share: float = eqx.field(converter=float, static=True)
+
+    def __check_init__(self):
+        check_positive(share=self.share)
+
+    def __call__(self, ball: AbstractBall) -> Scalar:
+        return self.share * ball.eps
+
+
+StepSize = float | Float[Array, ""] | RelativeStep | None  # None: `default_step`

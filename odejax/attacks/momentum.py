@@ -5,10 +5,11 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from .._checks import check_finite, check_fraction
 from .._types import Image, Key
+from .base import StepSize
 from .iterative import AttackProblem, Loss
 from .losses import cross_entropy
 from .pgd import AbstractClimb, ClimbState
@@ -21,7 +22,7 @@ class MIFGSM(AbstractClimb):
     """
 
     steps: int = eqx.field(static=True, default=10)
-    step_size: float | Float[Array, ""] | None = None
+    step_size: StepSize = None
     decay: float = 1.0
     loss: Loss = eqx.field(static=True, default=cross_entropy)
     random_start: ClassVar[bool] = False
@@ -48,7 +49,7 @@ class DI2FGSM(AbstractClimb):
     """
 
     steps: int = eqx.field(static=True, default=10)
-    step_size: float | Float[Array, ""] | None = None
+    step_size: StepSize = None
     decay: float = 1.0
     probability: float = 0.5
     smallest: float = 0.9

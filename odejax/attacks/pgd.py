@@ -7,12 +7,12 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from .._checks import check_callable, check_count, check_positive
 from .._threat_model import AbstractBall
 from .._types import BoolScalar, Image, Key, Scalar
-from .base import default_step
+from .base import RelativeStep, StepSize, default_step
 from .iterative import AbstractIterativeAttack, AttackProblem, BestAdversarial, Loss
 from .losses import cross_entropy
 
@@ -30,13 +30,14 @@ class AbstractClimb(AbstractIterativeAttack):
     the steps. Costs `steps` gradients and one evaluation, of the last iterate; with `last` the last
     iterate is what is returned, and not evaluated.
 
-    A `step_size` of None is `default_step`, 2.5 eps / steps. Steps that add up to less than eps
+    A `step_size` of None is `default_step`, 2.5 eps / steps; `RelativeStep(c)` is c eps, in a ball
+    of any size. Steps that add up to less than eps
     never reach the ball's surface; `evaluation.bracket` flags them. Raises `ValueError` for fewer
     than one step, or a step size that is not finite and positive.
     """
 
     steps: eqx.AbstractVar[int]
-    step_size: eqx.AbstractVar[float | Float[Array, ""] | None]
+    step_size: eqx.AbstractVar[StepSize]
     loss: eqx.AbstractVar[Loss]
     random_start: eqx.AbstractVar[bool]
     last: eqx.AbstractVar[bool]
@@ -45,7 +46,8 @@ class AbstractClimb(AbstractIterativeAttack):
 
     def __check_init__(self):
         check_count(steps=self.steps)
-        check_positive(step_size=self.step_size)
+        if not isinstance(self.step_size, RelativeStep):
+            check_positive(step_size=self.step_size)
         check_callable(loss=self.loss)
 
     @property
@@ -54,6 +56,8 @@ class AbstractClimb(AbstractIterativeAttack):
 
     def size(self, ball: AbstractBall) -> float | Scalar:
         """The length of a step in the ball's norm."""
+        if isinstance(self.step_size, RelativeStep):
+            return self.step_size(ball)
         return default_step(ball, self.steps) if self.step_size is None else self.step_size
 
     def start(
@@ -97,7 +101,7 @@ class PGD(AbstractClimb):
     """
 
     steps: int = eqx.field(static=True, default=40)
-    step_size: float | Float[Array, ""] | None = None
+    step_size: StepSize = None
     random_start: bool = eqx.field(static=True, default=True)
     loss: Loss = eqx.field(static=True, default=cross_entropy)
     last: bool = eqx.field(static=True, default=False)
@@ -116,7 +120,7 @@ class IFGSM(AbstractClimb):
     """PGD from the image itself (Kurakin et al. 2017). *enresnet* takes 20 steps of 2/255."""
 
     steps: int = eqx.field(static=True, default=20)
-    step_size: float | Float[Array, ""] | None = None
+    step_size: StepSize = None
     loss: Loss = eqx.field(static=True, default=cross_entropy)
     random_start: ClassVar[bool] = False
     random: ClassVar[bool] = False

@@ -44,6 +44,10 @@ class ArrayDataset:
                 f"got {self.labels.min()} to {self.labels.max()}"
             )
 
+    def __iter__(self):
+        """The images and the labels, so that `*dataset` stands for both arguments."""
+        return iter((self.images, self.labels))
+
     def __len__(self) -> int:
         return len(self.images)
 

@@ -1,20 +1,18 @@
 """Evaluation: robustness as an interval, and results that can be believed."""
 
-from .bracket import (
-    Bracket as Bracket,
-    bracket as bracket,
-    certified_radii as certified_radii,
-    confidence_interval as confidence_interval,
-)
+from .attack_flags import attack_flags as attack_flags
+from .bracket import Bracket as Bracket, Brackets as Brackets, bracket as bracket
+from .certified_radii import certified_radii as certified_radii
 from .flags import (
     FLAGS as FLAGS,
     Flag as Flag,
-    attack_flags as attack_flags,
-    masking_flags as masking_flags,
+    FlagKind as FlagKind,
     sequence_flags as sequence_flags,
     step_flags as step_flags,
     survivor_flags as survivor_flags,
 )
+from .intervals import confidence_interval as confidence_interval
+from .probes import masking_flags as masking_flags
 from .results import (
     ResultError as ResultError,
     decode_array as decode_array,

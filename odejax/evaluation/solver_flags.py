@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._checks import check_arrays, check_key, check_labels
+from .._checks import check_arrays, check_labels
+from .._inputs import as_key
 from .._logits import count_classes
 from .._mesh import on_mesh, to_host
 from .._predictor import Predictor
@@ -16,7 +17,7 @@ from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
 from ..attacks import margin_loss
-from .flags import Flag
+from .flags import SOLVER_GRADIENT, SOLVER_STEPS, Flag
 
 _DRAWS = 8
 
@@ -53,13 +54,22 @@ def solver_variants(predictor: Predictor, *, steps: int = 32) -> dict[str, Predi
 
 def gradient_cosines(
     logits_fn: LogitsFn,
-    variants: Mapping[str, LogitsFn],
     images: np.ndarray,
     labels: np.ndarray,
+    variants: Mapping[str, LogitsFn],
     *,
     key: Key,
 ) -> dict[str, np.ndarray]:
-    """The cosine between the margin's input gradient and that through each variant, (n,) each."""
+    """The cosine between the margin's input gradient and that through each variant, (n,) each.
+
+    >>> from odejax import data
+    >>> few = data.load("digits", "test").take(slice(2))
+    >>> linear, scaled = (lambda x, key: x.ravel()[:10]), (lambda x, key: 3 * x.ravel()[:10])
+    >>> gradient_cosines(linear, *few, {"scaled": scaled}, key=0)["scaled"].round(3).tolist()
+    [1.0, 1.0]
+    """
+    key = as_key(key)
+    images, labels = check_arrays(images, labels)
     own = _gradients(logits_fn, images, labels, key)
     return {
         name: to_host(_cosine(own, _gradients(variant, images, labels, key)))
@@ -77,7 +87,7 @@ def solver_flags(
     key: Key,
 ) -> tuple[Flag, ...]:
     """The flags of a network that is an ODE solve (see `FLAGS`); none for any other network."""
-    check_key(key)
+    key = as_key(key)
     check_ball(ball)
     images, labels = check_arrays(images, labels)
     check_labels(labels, count_classes(predictor, images[0], key))
@@ -87,17 +97,18 @@ def solver_flags(
     flags, n = [], len(images)
     steps = to_host(_solver_steps(predictor, images, ball, key))
     changes = (steps != steps[:, :1]).any(axis=1)
-    if changes.mean() > 0.1:
+    if changes.mean() > SOLVER_STEPS.share:
         evidence = f"{changes.sum()} of {n} images; {steps.min()} to {steps.max()} steps"
-        flags.append(Flag("solver steps change with the input", evidence))
+        flags.append(SOLVER_STEPS(evidence))
     variants = solver_variants(predictor)
     # Of another kind, and slow: it belongs to the evidence, not to what raises the flag.
     continuous = {"continuous adjoint": variants.pop("continuous adjoint")}
-    cosines = gradient_cosines(predictor, variants, images, labels, key=key)
-    if any((c < 0.9).mean() > 0.1 for c in cosines.values()):
-        cosines |= gradient_cosines(predictor, continuous, images, labels, key=key)
+    cosines = gradient_cosines(predictor, images, labels, variants, key=key)
+    limit = SOLVER_GRADIENT
+    if any((cosine < limit.cosine).mean() > limit.share for cosine in cosines.values()):
+        cosines |= gradient_cosines(predictor, images, labels, continuous, key=key)
         medians = ", ".join(f"{name} {np.median(c):.2f}" for name, c in cosines.items())
-        flags.append(Flag("gradient depends on the solver", f"median cosine: {medians}"))
+        flags.append(SOLVER_GRADIENT(f"median cosine: {medians}"))
     return tuple(flags)
 
 

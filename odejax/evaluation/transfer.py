@@ -1,20 +1,24 @@
 """Transfer (blind) attacks: crafted on one network, judged by another."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from .._checks import check_arrays, check_callable, check_count, check_key
+from .._checks import check_arrays, check_count
+from .._inputs import as_key, as_method
 from .._predictor import predict
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
+from .intervals import percent
 from .robust_accuracy import robust_accuracy
+from .tables import Shown
 
 
-class TransferMatrix(NamedTuple):
-    """Accuracy of every target on the images that were made for every oracle.
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class TransferMatrix(Shown):
+    """Accuracy of every target on the images that were crafted on every oracle.
 
     `accuracy` (oracles, targets); `correct` (oracles, targets, n); `clean` (targets,).
     Where an oracle is its own target the figure is the white-box one.
@@ -26,31 +30,55 @@ class TransferMatrix(NamedTuple):
     correct: np.ndarray
     clean: np.ndarray
 
+    def table(self) -> tuple[str, list[str], list[list[str]], list[str]]:
+        rows = [["clean", *map(percent, self.clean)]]
+        rows += [
+            [f"crafted on {oracle}", *map(percent, row)]
+            for oracle, row in zip(self.oracles, self.accuracy, strict=True)
+        ]
+        title = f"accuracy in %, {self.correct.shape[2]} images"
+        return title, ["", *(f"of {target}" for target in self.targets)], rows, []
+
 
 def transfer_matrix(
-    attack: Callable,
     oracles: Mapping[str, LogitsFn],
-    targets: Mapping[str, LogitsFn],
     images: np.ndarray,
     labels: np.ndarray,
     ball: AbstractBall,
+    attack: Callable,
     *,
-    key: Key,
+    targets: Mapping[str, LogitsFn] | None = None,
+    key: Key | int,
     batch_size: int = 256,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> TransferMatrix:
     """Attack every oracle once, and show what it found to every target (*enresnet* Tables 3, 6).
 
     The attack goes to its end even where the oracle is fooled before, since it is the target that
     is to be fooled, and to images that the oracle gets wrong anyhow.
-    For randomised targets pass `MeanLogits`. Raises `ValueError` without oracles or targets.
+
+    - `oracles`, `targets`: networks by name; by default the targets are the oracles. For a
+      randomised target pass `MeanLogits`.
+    - the other arguments: as for `robust_accuracy`.
+
+    Raises `ValueError` without oracles or targets.
+
+    >>> from odejax import LinfBall, attacks, data, evaluation
+    >>> few = data.load("digits", "test").take(slice(8))
+    >>> networks = {"left": lambda x: x.ravel()[:10], "right": lambda x: x.ravel()[-10:]}
+    >>> found = evaluation.transfer_matrix(networks, *few, LinfBall(0.1), attacks.FGSM(), key=0)
+    >>> found.accuracy.shape
+    (2, 2)
+
+    N. Papernot, P. McDaniel and I. Goodfellow, "Transferability in machine learning", 2016,
+    arXiv:1605.07277.
     """
+    targets = oracles if targets is None else targets
     if not oracles or not targets:
         raise ValueError(f"got {len(oracles)} oracles and {len(targets)} targets; at least 1 each")
-    check_key(key)
+    key, attack = as_key(key), as_method("attack", attack)
     check_ball(ball)
     check_count(batch_size=batch_size)
-    check_callable(attack=attack)
     images, labels = check_arrays(images, labels)
 
     def classified(target, x):
@@ -61,11 +89,11 @@ def transfer_matrix(
     rows = []
     for i, oracle in enumerate(oracles.values()):
         report = robust_accuracy(
-            attack,
             oracle,
             images,
             labels,
             ball,
+            attack,
             key=jax.random.fold_in(key, i),
             batch_size=batch_size,
             stop_at_first_success=False,
@@ -75,9 +103,5 @@ def transfer_matrix(
         rows.append([classified(target, report.x_adv) for target in targets.values()])
     correct = np.array(rows)
     return TransferMatrix(
-        tuple(oracles),
-        tuple(targets),
-        correct.mean(axis=2),
-        correct,
-        clean.mean(axis=1),
+        tuple(oracles), tuple(targets), correct.mean(axis=2), correct, clean.mean(axis=1)
     )

@@ -1,0 +1,68 @@
+"""Certified radii of a set of images."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from .._checks import check_arrays, check_count, check_instance, check_labels
+from .._inputs import as_key, as_method
+from .._logits import count_classes
+from .._mesh import on_mesh, spread, to_host
+from .._predictor import Predictor, batches
+from .._promotion import own_promotion
+from .._threat_model import AbstractBall, check_ball
+from .._types import Key
+
+
+@own_promotion
+def certified_radii(
+    predictor: Predictor,
+    images: np.ndarray,
+    labels: np.ndarray,
+    ball: AbstractBall,
+    certificate: Callable,
+    *,
+    key: Key | int,
+    batch_size: int = 512,
+) -> np.ndarray:
+    """The certified radius of every image in the ball's norm, (n,), 0 where misclassified.
+
+    - `images` (n, h, w, c): floats in [0, 1], or uint8; `labels` (n,): classes. `*dataset` gives
+      both.
+    - `ball`: its norm is that of the radii; its eps is the radius asked for, which a certificate
+      may ignore.
+    - `key`: of `jax.random`, or an integer seed.
+
+    Raises `ValueError` for images or labels of another form, pixels outside [0, 1], and a network
+    that the certificate says nothing about.
+
+    >>> from odejax import L2Ball, Predictor, certificates, data, evaluation, models
+    >>> make = eqx.nn.make_with_state(models.LipschitzNet)
+    >>> model, state = make((8, 8, 1), width=2, depth=1, features=8, key=jax.random.key(0))
+    >>> few = data.load("digits", "test").take(slice(4))
+    >>> radii = evaluation.certified_radii(
+    ...     Predictor(model, state), *few, L2Ball(0.1), certificates.LipschitzMargin(), key=0
+    ... )
+    >>> radii.shape
+    (4,)
+    """
+    key, certificate = as_key(key), as_method("certificate", certificate)
+    check_ball(ball)
+    check_instance(Predictor, "a Predictor", predictor=predictor)
+    check_count(batch_size=batch_size)
+    images, labels = check_arrays(images, labels)
+    check_labels(labels, count_classes(predictor, images[0], key))
+    predictor, out = on_mesh(predictor), []
+    for _, batch, n in batches(len(images), min(batch_size, len(images))):
+        x, y = spread(images[batch]), spread(labels[batch])
+        result = _certify_batch(certificate, predictor, x, y, ball, key)
+        right = to_host(result.label) == labels[batch]
+        out.append(np.where(right, to_host(result.radius), 0.0)[:n])
+    return np.concatenate(out)
+
+
+@eqx.filter_jit
+def _certify_batch(certificate, predictor, images, labels, ball, key):
+    return jax.vmap(lambda x, y: certificate(predictor, x, y, ball, key=key))(images, labels)

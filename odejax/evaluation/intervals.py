@@ -1,0 +1,37 @@
+"""Sampling error of an accuracy."""
+
+from scipy.stats import beta
+
+from .._checks import check_count, check_share
+
+
+def confidence_interval(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Clopper-Pearson's exact interval for a fraction of which `successes` of `n` were seen.
+
+    - `level`: the probability with which it holds the true fraction, in (0, 1).
+
+    Raises `ValueError` unless 0 <= successes <= n, n >= 1 and 0 < level < 1.
+
+    >>> low, high = confidence_interval(90, 100)
+    >>> round(low, 3), round(high, 3)
+    (0.824, 0.951)
+
+    C. Clopper and E. Pearson, "The use of confidence or fiducial limits illustrated in the case of
+    the binomial", Biometrika 26, 1934.
+    """
+    check_count(n=n)
+    check_count(0, successes=successes)
+    if successes > n:
+        raise ValueError(f"successes must be at most n = {n}; got {successes}")
+    check_share(level=level)
+    if level == 0:
+        raise ValueError("level must be positive; got 0")
+    tail = (1 - level) / 2
+    low = beta.ppf(tail, successes, n - successes + 1) if successes else 0.0
+    high = beta.ppf(1 - tail, successes + 1, n - successes) if successes < n else 1.0
+    return float(low), float(high)
+
+
+def percent(fraction: float) -> str:
+    """A fraction in percent, with one decimal."""
+    return f"{100 * fraction:.1f}"
