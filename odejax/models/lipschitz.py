@@ -13,7 +13,7 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from .._checks import check_count
 from .._types import Image, Key, Label, Logits, Scalar
@@ -93,7 +93,7 @@ class LipschitzNet(eqx.Module):
         """How fast z_label - z_j can change at most per unit of l2, (k,)."""
         return self.layers.margin_bounds(label)
 
-    def float32_error(self, x: Image, radius: Float[Array, "..."]) -> Float[Array, "..."]:
+    def float32_error(self, x: Image, radius: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
         """How far float32 may take the logits off, in l2, within the l2 `radius` of x."""
         return self.layers.float32_error(x, radius)
 

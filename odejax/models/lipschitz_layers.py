@@ -17,7 +17,7 @@ from typing import ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from .._checks import check_fraction
 from .._frozen import AbstractReparametrised
@@ -302,7 +302,7 @@ class Sequential(AbstractLipschitzLayer):
         apart = jnp.linalg.norm(rows[label] - rows, axis=1)
         return jnp.minimum(whole, Sequential(tuple(body)).lipschitz_bound() * apart)
 
-    def float32_error(self, x: Array, radius: Float[Array, "..."]) -> Float[Array, "..."]:
+    def float32_error(self, x: Array, radius: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
         """How far sums in float32 may take the outputs off, in l2, within `radius` of x.
 
         In proportion to what is added up in each layer, however much of it cancels: a constant, and
