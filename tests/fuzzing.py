@@ -248,9 +248,9 @@ def calls() -> dict[str, Call]:
         data | {"certificate": "function", "batch_size": count},
         certificate=certificates.LinearRelaxation(), predictor=predictor, **good)  # fmt: skip
     add("bracket", bracket,
-        {"dataset": "data set", "ball": "ball", "key": "key", "draws": count,
-         "flag_images": "count or 0", "batch_size": count},
-        predictor=predictor, dataset=DATA, ball=BALL, attacks=[attacks.FGSM()],
+        {"images": "images", "labels": "labels", "balls": "ball", "key": "key", "draws": count,
+         "flag_images": "count or 0", "batch_size": count, "bits": "count or None"},
+        logits_fn=predictor, images=IMAGES, labels=LABELS, balls=BALL, attacks=[attacks.FGSM()],
         key=KEY)  # fmt: skip
     one = {"x": "image", "y": "label", "ball": "ball", "key": "key"}
     example = {"x": IMAGES[0], "y": 0, "ball": BALL, "key": KEY}

@@ -298,7 +298,7 @@ FAULTS = [
     ),
     Fault(
         "Half precision is taken for float32 by the flags",
-        "evaluation/flags.py",
+        "evaluation/probes.py",
         "return 8 * max(float(jnp.finfo(dtype).eps) for dtype in dtypes)",
         "return 8 * float(jnp.finfo(dtypes[0]).eps)",
         ("tests/test_flags.py",),
@@ -660,8 +660,8 @@ FAULTS = [
     Fault(
         "A state is taken for that of another key",
         "evaluation/robust_accuracy.py",
-        "(attack, logits_fn, judge, images, labels, ball, key)",
-        "(attack, logits_fn, judge, images, labels, ball)",
+        "(attack, logits_fn, judge, images, labels, ball, key, bits)",
+        "(attack, logits_fn, judge, images, labels, ball, bits)",
         ("tests/test_attacks_compose.py::test_the_state_of_another_evaluation_is_refused",),
     ),
     Fault(
@@ -703,7 +703,7 @@ FAULTS = [
     ),
     Fault(
         "Probes leave the box",
-        "evaluation/flags.py",
+        "evaluation/probes.py",
         "jnp.clip(beside, ball.lower + _H, ball.upper - _H)",
         "beside",
         ("tests/test_flags.py",),
@@ -711,20 +711,20 @@ FAULTS = [
     Fault(
         "The last attack alone decides who stands",
         "evaluation/bracket.py",
-        "self.standing & report.still_correct",
-        "report.still_correct",
+        "self.still_correct = self.still_correct & report.still_correct",
+        "self.still_correct = report.still_correct",
         ("tests/test_evaluation.py",),
     ),
     Fault(
         "The last certificate alone decides what is proven",
         "evaluation/bracket.py",
-        "self.proven | mine",
-        "mine",
+        "self.certified_correct | proven",
+        "proven",
         ("tests/test_evaluation.py", "tests/test_certificates.py"),
     ),
     Fault(
         "The confidence interval has half its level",
-        "evaluation/bracket.py",
+        "evaluation/intervals.py",
         "tail = (1 - level) / 2",
         "tail = 1 - level",
         ("tests/test_evaluation.py::test_the_confidence_interval_is_scipys_exact_one",),
@@ -739,15 +739,15 @@ FAULTS = [
     Fault(
         "What white-box attacks broke counts for the black box",
         "evaluation/flags.py",
-        "(standing & ~left).sum()",
+        "(still_correct & ~left).sum()",
         "(~left).sum()",
         ("tests/test_flags.py",),
     ),
     Fault(
         "A hidden gradient must be found by every variant",
         "evaluation/solver_flags.py",
-        "if any((c < 0.9).mean() > 0.1",
-        "if all((c < 0.9).mean() > 0.1",
+        "if any((cosine < limit.cosine)",
+        "if all((cosine < limit.cosine)",
         ("tests/test_flags.py",),
     ),
     # Training

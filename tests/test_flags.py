@@ -42,7 +42,7 @@ BY_LOOKING = {
 }
 BY_ATTACKING = {"unbounded attack fails", "more steps help", "more restarts help"}
 BY_SURVIVORS = {"black box beats white box", "transfer beats white box"}
-BY_SETTINGS = {"steps too short"}
+BY_SETTINGS = {"steps too short", "attack ignores the noise", "no attack"}
 BY_STARTS = {"no start found"}  # tested where its attack is
 BY_SOLVING = {"solver steps change with the input", "gradient depends on the solver"}
 
@@ -144,8 +144,18 @@ def test_every_flag_has_a_network_here_that_raises_it():
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_every_flag_says_when_why_and_what_to_do(name):
-    assert all(len(text) > 20 for text in FLAGS[name])
-    assert Flag(name, "").meaning is FLAGS[name]
+    kind = FLAGS[name]
+    assert min(map(len, (kind.raised_if, kind.why, kind.what_to_do))) > 10
+    assert Flag(name, "").kind is kind
+    assert kind("seen") == Flag(name, "seen")
+
+
+def test_a_flag_says_its_limits_as_they_are_used():
+    kind = FLAGS["more steps help"]
+    assert kind.share == 0.05
+    assert "more than 5% of the images (at least 2)" in kind.raised_if
+    with pytest.raises(AttributeError, match="shares"):
+        _ = kind.shares
 
 
 @pytest.mark.parametrize("name", TRIPS)
@@ -195,11 +205,11 @@ def test_probes_stay_in_the_box_so_that_a_wrong_gradient_behind_a_logarithm_is_s
     ("change", "message"),
     [
         (lambda x, y: (255 * x, y), r"pixels must lie in \[0.0, 1.0\]; got \[0.0, 255.0\]"),
-        (lambda x, y: ((255 * x).astype(np.uint8), y), "divide uint8 pixels by 255"),
+        (lambda x, y: ((255 * x).astype(np.int32), y), "images must be uint8, or floats in"),
         (lambda x, y: (x, y + 10), "labels must be classes 0 to 9; got 1"),
         (lambda x, y: (x, y[:1]), r"labels must be integers of shape \(4,\)"),
     ],
-    ids=["0 to 255", "uint8", "no classes", "too few"],
+    ids=["0 to 255", "int32", "no classes", "too few"],
 )
 def test_images_and_labels_are_checked(change, message, unchecked):
     data = digits("test", 4)

@@ -155,8 +155,8 @@ def test_a_bracket_on_eight_devices_is_a_bracket_on_one(mesh):
     with jax.set_mesh(mesh):
         result = measure()
     assert 0.2 < expected.certified < expected.attacked < expected.clean
-    np.testing.assert_array_equal(result.standing, expected.standing)
-    np.testing.assert_array_equal(result.proven, expected.proven)
+    np.testing.assert_array_equal(result.still_correct, expected.still_correct)
+    np.testing.assert_array_equal(result.certified_correct, expected.certified_correct)
     np.testing.assert_allclose(result.radius, expected.radius, rtol=1e-4, atol=1e-6)
     assert {f.name for f in result.flags} == {f.name for f in expected.flags}
 

@@ -213,7 +213,7 @@ def ours(name, seed=0):
     case = CASES[name]
     key = jax.random.fold_in(KEY, seed)
     return robust_accuracy(
-        case.attack, classifier(case.net), *images(case.images), case.ball, key=key
+        classifier(case.net), *images(case.images), case.ball, case.attack, key=key
     )
 
 

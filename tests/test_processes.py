@@ -70,8 +70,8 @@ def job(folder, *, pause=0.0, state_path=None):
     return result, {
         "losses": [record["loss"] for record in result.history],
         "validation": [record["validation"] for record in result.history],
-        "standing": interval.standing.tolist(),
-        "proven": interval.proven.tolist(),
+        "interval": interval.still_correct.tolist(),
+        "certified_correct": interval.certified_correct.tolist(),
         "still_correct": report.still_correct.tolist(),
     }
 
@@ -118,7 +118,7 @@ def test_two_processes_are_one_device_and_survive_a_kill(tmp_path):
     for ours, theirs in zip(arrays, weights(result), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
     assert {**summary, "losses": 0} == {**expected, "losses": 0}
-    assert 0 < np.mean(summary["standing"]) < 1
+    assert 0 < np.mean(summary["interval"]) < 1
     others, other_summary = outcome(whole, 1)
     assert other_summary == summary
     for ours, theirs in zip(others, arrays, strict=True):

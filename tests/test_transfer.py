@@ -97,4 +97,6 @@ def test_a_randomised_target_is_judged_by_its_mean():
 def test_no_oracle_or_no_target_is_refused():
     images, labels = np.zeros((2, 8, 8, 1), np.float32), np.zeros(2, np.int32)
     with pytest.raises(ValueError, match="0 oracles and 1 targets"):
-        transfer_matrix({}, images, labels, LinfBall(0.1), FGSM(), targets={"a": linear_logits()}, key=KEY)
+        transfer_matrix(
+            {}, images, labels, LinfBall(0.1), FGSM(), targets={"a": linear_logits()}, key=KEY
+        )

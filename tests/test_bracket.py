@@ -1,0 +1,367 @@
+"""The bracket over several balls: what carries over, the last attack, transfers; its arguments."""
+
+import dataclasses
+import json
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import LinearLogits, NoisyLogits, digits, linear_logits, trained_mlp
+
+import odejax
+from odejax import L2Ball, LinfBall
+from odejax.attacks import FGSM, PGD, AutoAttack, RelativeStep, Square
+from odejax.certificates import AbstractCertificate, LinearRelaxation
+from odejax.data import ArrayDataset
+from odejax.evaluation import Bracket, bracket, robust_accuracy, transfer_matrix
+
+KEY = jax.random.key(0)
+EPS = (0.05, 0.1, 0.2)
+GREYS = np.array([130, 145, 160, 200, 100])  # at 2.5, 17.5, 32.5, 72.5 from 127.5; the last wrong
+DISTANCES = (GREYS - 127.5) / 255
+DATA = ArrayDataset(
+    np.broadcast_to(GREYS[:, None, None, None], (5, 4, 4, 1)).astype(np.uint8),
+    np.zeros(5, np.int32),
+    n_classes=2,
+)
+WEAK = PGD(1, 0.01, random_start=False)  # gets to image 0, at 0.0098
+EXACT = AutoAttack({"FGSM": FGSM()})  # of a linear network
+
+
+class Mean(eqx.Module):
+    """Logits +-(mean - 1/2), whose distance from the boundary in L-infinity is |mean - 1/2|."""
+
+    def __call__(self, x, state, *, key=None):
+        mean = jnp.mean(x) - 0.5
+        return jnp.stack([mean, -mean]), state
+
+
+class NearlyExact(AbstractCertificate):
+    """Nine tenths of that distance."""
+
+    def radius(self, predictor, x, logits, ball):
+        return 0.9 * jnp.max(logits)
+
+
+def predictor():
+    return odejax.Predictor(Mean(), eqx.nn.State(Mean()))
+
+
+def measured(**settings):
+    settings = {"attacks": {"weak": WEAK}, "key": KEY, "flag_images": 0, **settings}
+    return bracket(predictor(), *DATA, [LinfBall(eps) for eps in EPS], **settings)
+
+
+# What is known in one ball, and said of the others
+
+
+def test_what_is_broken_in_a_ball_is_broken_in_all_larger_ones():
+    """By an attack that moves by 0.01 in the smallest ball alone."""
+
+    def timid(logits_fn, x, y, ball, *, key):
+        reach = jnp.where(ball.eps < 0.06, 0.01, 0.0)
+        return FGSM()(logits_fn, x, y, LinfBall(reach), key=key)
+
+    found = measured(attacks={"timid": timid}, anew={"timid"})
+    assert [b.per_attack["timid"] for b in found] == [0.6, 0.8, 0.8]
+    assert [b.attacked for b in found] == [0.6] * 3
+    for b in found:
+        moved = np.abs(b.x_adv - DATA.pixels).max(axis=(1, 2, 3))
+        np.testing.assert_allclose(moved, [0.01, 0, 0, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("anew", [(), {"weak"}])
+def test_an_attack_that_could_repeat_a_perturbation_does_not_lose_it(anew):
+    seen = []
+
+    def attack(logits_fn, x, y, ball, *, key):
+        return FGSM()(logits_fn, x, y, LinfBall(jnp.where(ball.eps < 0.06, 0.01, 0.0)), key=key)
+
+    found = measured(attacks={"weak": attack}, anew=anew)
+    assert [b.per_attack["weak"] for b in found] == ([0.6, 0.8, 0.8] if anew else [0.6] * 3)
+    assert not seen
+
+
+def test_one_step_attacks_are_run_anew_in_every_ball():
+    data, settings = digits("test", 60), {"key": KEY, "flag_images": 0}
+    attacks = {"FGSM": FGSM(), "PGD": PGD(5)}
+    small, large = bracket(
+        trained_mlp(), *data, [LinfBall(0.05), LinfBall(0.1)], attacks=attacks, **settings
+    )
+    alone = bracket(trained_mlp(), *data, LinfBall(0.1), attacks={"FGSM": FGSM()}, **settings)
+    np.testing.assert_array_equal(
+        large.still_correct_under["FGSM"], alone.still_correct_under["FGSM"]
+    )
+    broken = ~small.still_correct_under["PGD"]
+    assert broken.any()
+    assert not (large.still_correct_under["PGD"] & broken).any()
+    assert not (large.still_correct & ~small.still_correct).any()
+
+
+def test_the_first_of_several_balls_is_measured_as_it_would_be_alone():
+    data, attacks = digits("test", 60), {"FGSM": FGSM(), "PGD": PGD(5)}
+    first, _ = bracket(
+        trained_mlp(), *data, [LinfBall(0.05), LinfBall(0.1)], attacks=attacks, key=KEY
+    )
+    alone = bracket(trained_mlp(), *data, LinfBall(0.05), attacks=attacks, key=KEY)
+    for field in dataclasses.fields(Bracket):
+        if field.name not in ("seconds", "judge"):
+            assert eqx.tree_equal(getattr(first, field.name), getattr(alone, field.name))
+
+
+# The last attack
+
+
+@pytest.fixture
+def attacked(monkeypatch):
+    """Which images the last attack was run on, in the order of its calls."""
+    calls = []
+    module = __import__("odejax.evaluation.bracket", fromlist=["robust_accuracy"])
+    original = module.robust_accuracy
+
+    def recorded(*arguments, **settings):
+        if arguments[4] is EXACT:
+            calls.append(np.flatnonzero(~settings["already_broken"]).tolist())
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(module, "robust_accuracy", recorded)
+    return calls
+
+
+def test_what_withstands_the_last_attack_is_not_attacked_in_smaller_balls(attacked):
+    found = measured(last=EXACT)
+    # Image 3 withstands at 0.2, image 2 at 0.1.
+    assert attacked == [[1, 2, 3], [1, 2], [1]]
+    assert [b.n_last for b in found] == [1, 2, 3]
+    for eps, summary in zip(EPS, found.summaries(), strict=True):
+        assert summary["attacked"] == np.mean(eps < DISTANCES)
+        assert summary["attacked_interval"][0] < summary["attacked"]
+        assert summary["per_attack"] == {"weak": 0.6}
+        assert summary["seconds"]["AutoAttack"] > 0
+    assert [b.n_last for b in measured()] == [None] * 3
+
+
+def test_what_is_certified_is_not_attacked_last(attacked):
+    found = measured(last=EXACT, certificates=NearlyExact())
+    assert attacked == [[1, 2], [1], []]
+    assert [b.certified for b in found] == [0.6, 0.4, 0.2]
+    assert [b.attacked for b in found] == [0.6, 0.4, 0.2]
+
+
+def test_a_black_box_that_breaks_more_than_the_gradients_is_flagged():
+    blind = AutoAttack({"PGD": PGD(1, 1e-4, random_start=False), "Square": Square(50)})
+    flags = [[f.name for f in b.flags if f.name != "steps too short"] for b in measured(last=blind)]
+    assert flags == [[], [], ["black box beats white box"]]
+
+
+# Transfers
+
+
+def test_images_crafted_on_another_network_are_counted_and_flagged():
+    """One whose gradient is hidden, and its own without that."""
+
+    class Hidden(eqx.Module):
+        inner: eqx.Module
+
+        def __call__(self, x, *, key=None):
+            return self.inner(jnp.round(255 * x) / 255, key=key)
+
+    data, attack = digits("test", 60), PGD(5)
+    open_one, hidden = trained_mlp(), Hidden(trained_mlp())
+    found = bracket(
+        hidden,
+        *data,
+        [LinfBall(0.05), LinfBall(0.1)],
+        attacks=attack,
+        oracles={"open": open_one},
+        transfer_attack=attack,
+        key=KEY,
+        flag_images=0,
+    )
+    for b in found:
+        assert b.per_transfer["open"] == b.attacked < b.per_attack["PGD"] - 0.2
+        assert "transfer beats white box" in {flag.name for flag in b.flags}
+        judged = odejax.predict(hidden, b.x_adv, key=KEY).argmax(axis=1) == data.labels
+        np.testing.assert_array_equal(judged, b.still_correct)
+
+
+def test_an_attack_and_an_oracle_of_one_name_are_refused():
+    with pytest.raises(ValueError, match=r"different names; both have \['weak'\]"):
+        measured(oracles={"weak": predictor()})
+
+
+# A run that was killed
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", range(7))
+def test_a_killed_bracket_of_several_balls_goes_on_where_it_was(at, tmp_path, monkeypatch):
+    module = __import__("odejax.evaluation.bracket", fromlist=["robust_accuracy"])
+    original, ran = module.robust_accuracy, []
+    settings = dict(last=EXACT, certificates=NearlyExact(), oracles={"same": predictor()})
+    whole = measured(**settings)
+
+    def dying(*arguments, **settings):
+        ran.append(1)
+        if len(ran) == at + 1:
+            raise Killed
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(module, "robust_accuracy", dying)
+    path = tmp_path / "state"
+    with pytest.raises(Killed):
+        measured(state_path=path, **settings)
+    again = measured(state_path=path, **settings)
+    assert len(ran) == 9 + 1  # two attacks and the last in three balls, one of them twice
+    assert list(tmp_path.iterdir()) == []
+    for one, other in zip(again, whole, strict=True):
+        for field in dataclasses.fields(Bracket):
+            if field.name not in ("seconds", "judge"):
+                assert eqx.tree_equal(getattr(one, field.name), getattr(other, field.name))
+
+
+# Forms of the arguments
+
+
+def test_short_forms_say_the_same_as_long_ones():
+    data, logits = digits("test", 20), trained_mlp()
+    expected = bracket(
+        logits, data.pixels, data.labels, LinfBall(0.1), attacks=[FGSM()], key=KEY, flag_images=0
+    )
+    for arguments, settings in (
+        ((logits, *data), {"attacks": FGSM()}),
+        ((logits, *data), {"attacks": [FGSM]}),
+        ((lambda x: logits(x), *data), {"attacks": FGSM}),
+        ((logits, data.images.tolist(), data.labels.tolist()), {"attacks": {"FGSM": FGSM()}}),
+        ((logits, data.images, data.labels.astype(np.int64)), {"attacks": (FGSM(),)}),
+        ((logits, *data), {"attacks": FGSM, "key": 0}),
+        ((logits, *data), {"attacks": FGSM, "key": jax.random.PRNGKey(0)}),
+    ):
+        images = np.asarray(arguments[1])
+        images = images.astype(np.uint8) if images.dtype == np.int64 else images
+        found = bracket(
+            arguments[0], images, arguments[2], LinfBall(0.1), flag_images=0,
+            **{"key": KEY, **settings},
+        )  # fmt: skip
+        assert found.per_attack == expected.per_attack
+        np.testing.assert_array_equal(found.x_adv, expected.x_adv)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"balls": 0.1}, r"ball must be a ball, such as LinfBall\(0.1\); got 0.1"),
+        ({"balls": []}, "balls must hold at least one ball"),
+        ({"balls": [LinfBall(0.2), LinfBall(0.1)]}, r"balls must grow; got eps \[0.2.*, 0.1"),
+        ({"balls": [LinfBall(0.1), L2Ball(0.2)]}, "balls must be of one norm"),
+        ({"attacks": [AbstractCertificate]}, "AbstractCertificate is a class that needs arguments"),
+        ({"attacks": [3]}, r"attacks must be a function, such as PGD\(\); got 3"),
+        ({"attacks": 3}, "attacks must be a function such as PGD.*; got 3"),
+        ({"anew": {"PGD"}}, r"anew names \['PGD'\]; the attacks are \['FGSM'\]"),
+        ({"bits": 8, "images": DATA.pixels * 0.99}, "bits=8 is for images of 8 bits a pixel"),
+        ({"bits": 0}, "bits must be at least 1; got 0"),
+        ({"logits_fn": Mean()}, r"Mean takes a state, too: write odejax.Predictor\(model, state\)"),
+        ({"certificates": LinearRelaxation()}, "certifies .* got Mean"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_meant_is_refused_in_one_sentence(settings, message, unchecked):
+    arguments = {"logits_fn": predictor(), "images": DATA.images, "labels": DATA.labels}
+    arguments |= {"balls": LinfBall(0.1), "attacks": FGSM(), "key": KEY} | settings
+    with pytest.raises(ValueError, match=message):
+        bracket(**arguments)
+
+
+def test_a_ball_larger_than_the_box_is_pointed_out():
+    with pytest.warns(UserWarning, match=r"LinfBall\(8\) holds every image: .* 8 / 255"):
+        robust_accuracy(predictor(), *DATA, LinfBall(8), FGSM(), key=KEY)
+
+
+def test_a_bracket_without_an_attack_says_so():
+    found = bracket(predictor(), *DATA, LinfBall(0.1), key=KEY, flag_images=0)
+    assert found.attacked == found.clean == 0.8
+    assert [flag.name for flag in found.flags] == ["no attack"]
+
+
+@pytest.mark.parametrize(
+    ("attack", "network", "raised"),
+    [
+        (AutoAttack({"PGD": PGD(2)}), NoisyLogits(linear_logits(n_classes=10)), True),
+        (AutoAttack.rand(2), NoisyLogits(linear_logits(n_classes=10)), False),
+        (AutoAttack({"PGD": PGD(2)}), linear_logits(n_classes=10), False),
+    ],
+    ids=["standard", "rand", "deterministic"],
+)
+def test_a_sequence_that_ignores_noise_is_flagged(attack, network, raised):
+    report = robust_accuracy(network, *digits("test", 4), LinfBall(0.02), attack, key=KEY)
+    assert ("attack ignores the noise" in {flag.name for flag in report.flags}) == raised
+
+
+def test_a_report_has_the_flags_of_its_attack():
+    report = robust_accuracy(predictor(), *DATA, LinfBall(0.1), WEAK, key=KEY)
+    assert [flag.name for flag in report.flags] == ["steps too short"]
+
+
+def test_a_relative_step_is_the_same_share_of_every_ball():
+    data = digits("test", 30)
+    for eps in (0.02, 0.1):
+        one, other = (
+            robust_accuracy(trained_mlp(), *data, LinfBall(eps), PGD(4, step), key=KEY)
+            for step in (RelativeStep(0.25), 0.25 * np.float32(eps))
+        )
+        np.testing.assert_allclose(one.x_adv, other.x_adv, atol=1e-6)
+    with pytest.raises(ValueError, match=r"share must be finite and positive; got 0\.0"):
+        PGD(4, RelativeStep(0.0))
+
+
+# Adversarial examples of 8 bits
+
+
+@pytest.mark.parametrize("ball", [LinfBall(0.1), LinfBall(8 / 255), L2Ball(1.0)], ids=str)
+def test_adversarial_examples_are_judged_as_images_of_8_bits(ball):
+    data = digits("test", 60)
+    report = robust_accuracy(trained_mlp(), *data, ball, PGD(10), key=KEY, bits=8)
+    levels = report.x_adv * 255
+    np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
+    assert jax.vmap(ball.contains)(report.x_adv, data.pixels).all()
+    right = odejax.predict(trained_mlp(), report.x_adv, key=KEY).argmax(axis=1) == data.labels
+    np.testing.assert_array_equal(right, report.still_correct)
+    exact = robust_accuracy(trained_mlp(), *data, ball, PGD(10), key=KEY)
+    assert exact.accuracy <= report.accuracy <= exact.accuracy + 0.1
+    # They are as far out as levels allow, not rounded inwards by habit.
+    moved = np.abs(report.x_adv - data.pixels).max(axis=(1, 2, 3))
+    if ball.name == "linf":
+        assert np.isclose(moved.max(), np.floor(float(ball.eps) * 255 + 1e-3) / 255)
+
+
+def test_rounding_to_two_levels_undoes_what_is_small():
+    images = np.round(digits("test", 20).pixels).astype(np.float32)
+    logits = LinearLogits(*jax.tree.leaves(linear_logits((8, 8, 1), n_classes=10)))
+    labels = odejax.predict(logits, images, key=KEY).argmax(axis=1)
+    report = robust_accuracy(logits, images, labels, LinfBall(0.4), PGD(5), key=KEY, bits=1)
+    np.testing.assert_array_equal(report.x_adv, images)
+    assert report.accuracy == 1
+
+
+# Shown as tables
+
+
+def test_results_are_shown_as_tables():
+    found = measured(last=EXACT, certificates=NearlyExact(), oracles={"same": predictor()})
+    report = robust_accuracy(predictor(), *DATA, LinfBall(0.1), WEAK, key=KEY)
+    matrix = transfer_matrix({"a": predictor()}, *DATA, LinfBall(0.1), FGSM(), key=KEY)
+    for shown in (found, found[1], report, matrix):
+        text, html = repr(shown), shown._repr_html_()
+        assert len(text.splitlines()) >= 3
+        assert max(map(len, text.splitlines())) <= 110
+        _, head, rows, _ = shown.table()
+        assert re.findall("<th>(.*?)</th>", html) == head
+        assert len(re.findall("<tr>", html)) == 1 + len(rows)
+    assert "certified 40.0 % <= robust accuracy <= 40.0 %" in repr(found[1])
+    assert json.dumps(found.summaries())
