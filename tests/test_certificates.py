@@ -541,6 +541,27 @@ def test_a_bracket_refuses_what_a_certificate_says_nothing_about_before_any_atta
         )
 
 
+class OneConstant(eqx.Module):
+    """Logits A x of a matrix of norm 2, of which the norm is all that it tells."""
+
+    def __call__(self, x, state, *, key=None):
+        return 2 * jnp.ravel(x)[:3], state
+
+    def lipschitz_bound(self):
+        return jnp.asarray(2.0)
+
+    def float32_error(self, x, radius):
+        return jnp.zeros_like(radius)
+
+
+def test_one_constant_for_all_logits_holds_for_a_difference_times_the_root_of_two():
+    x = jnp.asarray([[[0.9], [0.2]], [[0.4], [0.0]]])
+    predictor = Predictor(OneConstant(), eqx.nn.State(OneConstant()))
+    result = LipschitzMargin()(predictor, x, 0, L2Ball(0.1), key=KEY)
+    distance = (0.9 - 0.4) / 2**0.5  # of the two pixels becoming equal
+    assert 0.999 * distance < float(result.radius) < distance
+
+
 class Liar(AbstractLipschitzCertificate):
     """Claims that margins hardly fall at all."""
 
