@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._checks import check_count, check_images, check_key
+from ._checks import check_count, check_images
 from ._frozen import freeze
+from ._inputs import as_key
 from ._logits import Checked, hoist
 from ._mesh import on_mesh, spread, to_host, whole_batch
 from ._promotion import own_promotion
@@ -127,7 +128,7 @@ def as_pixels(images):
 
 
 @own_promotion
-def predict(logits_fn: LogitsFn, images, *, key: Key, batch_size: int = 512) -> np.ndarray:
+def predict(logits_fn: LogitsFn, images, *, key: Key | int, batch_size: int = 512) -> np.ndarray:
     """Logits of `images` (n, h, w, c), uint8 or float in [0, 1], as an (n, k) array.
 
     Example i draws its noise from `fold_in(key, i)`, so the result does not depend on
@@ -135,7 +136,7 @@ def predict(logits_fn: LogitsFn, images, *, key: Key, batch_size: int = 512) -> 
     or logits of another form, and `FloatingPointError` on a logit that is not finite (minus
     infinity, for a class that is never predicted, may be).
     """
-    check_key(key)
+    key = as_key(key)
     check_images(images)
     check_count(batch_size=batch_size)
     logits_fn = hoist(logits_fn, as_pixels(images[:1])[0], key)

@@ -62,6 +62,7 @@ BAD: dict[str, Callable[[np.random.Generator], Any]] = {
     "fraction or None": lambda r: pick(r, NAN, INF, 1 + abs(numbers(r)), -abs(numbers(r)), *WORDS),
     "function": lambda r: pick(r, numbers(r), "ce", "", None, [], object()),
     "ball": lambda r: pick(r, numbers(r), "linf", None, [0.1], LinfBall),
+    "key or seed": lambda r: pick(r, 1.5, "key", None, np.zeros(2), jax.random.split(KEY, 3)),
     "key": lambda r: pick(r, 0, 1.5, "key", None, np.zeros(2), jax.random.split(KEY, 3)),
     "images": lambda r: pick(
         r,
@@ -233,10 +234,10 @@ def calls() -> dict[str, Call]:
         dataset=DATA, objective=training.CrossEntropy(), optimizer=optax.sgd(0.1), epochs=1,
         batch_size=1, key=KEY)  # fmt: skip
 
-    data = {"images": "images", "labels": "labels", "ball": "ball", "key": "key"}
+    data = {"images": "images", "labels": "labels", "ball": "ball", "key": "key or seed"}
     good = {"images": IMAGES, "labels": LABELS, "ball": BALL, "key": KEY}
     logits = {"logits_fn": "function", "batch_size": count}
-    add("predict", odejax.predict, {"images": "images", "key": "key", **logits},
+    add("predict", odejax.predict, {"images": "images", "key": "key or seed", **logits},
         logits_fn=linear, images=IMAGES, key=KEY)  # fmt: skip
     add("robust_accuracy", robust_accuracy, data | logits | {"attack": "function"},
         attack=attacks.FGSM(), logits_fn=linear, **good)  # fmt: skip
@@ -248,11 +249,11 @@ def calls() -> dict[str, Call]:
         data | {"certificate": "function", "batch_size": count},
         certificate=certificates.LinearRelaxation(), predictor=predictor, **good)  # fmt: skip
     add("bracket", bracket,
-        {"images": "images", "labels": "labels", "balls": "ball", "key": "key", "draws": count,
-         "flag_images": "count or 0", "batch_size": count, "bits": "count or None"},
+        {"images": "images", "labels": "labels", "balls": "ball", "key": "key or seed",
+         "draws": count, "flag_images": "count or 0", "batch_size": count, "bits": count},
         logits_fn=predictor, images=IMAGES, labels=LABELS, balls=BALL, attacks=[attacks.FGSM()],
         key=KEY)  # fmt: skip
-    one = {"x": "image", "y": "label", "ball": "ball", "key": "key"}
+    one = {"x": "image", "y": "label", "ball": "ball", "key": "key or seed"}
     example = {"x": IMAGES[0], "y": 0, "ball": BALL, "key": KEY}
     add("an attack", attacks.FGSM(), {"logits_fn": "function", **one}, logits_fn=linear, **example)
     add("a certificate", certificates.LinearRelaxation(), one, predictor=predictor, **example)

@@ -12,10 +12,10 @@ from .._checks import (
     as_array,
     check_callable,
     check_example,
-    check_key,
     check_labels,
     check_positive,
 )
+from .._inputs import as_key
 from .._logits import Checked
 from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
@@ -60,7 +60,7 @@ class AbstractAttack(eqx.Module):
     @final
     @own_promotion
     def __call__(
-        self, logits_fn: LogitsFn, x: Image, y: Label | int, ball: AbstractBall, *, key: Key
+        self, logits_fn: LogitsFn, x: Image, y: Label | int, ball: AbstractBall, *, key: Key | int
     ) -> AttackResult:
         """Raises `ValueError` for pixels outside the box or a label that is not a class, where
         these are known (not traced; `evaluation.robust_accuracy` checks whole arrays), and for
@@ -69,7 +69,7 @@ class AbstractAttack(eqx.Module):
         x, y = as_array("x", x), as_array("y", y)
         check_callable(logits_fn=logits_fn)
         check_ball(ball)
-        check_key(key)
+        key = as_key(key)
         check_example(x, y, ball)
         # Steps of 2/255 are lost in half precision.
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))

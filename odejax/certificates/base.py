@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._checks import as_array, check_example, check_key, check_labels
+from .._checks import as_array, check_example, check_labels
+from .._inputs import as_key
 from .._logits import Checked
 from .._predictor import Predictor
 from .._promotion import own_promotion
@@ -50,7 +51,7 @@ class AbstractCertificate(eqx.Module):
     @final
     @own_promotion
     def __call__(
-        self, predictor: Predictor, x: Image, y: Label | int, ball: AbstractBall, *, key: Key
+        self, predictor: Predictor, x: Image, y: Label | int, ball: AbstractBall, *, key: Key | int
     ) -> CertificateResult:
         """Raises `ValueError` for pixels outside the box or a label that is not a class, where
         these are known (not traced; `evaluation.certified_radii` checks whole arrays), for logits
@@ -58,7 +59,7 @@ class AbstractCertificate(eqx.Module):
         """
         x, y = as_array("x", x), as_array("y", y)
         check_ball(ball)
-        check_key(key)
+        key = as_key(key)
         check_example(x, y, ball)
         for leaf in jax.tree.leaves(eqx.filter((predictor, x), eqx.is_inexact_array)):
             if jnp.finfo(leaf.dtype).bits < 32:

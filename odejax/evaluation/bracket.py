@@ -86,9 +86,11 @@ class Bracket(Shown):
         return {**out, "flags": {flag.name: flag.evidence for flag in self.flags}}
 
     def table(self) -> tuple[str, list[str], list[list[str]], list[str]]:
+        certified = f"certified {percent(self.certified)} %"
         title = (
-            f"{self.ball}, eps {self.eps:.3g}, {self.n} images: certified "
-            f"{percent(self.certified)} % <= robust accuracy <= {percent(self.attacked)} %"
+            f"{self.ball}, eps {self.eps:.3g}, {self.n} images: "
+            f"{certified if self.per_certificate else '0 % (no certificate)'} <= robust accuracy "
+            f"<= {percent(self.attacked)} %"
         )
         rows = [["clean", percent(self.clean)]]
         rows += [[f"under {name}", percent(a)] for name, a in self.per_attack.items()]
@@ -111,7 +113,8 @@ class Brackets(Shown, tuple[Bracket, ...]):
         head = [f"{first.ball} eps", "clean", "certified", "attacked", *names]
         rows = [
             [f"{b.eps:.3g}"]
-            + [percent(b.clean), percent(b.certified), percent(b.attacked)]
+            + [percent(b.clean), percent(b.certified) if b.per_certificate else "none"]
+            + [percent(b.attacked)]
             + [percent(a) for a in (*b.per_attack.values(), *b.per_transfer.values())]
             for b in self
         ]
@@ -279,12 +282,11 @@ def bracket(
     return found if several else found[0]
 
 
-def _in_order(balls) -> tuple[AbstractBall, ...]:
+def _in_order(balls: Any) -> tuple[AbstractBall, ...]:
     """The balls, or a `ValueError` unless they are of one norm and grow."""
-    try:
-        balls = tuple(balls)
-    except TypeError:
-        balls = (balls,)
+    if isinstance(balls, str) or not hasattr(balls, "__iter__"):
+        check_ball(balls)
+    balls = tuple(balls)
     if not balls:
         raise ValueError("balls must hold at least one ball, such as LinfBall(0.1); got none")
     for ball in balls:
