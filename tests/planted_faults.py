@@ -321,8 +321,8 @@ FAULTS = [
     Fault(
         "The Lipschitz margin lacks its sqrt(2)",
         "certificates/lipschitz_margin.py",
-        "return 2**0.5 * bound()",
-        "return bound()",
+        "return 2**0.5 * model.lipschitz_bound()",
+        "return model.lipschitz_bound()",
         ("tests/test_certificates.py",),
     ),
     Fault(
@@ -391,14 +391,14 @@ FAULTS = [
     Fault(
         "A norm bound is not rounded up",
         "models/spectral.py",
-        "jnp.exp(log_norm))) * (1 + ROUNDING)",
+        "jnp.exp(log_norm))) * (1 + NORM_BOUND_ROUNDING)",
         "jnp.exp(log_norm)))",
         ("tests/test_spectral.py",),
     ),
     Fault(
         "A smallest singular value is not rounded down",
         "models/spectral.py",
-        "jnp.maximum(0.0, high * (1 - ROUNDING) - _gram_bound(rest, ITERATIONS))",
+        "jnp.maximum(0.0, high * (1 - NORM_BOUND_ROUNDING) - _gram_bound(rest, ITERATIONS))",
         "jnp.maximum(0.0, high - _gram_bound(rest, ITERATIONS))",
         ("tests/test_spectral.py",),
     ),

@@ -21,12 +21,9 @@ from jaxtyping import Array, Float
 
 from .._checks import check_fraction
 from .._frozen import AbstractReparametrised
+from .._rounding import LAYER_ROUNDING
 from .._types import Features, Image, Key, Label, Scalar
 from .operators import AbstractOperator, ConvOperator, DenseOperator
-
-# The l2 norm of what sums in float32 lose, at most, as a fraction of that of their largest parts: a
-# stated margin of 8 units in the last place.
-SUMS = 5e-7
 
 
 class ErrorBall(NamedTuple):
@@ -59,7 +56,7 @@ class AbstractLipschitzLayer(eqx.Module):
         """The ball around the output, from that around the input."""
         bound, out = self.lipschitz_bound(), self(ball.centre)
         size = jnp.linalg.norm(jnp.ravel(ball.centre)) + ball.radius
-        lost = SUMS * self.summed_norms(size, math.prod(out.shape[:-1]))
+        lost = LAYER_ROUNDING * self.summed_norms(size, math.prod(out.shape[:-1]))
         return ErrorBall(out, bound * ball.radius, bound * ball.error + lost)
 
 

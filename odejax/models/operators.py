@@ -16,10 +16,10 @@ from jaxtyping import Array, Float
 
 from .._checks import check_positive
 from .._frozen import AbstractReparametrised
+from .._rounding import NORM_BOUND_ROUNDING
 from .._types import Features, Image, Scalar
 from .convolution import conv2d
 from .spectral import (
-    ROUNDING,
     circular_conv_smallest_square,
     conv_norm_bound,
     matrix_norm_bound,
@@ -203,7 +203,7 @@ def _scaled_rows(gain, rows, log_q, products):
     unit, sizes = _unit_rows(rows)
     dominant = _dominant(products(unit), log_q + jnp.log(sizes))
     dominant = jnp.where(dominant == 0, 1.0, dominant)  # a row of zeros stays
-    scale = gain / ((1 + ROUNDING) * jnp.sqrt(dominant))
+    scale = gain / ((1 + NORM_BOUND_ROUNDING) * jnp.sqrt(dominant))
     scaled = unit * scale.reshape(-1, *(1,) * (rows.ndim - 1))
     return scaled, log_q + jnp.log(sizes) + 0.5 * jnp.log(dominant)
 
@@ -212,7 +212,7 @@ def _dominated_norm(rows, log_q, products):
     """max_a T_a^{1/2}, no less than the norm."""
     unit, sizes = _unit_rows(rows)
     dominant = _dominant(products(unit), log_q + jnp.log(sizes))
-    return (1 + ROUNDING) * jnp.max(sizes * jnp.sqrt(dominant))
+    return (1 + NORM_BOUND_ROUNDING) * jnp.max(sizes * jnp.sqrt(dominant))
 
 
 def _dominant(products, log_q):
