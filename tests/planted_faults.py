@@ -531,9 +531,9 @@ FAULTS = [
         ("tests/test_enresnet.py", "tests/test_models_contract.py"),
     ),
     Fault(
-        "Groups do not halve the resolution",
+        "Stages do not halve the resolution",
         "models/preact_resnet.py",
-        "stride = 1 if group == 0 else 2",
+        "stride = 1 if stage == 0 else 2",
         "stride = 1",
         ("tests/test_preact_resnet.py",),
     ),

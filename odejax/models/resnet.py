@@ -29,17 +29,8 @@ from .blocks import (
 from .norms import GroupNorm
 
 
-class ResNet(eqx.Module):
-    """y_{l+1} = y_l + h f_l(y_l) between a convolutional stem and a pooled linear head.
-
-    - `depth` residual layers of `width` channels, all of one shape.
-    - `step_size`: h, 1 in an ordinary ResNet; *natural* Fig. 1 takes it down to 1e-10.
-    - `solver`: any explicit Diffrax solver or `AbstractLayerStep` in place of Euler; one set of
-      weights per step.
-    - `field`: f_l, built as `field(width, norm, key=key)`.
-    - `noise`: added after every step; the network then needs a `key`.
-    - `norm`: `GroupNorm` or `BatchNorm`.
-    """
+class AbstractResNet(eqx.Module):
+    """A stem, stacked residual layers that a solver integrates, and a head: see `ResNet`."""
 
     stem: Stem
     layers: Callable  # the fields, stacked: every array has a leading axis of `depth`
@@ -101,14 +92,25 @@ class ResNet(eqx.Module):
         return list(states[1:])
 
 
-class SSPNet(eqx.Module):
+class ResNet(AbstractResNet):
+    """y_{l+1} = y_l + h f_l(y_l) between a convolutional stem and a pooled linear head.
+
+    - `depth` residual layers of `width` channels, all of one shape.
+    - `step_size`: h, 1 in an ordinary ResNet; *natural* Fig. 1 takes it down to 1e-10.
+    - `solver`: any explicit Diffrax solver or `AbstractLayerStep` in place of Euler; one set of
+      weights per step.
+    - `field`: f_l, built as `field(width, norm, key=key)`.
+    - `noise`: added after every step; the network then needs a `key`.
+    - `norm`: `GroupNorm` or `BatchNorm`.
+    """
+
+
+class SSPNet(AbstractResNet):
     """A residual network integrated by a strong-stability-preserving method (*ssp*).
 
     `solver` is `SSPRK22()` (SSP-2) or `SSPRK33()` (SSP-3, the default), `SSPRK43()`, `SSPRK104()`
     or `LearnedRK2(depth)`: a ResNet of the same weights, each used at all stages.
     """
-
-    net: ResNet
 
     def __init__(
         self,
@@ -122,15 +124,6 @@ class SSPNet(eqx.Module):
         key: Key,
     ):
         solver = SSPRK33() if solver is None else solver
-        self.net = ResNet(
+        super().__init__(
             image_shape, n_classes, width=width, depth=depth, solver=solver, norm=norm, key=key
         )
-
-    def __call__(
-        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
-    ) -> tuple[Logits, eqx.nn.State]:
-        return self.net(x, state, key=key)
-
-    def block_states(self, x: Image, state: eqx.nn.State) -> list[Features]:
-        """The state behind every residual layer."""
-        return self.net.block_states(x, state)
