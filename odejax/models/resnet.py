@@ -43,16 +43,16 @@ class AbstractResNet(eqx.Module):
     def __init__(
         self,
         image_shape: ImageShape,
-        n_classes: int = 10,
+        n_classes: int,
         *,
-        width: int = 32,
-        depth: int = 6,
+        width: int,
+        depth: int,
+        solver: diffrax.AbstractSolver | AbstractLayerStep,
+        norm: Norm,
+        key: Key,
         step_size: float = 1.0,
-        solver: diffrax.AbstractSolver | AbstractLayerStep | None = None,
         field: Callable[..., eqx.Module] = ResidualField,
         noise: AbstractNoise | None = None,
-        norm: Norm = GroupNorm,
-        key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
         check_count(width=width, depth=depth)
@@ -64,8 +64,8 @@ class AbstractResNet(eqx.Module):
         )
         self.head = Head(width, n_classes, norm, key=head_key)
         self.noise = noise
-        self.solver = diffrax.Euler() if solver is None else solver
-        layer_step(self.solver)  # which refuses what cannot integrate layers
+        self.solver = solver
+        layer_step(solver)  # which refuses what cannot integrate layers
         self.step_size = step_size
 
     def __call__(
@@ -103,6 +103,33 @@ class ResNet(AbstractResNet):
     - `noise`: added after every step; the network then needs a `key`.
     - `norm`: `GroupNorm` or `BatchNorm`.
     """
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        n_classes: int = 10,
+        *,
+        width: int = 32,
+        depth: int = 6,
+        step_size: float = 1.0,
+        solver: diffrax.AbstractSolver | AbstractLayerStep | None = None,
+        field: Callable[..., eqx.Module] = ResidualField,
+        noise: AbstractNoise | None = None,
+        norm: Norm = GroupNorm,
+        key: Key,
+    ):
+        super().__init__(
+            image_shape,
+            n_classes,
+            width=width,
+            depth=depth,
+            step_size=step_size,
+            solver=diffrax.Euler() if solver is None else solver,
+            field=field,
+            noise=noise,
+            norm=norm,
+            key=key,
+        )
 
 
 class SSPNet(AbstractResNet):
