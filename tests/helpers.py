@@ -107,7 +107,7 @@ all_models = {
     "NmODENet flow map": _maker(NmODENet, width=8),
     "NmODENet solver": _maker(NmODENet, width=8, nmode=NmODE(solver=diffrax.Dopri5())),
     "LipschitzNet": _maker(LipschitzNet, width=4, depth=1, features=16),
-    "LipschitzNet SDP": _maker(LipschitzNet, width=4, depth=1, features=16, sdp=True),
+    "LipschitzNet SLL": _maker(LipschitzNet, width=4, depth=1, features=16, layer="SLL"),
     "StructuredNet": _maker(StructuredNet, channels=(4,), depth=2),
     "StructuredNet switching": _maker(
         StructuredNet, channels=(4,), depth=2, regime=Structured(steps=FlexibleSteps())

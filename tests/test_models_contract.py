@@ -41,7 +41,7 @@ VARIANTS = {
     "PreActResNet SSPRK22",
     "ConvODENet in time",
     "NmODENet solver",
-    "LipschitzNet SDP",
+    "LipschitzNet SLL",
     "StructuredNet switching",
 }
 # Made of layers that others have, and tested in files of their own.
