@@ -418,7 +418,7 @@ FAULTS = [
     ),
     Fault(
         "An expansion counts on a contraction without the slope",
-        "models/lipschitz_layers.py",
+        "models/step_rules.py",
         "step_norm(h, slope * low[0], high[0])",
         "step_norm(h, low[0], high[0])",
         ("tests/test_lipschitz_net.py",),
@@ -553,7 +553,7 @@ FAULTS = [
     ),
     Fault(
         "The sphere step is twice as long",
-        "models/invariants.py",
+        "models/invariant_layers.py",
         "half = self.step_size / 2",
         "half = self.step_size",
         ("tests/test_invariants.py",),
