@@ -13,7 +13,12 @@ from .blocks import (
 )
 from .conv_ode import ConvODENet as ConvODENet
 from .convolution import conv2d as conv2d
-from .dense_ode import DenseODENet as DenseODENet, HopfieldODENet as HopfieldODENet
+from .dense_ode import (
+    AbstractDenseField as AbstractDenseField,
+    DenseODENet as DenseODENet,
+    HopfieldField as HopfieldField,
+    TanhField as TanhField,
+)
 from .enresnet import EnResNet as EnResNet, MixedEnResNet as MixedEnResNet
 from .fractalnet import FractalField as FractalField, FractalNet as FractalNet
 from .invariant_layers import (
