@@ -483,8 +483,8 @@ FAULTS = [
     Fault(
         "Weights learn from a solve's first step alone",
         "solvers/accepted_steps.py",
-        "jax.tree.map(jnp.add, of_args, more)",
-        "more",
+        "jax.tree.map(jnp.add, cotangent_args, of_step)",
+        "of_step",
         ("tests/test_accepted_steps.py",),
     ),
     Fault(
