@@ -57,13 +57,14 @@ class LinearRelaxation(AbstractCertificate):
         def halve(_, bounds):
             low, high = bounds
             middle = (low + high) / 2
-            found = proven(middle)
-            return jnp.where(found, middle, low), jnp.where(found, high, middle)
+            certified = proven(middle)
+            return jnp.where(certified, middle, low), jnp.where(certified, high, middle)
 
         def grow(carry):
             low, high, _ = carry
-            found = proven(high)
-            return jnp.where(found, high, low), jnp.where(found, 2 * high, high), found
+            certified = proven(high)
+            low, high = jnp.where(certified, high, low), jnp.where(certified, 2 * high, high)
+            return low, high, certified
 
         asked = jnp.asarray(ball.eps)
         start = jnp.where(asked > 0, asked, 1e-3)

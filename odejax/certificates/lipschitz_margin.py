@@ -26,8 +26,9 @@ class LipschitzMargin(AbstractLipschitzCertificate):
 
     def margin_lipschitz(self, predictor: Predictor, label: Label) -> Float[Array, "..."]:
         model = _checked(predictor.model)
-        of_each = getattr(model, "margin_bounds", None)
-        return 2**0.5 * model.lipschitz_bound() if of_each is None else of_each(label)
+        if hasattr(model, "margin_bounds"):
+            return model.margin_bounds(label)
+        return 2**0.5 * model.lipschitz_bound()
 
     def rounding(self, predictor: Predictor, x: Image, label: Label) -> tuple[Scalar, Scalar]:
         error = _checked(predictor.model).float32_error

@@ -189,7 +189,7 @@ def _padded(n, k, stride, padding):
         touched = min(last, end) - max(first, 0) + 1
         return taps, touched + max(0, -first, last - end)
 
-    return min(map(cut, range(stride)), key=lambda found: (found[1], len(found[0])))
+    return min(map(cut, range(stride)), key=lambda torus: (torus[1], len(torus[0])))
 
 
 def _wrap(kernel, sizes):
