@@ -7,7 +7,7 @@ from torch import nn
 
 
 def torch_net(net, state, i=None, *, noise=0.0):
-    """A `torch.nn` module with the weights and statistics of a `GroupedNet` (of member `i`).
+    """A `torch.nn` module with the weights and statistics of a `PreActResNet` (of member `i`).
 
     `noise`: after every residual layer is added that many standard deviations of its output.
     """
@@ -60,9 +60,9 @@ def torch_net(net, state, i=None, *, noise=0.0):
             return self.linear(torch.relu(self.norm(x)).mean((2, 3)))
 
     blocks = [conv(net.stem)]
-    for transition, layers in zip(net.transitions, net.layers, strict=True):
-        if transition is not None:
-            blocks.append(Block(transition.convs, transition.shortcut))
+    for downsample, layers in zip(net.downsamples, net.layers, strict=True):
+        if downsample is not None:
+            blocks.append(Block(downsample.convs, downsample.shortcut))
         depth = layers.convs.norms[0].scale.shape[0 if i is None else 1]
         blocks += [Block(layers.convs, None, j) for j in range(depth)]
     return nn.Sequential(*blocks, Head(net.head))

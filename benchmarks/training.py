@@ -92,7 +92,7 @@ def peer_job(model, state, images, labels) -> Callable:
     from ._torch_resnet import torch_net
 
     nets = torch.nn.ModuleList(
-        torch_net(model.nets.net, state, i, noise=NOISE) for i in range(model.members)
+        torch_net(model.nets, state, i, noise=NOISE) for i in range(model.members)
     )
     x = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2).contiguous()
     y = torch.tensor(np.asarray(labels), dtype=torch.int64)

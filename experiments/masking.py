@@ -43,7 +43,7 @@ from odejax.evaluation import (
     solver_variants,
     survivor_flags,
 )
-from odejax.models import HopfieldODENet
+from odejax.models import DenseODENet, HopfieldField
 from odejax.training import CrossEntropy, fit, steps_per_epoch
 
 from ._cli import check_choice, check_counts, load_data, run
@@ -142,7 +142,8 @@ def _check(config: Config) -> Setting:
 def _train(train, setting: Setting, seed: int, console) -> dict[str, odejax.Predictor]:
     """The network after the first stage, and the last one settled, solved adaptively."""
     key = jax.random.key(seed)
-    model, state = eqx.nn.make_with_state(HopfieldODENet)(train.image_shape, key=key)
+    make = eqx.nn.make_with_state(DenseODENet)
+    model, state = make(train.image_shape, field=HopfieldField, key=key)
     adaptive, networks = model.ode, {}
     for stage, t1 in enumerate(TIMES):
         # Fixed steps, two a unit of time, train faster and to the same solution.

@@ -123,7 +123,7 @@ def _from_table_a1(dataset: str) -> dict[str, Network]:
         objectives = {
             "PGD-10": Adversarial(attack, TRAINED_AT),
             "TRADES-10": TRADES(TRAINED_AT, attack=attack),
-            "YOPO-5-3": YOPO(TRAINED_AT, lambda model: model.net.stem),
+            "YOPO-5-3": YOPO(TRAINED_AT, lambda model: model.stem),
         }
         for name, objective in objectives.items():
             networks[f"PreActResNet-18, {name}"] = Network(

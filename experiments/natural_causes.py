@@ -39,7 +39,7 @@ from rich.table import Table
 import odejax
 from odejax.attacks import APGD, PGD, Square, dlr, margin_loss
 from odejax.evaluation import robust_accuracy
-from odejax.models import ConvODENet, DenseODENet, HopfieldODENet
+from odejax.models import ConvODENet, DenseODENet, HopfieldField
 from odejax.training import CrossEntropy, clean_accuracy, fit, steps_per_epoch
 
 from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, run
@@ -52,7 +52,7 @@ PAPERS, MARGIN, EARLY = "PGD-40", "PGD-40, margin", "solve stopped early"
 FIELDS: dict[str, Callable[..., Any]] = {
     "convolutional": partial(ConvODENet, width=16),
     "fully connected": partial(DenseODENet, width=64),
-    "settling": partial(HopfieldODENet, width=64),
+    "settling": partial(DenseODENet, field=HopfieldField, width=64),
 }
 SHORT = dict(zip(FIELDS, ("conv.", "dense", "settl."), strict=True))  # in tables
 COLORS = dict(zip(FIELDS, ("#2166ac", "#1b9e77", "#b2182b"), strict=True))

@@ -250,8 +250,7 @@ def _layered(predictor: odejax.Predictor, test, config: Config, key) -> dict[str
     if isinstance(model, RevNet):  # a layer is two half steps of Euler's method
         step, h, per_layer = layer_step(None), model.step_size, 2
     else:
-        net = model if isinstance(model, ResNet) else model.net
-        step, h, per_layer = layer_step(net.solver), net.step_size, 1
+        step, h, per_layer = layer_step(model.solver), model.step_size, 1
     told["bound"] = [
         float(growth_bound(step, h * constant, per_layer * n)) for n in range(depth + 1)
     ]
@@ -267,12 +266,15 @@ def _layered(predictor: odejax.Predictor, test, config: Config, key) -> dict[str
 
 
 def _walk(model, state, x):
-    """The states of a `ResNet` (or of one inside), and its fields with their first arguments."""
-    net = model if isinstance(model, ResNet) else model.net
+    """The states of a network built like `ResNet`, and its fields with their first arguments."""
     ys = layer_states(
-        net.layers, net.stem(x, state)[0], state, solver=net.solver, step_size=net.step_size
+        model.layers,
+        model.stem(x, state)[0],
+        state,
+        solver=model.solver,
+        step_size=model.step_size,
     )
-    fields = [_layer(net.layers, i) for i in range(len(ys) - 1)]
+    fields = [_layer(model.layers, i) for i in range(len(ys) - 1)]
     return ys, [
         (partial(_apply, field, state), y) for field, y in zip(fields, ys[:-1], strict=True)
     ]

@@ -84,7 +84,7 @@ REGIMES = {
     "switching prescribed": Structured(steps=PrescribedSteps()),
     "switching flexible": Structured(steps=FlexibleSteps()),
 }
-SUCCESSORS = {"convex potential": False, "SDP-based": True}
+SUCCESSORS = {"convex potential": "CPL", "SDP-based": "SLL"}
 ORTHOGONALITY = 0.01  # the paper's factor of the penalty
 STRONG = "PGD-50"  # not run again on what it broke in a smaller ball
 LAST = AutoAttack()  # on what withstands all others and is not certified
@@ -204,7 +204,7 @@ def network(name: str, preset: Preset) -> Callable[..., Any]:
     if name in REGIMES:
         sizes = {"channels": preset.channels, "depth": preset.depth}
         return partial(StructuredNet, regime=REGIMES[name], **sizes)
-    return partial(LipschitzNet, width=preset.width, depth=preset.depth, sdp=SUCCESSORS[name])
+    return partial(LipschitzNet, width=preset.width, depth=preset.depth, layer=SUCCESSORS[name])
 
 
 def _recipe(name: str, kind: str, preset: Preset, loss: Callable[..., Any], eta: float) -> Network:

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from ._checks import check_instance, check_radius
+from ._rounding import PIXEL_ROUNDING
 from ._types import BoolScalar, Image, Key, Scalar
-
-_TOL = 1e-6  # of a pixel: what a sum x + v may lose
 
 
 class AbstractBall(eqx.Module):
@@ -41,7 +40,7 @@ class AbstractBall(eqx.Module):
 
     def contains(self, x_adv: Image, x: Image) -> BoolScalar:
         """Whether `x_adv` lies in the ball around `x` and in the box, to within rounding."""
-        in_box = (x_adv >= self.lower - _TOL) & (x_adv <= self.upper + _TOL)
+        in_box = (x_adv >= self.lower - PIXEL_ROUNDING) & (x_adv <= self.upper + PIXEL_ROUNDING)
         return jnp.all(in_box) & self.reaches(self.norm(x_adv - x), x.size)
 
     def reaches(self, distance: Scalar, size: int) -> BoolScalar:
@@ -51,7 +50,7 @@ class AbstractBall(eqx.Module):
         without that part would reject what `project` returns from eps 3 on.
         """
         rounding = 0.5 * size**0.5 * jnp.finfo(distance.dtype).eps
-        return distance <= self.eps * (1 + rounding) + _TOL
+        return distance <= self.eps * (1 + rounding) + PIXEL_ROUNDING
 
     @abc.abstractmethod
     def norm(self, v: Array) -> Scalar:

@@ -47,7 +47,7 @@ from odejax.models import (
     FlexibleSteps,
     FractalNet,
     HamiltonianNet,
-    HopfieldODENet,
+    HopfieldField,
     LipschitzNet,
     MassPreservingNet,
     MixedEnResNet,
@@ -103,11 +103,11 @@ all_models = {
     "ConvODENet in time": _maker(ConvODENet, width=4, layers=1, time=True, last_norm=True, **_HEUN),
     "AugmentedODENet": _maker(AugmentedODENet, width=4, augment=2, time=True, **_HEUN),
     "DenseODENet": _maker(DenseODENet, width=8),
-    "HopfieldODENet": _maker(HopfieldODENet, width=8),
+    "DenseODENet Hopfield": _maker(DenseODENet, width=8, field=HopfieldField),
     "NmODENet flow map": _maker(NmODENet, width=8),
     "NmODENet solver": _maker(NmODENet, width=8, nmode=NmODE(solver=diffrax.Dopri5())),
     "LipschitzNet": _maker(LipschitzNet, width=4, depth=1, features=16),
-    "LipschitzNet SDP": _maker(LipschitzNet, width=4, depth=1, features=16, sdp=True),
+    "LipschitzNet SLL": _maker(LipschitzNet, width=4, depth=1, features=16, layer="SLL"),
     "StructuredNet": _maker(StructuredNet, channels=(4,), depth=2),
     "StructuredNet switching": _maker(
         StructuredNet, channels=(4,), depth=2, regime=Structured(steps=FlexibleSteps())

@@ -321,8 +321,8 @@ FAULTS = [
     Fault(
         "The Lipschitz margin lacks its sqrt(2)",
         "certificates/lipschitz_margin.py",
-        "return 2**0.5 * bound()",
-        "return bound()",
+        "return 2**0.5 * model.lipschitz_bound()",
+        "return model.lipschitz_bound()",
         ("tests/test_certificates.py",),
     ),
     Fault(
@@ -391,14 +391,14 @@ FAULTS = [
     Fault(
         "A norm bound is not rounded up",
         "models/spectral.py",
-        "jnp.exp(log_norm))) * (1 + ROUNDING)",
+        "jnp.exp(log_norm))) * (1 + NORM_BOUND_ROUNDING)",
         "jnp.exp(log_norm)))",
         ("tests/test_spectral.py",),
     ),
     Fault(
         "A smallest singular value is not rounded down",
         "models/spectral.py",
-        "jnp.maximum(0.0, high * (1 - ROUNDING) - _gram_bound(rest, ITERATIONS))",
+        "jnp.maximum(0.0, high * (1 - NORM_BOUND_ROUNDING) - _gram_bound(rest, ITERATIONS))",
         "jnp.maximum(0.0, high - _gram_bound(rest, ITERATIONS))",
         ("tests/test_spectral.py",),
     ),
@@ -418,7 +418,7 @@ FAULTS = [
     ),
     Fault(
         "An expansion counts on a contraction without the slope",
-        "models/lipschitz_layers.py",
+        "models/step_rules.py",
         "step_norm(h, slope * low[0], high[0])",
         "step_norm(h, low[0], high[0])",
         ("tests/test_lipschitz_net.py",),
@@ -483,8 +483,8 @@ FAULTS = [
     Fault(
         "Weights learn from a solve's first step alone",
         "solvers/accepted_steps.py",
-        "jax.tree.map(jnp.add, of_args, more)",
-        "more",
+        "jax.tree.map(jnp.add, cotangent_args, of_step)",
+        "of_step",
         ("tests/test_accepted_steps.py",),
     ),
     Fault(
@@ -531,9 +531,9 @@ FAULTS = [
         ("tests/test_enresnet.py", "tests/test_models_contract.py"),
     ),
     Fault(
-        "Groups do not halve the resolution",
+        "Stages do not halve the resolution",
         "models/preact_resnet.py",
-        "stride = 1 if group == 0 else 2",
+        "stride = 1 if stage == 0 else 2",
         "stride = 1",
         ("tests/test_preact_resnet.py",),
     ),
@@ -553,7 +553,7 @@ FAULTS = [
     ),
     Fault(
         "The sphere step is twice as long",
-        "models/invariants.py",
+        "models/invariant_layers.py",
         "half = self.step_size / 2",
         "half = self.step_size",
         ("tests/test_invariants.py",),

@@ -1,5 +1,6 @@
 """AcceptedSteps: Diffrax's own gradient of the same steps, of one example or a batch at once."""
 
+import re
 from functools import cache
 
 import diffrax
@@ -15,7 +16,8 @@ from odejax._batch import vmap_batch
 from odejax._mesh import spread
 from odejax._types import BATCH_AXIS
 from odejax.models import ConvODENet, DenseODENet, ODESolve
-from odejax.solvers import SSPRK33, AcceptedSteps
+from odejax.solvers import SSPRK33, AcceptedSteps, RungeKutta
+from odejax.solvers.accepted_steps import MIRRORED_DIFFRAX, _integrate, _Problem
 from odejax.training import CrossEntropy, MixedPrecision
 
 WEIGHTS = np.asarray(jax.random.normal(jax.random.key(0), (5, 5)))
@@ -158,6 +160,57 @@ def test_statistics_and_results_are_each_examples_own():
         assert 0 < found[0].sum() < len(starts)
         for ours, expected_of_it in zip(found, expected, strict=True):
             np.testing.assert_array_equal(ours, expected_of_it)
+
+
+@pytest.mark.parametrize(
+    ("solver", "controller", "dt0"),
+    [
+        (diffrax.Dopri5(), ADAPTIVE, None),
+        # A first step that is rejected; integral and derivative parts; a largest and a least step.
+        (
+            diffrax.Bosh3(),
+            diffrax.PIDController(
+                1e-6, 1e-6, pcoeff=0.2, icoeff=0.5, dcoeff=0.1, dtmax=0.2, dtmin=0.03
+            ),
+            2.5,
+        ),
+        (SSPRK33(), diffrax.ConstantStepSize(), 0.13),
+    ],
+    ids=["Dopri5", "Bosh3, PID", "SSPRK33, constant"],
+)
+def test_steps_are_those_of_diffrax_one_by_one(solver, controller, dt0):
+    weights, starts = arguments()
+    n = 128  # as many states are kept as there may be steps, so all of them are
+    problem = _Problem(field, RungeKutta(solver), solver, controller, 3.0, dt0 or 0.01, n, n)
+    end, kept = jax.jit(lambda y: _integrate(problem, (y,), weights, keep=True))(starts)
+
+    def plain(y0):
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(field), solver, 0.0, 3.0, dt0, y0, weights,
+            saveat=diffrax.SaveAt(steps=True), stepsize_controller=controller, max_steps=n,
+        )  # fmt: skip
+
+    theirs = jax.jit(jax.vmap(plain))(starts)
+    np.testing.assert_array_equal(end.steps, theirs.stats["num_steps"])
+    np.testing.assert_array_equal(end.accepted, theirs.stats["num_accepted_steps"])
+    adaptive = isinstance(controller, diffrax.PIDController)
+    assert bool((end.steps > end.accepted).any()) == adaptive  # some steps were rejected
+    for i, accepted in enumerate(np.asarray(end.accepted)):
+        # The state before step j is that after step j - 1.
+        after = np.concatenate([kept.states[i, 1:accepted], end.y[i, None]])
+        assert_same(kept.times[i, :accepted], theirs.ts[i, :accepted], 1e-12)
+        assert_same(after, theirs.ys[i, :accepted], 1e-12)
+
+
+def test_the_loop_is_compared_with_the_diffrax_that_is_installed():
+    version = tuple(map(int, re.findall(r"\d+", diffrax.__version__)[:3]))
+    first, beyond = MIRRORED_DIFFRAX
+    assert first <= version < beyond, (
+        f"odejax.solvers.accepted_steps._integrate mirrors the loop of Diffrax {first} to below "
+        f"{beyond}, and {version} is installed. Compare it with `loop` (t1_clip_floor, "
+        f"cond_fun, body_fun_aux, _clip_to_end) and with the call of stepsize_controller.init in "
+        f"`diffeqsolve`, both in diffrax/_integrate.py, run this file, and widen MIRRORED_DIFFRAX"
+    )
 
 
 def test_in_a_batch_no_example_has_a_weight_gradient_of_its_own():

@@ -468,6 +468,21 @@ def test_a_model_that_the_proof_says_nothing_about_is_refused():
         check_refused(certificate, resnet, "ResNet")
 
 
+class Doubled(eqx.Module):
+    """A network that proves its Lipschitz constant, and says nothing of its rounding errors."""
+
+    def __call__(self, x, state, *, key=None):
+        return 2 * jnp.ravel(x)[:10], state
+
+    def lipschitz_bound(self):
+        return jnp.asarray(2.0)
+
+
+def test_a_lipschitz_constant_without_its_rounding_error_is_refused():
+    match = r"Doubled has a lipschitz_bound\(\) but no float32_error\(x, radius\): add this method"
+    check_refused(LipschitzMargin(), lambda key: (Doubled(), None), match)
+
+
 @pytest.mark.parametrize("certificate", [StableMapping(), FiniteTimeStableMapping()], ids=str)
 def test_a_network_that_is_solved_and_not_exact_is_refused(certificate):
     # Its steps are chosen by error estimates, so it can jump where the exact flow cannot.

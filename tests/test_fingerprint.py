@@ -56,8 +56,8 @@ PAIRS = {
         lambda: Penalised(penalty=energy_penalty(1.0, 0.0), eta=1.0),
     ),
     "layers": (
-        lambda: YOPO(LinfBall(0.1), lambda model: model.net.stem),
-        lambda: YOPO(LinfBall(0.1), lambda model: model.net.head),
+        lambda: YOPO(LinfBall(0.1), lambda model: model.stem),
+        lambda: YOPO(LinfBall(0.1), lambda model: model.head),
     ),
     "compiled functions": (lambda: jax.jit(scaled(1.0)), lambda: jax.jit(scaled(2.0))),
     "weights": (lambda: Net(jnp.zeros(3)), lambda: Net(jnp.ones(3))),

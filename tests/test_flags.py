@@ -25,7 +25,7 @@ from odejax.evaluation import (
     step_flags,
     survivor_flags,
 )
-from odejax.models import HopfieldODENet
+from odejax.models import DenseODENet, HopfieldField
 from odejax.training import in_precision
 
 KEY = jax.random.key(3)
@@ -381,8 +381,9 @@ def test_the_bracket_sees_that_square_beats_a_hidden_gradient(attacks):
 
 
 def neural_ode(**settings):
-    make = eqx.nn.make_with_state(HopfieldODENet)
-    model, state = eqx.filter_jit(lambda key: make((8, 8, 1), width=16, key=key, **settings))(KEY)
+    make = eqx.nn.make_with_state(DenseODENet)
+    settings = {"width": 16, "field": HopfieldField} | settings
+    model, state = eqx.filter_jit(lambda key: make((8, 8, 1), key=key, **settings))(KEY)
     return Predictor(model, state)
 
 

@@ -234,11 +234,11 @@ def test_yopo_keeps_the_adjoint_while_the_first_layer_bends():
 @pytest.mark.parametrize(
     ("cls", "settings", "first", "how"),
     [
-        (PreActResNet, {"depth": 8}, lambda m: m.net.stem, {}),
+        (PreActResNet, {"depth": 8}, lambda m: m.stem, {}),
         pytest.param(
             EnResNet,
             {"base": PreActResNet, "depth": 8, "noise": ConstantNoise(0.0)},
-            lambda m: m.nets.net.stem,
+            lambda m: m.nets.stem,
             {"apply": eqx.filter_vmap(lambda layer, x: layer(x), in_axes=(eqx.if_array(0), None))},
             marks=pytest.mark.slow,
         ),

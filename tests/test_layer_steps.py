@@ -137,11 +137,11 @@ def test_a_fractal_net_is_its_blocks_one_after_the_other():
     def logits(x):
         make = eqx.nn.make_with_state(FractalNet)
         model, state = make(IMAGE_SHAPE, width=4, depth=2, columns=2, key=jax.random.key(2))
-        y, _ = model.net.stem(x, state)
+        y, _ = model.stem(x, state)
         for i in range(2):
-            block = jax.tree.map(lambda a, i=i: a[i] if eqx.is_array(a) else a, model.net.layers)
+            block = jax.tree.map(lambda a, i=i: a[i] if eqx.is_array(a) else a, model.layers)
             y, _ = block(y, state)
-        return model(x, state)[0], model.net.head(y, state)[0]
+        return model(x, state)[0], model.head(y, state)[0]
 
     x = np.random.default_rng(3).uniform(size=IMAGE_SHAPE).astype(np.float32)
     np.testing.assert_allclose(*logits(x), atol=1e-6)

@@ -160,19 +160,18 @@ def test_every_layer_takes_its_own_step_and_learns_it(published):
     @jax.jit
     def logits_expected_and_gradient(solver, x):
         make = eqx.nn.make_with_state(SSPNet)
-        whole, state = make((8, 8, 1), width=4, depth=2, solver=solver, key=jax.random.key(0))
-        model = whole.net
+        model, state = make((8, 8, 1), width=4, depth=2, solver=solver, key=jax.random.key(0))
         y, _ = model.stem(x, state)
         for i in range(2):
             field = jax.tree.map(lambda a, i=i: a[i] if eqx.is_array(a) else a, model.layers)
             y = of_layer(solver, i)(lambda v, field=field: field(v, state)[0], y, 1.0)
 
-        def third(whole):
-            logits, _ = whole(x, state)
+        def third(model):
+            logits, _ = model(x, state)
             return logits[3], logits
 
-        gradient, logits = eqx.filter_grad(third, has_aux=True)(whole)
-        return logits, model.head(y, state)[0], gradient.net.solver
+        gradient, logits = eqx.filter_grad(third, has_aux=True)(model)
+        return logits, model.head(y, state)[0], gradient.solver
 
     x = np.random.default_rng(1).uniform(size=(8, 8, 1)).astype(np.float32)
     logits, expected, gradient = logits_expected_and_gradient(solver, x)
@@ -187,6 +186,6 @@ def test_coefficients_for_another_depth_are_refused():
     model, state = make((8, 8, 1), width=4, depth=2, key=jax.random.key(0))
     y = jnp.zeros((6, 6, 4))
     with pytest.raises(ValueError, match=r"coefficients \(3,\) for 2 layers"):
-        integrate_layers(model.net.layers, y, state, solver=LearnedRK2(3))
+        integrate_layers(model.layers, y, state, solver=LearnedRK2(3))
     with pytest.raises(ValueError, match="depth must be at least 1; got 0"):
         LearnedRK2(0)

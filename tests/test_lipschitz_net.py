@@ -103,7 +103,7 @@ def test_a_layer_with_zero_weights_is_finite(kind):
 
 MAKES = {
     "CPL": partial(LipschitzNet, width=4, depth=1, features=16),
-    "SDP": partial(LipschitzNet, width=4, depth=1, features=16, sdp=True),
+    "SLL": partial(LipschitzNet, width=4, depth=1, features=16, layer="SLL"),
     "non-expansive": partial(StructuredNet, channels=(4,), depth=2),
     "prescribed": partial(
         StructuredNet, channels=(4, 6), depth=2, regime=Structured(steps=PrescribedSteps())
@@ -184,12 +184,12 @@ def test_no_pair_exceeds_the_bound_and_the_bound_is_at_most_one(name):
         assert ascended <= bounds.min() + 1e-5
         assert bounds[0] == pytest.approx(bounds[1], abs=1e-4)
         assert bounds.max() <= 1 + 1e-4
-        if name in ("CPL", "SDP"):
+        if name in ("CPL", "SLL"):
             assert bounds.min() >= 1 - 1e-4
 
 
 @pytest.mark.slow  # training makes no other weights than those above, as far as the bound goes
-@pytest.mark.parametrize("name", ["SDP", "flexible", "unconstrained"])
+@pytest.mark.parametrize("name", ["SLL", "flexible", "unconstrained"])
 def test_no_pair_exceeds_the_bound_of_a_trained_network(name):
     make = eqx.filter_jit(eqx.nn.make_with_state((MAKES | OTHERS)[name]))
     predictor = train(lambda key: make((8, 8, 1), key=key), objective=Hinge(1.0), epochs=6)
@@ -580,6 +580,12 @@ def test_maps_of_zeros_are_the_identity(steps):
     out, bound = eqx.filter_jit(lambda layer, x: (layer(x), layer.lipschitz_bound()))(layer, x)
     np.testing.assert_array_equal(out, x)
     assert float(bound) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("layer", ["SDP", "cpl", ""])
+def test_a_layer_of_another_name_is_refused(layer):
+    with pytest.raises(ValueError, match=f'layer must be "CPL" or "SLL"; got {layer!r}'):
+        LipschitzNet((8, 8, 1), layer=layer, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("gain", [0.0, -2.0, float("inf"), float("nan")])

@@ -16,6 +16,7 @@ from odejax import Predictor
 from odejax.attacks import cross_entropy
 from odejax.models import (
     MLP,
+    AbstractDenseField,
     BatchNorm,
     ConvODENet,
     DenseODENet,
@@ -41,7 +42,7 @@ VARIANTS = {
     "PreActResNet SSPRK22",
     "ConvODENet in time",
     "NmODENet solver",
-    "LipschitzNet SDP",
+    "LipschitzNet SLL",
     "StructuredNet switching",
 }
 # Made of layers that others have, and tested in files of their own.
@@ -49,7 +50,7 @@ LIKE_OTHERS = VARIANTS | {"WideResNet", "MixedEnResNet"}
 # Differentiated by rules that others of the models, and `test_layered.py`, are tested with.
 LIKE_OTHERS_IN_GRADIENT = LIKE_OTHERS | {
     "ResNet BatchNorm", "SSPNet SSPRK33", "PolyNet", "FractalNet", "AugmentedODENet",
-    "HopfieldODENet",
+    "DenseODENet Hopfield",
 }  # fmt: skip
 # One for each way through the code: outside jit, each primitive and shape is a program.
 EAGER = {
@@ -296,6 +297,36 @@ def test_an_integration_time_that_is_not_positive_and_finite_is_refused(t1):
         _make(ConvODENet, IMAGE_SHAPE, width=4, t1=t1)
     with pytest.raises(ValueError, match=f"t1 .* got {t1}"):
         NmODE(3.0, t1)
+
+
+def test_a_field_that_is_no_dense_field_is_refused():
+    with pytest.raises(ValueError, match="field must be a subclass of AbstractDenseField; got"):
+        _make(DenseODENet, IMAGE_SHAPE, field=MLP)
+
+
+class DecayingField(AbstractDenseField):
+    """f(t, y) = -2 t y, whose solution is e^(-t^2) y(0)."""
+
+    n_keys = 0
+
+    def __init__(self, width, keys):
+        assert keys.shape == (0,)
+
+    def __call__(self, t, y):
+        return -2 * t * y
+
+
+def test_a_dense_neural_ode_takes_any_field():
+    @eqx.filter_jit
+    def logits(key, x):
+        accurate = diffrax.PIDController(1e-6, 1e-6)
+        make = eqx.nn.make_with_state(DenseODENet)
+        model, state = make(
+            IMAGE_SHAPE, width=4, field=DecayingField, stepsize_controller=accurate, key=key
+        )
+        return model(x, state)[0], model.outputs(jnp.exp(-1.0) * model.inputs(jnp.ravel(x)))
+
+    np.testing.assert_allclose(*logits(KEY, jnp.asarray(IMAGES[0])), atol=1e-5)
 
 
 def test_batch_statistics_inside_an_adaptive_solve_are_refused():

@@ -128,7 +128,7 @@ def test_yopo_takes_its_steps_through_the_first_layer_of_table_2s_network():
     predictor, record = natural.train_network(small, data, 0, None)
     assert np.isfinite(record["last_epoch"]["loss"])
     rule: Any = network.objective
-    assert rule.first(predictor.model) is predictor.model.net.stem
+    assert rule.first(predictor.model) is predictor.model.stem
     assert (rule.m, rule.n) == (5, 3)
 
 

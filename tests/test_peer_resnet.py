@@ -77,20 +77,20 @@ def test_logits_gradients_and_statistics_are_those_of_pytorch(members, train):
     if members is None:
         model, state = eqx.nn.make_with_state(PreActResNet)((32, 32, 3), depth=20, key=KEY)
         state = warm(model, state)
-        nets = [torch_net(model.net, state)]
+        nets = [torch_net(model, state)]
     else:
         model, state = eqx.nn.make_with_state(EnResNet)(
             (32, 32, 3), base=PreActResNet, depth=20, members=2, noise=ConstantNoise(0.0), key=KEY
         )
         state = warm(model, state)
-        nets = [torch_net(model.nets.net, state, i) for i in range(2)]
+        nets = [torch_net(model.nets, state, i) for i in range(2)]
     logits, gradient, new_state = our_logits_and_gradient(model, state, train)
     expected, slope = torch_logits_and_gradient(nets, train)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
     np.testing.assert_allclose(gradient, slope, rtol=0, atol=1e-9 * np.abs(slope).max())
     if train:
         for i, net in enumerate(nets):
-            ours = model.net if members is None else model.nets.net
+            ours = model if members is None else model.nets
             updated = new_state.get(ours.head.norm.statistics)
             updated = updated if members is None else [a[i] for a in updated]
             theirs = net[-1].norm.running_mean, net[-1].norm.running_var

@@ -17,7 +17,7 @@ KEY = jax.random.key(0)
 
 @pytest.mark.parametrize(
     ("make", "millions"),
-    # Three groups: He et al. 2016 (a), Table 6, whose shortcuts have no weights (ours have 0.003
+    # Three stages: He et al. 2016 (a), Table 6, whose shortcuts have no weights (ours have 0.003
     # million). Four: PyTorch's ResNets without their larger stem and classifier. Wide: their paper,
     # Tables 4 and 5, *enresnet* 4.3, and of WRN-34-10 TRADES.
     [
@@ -93,19 +93,19 @@ def test_it_is_the_network_of_the_paper_written_out(make, shape):
 
     def features(net, x):
         y = conv(net.stem, x)
-        for group, (transition, layers) in enumerate(zip(net.transitions, net.layers, strict=True)):
-            if transition is not None:
-                z, stride = y, 2 if group else 1
-                r = norm_relu(transition.convs.norms[0], y)
-                n_convs = len(transition.convs.convs)
-                for j, c in enumerate(transition.convs.convs):
+        for stage, (downsample, layers) in enumerate(zip(net.downsamples, net.layers, strict=True)):
+            if downsample is not None:
+                z, stride = y, 2 if stage else 1
+                r = norm_relu(downsample.convs.norms[0], y)
+                n_convs = len(downsample.convs.convs)
+                for j, c in enumerate(downsample.convs.convs):
                     # The resolution is halved by the first 3x3 convolution.
                     halves = j == (1 if n_convs == 3 else 0)
                     z = conv(
-                        c, norm_relu(transition.convs.norms[j], z), stride=stride if halves else 1
+                        c, norm_relu(downsample.convs.norms[j], z), stride=stride if halves else 1
                     )
-                y = h * z + conv(transition.shortcut, r, stride=stride)
-            # Wide groups of one layer have but the transition.
+                y = h * z + conv(downsample.shortcut, r, stride=stride)
+            # Wide stages of one layer have but the downsampling block.
             for i in range(0 if layers is None else len(layers.convs.convs[0].kernel)):
                 z = y
                 for n, c in zip(layers.convs.norms, layers.convs.convs, strict=True):
@@ -115,9 +115,8 @@ def test_it_is_the_network_of_the_paper_written_out(make, shape):
 
     @eqx.filter_jit
     def both(model, x):
-        net = model.net
-        y = features(net, x)
-        logits = net.head.linear(norm_relu(net.head.norm, y).mean((0, 1)))
+        y = features(model, x)
+        logits = model.head.linear(norm_relu(model.head.norm, y).mean((0, 1)))
         return y, logits, Predictor(model, state)(x)
 
     y, logits, ours = both(model, rng.uniform(size=(16, 16, 3)).astype(np.float32))

@@ -1,4 +1,4 @@
-"""SSP networks of several groups, their states, and how perturbations grow in them."""
+"""SSP networks of several stages, their states, and how perturbations grow in them."""
 
 from functools import cache
 
@@ -48,8 +48,8 @@ def adaptive():
     """The network of the paper, ark blocks, ResNet blocks, SSP-2 blocks: its logits, what they are
     by hand, and the gradient by the steps that it learns, in one program."""
 
-    def by_hand(y, group, state, step):
-        arrays, static = eqx.partition(group, eqx.is_array)
+    def by_hand(y, stage, state, step):
+        arrays, static = eqx.partition(stage, eqx.is_array)
 
         def one(y, turn):
             arrays, i = turn
@@ -58,8 +58,7 @@ def adaptive():
         return jax.lax.scan(one, y, (arrays, jnp.arange(len(jax.tree.leaves(arrays)[0]))))[0]
 
     def expected_of(model, state, x):
-        net_ = model.net
-        c = net_.solvers[0].coefficients()
+        c = model.solvers[0].coefficients()
 
         def ark(f, y, i):
             slope = f(y)
@@ -71,29 +70,29 @@ def adaptive():
             return (y + x1 + f(x1)) / 2
 
         steps = [ark, lambda f, y, i: y + f(y), ssp2]
-        y = net_.stem(x)
-        for transition, group, step in zip(net_.transitions, net_.layers, steps, strict=True):
-            if transition is not None:
-                y, _ = transition(y, state, step_size=1.0)
-            y = by_hand(y, group, state, step)
-        return net_.head(y, state)[0]
+        y = model.stem(x)
+        for downsample, stage, step in zip(model.downsamples, model.layers, steps, strict=True):
+            if downsample is not None:
+                y, _ = downsample(y, state, step_size=1.0)
+            y = by_hand(y, stage, state, step)
+        return model.head(y, state)[0]
 
     @jax.jit
     def compute(x):
         model, state = net([LearnedRK2(2), None, SSPRK22()])
 
         def logit(first):
-            learned = eqx.tree_at(lambda m: m.net.solvers[0].first, model, first)
+            learned = eqx.tree_at(lambda m: m.solvers[0].first, model, first)
             logits, _ = learned(x, state)
             return logits[3], logits
 
-        gradient, logits = jax.grad(logit, has_aux=True)(model.net.solvers[0].first)
+        gradient, logits = jax.grad(logit, has_aux=True)(model.solvers[0].first)
         return logits, expected_of(model, state, x), gradient
 
     return compute(image())
 
 
-def test_the_adaptive_network_of_the_paper_mixes_its_groups():
+def test_the_adaptive_network_of_the_paper_mixes_its_stages():
     logits, expected, _ = adaptive()
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
 
@@ -104,8 +103,8 @@ def test_a_learned_step_learns():
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_as_many_solvers_as_groups(count):
-    with pytest.raises(ValueError, match=f"3 groups of layers take one solver, or 3; got {count}"):
+def test_as_many_solvers_as_stages(count):
+    with pytest.raises(ValueError, match=f"3 stages take one solver, or 3; got {count}"):
         eqx.filter_eval_shape(net, [SSPRK22()] * count)
 
 
@@ -124,8 +123,7 @@ def test_the_last_block_state_is_what_the_head_sees(make):
         model, state = make()
         model = Predictor(model, state).model
         states = model.block_states(x, state)
-        head = model.head if isinstance(model, ResNet) else model.net.head
-        return states, head(states[-1], state)[0], model(x, state)[0]
+        return states, model.head(states[-1], state)[0], model(x, state)[0]
 
     states, of_the_last, logits = compute(image())
     np.testing.assert_allclose(of_the_last, logits, atol=1e-6)

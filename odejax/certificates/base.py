@@ -13,14 +13,9 @@ from .._inputs import as_key
 from .._logits import Checked
 from .._predictor import Predictor
 from .._promotion import own_promotion
+from .._rounding import MARGIN_ROUNDING, RADIUS_ROUNDING
 from .._threat_model import AbstractBall, check_ball
 from .._types import BoolScalar, Image, Key, Label, Logits, Scalar
-
-# A stated margin for what float32 may lose on the way to the logits (twice, for x and for x', as a
-# fraction of the largest logit at x) and in the norms of weights: taken off every margin, added to
-# every norm.
-ROUNDING = 1e-4
-FLOAT32 = 2e-6  # of a sum of a few thousand terms, as a fraction of the sum of their sizes
 
 
 class CertificateResult(eqx.Module):
@@ -28,7 +23,7 @@ class CertificateResult(eqx.Module):
 
     - `label`: the predicted class.
     - `radius`: in the norm of the ball; no image of [0, 1] nearer than it changes `label`. The
-      proof is in real numbers; `ROUNDING` is taken off first for those of the machine.
+      proof is in real numbers; `MARGIN_ROUNDING` is taken off first for those of the machine.
     - `certified`: `label` is `y`, and `radius` is at least the ball's eps.
     """
 
@@ -64,7 +59,7 @@ class AbstractCertificate(eqx.Module):
         for leaf in jax.tree.leaves(eqx.filter((predictor, x), eqx.is_inexact_array)):
             if jnp.finfo(leaf.dtype).bits < 32:
                 raise ValueError(f"certificates are for float32 and float64; got {leaf.dtype}")
-        with jax.default_matmul_precision("highest"):  # TF32 would lose more than ROUNDING
+        with jax.default_matmul_precision("highest"):  # TF32 would lose more than MARGIN_ROUNDING
             logits = Checked(predictor)(x, key=key)
             check_labels(y, len(logits))
             label = jnp.argmax(logits)
@@ -97,10 +92,10 @@ class AbstractLipschitzCertificate(AbstractCertificate):
     def radius(self, predictor: Predictor, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
         label = jnp.argmax(logits)
         lost, more = self.rounding(predictor, x, label)
-        lipschitz = (self.margin_lipschitz(predictor, label) + more) * (1 + ROUNDING)
+        lipschitz = (self.margin_lipschitz(predictor, label) + more) * (1 + MARGIN_ROUNDING)
         # The ball of radius 1, seen in the certificate's norm, has this radius.
         stretch = self.norm(1.0).covering_radius(type(ball)(1.0), x.size)  # pyright: ignore
-        return smallest_radius(logits, lipschitz, lost) / stretch * (1 - 1e-6)
+        return smallest_radius(logits, lipschitz, lost) / stretch * (1 - RADIUS_ROUNDING)
 
 
 def smallest_radius(
@@ -117,5 +112,5 @@ def smallest_radius(
 
 
 def logit_rounding(logits: Logits) -> Scalar:
-    """What a margin may lose to float32: `ROUNDING` of the largest logit, at x and at x'."""
-    return 2 * ROUNDING * jnp.maximum(1.0, jnp.max(jnp.abs(logits)))
+    """What a margin may lose to float32: `MARGIN_ROUNDING` of the largest logit, at x and at x'."""
+    return 2 * MARGIN_ROUNDING * jnp.maximum(1.0, jnp.max(jnp.abs(logits)))

@@ -15,10 +15,11 @@ from jaxtyping import Array, Float
 
 from .._checks import check_count
 from .._predictor import Predictor
+from .._rounding import MARGIN_ROUNDING, SUM_ROUNDING
 from .._threat_model import AbstractBall
 from .._types import BoolScalar, Image, Label, Logits, Scalar
 from ..models import MLP, NmODE, NmODENet
-from .base import FLOAT32, ROUNDING, AbstractCertificate, logit_rounding
+from .base import AbstractCertificate, logit_rounding
 from .stable_mapping import check_exact, check_linear
 
 # (activation, lower, upper) of a layer to (slope, low, high) of its lines
@@ -56,13 +57,14 @@ class LinearRelaxation(AbstractCertificate):
         def halve(_, bounds):
             low, high = bounds
             middle = (low + high) / 2
-            found = proven(middle)
-            return jnp.where(found, middle, low), jnp.where(found, high, middle)
+            certified = proven(middle)
+            return jnp.where(certified, middle, low), jnp.where(certified, high, middle)
 
         def grow(carry):
             low, high, _ = carry
-            found = proven(high)
-            return jnp.where(found, high, low), jnp.where(found, 2 * high, high), found
+            certified = proven(high)
+            low, high = jnp.where(certified, high, low), jnp.where(certified, 2 * high, high)
+            return low, high, certified
 
         asked = jnp.asarray(ball.eps)
         start = jnp.where(asked > 0, asked, 1e-3)
@@ -80,7 +82,7 @@ class LinearRelaxation(AbstractCertificate):
         weight, bias = layers[0]
         gamma = weight @ x + bias
         fall, rise = ball.largest_gain(x, -weight), ball.largest_gain(x, weight)
-        slack = FLOAT32 * (jnp.abs(weight) @ jnp.abs(x) + jnp.abs(bias) + fall + rise)
+        slack = SUM_ROUNDING * (jnp.abs(weight) @ jnp.abs(x) + jnp.abs(bias) + fall + rise)
         intervals = [(gamma - fall - slack, gamma + rise + slack)]
         chords, constants = [], []
         for i, (weight, bias) in enumerate(layers[1:]):
@@ -90,7 +92,7 @@ class LinearRelaxation(AbstractCertificate):
             _, low, high = constant
             middle, reach = weight @ ((low + high) / 2) + bias, jnp.abs(weight) @ ((high - low) / 2)
             sizes = jnp.abs(weight) @ (jnp.abs(low) + jnp.abs(high))
-            slack = FLOAT32 * (sizes + jnp.abs(bias) + reach)
+            slack = SUM_ROUNDING * (sizes + jnp.abs(bias) + reach)
             intervals.append((middle - reach - slack, middle + reach + slack))
         # The largest input of each layer; pixels are at most 1.
         inputs = [jnp.ones_like(x)]
@@ -119,7 +121,7 @@ def _through(layers, lines: list[Lines], inputs: list[Array], x, label, ball: Ab
         size = size + jnp.abs(rows) @ (jnp.abs(weight) @ largest)
         rows = rows @ weight
     losses = ball.largest_gain(x, -rows)
-    return offset + rows @ x - losses * (1 + ROUNDING) - FLOAT32 * size
+    return offset + rows @ x - losses * (1 + MARGIN_ROUNDING) - SUM_ROUNDING * size
 
 
 def _in_box(layer: tuple[Array, Array], constant: Lines, largest: Array, label):
@@ -128,7 +130,7 @@ def _in_box(layer: tuple[Array, Array], constant: Lines, largest: Array, label):
     rows, offset = weight[label] - weight, bias[label] - bias
     size = jnp.abs(offset) + 2 * jnp.abs(rows) @ largest
     offset = offset + jnp.sum(jnp.where(rows > 0, rows * low, rows * high), axis=1)
-    return offset - FLOAT32 * size
+    return offset - SUM_ROUNDING * size
 
 
 def _relax(activation: Callable, lower, upper, nodes: int) -> tuple[Lines, Lines]:
@@ -149,7 +151,7 @@ def _relax(activation: Callable, lower, upper, nodes: int) -> tuple[Lines, Lines
     least, most = flow_map.value_range()
     # gamma itself is rounded, which moves y by up to the largest slope times that.
     largest = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
-    rounding = 2 * flow_map.error + FLOAT32 * (
+    rounding = 2 * flow_map.error + SUM_ROUNDING * (
         max(abs(least), abs(most)) + flow_map.max_slope() * largest
     )
     between = spacing**2 / 8 * flow_map.max_curvature() + rounding

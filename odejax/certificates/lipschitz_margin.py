@@ -1,6 +1,6 @@
 """The Lipschitz margin certificate (*structured*; Tsuzuku et al. 2018)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -18,24 +18,36 @@ class LipschitzMargin(AbstractLipschitzCertificate):
     constant as `model.lipschitz_bound()`, from pixels in [0, 1] to logits. One that tells the
     constant of every difference, `model.margin_bounds(y)`, is certified by these: the rows of its
     last matrix may lie closer than sqrt(2) times its norm (Tsuzuku et al. 2018). What sums lose on
-    the way is taken off where the model tells it, as `model.float32_error(x, radius)`.
+    the way is taken off: the model must state it, as `model.float32_error(x, radius)`, how far
+    float32 may take the logits off, in l2, an affine function of the radius.
     """
 
     norm: ClassVar[type[L2Ball]] = L2Ball
 
     def margin_lipschitz(self, predictor: Predictor, label: Label) -> Float[Array, "..."]:
-        bound = getattr(predictor.model, "lipschitz_bound", None)
-        if bound is None:
-            raise ValueError(
-                f"LipschitzMargin certifies models with a lipschitz_bound() method, such as "
-                f"LipschitzNet; {type(predictor.model).__name__} has none"
-            )
-        of_each = getattr(predictor.model, "margin_bounds", None)
-        return 2**0.5 * bound() if of_each is None else of_each(label)
+        model = _checked(predictor.model)
+        if hasattr(model, "margin_bounds"):
+            return model.margin_bounds(label)
+        return 2**0.5 * model.lipschitz_bound()
 
     def rounding(self, predictor: Predictor, x: Image, label: Label) -> tuple[Scalar, Scalar]:
-        error = getattr(predictor.model, "float32_error", None)
-        if error is None:
-            return jnp.zeros(()), jnp.zeros(())
+        error = _checked(predictor.model).float32_error
         here, there = error(x, jnp.arange(2.0))  # an affine function of the radius
         return 2**0.5 * 2 * here, 2**0.5 * (there - here)  # at x, and at x'
+
+
+def _checked(model: Any) -> Any:
+    """The model; `ValueError` unless it states its constant, and what float32 does to it."""
+    name = type(model).__name__
+    if not hasattr(model, "lipschitz_bound"):
+        raise ValueError(
+            f"LipschitzMargin certifies models with a lipschitz_bound() method, such as "
+            f"LipschitzNet; {name} has none"
+        )
+    if not hasattr(model, "float32_error"):
+        raise ValueError(
+            f"{name} has a lipschitz_bound() but no float32_error(x, radius): add this method, "
+            f"which returns how far float32 may take the logits off, in l2, within the l2 radius "
+            f"of x (see LipschitzNet.float32_error)"
+        )
+    return model

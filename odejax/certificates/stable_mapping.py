@@ -15,12 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._predictor import Predictor
+from .._rounding import MARGIN_ROUNDING, SUM_ROUNDING
 from .._threat_model import AbstractBall, L2Ball, LinfBall
 from .._types import Image, Label, Logits, Scalar
 from ..models import NmODENet, matrix_norm_bound
 from .base import (
-    FLOAT32,
-    ROUNDING,
     AbstractCertificate,
     AbstractLipschitzCertificate,
     smallest_radius,
@@ -87,7 +86,7 @@ class FlowMapSlope(AbstractCertificate):
             for layer in model.layers:
                 together = together * slope * matrix_norm_bound(layer.weight)
             lipschitz = jnp.minimum(lipschitz, jnp.linalg.norm(distances, axis=1) * together)
-        return smallest_radius(logits, lipschitz * (1 + ROUNDING), _rounding(model, label))
+        return smallest_radius(logits, lipschitz * (1 + MARGIN_ROUNDING), _rounding(model, label))
 
 
 def _nmode_net(certificate, predictor) -> NmODENet:
@@ -136,9 +135,9 @@ def _rounding(model: NmODENet, label: Label) -> Float[Array, " k"]:
     inputs, errors = 1.0, jnp.zeros(())  # pixels, and how far off they are
     for layer in model.layers:
         moved = jnp.abs(layer.weight) @ jnp.broadcast_to(errors, layer.weight.shape[1:])
-        errors = flow_map.max_slope() * (moved + FLOAT32 * _sizes(layer, inputs))
+        errors = flow_map.max_slope() * (moved + SUM_ROUNDING * _sizes(layer, inputs))
         inputs = max(map(abs, flow_map.value_range()))
-    sums = FLOAT32 * _sizes(model.outputs, inputs)
+    sums = SUM_ROUNDING * _sizes(model.outputs, inputs)
     return 2 * (_class_distances(model, label) @ errors + sums + sums[label])
 
 

@@ -13,25 +13,29 @@ from .blocks import (
 )
 from .conv_ode import ConvODENet as ConvODENet
 from .convolution import conv2d as conv2d
-from .dense_ode import DenseODENet as DenseODENet, HopfieldODENet as HopfieldODENet
+from .dense_ode import (
+    AbstractDenseField as AbstractDenseField,
+    DenseODENet as DenseODENet,
+    HopfieldField as HopfieldField,
+    TanhField as TanhField,
+)
 from .enresnet import EnResNet as EnResNet, MixedEnResNet as MixedEnResNet
 from .fractalnet import FractalField as FractalField, FractalNet as FractalNet
-from .invariants import (
-    HamiltonianNet as HamiltonianNet,
+from .invariant_layers import (
     MassLayer as MassLayer,
-    MassPreservingNet as MassPreservingNet,
     SphereLayer as SphereLayer,
-    SpherePreservingNet as SpherePreservingNet,
     SymplecticLayer as SymplecticLayer,
     VolumeLayer as VolumeLayer,
+)
+from .invariants import (
+    HamiltonianNet as HamiltonianNet,
+    MassPreservingNet as MassPreservingNet,
+    SpherePreservingNet as SpherePreservingNet,
     VolumePreservingNet as VolumePreservingNet,
 )
 from .lipschitz import LipschitzNet as LipschitzNet
 from .lipschitz_layers import (
-    FlexibleSteps as FlexibleSteps,
     GradientFlow as GradientFlow,
-    NonExpansiveSteps as NonExpansiveSteps,
-    PrescribedSteps as PrescribedSteps,
     Residual as Residual,
     TwoFlows as TwoFlows,
 )
@@ -56,6 +60,11 @@ from .spectral import (
     matrix_smallest_square as matrix_smallest_square,
 )
 from .splitting import GradientLayer as GradientLayer, SplitLayer as SplitLayer
+from .step_rules import (
+    FlexibleSteps as FlexibleSteps,
+    NonExpansiveSteps as NonExpansiveSteps,
+    PrescribedSteps as PrescribedSteps,
+)
 from .structured import (
     NaivelyConstrained as NaivelyConstrained,
     Structured as Structured,

@@ -7,11 +7,11 @@ import equinox as eqx
 import jax
 
 from .._checks import check_count
-from .._types import Image, Key, Logits
+from .._types import Image, Key
 from ..solvers import Composition
 from .blocks import Conv, ImageShape, Norm
 from .norms import GroupNorm
-from .resnet import ResNet
+from .resnet import AbstractResNet
 
 
 class FractalField(eqx.Module):
@@ -47,14 +47,12 @@ class FractalField(eqx.Module):
         return (y + short) / 2, state
 
 
-class FractalNet(eqx.Module):
+class FractalNet(AbstractResNet):
     """y_{l+1} = f_C(y_l): `depth` fractal blocks of C `columns`, no identity mappings.
 
     Larsson et al. 2016 as in *natural* Section 3.3.2, where the join is the mean of two paths;
     between the stem and the head of `ResNet`, without drop-path.
     """
-
-    net: ResNet
 
     def __init__(
         self,
@@ -67,7 +65,7 @@ class FractalNet(eqx.Module):
         norm: Norm = GroupNorm,
         key: Key,
     ):
-        self.net = ResNet(
+        super().__init__(
             image_shape,
             n_classes,
             width=width,
@@ -77,8 +75,3 @@ class FractalNet(eqx.Module):
             norm=norm,
             key=key,
         )
-
-    def __call__(
-        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
-    ) -> tuple[Logits, eqx.nn.State]:
-        return self.net(x, state, key=key)

@@ -2,9 +2,9 @@
 
 The Euler step  x+ = x - A^T sigma(A x + b),  sigma the ReLU, of the flow down a convex potential
 expands no pair of points in l2 where |A| <= sqrt(2). How A is brought there is the difference
-between the convex potential layers of Meunier et al. (2022), x - 2 A^T sigma(A x + b) / |A|^2, and
-the SDP-based layers of Araujo et al. (2023), x - 2 A^T T^{-1} sigma(A x + b) with a diagonal T: see
-`operators`.
+between the convex potential layer (CPL) of Meunier et al. (2022, arXiv:2110.12690),
+x - 2 A^T sigma(A x + b) / |A|^2, and the SDP-based Lipschitz layer (SLL) of Araujo et al. (2023,
+arXiv:2303.03169), x - 2 A^T T^{-1} sigma(A x + b) with a diagonal T: see `operators`.
 """
 
 import itertools
@@ -36,8 +36,10 @@ class LipschitzNet(eqx.Module):
     space-to-depth, then a lifting convolution to `width` channels; `depth` convolutional
     gradient-flow layers at each resolution (halved by space-to-depth while that leaves at least
     4 pixels); a projection to `features`, `depth` dense gradient-flow layers, and a linear head.
-    Lifting, projection and head have norm at most 1. All is counted in `lipschitz_bound`. With
-    `sdp` the gradient flows are SDP-based layers, else convex potential layers.
+    Lifting, projection and head have norm at most 1. All is counted in `lipschitz_bound`.
+
+    - `layer`: the gradient-flow layers, "CPL" (convex potential layers) or "SLL" (SDP-based
+      Lipschitz layers).
 
     The logits of a 1-Lipschitz network move little: train it with a small temperature,
     `CrossEntropy(temperature=...)`.
@@ -54,11 +56,13 @@ class LipschitzNet(eqx.Module):
         width: int = 16,
         depth: int = 2,
         features: int = 256,
-        sdp: bool = False,
+        layer: str = "CPL",
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
         check_count(width=width, depth=depth, features=features)
+        if layer not in ("CPL", "SLL"):
+            raise ValueError(f'layer must be "CPL" or "SLL"; got {layer!r}')
         h, w, c = image_shape
         if h % 2 or w % 2:
             raise ValueError(
@@ -69,13 +73,13 @@ class LipschitzNet(eqx.Module):
         layers: list[AbstractLipschitzLayer] = [SpaceToDepth(), lift(c, width, (h, w), next(keys))]
         c = width
         while True:
-            layers += [_conv_flow(c, (h, w), sdp, next(keys)) for _ in range(depth)]
+            layers += [_conv_flow(c, (h, w), layer, next(keys)) for _ in range(depth)]
             if h % 2 or w % 2 or min(h, w) < 8:
                 break
             layers.append(SpaceToDepth())
             h, w, c = h // 2, w // 2, 4 * c
         layers += [Flatten(), dense(h * w * c, features, next(keys))]
-        layers += [_dense_flow(features, sdp, next(keys)) for _ in range(depth)]
+        layers += [_dense_flow(features, layer, next(keys)) for _ in range(depth)]
         layers.append(dense(features, n_classes, next(keys)))
         self.layers = Sequential(tuple(layers))
 
@@ -98,14 +102,14 @@ class LipschitzNet(eqx.Module):
         return self.layers.float32_error(x, radius)
 
 
-def _conv_flow(channels, image_size, sdp, key):
+def _conv_flow(channels, image_size, layer, key):
     kernel = jax.random.normal(key, (3, 3, channels, channels)) / (3 * channels**0.5)
-    log_q = jnp.zeros(channels) if sdp else None
+    log_q = jnp.zeros(channels) if layer == "SLL" else None
     operator = ConvOperator(kernel, image_size, math.sqrt(2), log_q)
     return GradientFlow(operator, jnp.zeros(channels))
 
 
-def _dense_flow(features, sdp, key):
+def _dense_flow(features, layer, key):
     matrix = jax.random.normal(key, (features, features)) / features**0.5
-    log_q = jnp.zeros(features) if sdp else None
+    log_q = jnp.zeros(features) if layer == "SLL" else None
     return GradientFlow(DenseOperator(matrix, math.sqrt(2), log_q), jnp.zeros(features))

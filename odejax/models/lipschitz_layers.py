@@ -8,11 +8,13 @@ m |x|^2 <= |A x|^2 <= M |x|^2 its eigenvalues lie between 1 - h M and 1 - h a m,
 - contracts for 0 < h < 2 / M, a > 0 and m > 0;
 - expands by at most 1 - h M for a negative h, and such a step is allowed behind one that contracts
   as much: "1-Lipschitz networks including layers that are not 1-Lipschitz".
+
+Which sizes two such steps take is said by the rules in `step_rules`.
 """
 
 import abc
 import math
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -21,12 +23,10 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .._checks import check_fraction
 from .._frozen import AbstractReparametrised
+from .._rounding import LAYER_ROUNDING
 from .._types import Features, Image, Key, Label, Scalar
 from .operators import AbstractOperator, ConvOperator, DenseOperator
-
-# The l2 norm of what sums in float32 lose, at most, as a fraction of that of their largest parts: a
-# stated margin of 8 units in the last place.
-SUMS = 5e-7
+from .step_rules import AbstractSteps, step_norm
 
 
 class ErrorBall(NamedTuple):
@@ -59,7 +59,7 @@ class AbstractLipschitzLayer(eqx.Module):
         """The ball around the output, from that around the input."""
         bound, out = self.lipschitz_bound(), self(ball.centre)
         size = jnp.linalg.norm(jnp.ravel(ball.centre)) + ball.radius
-        lost = SUMS * self.summed_norms(size, math.prod(out.shape[:-1]))
+        lost = LAYER_ROUNDING * self.summed_norms(size, math.prod(out.shape[:-1]))
         return ErrorBall(out, bound * ball.radius, bound * ball.error + lost)
 
 
@@ -145,11 +145,6 @@ class GradientFlow(AbstractLipschitzLayer):
         return size + 2 * jnp.abs(self.step) * norm * raised  # once in A x + b, once behind A^T
 
 
-def step_norm(h: float | Scalar, low: float | Scalar, high: float | Scalar) -> Scalar:
-    """max |1 - h lambda| over lambda in [low, high]: the most that a step of size h stretches."""
-    return jnp.maximum(jnp.abs(1 - h * low), jnp.abs(1 - h * high))
-
-
 class Residual(AbstractLipschitzLayer):
     """x -> x + B sigma(A x + b): no more is known of it than 1 + |A| |B|.
 
@@ -169,69 +164,6 @@ class Residual(AbstractLipschitzLayer):
     def summed_norms(self, size: Array, pixels: int) -> Array:
         raised = self.first.norm_bound() * size + _norm(self.bias, pixels)
         return size + 2 * self.second.norm_bound() * raised
-
-
-class AbstractSteps(eqx.Module):
-    """The sizes (h1, h2) of two steps in a row, from two learned numbers of the real line.
-
-    `low` and `high` bound the squared singular values of both maps, `slope` is a. Steps that live
-    on contraction are `switching`: their maps start orthogonal, where all singular values are 1.
-    """
-
-    switching: eqx.AbstractClassVar[bool]
-
-    @abc.abstractmethod
-    def __call__(
-        self,
-        learned: Float[Array, " 2"],
-        low: Float[Array, " 2"],
-        high: Float[Array, " 2"],
-        slope: float,
-    ) -> Float[Array, " 2"]:
-        """(h1, h2)."""
-
-
-class NonExpansiveSteps(AbstractSteps):
-    """Both learned in (0, 2 / M)."""
-
-    switching: ClassVar[bool] = False
-
-    def __call__(self, learned, low, high, slope):
-        return 2 * jax.nn.sigmoid(learned) / high
-
-
-class PrescribedSteps(AbstractSteps):
-    """*Switching prescribed*: a step that contracts most, then the largest expansion it allows.
-
-    Where nothing is proven to contract (`low` is 0, or `slope`) the second step has size 0, and its
-    map learns nothing: a penalty on |A^T A - I|, as in the paper, keeps it from there
-    (`StructuredNet.orthogonality`).
-    """
-
-    switching: ClassVar[bool] = True
-
-    def __call__(self, learned, low, high, slope):
-        h = 2 / (slope * low[0] + high[0])  # both ends of the spectrum shrink alike
-        return jnp.stack([h, -_allowed(h, low, high, slope)])
-
-
-class FlexibleSteps(AbstractSteps):
-    """*Switching flexible*: h1 learned in (0, 2 / M), h2 from the expansion it allows to 2 / M."""
-
-    switching: ClassVar[bool] = True
-
-    def __call__(self, learned, low, high, slope):
-        share = jax.nn.sigmoid(learned)
-        h = 2 * share[0] / high[0]
-        allowed = _allowed(h, low, high, slope)
-        return jnp.stack([h, share[1] * (2 / high[1] + allowed) - allowed])
-
-
-def _allowed(h, low, high, slope):
-    """How far the second step may go uphill: (1 + h2 M2) step_norm(h) = 1."""
-    # Never less than 0.05, or a step that contracts everything would allow any expansion.
-    contraction = jnp.maximum(step_norm(h, slope * low[0], high[0]), 0.05)
-    return jnp.maximum(0.0, 1 / contraction - 1) / high[1]
 
 
 class TwoFlows(AbstractReparametrised, AbstractLipschitzLayer):

@@ -58,8 +58,8 @@ class ODESolve(eqx.Module):
             stepsize_controller = diffrax.PIDController(rtol=1e-3, atol=1e-3)
         self.stepsize_controller = stepsize_controller
         if adjoint is None:
-            takes = AcceptedSteps.takes(self.solver, stepsize_controller)
-            adjoint = AcceptedSteps() if takes else diffrax.RecursiveCheckpointAdjoint()
+            supported = AcceptedSteps.supports(self.solver, stepsize_controller)
+            adjoint = AcceptedSteps() if supported else diffrax.RecursiveCheckpointAdjoint()
         self.adjoint = adjoint
         self.t1, self.dt0, self.max_steps = t1, dt0, max_steps
 
@@ -104,16 +104,16 @@ class ODESolve(eqx.Module):
         methods alone); "unsolved": 1 where `max_steps` were not enough, else 0.
         """
         steps = solution.stats["num_steps"]
-        told = {"steps": steps, "rejected": solution.stats["num_rejected_steps"]}
+        statistics = {"steps": steps, "rejected": solution.stats["num_rejected_steps"]}
         if isinstance(self.solver, diffrax.Euler | diffrax.AbstractERK):
             fsal, stages = False, 1
             if isinstance(self.solver, diffrax.AbstractERK):
                 tableau = cast(diffrax.ButcherTableau, self.solver.tableau)
                 # First same as last: a step begins with the last slope of the step before.
                 fsal, stages = tableau.fsal, tableau.num_stages
-            told["evaluations"] = steps * (stages - fsal) + fsal
-        told["unsolved"] = (solution.result != diffrax.RESULTS.successful).astype(jnp.int32)
-        return told
+            statistics["evaluations"] = steps * (stages - fsal) + fsal
+        statistics["unsolved"] = (solution.result != diffrax.RESULTS.successful).astype(jnp.int32)
+        return statistics
 
     def replace(self, **changes) -> "ODESolve":
         """The same with other settings; `TypeError` for a name that is none."""

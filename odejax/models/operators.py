@@ -1,10 +1,11 @@
 """Linear maps whose l2 norm is a proven number: scaled to it in every call.
 
 Scaled as a whole, A -> g A / ||A||, by a certified bound on the norm, never an estimate from
-below: the exact form of the convex potential layers of Meunier et al. (2022). Or row by row, A ->
-g T^{-1/2} A with the diagonal T_a = sum_b |A A^T|_ab q_b / q_a, which dominates A A^T whatever the
-q > 0 are, so that g T^{-1/2} A has norm at most g without any norm computed: the SDP-based layers
-of Araujo et al. (2023).
+below: the exact form of the convex potential layer (CPL) of Meunier et al. (2022,
+arXiv:2110.12690). Or row by row, A -> g T^{-1/2} A with the diagonal
+T_a = sum_b |A A^T|_ab q_b / q_a, which dominates A A^T whatever the q > 0 are, so that g T^{-1/2} A
+has norm at most g without any norm computed: the SDP-based Lipschitz layer (SLL) of Araujo et al.
+(2023, arXiv:2303.03169). The weights q of the rows are learned, as their logarithms.
 """
 
 import abc
@@ -16,10 +17,10 @@ from jaxtyping import Array, Float
 
 from .._checks import check_positive
 from .._frozen import AbstractReparametrised
+from .._rounding import NORM_BOUND_ROUNDING
 from .._types import Features, Image, Scalar
 from .convolution import conv2d
 from .spectral import (
-    ROUNDING,
     circular_conv_smallest_square,
     conv_norm_bound,
     matrix_norm_bound,
@@ -57,13 +58,14 @@ class AbstractOperator(AbstractReparametrised):
 class ConvOperator(AbstractOperator):
     """A convolution with padding that keeps the image's size: zeros, or circular.
 
-    `log_q`: row by row (see above), q its exponential; None: as a whole.
+    `sll_log_q`: row by row, as in an SDP-based Lipschitz layer (SLL), log q of each row; None: as a
+    whole, as in a convex potential layer (CPL).
     """
 
     kernel: Float[Array, "k k i o"]
     image_size: tuple[int, int] = eqx.field(static=True)
     gain: float | None = eqx.field(static=True)
-    log_q: Float[Array, " o"] | None = None
+    sll_log_q: Float[Array, " o"] | None = None
     circular: bool = eqx.field(static=True, default=False, kw_only=True)
     frozen: bool = eqx.field(static=True, default=False, kw_only=True)
 
@@ -76,11 +78,11 @@ class ConvOperator(AbstractOperator):
     def freeze(self) -> "ConvOperator":
         if self.frozen or self.gain is None:
             return self
-        if self.log_q is None:
+        if self.sll_log_q is None:
             kernel = self.kernel * _scale(self.gain, self._bound(self.kernel))
             log_q = None
         else:
-            rows, log_q = _scaled_rows(self.gain, self._rows(), self.log_q, _conv_products)
+            rows, log_q = _scaled_rows(self.gain, self._rows(), self.sll_log_q, _conv_products)
             kernel = jnp.moveaxis(rows, 0, 3)
         return ConvOperator(
             kernel, self.image_size, self.gain, log_q, circular=self.circular, frozen=True
@@ -130,11 +132,11 @@ class ConvOperator(AbstractOperator):
 
 
 class DenseOperator(AbstractOperator):
-    """A matrix; `log_q` as in `ConvOperator`."""
+    """A matrix; `sll_log_q` as in `ConvOperator`."""
 
     matrix: Float[Array, "o i"]
     gain: float | None = eqx.field(static=True)
-    log_q: Float[Array, " o"] | None = None
+    sll_log_q: Float[Array, " o"] | None = None
     frozen: bool = eqx.field(static=True, default=False, kw_only=True)
 
     def __check_init__(self):
@@ -143,11 +145,11 @@ class DenseOperator(AbstractOperator):
     def freeze(self) -> "DenseOperator":
         if self.frozen or self.gain is None:
             return self
-        if self.log_q is None:
+        if self.sll_log_q is None:
             matrix = self.matrix * _scale(self.gain, matrix_norm_bound(self.matrix))
             log_q = None
         else:
-            matrix, log_q = _scaled_rows(self.gain, self.matrix, self.log_q, _matrix_products)
+            matrix, log_q = _scaled_rows(self.gain, self.matrix, self.sll_log_q, _matrix_products)
         return DenseOperator(matrix, self.gain, log_q, frozen=True)
 
     def __call__(self, x: Float[Array, " i"]) -> Float[Array, " o"]:
@@ -176,9 +178,9 @@ def _norm_bound(operator, gram, dominated):
     """The gain, where every call scales to it; else what is computed of the weights themselves."""
     if operator.gain is not None and not operator.frozen:
         return jnp.asarray(operator.gain, jnp.float32)
-    if operator.log_q is None:
+    if operator.sll_log_q is None:
         return gram()
-    return jnp.minimum(gram(), dominated(operator.log_q))
+    return jnp.minimum(gram(), dominated(operator.sll_log_q))
 
 
 def _scale(gain, norm):
@@ -203,7 +205,7 @@ def _scaled_rows(gain, rows, log_q, products):
     unit, sizes = _unit_rows(rows)
     dominant = _dominant(products(unit), log_q + jnp.log(sizes))
     dominant = jnp.where(dominant == 0, 1.0, dominant)  # a row of zeros stays
-    scale = gain / ((1 + ROUNDING) * jnp.sqrt(dominant))
+    scale = gain / ((1 + NORM_BOUND_ROUNDING) * jnp.sqrt(dominant))
     scaled = unit * scale.reshape(-1, *(1,) * (rows.ndim - 1))
     return scaled, log_q + jnp.log(sizes) + 0.5 * jnp.log(dominant)
 
@@ -212,7 +214,7 @@ def _dominated_norm(rows, log_q, products):
     """max_a T_a^{1/2}, no less than the norm."""
     unit, sizes = _unit_rows(rows)
     dominant = _dominant(products(unit), log_q + jnp.log(sizes))
-    return (1 + ROUNDING) * jnp.max(sizes * jnp.sqrt(dominant))
+    return (1 + NORM_BOUND_ROUNDING) * jnp.max(sizes * jnp.sqrt(dominant))
 
 
 def _dominant(products, log_q):

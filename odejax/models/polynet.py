@@ -1,22 +1,18 @@
 """PolyNet: polynomial residual modules (*natural* Section 3.3.1)."""
 
-import equinox as eqx
-
-from .._types import Image, Key, Logits
+from .._types import Key
 from ..solvers import NeumannSeries
 from .blocks import ImageShape, Norm
 from .norms import GroupNorm
-from .resnet import ResNet
+from .resnet import AbstractResNet
 
 
-class PolyNet(eqx.Module):
+class PolyNet(AbstractResNet):
     """y_{l+1} = (I + F_l + F_l^2 + ...) y_l with F = h f (Zhang et al. 2017; *natural* Eq. 15).
 
     A ResNet of the same weights whose steps are those of `NeumannSeries(order)`: order 2 is
     PolyNet's poly-2 module, order 1 the ResNet itself.
     """
-
-    net: ResNet
 
     def __init__(
         self,
@@ -30,7 +26,7 @@ class PolyNet(eqx.Module):
         norm: Norm = GroupNorm,
         key: Key,
     ):
-        self.net = ResNet(
+        super().__init__(
             image_shape,
             n_classes,
             width=width,
@@ -40,8 +36,3 @@ class PolyNet(eqx.Module):
             norm=norm,
             key=key,
         )
-
-    def __call__(
-        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
-    ) -> tuple[Logits, eqx.nn.State]:
-        return self.net(x, state, key=key)

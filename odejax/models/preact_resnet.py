@@ -1,4 +1,7 @@
-"""Pre-activation ResNets in groups: each group integrates one state, between groups it changes."""
+"""Pre-activation ResNets in stages: a stage integrates one state, a downsampling block starts it.
+
+Stages as in He et al. (2016); Zagoruyko and Komodakis (2016) call them groups.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,8 +33,8 @@ from .norms import BatchNorm
 
 Solver = diffrax.AbstractSolver | AbstractLayerStep | None  # None: Euler
 
-# Residual layers of each of the four groups, 64 to 512 channels; from 50 on bottlenecks.
-_FOUR_GROUPS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+# Residual layers of each of the four stages, 64 to 512 channels; from 50 on bottlenecks.
+_FOUR_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 _BOTTLENECK = 4
 
 
@@ -72,7 +75,7 @@ def _conv(inputs, outputs, size, *, stride=1, key):
 
 
 class PreActField(eqx.Module):
-    """The vector field of a group: `field(y, state) -> (dy, state)` at constant width."""
+    """The vector field of a stage: `field(y, state) -> (dy, state)` at constant width."""
 
     convs: _Convs
 
@@ -86,10 +89,11 @@ class PreActField(eqx.Module):
         return y, state
 
 
-class Transition(eqx.Module):
+class Downsample(eqx.Module):
     """y -> conv1x1(relu(norm(y))) + h convs(y): to another width or resolution.
 
-    The shortcut starts behind the first norm and ReLU of the convolutions.
+    The block in front of a stage. With a stride of 1 it changes the width alone. The shortcut
+    starts behind the first norm and ReLU of the convolutions.
     """
 
     convs: _Convs
@@ -109,17 +113,17 @@ class Transition(eqx.Module):
         return self.shortcut(activated) + step_size * y, state
 
 
-class GroupedNet(eqx.Module):
-    """conv3x3 stem, groups of residual layers y + h f(y), then norm, ReLU, average pool, linear.
+class AbstractPreActResNet(eqx.Module):
+    """conv3x3 stem, stages of residual layers y + h f(y), then norm, ReLU, average pool, linear.
 
-    Every group after the first halves the resolution and doubles the channels (He et al. 2016, for
-    images of 32 pixels; *enresnet* Fig. 3 a). `counts` are the residual layers of each group,
-    `channels` those of the stem, `width` a factor on them in the groups.
+    Every stage after the first halves the resolution and doubles the channels (He et al. 2016, for
+    images of 32 pixels; *enresnet* Fig. 3 a). `counts` are the residual layers of each stage,
+    `channels` those of the stem, `width` a factor on them in the stages.
     """
 
     stem: Conv
-    transitions: list[Transition | None]
-    layers: list[PreActField | None]  # stacked, for each group
+    downsamples: list[Downsample | None]
+    layers: list[PreActField | None]  # of each stage, stacked
     head: Head
     noise: AbstractNoise | None
     solvers: tuple[AbstractLayerStep, ...]
@@ -146,14 +150,14 @@ class GroupedNet(eqx.Module):
         check_not_negative(step_size=step_size)
         keys = iter(jax.random.split(key, 2 + 2 * len(counts)))
         self.stem = _conv(image_shape[2], channels, 3, key=next(keys))
-        self.transitions, self.layers = [], []
+        self.downsamples, self.layers = [], []
         inputs, outputs = channels, width * channels * (_BOTTLENECK if bottleneck else 1)
-        for group, count in enumerate(counts):
-            stride = 1 if group == 0 else 2
-            transition_key, layers_key = next(keys), next(keys)
+        for stage, count in enumerate(counts):
+            stride = 1 if stage == 0 else 2
+            downsample_key, layers_key = next(keys), next(keys)
             changes = stride > 1 or inputs != outputs
-            transition = Transition(inputs, outputs, stride, bottleneck, norm, key=transition_key)
-            self.transitions.append(transition if changes else None)
+            downsample = Downsample(inputs, outputs, stride, bottleneck, norm, key=downsample_key)
+            self.downsamples.append(downsample if changes else None)
             layers = None
             if count > changes:
                 field = partial(_field, outputs, bottleneck, norm)
@@ -162,7 +166,7 @@ class GroupedNet(eqx.Module):
             inputs, outputs = outputs, 2 * outputs
         self.head = Head(inputs, n_classes, norm, key=next(keys))
         self.noise, self.step_size = noise, step_size
-        self.solvers = _of_groups(solver, len(counts))
+        self.solvers = _of_stages(solver, len(counts))
 
     def __call__(
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None
@@ -171,11 +175,11 @@ class GroupedNet(eqx.Module):
         if self.noise is not None and key is None:
             raise ValueError("a network with noise needs a key: call it with key=...")
         y = self.stem(x)
-        groups = zip(self.transitions, self.layers, self.solvers, strict=True)
-        for i, (transition, layers, solver) in enumerate(groups):
+        stages = zip(self.downsamples, self.layers, self.solvers, strict=True)
+        for i, (downsample, layers, solver) in enumerate(stages):
             noise_key, layers_key = _keys(key, i)
-            if transition is not None:
-                y, state = transition(y, state, step_size=self.step_size)
+            if downsample is not None:
+                y, state = downsample(y, state, step_size=self.step_size)
                 if self.noise is not None and noise_key is not None:
                     y = self.noise.add(y, noise_key)
             if layers is not None:
@@ -191,28 +195,28 @@ class GroupedNet(eqx.Module):
         return self.head(y, state)
 
     def block_states(self, x: Image, state: eqx.nn.State) -> list[Features]:
-        """The state behind every block, transitions and residual layers, the noise left out."""
+        """The state behind every block, downsampling and residual layers, the noise left out."""
         check_image(x, self.image_shape)
         y, states = self.stem(x), []
-        for transition, layers, solver in zip(
-            self.transitions, self.layers, self.solvers, strict=True
+        for downsample, layers, solver in zip(
+            self.downsamples, self.layers, self.solvers, strict=True
         ):
-            if transition is not None:
-                y, state = transition(y, state, step_size=self.step_size)
+            if downsample is not None:
+                y, state = downsample(y, state, step_size=self.step_size)
                 states.append(y)
             if layers is not None:
-                group = layer_states(layers, y, state, solver=solver, step_size=self.step_size)
-                states += list(group[1:])
-                y = group[-1]
+                inner = layer_states(layers, y, state, solver=solver, step_size=self.step_size)
+                states += list(inner[1:])
+                y = inner[-1]
         return states
 
 
-def _of_groups(solver, n):
-    """One for each group."""
+def _of_stages(solver, n):
+    """One for each stage."""
     several = isinstance(solver, Sequence) and not isinstance(solver, str)
     solvers: tuple[Any, ...] = tuple(solver) if several else (solver,) * n
     if len(solvers) != n:
-        raise ValueError(f"{n} groups of layers take one solver, or {n}; got {len(solvers)}")
+        raise ValueError(f"{n} stages take one solver, or {n}; got {len(solvers)}")
     return tuple(layer_step(s) for s in solvers)
 
 
@@ -220,22 +224,20 @@ def _field(width, bottleneck, norm, key):
     return PreActField(width, bottleneck, norm, key=key)
 
 
-def _keys(key: Key | None, group: int):
-    return (None, None) if key is None else jax.random.split(jax.random.fold_in(key, group))
+def _keys(key: Key | None, stage: int):
+    return (None, None) if key is None else jax.random.split(jax.random.fold_in(key, stage))
 
 
-class PreActResNet(eqx.Module):
+class PreActResNet(AbstractPreActResNet):
     """The pre-activation ResNet (He et al. 2016) of *enresnet* and *nmode*, for small images.
 
-    - `depth`: 6 n + 2 (20, 32, 44, 56, 110: three groups of n layers, 16, 32 and 64 channels), or
-      18, 34, 50, 101 (four groups, 64 to 512 channels, in the last two with bottlenecks four times
+    - `depth`: 6 n + 2 (20, 32, 44, 56, 110: three stages of n layers, 16, 32 and 64 channels), or
+      18, 34, 50, 101 (four stages, 64 to 512 channels, in the last two with bottlenecks four times
       as many).
     - `step_size`: h, 1 in an ordinary ResNet; *natural* Fig. 1 takes ResNet-56 down to 1e-10.
-    - `solver`: in place of Euler, as in `integrate_layers`, or one for each group (*ssp*).
+    - `solver`: in place of Euler, as in `integrate_layers`, or one for each stage (*ssp*).
     - `noise`: added after every residual layer; the network then needs a `key`.
     """
-
-    net: GroupedNet
 
     def __init__(
         self,
@@ -249,14 +251,14 @@ class PreActResNet(eqx.Module):
         norm: Norm = BatchNorm,
         key: Key,
     ):
-        if depth in _FOUR_GROUPS:
-            channels, counts = 64, _FOUR_GROUPS[depth]
+        if depth in _FOUR_STAGES:
+            channels, counts = 64, _FOUR_STAGES[depth]
         elif depth >= 8 and depth % 6 == 2:
             channels, counts = 16, 3 * (depth // 6,)
         else:
-            accepted = ", ".join(map(str, _FOUR_GROUPS))
+            accepted = ", ".join(map(str, _FOUR_STAGES))
             raise ValueError(f"depth must be 6 n + 2 or one of {accepted}; got {depth}")
-        self.net = GroupedNet(
+        super().__init__(
             image_shape,
             n_classes,
             channels,
@@ -270,24 +272,13 @@ class PreActResNet(eqx.Module):
             key=key,
         )
 
-    def __call__(
-        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
-    ) -> tuple[Logits, eqx.nn.State]:
-        return self.net(x, state, key=key)
 
-    def block_states(self, x: Image, state: eqx.nn.State) -> list[Features]:
-        """The state behind every block: `GroupedNet.block_states`."""
-        return self.net.block_states(x, state)
-
-
-class WideResNet(eqx.Module):
-    """Three groups of 16 `width`, 32 `width` and 64 `width` channels (Zagoruyko, Komodakis 2016).
+class WideResNet(AbstractPreActResNet):
+    """Three stages of 16 `width`, 32 `width` and 64 `width` channels (Zagoruyko, Komodakis 2016).
 
     WRN-34-10 is `depth=34, width=10`. `depth` is 6 n + 4, as its authors count; *enresnet* leaves
     out the shortcuts' convolutions and has WRN-14-2 for their WRN-16-2: both are accepted.
     """
-
-    net: GroupedNet
 
     def __init__(
         self,
@@ -302,7 +293,7 @@ class WideResNet(eqx.Module):
     ):
         if depth < 8 or depth % 6 not in (2, 4):
             raise ValueError(f"depth must be 6 n + 4, or 6 n + 2 without shortcuts; got {depth}")
-        self.net = GroupedNet(
+        super().__init__(
             image_shape,
             n_classes,
             16,
@@ -313,8 +304,3 @@ class WideResNet(eqx.Module):
             norm=norm,
             key=key,
         )
-
-    def __call__(
-        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
-    ) -> tuple[Logits, eqx.nn.State]:
-        return self.net(x, state, key=key)

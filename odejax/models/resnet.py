@@ -29,17 +29,8 @@ from .blocks import (
 from .norms import GroupNorm
 
 
-class ResNet(eqx.Module):
-    """y_{l+1} = y_l + h f_l(y_l) between a convolutional stem and a pooled linear head.
-
-    - `depth` residual layers of `width` channels, all of one shape.
-    - `step_size`: h, 1 in an ordinary ResNet; *natural* Fig. 1 takes it down to 1e-10.
-    - `solver`: any explicit Diffrax solver or `AbstractLayerStep` in place of Euler; one set of
-      weights per step.
-    - `field`: f_l, built as `field(width, norm, key=key)`.
-    - `noise`: added after every step; the network then needs a `key`.
-    - `norm`: `GroupNorm` or `BatchNorm`.
-    """
+class AbstractResNet(eqx.Module):
+    """A stem, stacked residual layers that a solver integrates, and a head: see `ResNet`."""
 
     stem: Stem
     layers: Callable  # the fields, stacked: every array has a leading axis of `depth`
@@ -52,16 +43,16 @@ class ResNet(eqx.Module):
     def __init__(
         self,
         image_shape: ImageShape,
-        n_classes: int = 10,
+        n_classes: int,
         *,
-        width: int = 32,
-        depth: int = 6,
+        width: int,
+        depth: int,
+        solver: diffrax.AbstractSolver | AbstractLayerStep,
+        norm: Norm,
+        key: Key,
         step_size: float = 1.0,
-        solver: diffrax.AbstractSolver | AbstractLayerStep | None = None,
         field: Callable[..., eqx.Module] = ResidualField,
         noise: AbstractNoise | None = None,
-        norm: Norm = GroupNorm,
-        key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
         check_count(width=width, depth=depth)
@@ -73,8 +64,8 @@ class ResNet(eqx.Module):
         )
         self.head = Head(width, n_classes, norm, key=head_key)
         self.noise = noise
-        self.solver = diffrax.Euler() if solver is None else solver
-        layer_step(self.solver)  # which refuses what cannot integrate layers
+        self.solver = solver
+        layer_step(solver)  # which refuses what cannot integrate layers
         self.step_size = step_size
 
     def __call__(
@@ -101,14 +92,52 @@ class ResNet(eqx.Module):
         return list(states[1:])
 
 
-class SSPNet(eqx.Module):
+class ResNet(AbstractResNet):
+    """y_{l+1} = y_l + h f_l(y_l) between a convolutional stem and a pooled linear head.
+
+    - `depth` residual layers of `width` channels, all of one shape.
+    - `step_size`: h, 1 in an ordinary ResNet; *natural* Fig. 1 takes it down to 1e-10.
+    - `solver`: any explicit Diffrax solver or `AbstractLayerStep` in place of Euler; one set of
+      weights per step.
+    - `field`: f_l, built as `field(width, norm, key=key)`.
+    - `noise`: added after every step; the network then needs a `key`.
+    - `norm`: `GroupNorm` or `BatchNorm`.
+    """
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        n_classes: int = 10,
+        *,
+        width: int = 32,
+        depth: int = 6,
+        step_size: float = 1.0,
+        solver: diffrax.AbstractSolver | AbstractLayerStep | None = None,
+        field: Callable[..., eqx.Module] = ResidualField,
+        noise: AbstractNoise | None = None,
+        norm: Norm = GroupNorm,
+        key: Key,
+    ):
+        super().__init__(
+            image_shape,
+            n_classes,
+            width=width,
+            depth=depth,
+            step_size=step_size,
+            solver=diffrax.Euler() if solver is None else solver,
+            field=field,
+            noise=noise,
+            norm=norm,
+            key=key,
+        )
+
+
+class SSPNet(AbstractResNet):
     """A residual network integrated by a strong-stability-preserving method (*ssp*).
 
     `solver` is `SSPRK22()` (SSP-2) or `SSPRK33()` (SSP-3, the default), `SSPRK43()`, `SSPRK104()`
     or `LearnedRK2(depth)`: a ResNet of the same weights, each used at all stages.
     """
-
-    net: ResNet
 
     def __init__(
         self,
@@ -122,15 +151,6 @@ class SSPNet(eqx.Module):
         key: Key,
     ):
         solver = SSPRK33() if solver is None else solver
-        self.net = ResNet(
+        super().__init__(
             image_shape, n_classes, width=width, depth=depth, solver=solver, norm=norm, key=key
         )
-
-    def __call__(
-        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
-    ) -> tuple[Logits, eqx.nn.State]:
-        return self.net(x, state, key=key)
-
-    def block_states(self, x: Image, state: eqx.nn.State) -> list[Features]:
-        """The state behind every residual layer."""
-        return self.net.block_states(x, state)

@@ -21,9 +21,8 @@ the periodic one 3. A kernel with peaks at 0 and at pi, as (1, 0, 1), has nothin
 The smallest singular value m of A comes from the same bound: with M >= ||A||_2,
 m^2 = M^2 - ||M^2 I - A^* A||_2.
 
-The bounds are computed in float32 and raised by `ROUNDING`, which covers their own rounding
-error: a Frobenius norm and k products of n x n matrices are each right to about n 2^-24, and the
-2^-k-th roots shrink the sum of those to about 2 n 2^-24, 1e-5 at n = 64 and 1e-4 at n = 800.
+The bounds are computed in float32 and raised by `NORM_BOUND_ROUNDING`, which covers their own
+rounding error (`_rounding`).
 """
 
 import itertools
@@ -35,10 +34,10 @@ from jaxtyping import Array, Float
 
 from .._checks import check_count
 from .._promotion import own_promotion
+from .._rounding import NORM_BOUND_ROUNDING
 from .._types import Scalar
 
 ITERATIONS = 7
-ROUNDING = 2e-4
 SMALL = 2**16  # entries of a matrix that takes no longer than its torus
 
 
@@ -110,8 +109,8 @@ def _smallest_square(matrices, high):
     if matrices.shape[1] < matrices.shape[2]:
         return jnp.zeros(())  # more columns than rows: some x has A x = 0
     rest = high * jnp.eye(matrices.shape[2]) - _gram(matrices)
-    # The difference of two numbers near `high` is right to ROUNDING of those, not of itself.
-    return jnp.maximum(0.0, high * (1 - ROUNDING) - _gram_bound(rest, ITERATIONS))
+    # The difference of two numbers near `high` is right to that fraction of them, not of itself.
+    return jnp.maximum(0.0, high * (1 - NORM_BOUND_ROUNDING) - _gram_bound(rest, ITERATIONS))
 
 
 def _matrix_of(kernel, image_size, stride, padding):
@@ -190,7 +189,7 @@ def _padded(n, k, stride, padding):
         touched = min(last, end) - max(first, 0) + 1
         return taps, touched + max(0, -first, last - end)
 
-    return min(map(cut, range(stride)), key=lambda found: (found[1], len(found[0])))
+    return min(map(cut, range(stride)), key=lambda torus: (torus[1], len(torus[0])))
 
 
 def _wrap(kernel, sizes):
@@ -255,7 +254,7 @@ def _gram_bound(matrices, iterations):
         matrices = _gram(matrices / norm[:, None, None])
         square = _square(matrices)
     log_norm = log_norm + jnp.log(jnp.where(zero, 1.0, square)) / 2 ** (iterations + 1)
-    return jnp.max(jnp.where(zero, 0.0, jnp.exp(log_norm))) * (1 + ROUNDING)
+    return jnp.max(jnp.where(zero, 0.0, jnp.exp(log_norm))) * (1 + NORM_BOUND_ROUNDING)
 
 
 def _square(matrices):

@@ -10,7 +10,7 @@ import jax
 
 from .._checks import check_count, check_finite
 from .._types import Key
-from .invariants import Gradient, Vector, VolumeLayer
+from .invariant_layers import Gradient, Vector, VolumeLayer
 
 
 class GradientLayer(eqx.Module):

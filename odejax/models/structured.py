@@ -14,10 +14,8 @@ from .._types import Image, Key, Label, Logits, Scalar
 from .blocks import ImageShape, check_image, check_image_shape
 from .lipschitz_layers import (
     AbstractLipschitzLayer,
-    AbstractSteps,
     Flatten,
     MaxPool,
-    NonExpansiveSteps,
     ReLU,
     Residual,
     Sequential,
@@ -28,6 +26,7 @@ from .lipschitz_layers import (
 )
 from .operators import ConvOperator
 from .spectral import conv_norm_bound
+from .step_rules import AbstractSteps, NonExpansiveSteps
 
 
 class AbstractRegime(eqx.Module):

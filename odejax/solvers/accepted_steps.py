@@ -9,7 +9,8 @@ the accepted steps alone on it.
 
 Steps and their sizes are those of `diffrax.diffeqsolve`, from its own solvers and controllers. The
 loop over them is written out here, for a whole batch: it can keep a state without copying all that
-it kept before.
+it kept before. `_integrate` mirrors `diffeqsolve` and `loop` in `diffrax/_integrate.py` of the
+versions `MIRRORED_DIFFRAX`, and `test_accepted_steps.py` compares the two step by step.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,9 @@ from .._batch import gather_batch
 from .._checks import check_count
 from .._promotion import own_promotion
 from .layer_steps import RungeKutta
+
+# The first Diffrax version whose loop `_integrate` mirrors, and the first that nobody has compared.
+MIRRORED_DIFFRAX = ((0, 7, 2), (0, 8))
 
 # Where none is given: what `diffeqsolve` comes to, since Diffrax's choice of a first step does not
 # take terms for those of an ODE once `diffeqsolve` has wrapped them.
@@ -54,7 +58,7 @@ class AcceptedSteps(eqx.Module):
             raise ValueError(f"states must be even and at least 2; got {self.states}")
 
     @staticmethod
-    def takes(
+    def supports(
         solver: diffrax.AbstractSolver, stepsize_controller: diffrax.AbstractStepSizeController
     ) -> bool:
         """Whether it can differentiate what these make.
@@ -86,9 +90,9 @@ class AcceptedSteps(eqx.Module):
         What it is differentiated by, and what differs between the examples of a batch, must be in
         `y0` and `args`. States of less than 32 bits are solved for in float32; the field sees, and
         the end is, what they round to. Raises `ValueError` for a solver or controller that it does
-        not take (`takes`).
+        not take (`supports`).
         """
-        if not self.takes(solver, stepsize_controller):
+        if not self.supports(solver, stepsize_controller):
             raise ValueError(
                 f"AcceptedSteps takes diffrax.Euler or an explicit Runge-Kutta method, and a "
                 f"diffrax.PIDController or diffrax.ConstantStepSize; got "
@@ -109,8 +113,8 @@ class AcceptedSteps(eqx.Module):
             wide, RungeKutta(solver), solver, stepsize_controller, t1, dt0, max_steps, self.states
         )
         start = jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(a, jnp.float32)), y0)
-        start, mine = gather_batch(start)
-        end = mine(_solve((start, args), problem))
+        start, own_of = gather_batch(start)
+        end = own_of(_solve((start, args), problem))
         results = diffrax.RESULTS
         return diffrax.Solution(
             t0=jnp.zeros_like(end.t),
@@ -177,28 +181,31 @@ class _Kept(NamedTuple):
 @eqx.filter_custom_vjp
 def _solve(start_and_args, problem) -> _Progress:
     start, args = start_and_args
-    progress, _ = _whole(_integrate, problem, (start,), args, keep=False)
+    progress, _ = _as_one_batch(_integrate, problem, (start,), args, keep=False)
     return progress
 
 
 @_solve.def_fwd
 def _solve_forward(perturbed, start_and_args, problem):
     start, args = start_and_args
-    progress, kept = _whole(_integrate, problem, (start,), args, keep=True)
+    progress, kept = _as_one_batch(_integrate, problem, (start,), args, keep=True)
     return progress, (kept, progress.accepted)
 
 
 @_solve.def_bwd
 def _solve_backward(residuals, cotangent, perturbed, start_and_args, problem):
     start, args = start_and_args
-    wanted, rest = eqx.partition(args, perturbed[1])
-    of_end = jax.tree.map(lambda y, a: jnp.zeros_like(y) if a is None else a, start, cotangent.y)
+    diff_args, other_args = eqx.partition(args, perturbed[1])
+    cotangent_y = jax.tree.map(
+        lambda y, a: jnp.zeros_like(y) if a is None else a, start, cotangent.y
+    )
     # The gradient by the weights is a sum over the batch: then two batches must stay two.
-    fold = not jax.tree.leaves(wanted)
-    return _whole(_differentiate, problem, (start, of_end, *residuals), (wanted, rest), fold=fold)
+    fold = not jax.tree.leaves(diff_args)
+    batch, shared = (start, cotangent_y, *residuals), (diff_args, other_args)
+    return _as_one_batch(_differentiate, problem, batch, shared, fold=fold)
 
 
-def _whole(function, problem, batch, shared, *, fold=True, **settings):
+def _as_one_batch(function, problem, batch, shared, *, fold=True, **settings):
     """`function(problem, batch, shared, **settings)`, under `vmap` of both batches as one.
 
     The first axis of all of `batch`, and of what is returned, is that of the batch. The loops in it
@@ -324,27 +331,28 @@ def _integrate(problem: _Problem, batch, args, *, keep: bool):
 
 @own_promotion
 def _differentiate(problem: _Problem, batch, shared):
-    """The cotangents of the initial values and of what is wanted of `args`."""
-    start, of_end, (times, states, stride), accepted = batch
-    wanted, rest = shared
+    """The cotangents of the initial values and of the part of `args` that is differentiated."""
+    start, cotangent_end, (times, states, stride), accepted = batch
+    diff_args, other_args = shared
     stride = stride[0]
     longest = 1
     while problem.states * longest < problem.max_steps:
         longest *= 2
 
     def back(i, y, carry):
-        of_y, of_args = carry
+        cotangent_y, cotangent_args = carry
         taken = i < accepted
         t = jnp.where(i > 0, times[:, jnp.maximum(i - 1, 0)], 0.0)
         t, h = jnp.where(taken, t, 0.0), jnp.where(taken, times[:, i] - t, 0.0)
-        seed = _where(taken, of_y, jax.tree.map(jnp.zeros_like, of_y))
+        seed = _where(taken, cotangent_y, jax.tree.map(jnp.zeros_like, cotangent_y))
 
-        def take(y, wanted):
-            return problem.take(t, h, y, eqx.combine(wanted, rest))
+        def take(y, diff_args):
+            return problem.take(t, h, y, eqx.combine(diff_args, other_args))
 
-        _, pull_back = jax.vjp(take, y, wanted)
-        before, more = pull_back(seed)
-        return _where(taken, before, of_y), jax.tree.map(jnp.add, of_args, more)
+        _, pull_back = jax.vjp(take, y, diff_args)
+        cotangent_before, of_step = pull_back(seed)
+        cotangent_args = jax.tree.map(jnp.add, cotangent_args, of_step)
+        return _where(taken, cotangent_before, cotangent_y), cotangent_args
 
     def segment(carry):
         """The steps from one kept state to the next, taken again and then back."""
@@ -361,7 +369,8 @@ def _differentiate(problem: _Problem, batch, shared):
         def ahead(i, again):
             t = jnp.where(first + i > 0, times[:, jnp.maximum(first + i - 1, 0)], 0.0)
             h = jnp.where(first + i < accepted, times[:, first + i] - t, 0.0)
-            y = problem.take(t, h, jax.tree.map(lambda a: a[i], again), eqx.combine(wanted, rest))
+            y = jax.tree.map(lambda a: a[i], again)
+            y = problem.take(t, h, y, eqx.combine(diff_args, other_args))
             return jax.tree.map(lambda a, new: a.at[i + 1].set(new), again, y)
 
         again = lax.fori_loop(0, last - first - 1, ahead, again)
@@ -373,10 +382,10 @@ def _differentiate(problem: _Problem, batch, shared):
         _, carry = lax.while_loop(lambda c: c[0] >= 0, inner, (last - first - 1, carry))
         return j - 1, carry
 
-    carry = of_end, jax.tree.map(jnp.zeros_like, wanted)
+    carry = cotangent_end, jax.tree.map(jnp.zeros_like, diff_args)
     segments = -(-jnp.max(accepted) // stride)
-    _, (of_start, of_args) = lax.while_loop(lambda c: c[0] >= 0, segment, (segments - 1, carry))
-    return of_start, of_args
+    _, cotangents = lax.while_loop(lambda c: c[0] >= 0, segment, (segments - 1, carry))
+    return cotangents
 
 
 def _where(chosen, a, b):

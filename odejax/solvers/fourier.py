@@ -90,10 +90,10 @@ def periodic_flow_map(
     errors = [float(np.abs(truth - (phase @ cut).real).max())]
     fine = _fourier(solve(field, t1, period * np.arange(2 * samples) / (2 * samples), y0))
     for order in (1, 2):
-        ours, theirs = (
+        derivative, reference = (
             _dense(_differentiate(tuple(c), period, order), 4 * samples) for c in (cut, fine)
         )
-        errors.append(float(np.abs(ours - theirs).max()))
+        errors.append(float(np.abs(derivative - reference).max()))
     if not max(errors[:2]) <= goal:
         raise ValueError(
             f"the compiled flow map is off by {errors[0]:.1e} (slope {errors[1]:.1e}) at fresh "

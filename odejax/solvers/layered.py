@@ -64,7 +64,7 @@ def integrate_layers(
     if noise is not None and key is None:
         raise ValueError("a network with noise needs a key: call it with key=jax.random.key(...)")
     y, substate, _ = _scan(layers, y, state, layer_step(solver), step_size, noise, key)
-    # Equinox invalidates a state that is updated: leave alone one that holds nothing of ours.
+    # Equinox invalidates a state that is updated: not one that the layers do not use.
     return y, state.update(substate) if jax.tree.leaves(substate) else state
 
 

@@ -94,8 +94,8 @@ def multilevel_feynman_kac(
     if not np.isfinite(variance).all():
         level = int(np.flatnonzero(~np.isfinite(variance))[0])
         raise FloatingPointError(f"paths of {steps[level]} steps are not finite: take more steps")
-    wanted = np.sqrt(variance / cost) * np.sqrt(variance * cost).sum() / standard_error**2
-    for level, n in enumerate(wanted):
+    paths = np.sqrt(variance / cost) * np.sqrt(variance * cost).sum() / standard_error**2
+    for level, n in enumerate(paths):
         chunks[level] += draws(level, 1, int(np.ceil(n / batch)))
     levels = [
         Level(fine, len(chunk) * batch, *_pooled(chunk, batch), int(c))

@@ -61,17 +61,17 @@ def integrate_reversible(
             arrays, states = layer
             before = uncouple(halves, arrays, states)
             _, pull_back = jax.vjp(lambda halves, a: couple(halves, a, states), before, arrays)
-            cotangent, of_arrays = pull_back(cotangent)
-            return (before, cotangent), of_arrays
+            cotangent, cotangent_arrays = pull_back(cotangent)
+            return (before, cotangent), cotangent_arrays
 
-        (_, cotangent), of_arrays = jax.lax.scan(
+        (_, cotangent), cotangent_arrays = jax.lax.scan(
             step, (out, cotangent), (arrays, states), reverse=True
         )
-        return cotangent, of_arrays, jax.tree.map(jnp.zeros_like, states)
+        return cotangent, cotangent_arrays, jax.tree.map(jnp.zeros_like, states)
 
     run.defvjp(forward, backward)
-    gathered, mine = gather_batch(halves)
-    return mine(run(gathered, arrays, _substates(layers, state)))
+    gathered, own_of = gather_batch(halves)
+    return own_of(run(gathered, arrays, _substates(layers, state)))
 
 
 def invert_reversible(

@@ -26,7 +26,7 @@ class YOPO(AbstractGradientRule):
     So m backward passes do what takes PGD (m - 1) n + 1. (Where f_0 is linear, as a convolution
     is, its n steps all have one direction: they are a single step n times as long.)
 
-    - `first(model)`: the layer f_0, called as f_0(x), such as `lambda m: m.net.stem` of a
+    - `first(model)`: the layer f_0, called as f_0(x), such as `lambda m: m.stem` of a
       `PreActResNet`.
     - `apply(layer, x)`: how it is applied; for the stacked layers of an `EnResNet`
       `eqx.filter_vmap(lambda layer, x: layer(x), in_axes=(eqx.if_array(0), None))`.
