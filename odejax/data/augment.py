@@ -1,9 +1,13 @@
 """Augmentation of one image on the device: `augment(x, key) -> x`, batched and jitted by `fit`."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from .._types import Image, Key
+
+Augmentation = Callable[[Image, Key], Image]
 
 
 def random_crop(x: Image, key: Key, *, padding: int = 4) -> Image:

@@ -6,20 +6,26 @@ of the paper's PyTorch is `optax.add_decayed_weights` before `optax.adam`).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from equinox.nn import State
+from jaxtyping import Array
 
 from .._batch import vmap_batch
 from .._checks import check_callable, check_count, check_not_negative, check_positive
-from .._types import Key, Scalar
-from .objectives import Aux, CrossEntropy
+from .._types import Images, Key, Labels, Scalar
+from .objectives import CrossEntropy, Loss, Objective
 
-Penalty = Callable[..., Scalar]  # penalty(model, state, images, key=key)
+
+@runtime_checkable
+class Penalty(Protocol):
+    """What is added to an objective: a function of the model and a batch of images."""
+
+    def __call__(self, model: Any, state: State, images: Images, /, *, key: Key) -> Scalar: ...
 
 
 class Penalised(eqx.Module):
@@ -31,7 +37,7 @@ class Penalised(eqx.Module):
     - `orthogonality_penalty`: *structured*, steps that are proven to contract.
     """
 
-    objective: Callable[..., tuple[Scalar, Aux]] = CrossEntropy()
+    objective: Objective = CrossEntropy()
     penalty: Penalty = eqx.field(kw_only=True)
     eta: float = eqx.field(kw_only=True)
 
@@ -39,15 +45,7 @@ class Penalised(eqx.Module):
         check_not_negative(eta=self.eta)
         check_callable(objective=self.objective, penalty=self.penalty)
 
-    def __call__(
-        self,
-        model,
-        state: eqx.nn.State,
-        images: Float[Array, "n h w c"],
-        labels: Int[Array, " n"],
-        *,
-        key: Key,
-    ) -> tuple[Scalar, Aux]:
+    def __call__(self, model, state: State, images: Images, labels: Labels, *, key: Key) -> Loss:
         loss, aux = self.objective(model, state, images, labels, key=key)
         # Not one of the keys that the objective splits its own into, one for each image.
         penalty_key = jax.random.fold_in(key, 2**31)
@@ -63,9 +61,7 @@ def row_sum_penalty(where: Callable[[Any], Array]) -> Penalty:
     return penalty
 
 
-def drift_penalty(
-    model, state: eqx.nn.State, images: Float[Array, "n h w c"], *, key: Key
-) -> Scalar:
+def drift_penalty(model, state: State, images: Images, *, key: Key) -> Scalar:
     """The mean of `model.drift(x, state)`: int |f(y(t))| dt over the time after the end.
 
     A flow that stands still from t1 to 2 t1 has forgotten where it started. TisODE is this, with
@@ -94,7 +90,7 @@ def energy_penalty(kinetic: float, jacobian: float) -> Penalty:
     return penalty
 
 
-def orthogonality_penalty(model, state: eqx.nn.State, images, *, key: Key) -> Scalar:
+def orthogonality_penalty(model, state: State, images, *, key: Key) -> Scalar:
     """`model.orthogonality()`: |A^T A - I|^2 over its steps' maps (*structured*, eta = 0.01).
 
     Raises `ValueError` for a model without it.

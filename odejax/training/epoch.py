@@ -13,7 +13,8 @@ from jaxtyping import Array, Int, PyTree
 
 from .._mesh import agreed, spread
 from .._predictor import as_pixels
-from .._types import Image, Key
+from .._types import Key
+from ..data.augment import Augmentation
 from .feed import Resident, Streamed
 from .gradients import AbstractGradientRule
 from .train_state import Sums, TrainState
@@ -56,7 +57,7 @@ def make_run_steps(
     static: PyTree,
     rule: AbstractGradientRule,
     optimizer: optax.GradientTransformationExtraArgs,
-    augment: Callable[[Image, Key], Image] | None,
+    augment: Augmentation | None,
     average: float | None,
     feed: Resident | Streamed,
     lay_out: Callable[[TrainState], TrainState],

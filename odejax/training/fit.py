@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from equinox.nn import State
 from jaxtyping import Array
 
 from .._checks import check_callable, check_count, check_instance, check_key, check_share
@@ -19,12 +20,14 @@ from .._mesh import mesh_size, replicate, shard
 from .._predictor import Predictor, predict
 from .._progress import progress_bar
 from .._promotion import own_promotion
-from .._types import Image, Key
+from .._types import Key
 from ..data import ArrayDataset, StreamedDataset
+from ..data.augment import Augmentation
 from .checkpoints import Checkpoints
 from .epoch import make_run_steps, run_epoch
 from .feed import Resident, Streamed
 from .gradients import AbstractGradientRule, Derivative
+from .objectives import Objective
 from .run_bar import RunBar
 from .run_record import RunFolder, RunRecord, epoch_metrics, run_fingerprint
 from .solve_statistics import solve_statistics
@@ -47,7 +50,7 @@ class Fit(NamedTuple):
     """
 
     model: Any
-    state: eqx.nn.State
+    state: State
     history: list[dict[str, float]]
     best_epoch: int
     opt_state: optax.OptState
@@ -62,9 +65,9 @@ def clean_accuracy(predictor: Predictor, dataset: ArrayDataset, *, key: Key) -> 
 @own_promotion
 def fit(
     model: Any,
-    state: eqx.nn.State,
+    state: State,
     dataset: ArrayDataset | StreamedDataset,
-    objective: Callable,
+    objective: Objective | AbstractGradientRule,
     optimizer: optax.GradientTransformation,
     *,
     epochs: int,
@@ -73,7 +76,7 @@ def fit(
     checkpoint_dir: str | os.PathLike | None = None,
     validation: ArrayDataset | None = None,
     score: Callable[..., float] = clean_accuracy,
-    augment: Callable[[Image, Key], Image] | None = None,
+    augment: Augmentation | None = None,
     average: float | None = None,
     shard_weights: bool = False,
     progress: bool = True,

@@ -3,11 +3,12 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from equinox.nn import State
+from jaxtyping import PyTree
 
 from .._checks import check_count
 from .._threat_model import AbstractBall, check_ball
-from .._types import Key
+from .._types import Images, Key, Labels
 from .gradients import AbstractGradientRule, Gradient
 from .objectives import CrossEntropy
 
@@ -31,15 +32,7 @@ class FreeAdversarial(AbstractGradientRule):
         return jnp.zeros(shape)
 
     def __call__(
-        self,
-        params: PyTree,
-        static: PyTree,
-        state: eqx.nn.State,
-        carry: PyTree,
-        images: Float[Array, "n h w c"],
-        labels: Int[Array, " n"],
-        *,
-        key: Key,
+        self, params, static, state: State, carry, images: Images, labels: Labels, *, key: Key
     ) -> Gradient:
         ball = self.ball
         # The move itself is carried: what one image has no room for in the box, the next may have.

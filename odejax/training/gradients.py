@@ -4,20 +4,20 @@
 """
 
 import abc
-from collections.abc import Callable
 from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from equinox.nn import State
+from jaxtyping import PyTree
 
 from .._checks import check_count
 from .._mesh import spread
-from .._types import Key, Scalar
-from .objectives import Aux
+from .._types import Images, Key, Labels
+from .objectives import Loss, Objective
 
-Gradient = tuple[tuple[Scalar, Aux], PyTree, PyTree]  # (loss, aux), gradient of params, carry
+Gradient = tuple[Loss, PyTree, PyTree]  # (loss, aux), gradient of params, carry
 
 
 class AbstractGradientRule(eqx.Module):
@@ -39,10 +39,10 @@ class AbstractGradientRule(eqx.Module):
         self,
         params: PyTree,
         static: PyTree,
-        state: eqx.nn.State,
+        state: State,
         carry: PyTree,
-        images: Float[Array, "n h w c"],
-        labels: Int[Array, " n"],
+        images: Images,
+        labels: Labels,
         *,
         key: Key,
     ) -> Gradient:
@@ -57,7 +57,7 @@ class Derivative(AbstractGradientRule):
     rounding. Raises `ValueError` where they do not divide the batch.
     """
 
-    objective: Callable[..., tuple[Scalar, Aux]]
+    objective: Objective
     parts: int = eqx.field(static=True, default=1)
     replays: ClassVar[int] = 1
 
@@ -70,15 +70,7 @@ class Derivative(AbstractGradientRule):
         return None
 
     def __call__(
-        self,
-        params: PyTree,
-        static: PyTree,
-        state: eqx.nn.State,
-        carry: PyTree,
-        images: Float[Array, "n h w c"],
-        labels: Int[Array, " n"],
-        *,
-        key: Key,
+        self, params, static, state: State, carry, images: Images, labels: Labels, *, key: Key
     ) -> Gradient:
         def derivative(state, images, labels, key):
             def loss(params):

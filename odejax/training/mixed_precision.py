@@ -1,16 +1,15 @@
 """Low-precision arithmetic with float32 weights."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from equinox.nn import State
 
 from .._frozen import freeze
-from .._types import Image, Key, Logits, Scalar
-from .objectives import Aux, CrossEntropy
+from .._types import Image, Images, Key, Labels, Logits
+from .objectives import CrossEntropy, Loss, Objective
 
 
 class MixedPrecision(eqx.Module):
@@ -22,18 +21,10 @@ class MixedPrecision(eqx.Module):
     as penalties do, goes around it: `Penalised(MixedPrecision(...), penalty=...)`.
     """
 
-    objective: Callable[..., tuple[Scalar, Aux]] = CrossEntropy()
+    objective: Objective = CrossEntropy()
     dtype: Any = eqx.field(static=True, default=jnp.bfloat16)
 
-    def __call__(
-        self,
-        model,
-        state: eqx.nn.State,
-        images: Float[Array, "n h w c"],
-        labels: Int[Array, " n"],
-        *,
-        key: Key,
-    ) -> tuple[Scalar, Aux]:
+    def __call__(self, model, state: State, images: Images, labels: Labels, *, key: Key) -> Loss:
         return self.objective(in_precision(model, self.dtype), state, images, labels, key=key)
 
 
@@ -46,9 +37,7 @@ class _Cast(eqx.Module):
     model: Any
     dtype: Any = eqx.field(static=True)
 
-    def __call__(
-        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
-    ) -> tuple[Logits, eqx.nn.State]:
+    def __call__(self, x: Image, state: State, *, key: Key | None = None) -> tuple[Logits, State]:
         def cast(leaf):
             return leaf.astype(self.dtype) if eqx.is_inexact_array(leaf) else leaf
 

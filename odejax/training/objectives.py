@@ -1,41 +1,48 @@
 """Objectives: what a training step minimises.
 
 `objective(model, state, images, labels, key=key) -> (loss, (state, n_correct))` on a batch of
-float images (n, h, w, c); the model is vmapped over `BATCH_AXIS`, where BatchNorm finds its batch.
+float images (n, h, w, c): an `Objective`. The model is vmapped over `BATCH_AXIS`, where BatchNorm
+finds its batch.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from equinox.nn import State
+from jaxtyping import Array, Int
 
 from .._batch import vmap_batch
 from .._checks import check_callable, check_not_negative, check_positive
 from .._predictor import Predictor, stateless_logits
 from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
-from .._types import BATCH_AXIS, Image, Key, Logits, Scalar
+from .._types import BATCH_AXIS, BatchLogits, Image, Images, Key, Labels, Logits, Scalar
 from ..attacks import AbstractAttack, cross_entropy
 
-Aux = tuple[eqx.nn.State, Int[Array, ""]]
+Aux = tuple[State, Int[Array, ""]]  # the new state, and how many images are classified correctly
+Loss = tuple[Scalar, Aux]
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What is minimised: the loss of a batch of float images, for a model in training mode."""
+
+    def __call__(
+        self, model: Any, state: State, images: Images, labels: Labels, /, *, key: Key
+    ) -> Loss: ...
 
 
 @own_promotion
-def batch_logits(
-    model, state: eqx.nn.State, images: Float[Array, "n h w c"], *, key: Key
-) -> tuple[Float[Array, "n k"], eqx.nn.State]:
+def batch_logits(model, state: State, images: Images, *, key: Key) -> tuple[BatchLogits, State]:
     """Logits of a batch in training mode, and the new state (the same for all examples)."""
     keys = jax.random.split(key, len(images))
     logits = vmap_batch(lambda x, key: model(x, state, key=key), out_axes=(0, None))
     return logits(images, keys)
 
 
-def loss_and_correct(
-    logits: Float[Array, "n k"], labels: Int[Array, " n"]
-) -> tuple[Scalar, Int[Array, ""]]:
+def loss_and_correct(logits: BatchLogits, labels: Labels) -> tuple[Scalar, Int[Array, ""]]:
     """The mean cross-entropy of a batch, and how many of it are classified correctly."""
     correct = jnp.sum(jnp.argmax(logits, axis=1) == labels, dtype=jnp.int32)
     return jnp.mean(jax.vmap(cross_entropy)(logits, labels)), correct
@@ -56,15 +63,7 @@ class CrossEntropy(eqx.Module):
         check_positive(temperature=self.temperature)
         check_not_negative(margin=self.margin)
 
-    def __call__(
-        self,
-        model,
-        state: eqx.nn.State,
-        images: Float[Array, "n h w c"],
-        labels: Int[Array, " n"],
-        *,
-        key: Key,
-    ) -> tuple[Scalar, Aux]:
+    def __call__(self, model, state: State, images: Images, labels: Labels, *, key: Key) -> Loss:
         logits, state = batch_logits(model, state, images, key=key)
         loss, correct = loss_and_correct(logits / self.temperature, labels)
         if self.margin:
@@ -84,15 +83,7 @@ class Hinge(eqx.Module):
     def __check_init__(self):
         check_not_negative(margin=self.margin)
 
-    def __call__(
-        self,
-        model,
-        state: eqx.nn.State,
-        images: Float[Array, "n h w c"],
-        labels: Int[Array, " n"],
-        *,
-        key: Key,
-    ) -> tuple[Scalar, Aux]:
+    def __call__(self, model, state: State, images: Images, labels: Labels, *, key: Key) -> Loss:
         logits, state = batch_logits(model, state, images, key=key)
         _, correct = loss_and_correct(logits, labels)
         own = jnp.take_along_axis(logits, labels[:, None], axis=1)
@@ -115,22 +106,14 @@ class Adversarial(eqx.Module):
 
     attack: AbstractAttack
     ball: AbstractBall
-    objective: Callable[..., tuple[Scalar, Aux]] = CrossEntropy()
+    objective: Objective = CrossEntropy()
     train_mode: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
         check_ball(self.ball)
         check_callable(attack=self.attack, objective=self.objective)
 
-    def __call__(
-        self,
-        model,
-        state: eqx.nn.State,
-        images: Float[Array, "n h w c"],
-        labels: Int[Array, " n"],
-        *,
-        key: Key,
-    ) -> tuple[Scalar, Aux]:
+    def __call__(self, model, state: State, images: Images, labels: Labels, *, key: Key) -> Loss:
         attack_key, key = jax.random.split(key)
         predictor = (
             _Training(_constant(model), state) if self.train_mode else as_attacked(model, state)
@@ -144,7 +127,7 @@ class Adversarial(eqx.Module):
         return self.objective(model, state, jax.lax.stop_gradient(images), labels, key=key)
 
 
-def as_attacked(model, state: eqx.nn.State) -> Predictor:
+def as_attacked(model, state: State) -> Predictor:
     """The model in inference mode, its weights constants."""
     return Predictor(_constant(model), state)
 
@@ -153,7 +136,7 @@ class _Training(eqx.Module):
     """The logits of a model as it is trained."""
 
     model: Any
-    state: eqx.nn.State
+    state: State
 
     def __call__(self, x: Image, *, key: Key | None = None) -> Logits:
         return stateless_logits(self.model, self.state, x, key)

@@ -1,16 +1,17 @@
 """Adversarial training in a ball that grows."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from equinox.nn import State
+from jaxtyping import PyTree
 
 from .._checks import check_count
 from .._threat_model import AbstractBall
-from .._types import Key
+from .._types import Images, Key, Labels
 from .gradients import AbstractGradientRule, Derivative, Gradient
+from .objectives import Objective
 
 
 class RisingEps(AbstractGradientRule):
@@ -21,7 +22,7 @@ class RisingEps(AbstractGradientRule):
     for an objective that has no `ball` of its own.
     """
 
-    objective: Callable[..., Any]
+    objective: Objective
     steps: int = eqx.field(static=True)
     replays: ClassVar[int] = 1
 
@@ -37,15 +38,7 @@ class RisingEps(AbstractGradientRule):
         return jnp.zeros((), jnp.int32)
 
     def __call__(
-        self,
-        params: PyTree,
-        static: PyTree,
-        state: eqx.nn.State,
-        carry: PyTree,
-        images: Float[Array, "n h w c"],
-        labels: Int[Array, " n"],
-        *,
-        key: Key,
+        self, params, static, state: State, carry, images: Images, labels: Labels, *, key: Key
     ) -> Gradient:
         step = carry + 1
         share = jnp.minimum(step / self.steps, 1)

@@ -2,11 +2,13 @@
 
 from rich.progress import Progress
 
+from .train_state import Metrics
+
 
 class RunBar:
     """A task of `bar`: the steps of the epochs after the first `restored`."""
 
-    def __init__(self, bar: Progress, history: list[dict[str, float]], *, epochs: int, steps: int):
+    def __init__(self, bar: Progress, history: list[Metrics], *, epochs: int, steps: int):
         self._bar, self._restored, self._epochs, self._steps = bar, len(history), epochs, steps
         self._task = bar.add_task(
             f"epoch {self._restored}/{epochs}",
@@ -23,7 +25,7 @@ class RunBar:
             note=f"loss {loss:.4f}",
         )
 
-    def show_epoch(self, history: list[dict[str, float]]):
+    def show_epoch(self, history: list[Metrics]):
         """After an epoch, whose metrics are the last of `history`."""
         self._bar.update(self._task, note=_note(history))
 

@@ -4,13 +4,13 @@ import dataclasses
 import json
 import sys
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import numpy as np
+from equinox.nn import State
 from jaxtyping import PyTree
 
 from .._fingerprint import fingerprint
@@ -18,15 +18,18 @@ from .._mesh import to_host
 from .._paths import written_whole
 from .._types import Key
 from ..data import ArrayDataset, StreamedDataset
+from ..data.augment import Augmentation
 from .checkpoints import CheckpointError, Checkpoints, array_digest
-from .train_state import Sums, TrainState
+from .gradients import AbstractGradientRule
+from .objectives import Objective
+from .train_state import Metrics, Sums, TrainState
 
 
 class RunRecord(NamedTuple):
     """A run after `len(history)` epochs. A checkpoint holds this and the `TrainState`."""
 
-    best: tuple[PyTree, eqx.nn.State]  # weights and batch statistics of `best_epoch`
-    history: list[dict[str, float]]
+    best: tuple[PyTree, State]  # weights and batch statistics of `best_epoch`
+    history: list[Metrics]
     best_epoch: int
     best_score: float
 
@@ -36,7 +39,7 @@ class RunRecord(NamedTuple):
         return RunRecord((train.params, train.state), [], 0, -np.inf)
 
     def after_epoch(
-        self, train: TrainState, metrics: dict[str, float], *, epoch: int, score: float
+        self, train: TrainState, metrics: Metrics, *, epoch: int, score: float
     ) -> "RunRecord":
         """With the metrics of one more epoch; its weights are the best if their score is."""
         best, best_epoch, best_score = self.best, self.best_epoch, self.best_score
@@ -103,7 +106,7 @@ def run_fingerprint(
     train: TrainState,
     static: PyTree,
     datasets: tuple[ArrayDataset | StreamedDataset, ArrayDataset | None],
-    functions: tuple[Callable, Callable | None],
+    functions: tuple[Objective | AbstractGradientRule, Augmentation | None],
     *,
     batch_size: int,
     average: float | None,
@@ -133,7 +136,7 @@ def run_fingerprint(
 
 def epoch_metrics(
     epoch: int, sums: Sums, *, steps: int, batch_size: int, seconds: float
-) -> dict[str, float]:
+) -> Metrics:
     """The metrics of one epoch of `steps` steps that took `seconds`."""
     return {
         "epoch": epoch,

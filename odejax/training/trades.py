@@ -6,13 +6,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from equinox.nn import State
 
 from .._checks import check_callable, check_not_negative
 from .._threat_model import AbstractBall, check_ball
-from .._types import Key, Scalar
+from .._types import Images, Key, Labels
 from ..attacks import PGD
-from .objectives import Aux, as_attacked, batch_logits, loss_and_correct
+from .objectives import Loss, as_attacked, batch_logits, loss_and_correct
 
 
 class TRADES(eqx.Module):
@@ -35,15 +35,7 @@ class TRADES(eqx.Module):
         if not self.attack.random_start:
             raise ValueError("attack needs a random start: at x itself the divergence has no slope")
 
-    def __call__(
-        self,
-        model,
-        state: eqx.nn.State,
-        images: Float[Array, "n h w c"],
-        labels: Int[Array, " n"],
-        *,
-        key: Key,
-    ) -> tuple[Scalar, Aux]:
+    def __call__(self, model, state: State, images: Images, labels: Labels, *, key: Key) -> Loss:
         attack_key, clean_key, key = jax.random.split(key, 3)
         predictor = as_attacked(model, state)
 

@@ -5,23 +5,25 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import optax
+from equinox.nn import State
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._mesh import replicate, spread
 
 Sums = tuple[Float[Array, ""], Int[Array, ""]]  # of the losses, and of the correct predictions
+Metrics = dict[str, float | int]  # of one epoch
 
 
 class TrainState(eqx.Module):
     """All arrays of a run. `params` are the weights, `state` holds the batch statistics."""
 
     params: PyTree
-    state: eqx.nn.State
+    state: State
     opt_state: optax.OptState
     carry: PyTree  # of the gradient rule
     average: PyTree  # (steps, (weights, statistics)), or None
 
-    def validated(self) -> tuple[PyTree, eqx.nn.State]:
+    def validated(self) -> tuple[PyTree, State]:
         """The weights and batch statistics to validate: the averaged ones, where there are any."""
         return (self.params, self.state) if self.average is None else self.average[1]
 

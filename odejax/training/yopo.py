@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from equinox.nn import State
+from jaxtyping import Array, PyTree
 
 from .._batch import vmap_batch
 from .._checks import check_callable, check_count, check_positive
 from .._threat_model import AbstractBall, check_ball
-from .._types import Key
+from .._types import Images, Key, Labels
 from ..attacks import default_step
 from .gradients import AbstractGradientRule, Gradient
 from .objectives import loss_and_correct
@@ -54,15 +55,7 @@ class YOPO(AbstractGradientRule):
         return None
 
     def __call__(
-        self,
-        params: PyTree,
-        static: PyTree,
-        state: eqx.nn.State,
-        carry: PyTree,
-        images: Float[Array, "n h w c"],
-        labels: Int[Array, " n"],
-        *,
-        key: Key,
+        self, params, static, state: State, carry, images: Images, labels: Labels, *, key: Key
     ) -> Gradient:
         start_key, *keys = jax.random.split(key, 1 + self.m)
         ball, n = self.ball, len(images)
