@@ -41,12 +41,23 @@ class TrainingDiverged(FloatingPointError):
 class Fit(NamedTuple):
     """A trained model, and one dictionary of metrics for each epoch.
 
-    "loss", "train_accuracy", "validation" (where there is some), "seconds",
-    "examples_per_second", "peak_memory_bytes" (so far, of the first device where it counts them,
-    else of the process); for a neural ODE the means of "steps", "rejected", "evaluations" and
-    "unsolved" (`ODESolve.statistics`) over the first 256 images of the validation or training set.
-    `opt_state` is the optimizer's after the last epoch, for those that keep weights of their own
-    (`optax.contrib.schedule_free_eval_params`); `model` is of `best_epoch`.
+    - `model`, `state`: of `best_epoch`.
+    - `history`: for each epoch "epoch", "loss", "train_accuracy", "validation" (where there is
+      some), "seconds", "examples_per_second", "peak_memory_bytes" (so far, of the first device
+      where it counts them, else of the process); for a neural ODE the means of "steps", "rejected",
+      "evaluations" and "unsolved" (`ODESolve.statistics`) over the first 256 images of the
+      validation or training set.
+    - `best_epoch`: that of the best validation score; without validation data the last.
+    - `opt_state`: the optimizer's after the last epoch, for those that keep weights of their own
+      (`optax.contrib.schedule_free_eval_params`).
+
+    >>> data = odejax.data.ArrayDataset(np.zeros((8, 4, 4, 1), np.uint8), np.zeros(8, np.int32))
+    >>> net = eqx.nn.make_with_state(odejax.models.MLP)((4, 4, 1), 2, key=jax.random.key(0))
+    >>> settings = {"epochs": 2, "batch_size": 4, "key": jax.random.key(1), "progress": False}
+    >>> objective = odejax.training.CrossEntropy()
+    >>> trained = odejax.training.fit(*net, data, objective, optax.sgd(0.1), **settings)
+    >>> [metrics["train_accuracy"] for metrics in trained.history][-1]
+    1.0
     """
 
     model: Any
@@ -57,7 +68,19 @@ class Fit(NamedTuple):
 
 
 def clean_accuracy(predictor: Predictor, dataset: ArrayDataset, *, key: Key) -> float:
-    """The fraction of images that the predictor classifies correctly."""
+    """The fraction of images that the predictor classifies correctly, in [0, 1].
+
+    - `predictor`: a `Predictor`, or any `logits_fn(x, key=key)`.
+    - `dataset`: an `ArrayDataset`.
+    - `key`: of the network's noise.
+
+    >>> images = np.array([255, 0, 255, 0], np.uint8).reshape(2, 1, 2, 1)
+    >>> data = odejax.data.ArrayDataset(images, np.array([0, 1], np.int32))
+    >>> model = lambda x, state, *, key: (x.ravel(), state)
+    >>> predictor = odejax.Predictor(model, eqx.nn.State(None))
+    >>> odejax.training.clean_accuracy(predictor, data, key=jax.random.key(0))
+    0.5
+    """
     logits = predict(predictor, dataset.images, key=key)
     return float(np.mean(logits.argmax(axis=1) == dataset.labels))
 
@@ -83,33 +106,48 @@ def fit(
 ) -> Fit:
     """Train `model` and return it, from the epoch with the best validation score.
 
+    - `model`, `state`: from `eqx.nn.make_with_state`; called as
+      `model(x, state, key=key) -> (logits, state)`.
     - `dataset`: lives on the device as uint8, or is read as it is used (`StreamedDataset`); each
       epoch shuffles it and leaves out what does not fill a batch.
     - `objective(model, state, images, labels, key=key) -> (loss, (state, n_correct))`, which is
       differentiated, or a rule that makes gradients in another way: `YOPO`, `FreeAdversarial`,
       `Derivative(objective, parts)` for batches that do not fit into memory.
     - `optimizer`: any Optax transformation; a schedule counts steps (`steps_per_epoch`). One that
-      asks for more than gradients is told `value`, `grad` and `value_fn` of the batch
+      asks for more than gradients is given `value`, `grad` and `value_fn` of the batch
       (`optax.contrib.reduce_on_plateau`, `optax.polyak_sgd`, `optax.lbfgs`).
+    - `epochs`, `batch_size`: at least 1; a batch is at most the data set.
+    - `key`: of the order, the augmentation and all noise.
     - `validation`: scored by `score(predictor, validation, key=key)` after every epoch; without
       it the last epoch is returned.
-    - `augment(image, key)`: applied on the device to each float image.
+    - `score`: `clean_accuracy` by default; larger is better.
+    - `augment(image, key)`: applied on the device to each float image; None by default.
     - `average`: validate and return not the weights but their exponential moving average, which
       keeps this share of itself in every step (0.999, say); batch statistics too. In its first
-      steps it keeps less, (1 + step) / (10 + step), so as to forget the initial weights.
+      steps it keeps less, (1 + step) / (10 + step), so as to forget the initial weights. None by
+      default.
     - `shard_weights`: under a mesh (`odejax.batch_mesh`) each batch is spread over its devices,
       which must divide it; the weights, with all that the optimizer keeps for them, are whole on
-      every device, or cut into as many parts where an axis allows it. A run may go on with other
-      devices.
+      every device (the default), or cut into as many parts where an axis allows it. A run may go on
+      with other devices.
     - `checkpoint_dir`: after every epoch the run is saved there (atomically), with its metrics in
-      `metrics.jsonl`. A run found there is continued, and ends bit for bit where an
-      uninterrupted one would (on a CPU with as many cores: sums are split among them); raises
-      `CheckpointError` if it is another run's (another key, data, initial weights, model,
-      objective, augmentation or batch size, functions told apart by their code; the optimizer's
-      constants and `score` are not stored), or one of more epochs.
+      `metrics.jsonl`. A run found there is continued, and ends bit for bit where an uninterrupted
+      one would (on a CPU with as many cores: sums are split among them). None by default.
+    - `progress`: whether a bar is shown; True by default.
 
-    Raises `TrainingDiverged` when the loss or a weight stops being finite, naming the epoch and
-    the last good checkpoint. Warns where solves of a neural ODE hit their step limit.
+    Raises `TrainingDiverged` when the loss or a weight stops being finite, naming the epoch and the
+    last good checkpoint. Raises `CheckpointError` if `checkpoint_dir` holds another run (another
+    key, data, initial weights, model, objective, augmentation or batch size, functions told apart
+    by their code; the optimizer's constants and `score` are not stored), or one of more epochs.
+    Warns where solves of a neural ODE hit their step limit.
+
+    >>> data = odejax.data.ArrayDataset(np.zeros((8, 4, 4, 1), np.uint8), np.zeros(8, np.int32))
+    >>> net = eqx.nn.make_with_state(odejax.models.MLP)((4, 4, 1), 2, key=jax.random.key(0))
+    >>> settings = {"epochs": 2, "batch_size": 4, "key": jax.random.key(1), "progress": False}
+    >>> objective = odejax.training.CrossEntropy()
+    >>> trained = odejax.training.fit(*net, data, objective, optax.sgd(0.1), **settings)
+    >>> trained.best_epoch, trained.history[1]["loss"] < trained.history[0]["loss"]
+    (2, True)
     """
     _check_arguments(dataset, objective, score, epochs, batch_size, average, key)
     optimizer = optax.with_extra_args_support(optimizer)
@@ -180,6 +218,12 @@ def steps_per_epoch(n_examples: int, batch_size: int) -> int:
     """How many steps `fit` takes in an epoch, for learning-rate schedules.
 
     (`FreeAdversarial` takes each of them `replays` times.)
+
+    - `n_examples`: images of the data set; what does not fill a batch is left out.
+    - `batch_size`: images of a step.
+
+    >>> odejax.training.steps_per_epoch(1297, 128)
+    10
     """
     return n_examples // batch_size
 

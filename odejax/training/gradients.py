@@ -52,9 +52,19 @@ class AbstractGradientRule(eqx.Module):
 class Derivative(AbstractGradientRule):
     """The derivative of an objective: what `fit` does with one.
 
-    `parts` adds up the gradients of as many parts of the batch, one after the other, for batches
-    that do not fit into memory. Without batch statistics and noise that changes nothing but the
-    rounding. Raises `ValueError` where they do not divide the batch.
+    - `objective`: such as `CrossEntropy()`.
+    - `parts`: 1 by default. More add up the gradients of as many parts of the batch, one after the
+      other, for batches that do not fit into memory. Without batch statistics and noise that
+      changes nothing but the rounding.
+
+    Raises `ValueError` where the parts do not divide the batch.
+
+    >>> data = odejax.data.ArrayDataset(np.zeros((8, 4, 4, 1), np.uint8), np.zeros(8, np.int32))
+    >>> net = eqx.nn.make_with_state(odejax.models.MLP)((4, 4, 1), 2, key=jax.random.key(0))
+    >>> settings = {"epochs": 1, "batch_size": 4, "key": jax.random.key(1), "progress": False}
+    >>> rule = odejax.training.Derivative(odejax.training.CrossEntropy(), parts=2)
+    >>> len(odejax.training.fit(*net, data, rule, optax.sgd(0.1), **settings).history)
+    1
     """
 
     objective: Objective

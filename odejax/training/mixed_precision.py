@@ -19,6 +19,16 @@ class MixedPrecision(eqx.Module):
     objective included; gradients, optimizer and batch statistics are float32. Evaluate what was
     trained in float32, or as it was trained by `in_precision(model)`. What looks into the model,
     as penalties do, goes around it: `Penalised(MixedPrecision(...), penalty=...)`.
+
+    - `objective`: `CrossEntropy()` by default.
+    - `dtype`: `jnp.bfloat16` by default.
+
+    >>> model = lambda x, state, *, key: (x.ravel(), state)
+    >>> images, labels, key = jnp.ones((1, 1, 2, 1)), jnp.array([0]), jax.random.key(0)
+    >>> objective = odejax.training.MixedPrecision()
+    >>> loss, _ = objective(model, eqx.nn.State(None), images, labels, key=key)
+    >>> round(float(loss), 4), str(loss.dtype)
+    (0.6931, 'float32')
     """
 
     objective: Objective = CrossEntropy()
@@ -29,7 +39,16 @@ class MixedPrecision(eqx.Module):
 
 
 def in_precision(model: Any, dtype: Any = jnp.bfloat16) -> "_Cast":
-    """`model`, computed in `dtype`; its weights stay as they are."""
+    """The model computed in another precision; its weights stay as they are.
+
+    - `model(x, state, key=key)`: any network.
+    - `dtype`: `jnp.bfloat16` by default.
+
+    >>> rounded = odejax.training.in_precision(lambda x, state, *, key: (x.ravel(), state))
+    >>> logits, _ = rounded(jnp.full((1, 2, 1), 0.1), eqx.nn.State(None), key=jax.random.key(0))
+    >>> logits[0] == jnp.bfloat16(0.1), str(logits.dtype)
+    (Array(True, dtype=bool), 'float32')
+    """
     return _Cast(model, dtype)
 
 

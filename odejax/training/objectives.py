@@ -36,7 +36,19 @@ class Objective(Protocol):
 
 @own_promotion
 def batch_logits(model, state: State, images: Images, *, key: Key) -> tuple[BatchLogits, State]:
-    """Logits of a batch in training mode, and the new state (the same for all examples)."""
+    """The logits (n, k) of a batch in training mode, and the new state, the same for all examples.
+
+    - `model(x, state, key=key) -> (logits, state)`.
+    - `state`: its state.
+    - `images`: (n, h, w, c), in [0, 1].
+    - `key`: of the network's noise, one of its own for each image.
+
+    >>> model = lambda x, state, *, key: (x.ravel(), state)
+    >>> images, key = jnp.ones((5, 1, 2, 1)), jax.random.key(0)
+    >>> logits, state = odejax.training.batch_logits(model, eqx.nn.State(None), images, key=key)
+    >>> logits.shape
+    (5, 2)
+    """
     keys = jax.random.split(key, len(images))
     logits = vmap_batch(lambda x, key: model(x, state, key=key), out_axes=(0, None))
     return logits(images, keys)
@@ -49,11 +61,25 @@ def loss_and_correct(logits: BatchLogits, labels: Labels) -> tuple[Scalar, Int[A
 
 
 class CrossEntropy(eqx.Module):
-    """mean -log softmax((z - m e_y) / T)_y.
+    """The mean cross-entropy of a batch, with a temperature T and a margin m.
 
-    The temperature T and the margin m are for networks whose Lipschitz constant, and so whose
+        mean -log softmax((z - m e_y) / T)_y
+
+    Both are for networks whose Lipschitz constant, and so whose
     logits, are bounded: a small T asks them for certified margins no larger than they can have, and
     with m = sqrt(2) L eps an image counts as classified only if it is so in the l2 ball of eps.
+
+    - `temperature`: T, positive, 1 by default.
+    - `margin`: m, in logits, not negative, 0 by default.
+
+    Raises `ValueError` for other values.
+
+    >>> model = lambda x, state, *, key: (x.ravel(), state)
+    >>> images, labels, key = jnp.zeros((3, 1, 2, 1)), jnp.array([0, 0, 1]), jax.random.key(0)
+    >>> objective = odejax.training.CrossEntropy()
+    >>> loss, (state, n_correct) = objective(model, eqx.nn.State(None), images, labels, key=key)
+    >>> round(float(loss), 4), int(n_correct)  # log 2
+    (0.6931, 2)
     """
 
     temperature: float = 1.0
@@ -73,9 +99,22 @@ class CrossEntropy(eqx.Module):
 
 
 class Hinge(eqx.Module):
-    """mean 1/k sum_{j != y} max(0, m - (z_y - z_j)), of k classes with margin m.
+    """The mean multi-class hinge loss, of k classes with margin m.
 
-    PyTorch's `MultiMarginLoss`; *structured* trains its networks with margins 0.07, 0.15 and 0.3.
+        mean 1/k sum_{j != y} max(0, m - (z_y - z_j))
+
+    PyTorch's `MultiMarginLoss`.
+
+    - `margin`: m, in logits, not negative, 0.07 by default; *structured* trains its networks with
+      margins 0.07, 0.15 and 0.3.
+
+    Raises `ValueError` for another margin.
+
+    >>> model = lambda x, state, *, key: (x.ravel(), state)
+    >>> images, labels, key = jnp.zeros((3, 1, 2, 1)), jnp.array([0, 0, 1]), jax.random.key(0)
+    >>> objective = odejax.training.Hinge(margin=0.5)
+    >>> float(objective(model, eqx.nn.State(None), images, labels, key=key)[0])
+    0.25
     """
 
     margin: float = 0.07
@@ -92,16 +131,34 @@ class Hinge(eqx.Module):
 
 
 class Adversarial(eqx.Module):
-    """`objective` on the attacked batch: min_model E max_{x' in ball} loss (Madry et al. 2018).
+    """`objective` on the attacked batch: adversarial training.
+
+        min_model E max_{x' in ball} loss
 
     The attack sees the model as a `Predictor`, in inference mode: BatchNorm uses its running
-    statistics there, and the statistics are updated by the attacked batch alone. With `train_mode`
-    it sees it as it is trained, as in the code of *enresnet*: batch statistics are those of the
-    attacked batch in every step, and the attack climbs the loss of all images together. (That is
-    for attacks of a fixed number of steps.)
+    statistics there, and the statistics are updated by the attacked batch alone.
 
     PGD adversarial training is `Adversarial(PGD(10, 2 / 255, last=True), ball)`, the fast one
     (Wong et al. 2020) `Adversarial(PGD(1, 10 / 255, last=True), ball)`, at eps 8/255.
+
+    - `attack`: such as `PGD(10, 2 / 255, last=True)`.
+    - `ball`: the threat model.
+    - `objective`: `CrossEntropy()` by default.
+    - `train_mode`: False by default. With True the attack sees the model as it is trained, as in
+      the code of *enresnet*: batch statistics are those of the attacked batch in every step, and
+      the attack climbs the loss of all images together. (That is for attacks of a fixed number of
+      steps.)
+
+    Raises `ValueError` for what is no ball, or an attack or objective that is not callable.
+
+    >>> model = lambda x, state, *, key: (x.ravel(), state)
+    >>> images, labels, key = jnp.full((1, 1, 2, 1), 0.5), jnp.array([0]), jax.random.key(0)
+    >>> objective = odejax.training.Adversarial(odejax.attacks.FGSM(), odejax.LinfBall(0.1))
+    >>> loss, _ = objective(model, eqx.nn.State(None), images, labels, key=key)
+    >>> round(float(loss), 4), round(float(jnp.log(1 + jnp.exp(0.2))), 4)
+    (0.7981, 0.7981)
+
+    Madry et al. 2018, arXiv:1706.06083.
     """
 
     attack: AbstractAttack

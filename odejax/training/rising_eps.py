@@ -15,11 +15,21 @@ from .objectives import Objective
 
 
 class RisingEps(AbstractGradientRule):
-    """The derivative of `objective` (`Adversarial`, `TRADES`), whose eps rises to its own.
+    """The derivative of an adversarial objective, whose eps rises to its own.
 
     Linearly, over the first `steps` steps. In a large ball (MNIST's 0.3) a fresh network may learn
-    nothing against an attack, and settle on the same logits for every image. Raises `ValueError`
-    for an objective that has no `ball` of its own.
+    nothing against an attack, and settle on the same logits for every image.
+
+    - `objective`: one with a `ball` of its own: `Adversarial`, `TRADES`.
+    - `steps`: of the optimizer, until eps is reached.
+
+    Raises `ValueError` for an objective that has no `ball`, or fewer than one step.
+
+    >>> from odejax.training import Adversarial, RisingEps
+    >>> adversarial = Adversarial(odejax.attacks.PGD(steps=10, last=True), odejax.LinfBall(0.3))
+    >>> rule = RisingEps(adversarial, steps=1000)
+    >>> int(rule.init((32, 28, 28, 1)))  # steps taken
+    0
     """
 
     objective: Objective

@@ -16,12 +16,28 @@ from .objectives import Loss, as_attacked, batch_logits, loss_and_correct
 
 
 class TRADES(eqx.Module):
-    """cross-entropy(z(x), y) + beta KL(p(x) || p(x')), x' in the ball where they differ most.
+    """The cross-entropy plus the divergence between the predictions at x and at an attacked x'.
 
-    Zhang et al. 2019 (*nmode* Table 4 and the ODE-TRADES of Table 2). `attack` climbs the
-    divergence from p(x), from a random start in the ball (the paper: a normal draw of size 0.001),
-    and returns its last iterate, as published. `beta` is the paper's 1 / lambda. BatchNorm's
-    statistics are updated by the clean batch, then by the attacked one.
+        cross-entropy(z(x), y) + beta KL(p(x) || p(x')),  x' in the ball where they differ most
+
+    (*nmode* Table 4 and the ODE-TRADES of Table 2.) BatchNorm's statistics are updated by the clean
+    batch, then by the attacked one.
+
+    - `ball`: the threat model.
+    - `beta`: the paper's 1 / lambda, not negative, 6 by default.
+    - `attack`: climbs the divergence from p(x), from a random start in the ball (the paper: a
+      normal draw of size 0.001), and returns its last iterate, as published: `PGD(steps=10,
+      last=True)`.
+
+    Raises `ValueError` for what is no ball, a negative `beta`, or an attack without a random start.
+
+    >>> model = lambda x, state, *, key: (x.ravel(), state)
+    >>> images, labels, key = jnp.full((1, 1, 2, 1), 0.5), jnp.array([0]), jax.random.key(0)
+    >>> objective = odejax.training.TRADES(odejax.LinfBall(0.1), beta=6.0)
+    >>> round(float(objective(model, eqx.nn.State(None), images, labels, key=key)[0]), 3)
+    0.723
+
+    Zhang et al. 2019, arXiv:1901.08573.
     """
 
     ball: AbstractBall
