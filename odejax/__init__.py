@@ -1,4 +1,15 @@
-"""Neural networks that are discretised differential equations, and how robust they are."""
+"""Neural networks that are discretised differential equations, and how robust they are.
+
+Examples in docstrings need these imports:
+
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+    import odejax
+"""
 
 from . import (
     attacks as attacks,

@@ -22,7 +22,13 @@ from jaxtyping import PyTree
 
 
 def batch_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of one axis, "batch", over `devices`: by default all, of all processes."""
+    """A mesh of one axis, "batch", over devices.
+
+    - `devices`: by default all, of all processes.
+
+    >>> odejax.batch_mesh(jax.devices()[:1]).axis_names
+    ('batch',)
+    """
     chosen = jax.devices() if devices is None else list(devices)
     return jax.make_mesh((len(chosen),), ("batch",), (AxisType.Auto,), devices=chosen)
 

@@ -14,9 +14,20 @@ _MARK = b"odejax network 1\n"
 
 
 def save_network(path: str | os.PathLike, network: eqx.Module):
-    """Write the arrays of `network`, a `Predictor` or any module, whole or not at all.
+    """Write the arrays of a network to a file, whole or not at all.
 
-    `ValueError` for a path that cannot be written to.
+    - `path`: a local file.
+    - `network`: a `Predictor` or any module.
+
+    Raises `ValueError` for a path that cannot be written to.
+
+    >>> import tempfile
+    >>> layer = eqx.nn.Linear(2, 3, key=jax.random.key(0))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     odejax.save_network(f"{folder}/net.odejax", layer)
+    ...     copy = odejax.load_network(f"{folder}/net.odejax", like=layer)
+    >>> bool(jnp.array_equal(copy.weight, layer.weight))
+    True
     """
     file, content = writable_file("path", path), io.BytesIO()
     eqx.tree_serialise_leaves(content, network)
@@ -26,11 +37,22 @@ def save_network(path: str | os.PathLike, network: eqx.Module):
 
 
 def load_network(path: str | os.PathLike, like: Network) -> Network:
-    """The network that `save_network` wrote, in the structure of `like`, one of the same settings.
+    """The network that `save_network` wrote.
 
-        predictor = odejax.load_network("net.odejax", like=eqx.filter_eval_shape(make, key))
+    - `path`: a local file.
+    - `like`: a network of the same settings; its arrays may be shapes without values, from
+      `eqx.filter_eval_shape(make, key)`.
 
-    `ValueError` for a file that is none, that one bit of was changed, or of another structure.
+    Raises `ValueError` for a file that was not written by `save_network`, in which one bit was
+    changed, or that holds another structure.
+
+    >>> import tempfile
+    >>> make = lambda key: eqx.nn.Linear(2, 3, key=key)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     odejax.save_network(f"{folder}/net.odejax", make(jax.random.key(0)))
+    ...     like = eqx.filter_eval_shape(make, jax.random.key(0))
+    ...     odejax.load_network(f"{folder}/net.odejax", like=like).weight.shape
+    (3, 2)
     """
     file = local_path("path", path)
     try:

@@ -25,6 +25,14 @@ class Predictor(eqx.Module):
     closure: its weights are leaves, so a whole evaluation, and every checkpoint of one
     architecture, shares one trace. `key` drives what is random in the model (the noise of an
     `EnResNet`) and may be left out for deterministic models.
+
+    - `model(x, state, key=key) -> (logits, state)`: any Equinox module called so.
+    - `state`: its batch statistics, from `eqx.nn.make_with_state` or `fit`.
+
+    >>> make = eqx.nn.make_with_state(odejax.models.MLP)
+    >>> predictor = odejax.Predictor(*make((4, 4, 1), 3, key=jax.random.key(0)))
+    >>> predictor(jnp.zeros((4, 4, 1))).shape
+    (3,)
     """
 
     model: Callable[..., tuple[Logits, eqx.nn.State]]
@@ -48,8 +56,18 @@ def stateless_logits(model, state: eqx.nn.State, x: Image, key: Key | None) -> L
 class MeanLogits(eqx.Module):
     """Mean logits over fixed draws of noise: one deterministic classifier from a random one.
 
-    z(x) = mean_d logits_fn(x, key=keys[d]); its own `key` is ignored. It is what a randomised
-    network is judged by, so that no image is lost, or saved, by a single lucky draw.
+        z(x) = mean_d logits_fn(x, key=keys[d])
+
+    Its own `key` is ignored. A randomised network is evaluated by it, so that no image counts as
+    correct, or as wrong, because of a single draw.
+
+    - `logits_fn(x, key=key)`: a network that draws noise.
+    - `keys`: an array of keys, of shape (draws,).
+
+    >>> noisy = lambda x, *, key: x.ravel() + jax.random.normal(key, (2,))
+    >>> mean = odejax.MeanLogits(noisy, jax.random.split(jax.random.key(0), 10_000))
+    >>> mean(jnp.array([0.0, 1.0]).reshape(1, 2, 1)).round(1).tolist()
+    [0.0, 1.0]
     """
 
     logits_fn: LogitsFn
@@ -64,11 +82,21 @@ class MeanLogits(eqx.Module):
 
 
 class EnsembleLogits(eqx.Module):
-    """sum_m w_m z_m(x) of separately trained networks (*enresnet* 4.2, Table 7).
+    """The weighted sum of the logits of separately trained networks (*enresnet* 4.2, Table 7).
 
-    `weights` are 1 / n by default. A gradient recomputes the activations of one member after the
-    other, so its memory does not grow with their number. Raises `ValueError` for no members, or
-    another number of weights.
+        z(x) = sum_m w_m z_m(x)
+
+    A gradient recomputes the activations of one member after the other, so its memory does not grow
+    with their number.
+
+    - `members`: functions of (x, key=key), such as `Predictor`s.
+    - `weights`: w, one for each member; None, the default, is 1 / n.
+
+    Raises `ValueError` for no members, or another number of weights.
+
+    >>> members = [lambda x, *, key: x.ravel(), lambda x, *, key: 3 * x.ravel()]
+    >>> odejax.EnsembleLogits(members)(jnp.array([0.0, 1.0]).reshape(1, 2, 1)).tolist()
+    [0.0, 2.0]
     """
 
     members: tuple[LogitsFn, ...]
@@ -129,12 +157,22 @@ def as_pixels(images):
 
 @own_promotion
 def predict(logits_fn: LogitsFn, images, *, key: Key | int, batch_size: int = 512) -> np.ndarray:
-    """Logits of `images` (n, h, w, c), uint8 or float in [0, 1], as an (n, k) array.
+    """The logits of images, as a NumPy array (n, k).
 
     Example i draws its noise from `fold_in(key, i)`, so the result does not depend on
-    `batch_size`. The last batch is filled up, so there is one trace. Raises `ValueError` for images
-    or logits of another form, and `FloatingPointError` on a logit that is not finite (minus
-    infinity, for a class that is never predicted, may be).
+    `batch_size`. The last batch is filled up, so there is one trace.
+
+    - `logits_fn(x, key=key)` or `logits_fn(x)`: a network, such as a `Predictor`.
+    - `images`: (n, h, w, c), uint8 or float in [0, 1].
+    - `key`: of the noise, or an integer seed.
+    - `batch_size`: images at a time, 512 by default.
+
+    Raises `ValueError` for images or logits of another form, and `FloatingPointError` on a logit
+    that is not finite (minus infinity, for a class that is never predicted, may be).
+
+    >>> images = np.zeros((5, 1, 2, 1), np.uint8)
+    >>> odejax.predict(lambda x, *, key: x.ravel(), images, key=jax.random.key(0)).shape
+    (5, 2)
     """
     key = as_key(key)
     check_images(images)

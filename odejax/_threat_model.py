@@ -128,7 +128,19 @@ class AbstractBall(eqx.Module):
 
 
 class LinfBall(AbstractBall):
-    """Every pixel may change by at most `eps`: {x' in [0, 1]^n : max_i |x'_i - x_i| <= eps}."""
+    """The images whose every pixel differs by at most `eps`, within the box [0, 1].
+
+        {x' in [0, 1]^n : max_i |x'_i - x_i| <= eps}
+
+    - `eps`: in the pixel scale [0, 1], such as 8 / 255; an array leaf, so other values need no new
+      compilation.
+
+    Raises `ValueError` when `eps` is negative or not finite.
+
+    >>> ball = odejax.LinfBall(0.1)
+    >>> ball.project(jnp.ones((1, 2, 1)), jnp.array([0.5, 0.95]).reshape(1, 2, 1)).ravel().tolist()
+    [0.6000000238418579, 1.0]
+    """
 
     eps: Float[Array, "..."]
     name: ClassVar[str] = "linf"
@@ -176,7 +188,19 @@ class LinfBall(AbstractBall):
 
 
 class L2Ball(AbstractBall):
-    """The Euclidean ball: {x' in [0, 1]^n : ||x' - x||_2 <= eps}, over all pixels and channels."""
+    """The images within the Euclidean distance `eps` of x, within the box [0, 1].
+
+        {x' in [0, 1]^n : ||x' - x||_2 <= eps},  over all pixels and channels
+
+    - `eps`: in the pixel scale [0, 1], such as 0.5; an array leaf, so other values need no new
+      compilation.
+
+    Raises `ValueError` when `eps` is negative or not finite.
+
+    >>> ball = odejax.L2Ball(0.5)
+    >>> ball.project(jnp.array([0.6, 0.8]).reshape(1, 2, 1), jnp.zeros((1, 2, 1))).ravel().tolist()
+    [0.30000001192092896, 0.4000000059604645]
+    """
 
     eps: Float[Array, "..."]
     name: ClassVar[str] = "l2"

@@ -6,8 +6,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 Image = Float[Array, "h w c"]  # one image, channels last, pixels in [0, 1]
 Features = Float[Array, "h2 w2 c2"]  # a feature map, of any size
+Images = Float[Array, "n h w c"]  # a batch of them
 Label = Int[Array, ""]
+Labels = Int[Array, " n"]
 Logits = Float[Array, "k"]
+BatchLogits = Float[Array, "n k"]
 Scalar = Float[Array, ""]
 BoolScalar = Bool[Array, ""]
 Key = PRNGKeyArray

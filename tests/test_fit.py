@@ -267,7 +267,7 @@ def test_a_temperature_that_is_not_positive_and_finite_is_refused(temperature):
 def test_how_steps_are_cut_into_calls_does_not_change_a_bit(monkeypatch):
     results = []
     for seconds in (0.0, 1e-3, 1e9):
-        monkeypatch.setattr(fit_module, "_SECONDS_PER_CALL", seconds)
+        monkeypatch.setattr("odejax.training.epoch._SECONDS_PER_CALL", seconds)
         results.append(run(batch_size=4))
     assert_same_weights(results[0], results[1])
     assert_same_weights(results[0], results[2])
@@ -332,7 +332,7 @@ def test_an_optimizers_keys_are_saved_and_restored(tmp_path):
 def test_a_folder_that_cannot_be_written_is_refused_before_any_epoch(
     tmp_path, monkeypatch, folder, message
 ):
-    monkeypatch.setattr(fit_module, "_make_run_steps", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(fit_module, "make_run_steps", lambda *_: pytest.fail("it trained"))
     (tmp_path / "a file").write_text("")
     with pytest.raises(ValueError, match=message):
         run(checkpoint_dir=folder if "://" in folder else tmp_path / folder)

@@ -27,7 +27,7 @@ class APGDState(eqx.Module):
 
 
 class APGD(AbstractIterativeAttack):
-    """Momentum steps of 2 eps, halved at checkpoints where the loss has stopped to grow.
+    """Auto-PGD: momentum steps of 2 eps, halved at checkpoints where the loss has stopped to grow.
 
         z = project(x_k + eta * steepest(grad)),  x_{k+1} = project(x_k + a (z - x_k)
             + (1 - a) (x_k - x_{k-1})),  a = 0.75 (1 in the first step)
@@ -37,8 +37,22 @@ class APGD(AbstractIterativeAttack):
     since the last checkpoint raised the loss, or eta was not halved then and the best loss has not
     risen since. Starts at a random point of the ball's surface, as the authors' code does.
 
-    Costs `steps` + 1 gradients. `loss`: `cross_entropy` (APGD-CE), `dlr` (APGD-DLR), and
-    `Targeted(APGD(loss=dlr))` is APGD-T.
+    Costs `steps` + 1 gradients.
+
+    - `steps`: n, 100 by default.
+    - `loss`: `cross_entropy` (the default, APGD-CE) or `dlr` (APGD-DLR); `Targeted(APGD(loss=dlr))`
+      is APGD-T.
+    - `rho`: a fraction, 0.75 by default.
+
+    Raises `ValueError` for fewer than one step or a `rho` outside [0, 1].
+
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.LinfBall(0.1), jax.random.key(0)
+    >>> result = odejax.attacks.APGD(steps=10)(logits_fn, x, 0, ball, key=key)
+    >>> bool(result.success), round(float(result.margin), 2)
+    (True, -0.15)
+
+    Croce and Hein 2020, arXiv:2003.01690.
     """
 
     steps: int = eqx.field(static=True, default=100)

@@ -19,18 +19,31 @@ from .square import Square
 
 
 class AutoAttack(AbstractAttack):
-    """Attacks in turn (Croce and Hein 2020), by default the `standard` suite.
+    """Several attacks in turn, by default the `standard` suite.
 
-    `evaluation.robust_accuracy` runs each only on the examples that still stand. Called on one
-    example all of them run, and the image with the smallest margin is returned.
+    `evaluation.robust_accuracy` runs each only on the examples that are still classified correctly.
+    Called on one example, all of them run, and the image with the smallest margin is returned.
+
+    - `attacks`: a mapping from names to attacks. None, the default, is `standard()`.
+
+    Ready-made suites (`classes`: the number of target classes; `loss`: what the DLR attacks climb):
 
     - `standard()`: APGD-CE, APGD-T on the DLR loss and FAB-T (9 target classes, 100 steps), Square
       (5,000 queries).
     - `rand()`: APGD-CE and APGD-DLR, averaged over 20 draws, for networks that draw noise.
     - `plus()`: APGD-CE and APGD-DLR with 5 restarts, FAB with 5, Square, APGD-T, FAB-T.
-    - Any other mapping from names to attacks.
 
-    The targeted DLR loss needs 4 classes, the other 3: with fewer, pass `loss=margin_loss`.
+    The targeted DLR loss needs 4 classes, the other 3: with fewer, pass `loss=margin_loss`. Raises
+    `ValueError` for an empty mapping.
+
+    >>> from odejax.attacks import APGD, AutoAttack, Square
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.LinfBall(0.1), jax.random.key(0)
+    >>> suite = AutoAttack({"APGD-CE": APGD(steps=5), "Square": Square(n_queries=10)})
+    >>> bool(suite(logits_fn, x, 0, ball, key=key).success), list(AutoAttack.standard().attacks)
+    (True, ['APGD-CE', 'APGD-T', 'FAB-T', 'Square'])
+
+    Croce and Hein 2020, arXiv:2003.01690.
     """
 
     names: tuple[str, ...] = eqx.field(static=True)

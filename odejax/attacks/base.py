@@ -23,13 +23,19 @@ from .._types import BoolScalar, Image, Key, Label, Logits, LogitsFn, Scalar
 
 
 class AttackResult(eqx.Module):
-    """What one attack did to one example; batched by `vmap`.
+    """What one attack did to one example; under `vmap` every field has a leading batch axis.
 
-    - `x_adv`: inside ball and box, whether or not the attack succeeded.
+    - `x_adv`: the image (h, w, c), inside ball and box, whether or not the attack succeeded.
     - `success`: the class predicted at `x_adv` (largest logit) is not `y`.
-    - `margin`: z_y - max_{j != y} z_j at `x_adv`, not positive on success.
+    - `margin`: z_y - max_{j != y} z_j at `x_adv`, in logits; not positive on success.
     - `queries`: evaluations of the logits, the judge's at `x_adv` among them; one with its gradient
       counts once.
+
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.LinfBall(0.1), jax.random.key(0)
+    >>> result = odejax.attacks.FGSM()(logits_fn, x, 0, ball, key=key)
+    >>> result.x_adv.shape, bool(result.success), int(result.queries)
+    ((4, 4, 1), True, 3)
     """
 
     x_adv: Float[Array, "*batch h w c"]
@@ -39,7 +45,14 @@ class AttackResult(eqx.Module):
 
 
 def logit_margin(logits: Logits, y: Label) -> Scalar:
-    """z_y - max_{j != y} z_j: how far the prediction is from changing, in logits."""
+    """z_y - max_{j != y} z_j: how far the prediction is from changing, in logits.
+
+    - `logits`: z, of shape (k,).
+    - `y`: the class.
+
+    >>> float(odejax.attacks.logit_margin(jnp.array([2.0, 0.5, -1.0]), 0))
+    1.5
+    """
     others = jnp.where(jnp.arange(len(logits)) == y, -jnp.inf, logits)
     return logits[y] - jnp.max(others)
 
@@ -88,8 +101,18 @@ class AbstractAttack(eqx.Module):
 
 
 def default_step(ball: AbstractBall, steps: int) -> Scalar:
-    """2.5 eps / steps (Madry et al. 2018): long enough to cross the ball at every eps, but too
-    short to turn far along the surface of an l2 ball.
+    """2.5 eps / steps: the step size of gradient attacks, in the ball's norm.
+
+    It is long enough to cross the ball at every eps, but too short to turn far along the surface of
+    an l2 ball.
+
+    - `ball`: its eps is in pixels of [0, 1].
+    - `steps`: how many steps the attack takes.
+
+    >>> round(float(odejax.attacks.default_step(odejax.LinfBall(0.1), 10)), 4)
+    0.025
+
+    Madry et al. 2018, arXiv:1706.06083.
     """
     return 2.5 * ball.eps / steps
 

@@ -31,7 +31,7 @@ class BoundaryState(eqx.Module):
 
 
 class Boundary(AbstractIterativeAttack):
-    """From an adversarial image towards x along the boundary, seeing predicted classes only.
+    """The Boundary Attack: from an adversarial image towards x along the boundary, by labels alone.
 
     1. Images are drawn until one is misclassified, which is then brought near x by 10 bisections:
        `starts`, where they are given, then in turn uniform noise, one colour, black and white
@@ -40,14 +40,31 @@ class Boundary(AbstractIterativeAttack):
     2. A candidate goes `spherical_step` |point - x| sideways on the sphere around x and then
        `source_step` |point - x| towards x; it is the new point if it is misclassified and nearer.
     3. After every 10 candidates one query asks whether a sideways step alone stays misclassified,
-       and one asks for the point projected to the ball, which is how a walk in l2 can break an
+       and one asks for the point projected to the ball: so a walk in l2 can succeed in an
        L-infinity ball. Both steps are multiplied by `adaptation` when more than half of the last
-       `spherical_window` sideways steps succeeded and divided by it below a fifth; the step to
-       the source alone likewise, for 25 and 10 % of the last `source_window` candidates (the
-       published adaptation, on windows that do not overlap). An `adaptation` of 1 keeps them.
+       `spherical_window` sideways steps succeeded and divided by it below a fifth; the step to the
+       source alone likewise, for 25 and 10 % of the last `source_window` candidates (the published
+       adaptation, on windows that do not overlap).
 
-    *natural* uses 1,000 queries and both steps 0.1, the default. Exactly `n_queries` evaluations
-    without gradients, fewer only after a success.
+    Exactly `n_queries` evaluations without gradients, fewer only after a success.
+
+    - `n_queries`: 1,000 by default, as in *natural*.
+    - `spherical_step`, `source_step`: relative to |point - x|; both 0.1 by default, as in
+      *natural*.
+    - `adaptation`: a factor of at least 1, by default 1.5; 1 keeps both steps.
+    - `spherical_window`, `source_window`: numbers of candidates, 30 by default.
+    - `starts`: images (m, h, w, c) of other classes, such as test images; None by default.
+
+    Raises `ValueError` for counts below 1, steps that are not positive, an `adaptation` below 1,
+    `starts` of another shape, and a target class, for which there is no version.
+
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.L2Ball(0.5), jax.random.key(0)
+    >>> result = odejax.attacks.Boundary(n_queries=200)(logits_fn, x, 0, ball, key=key)
+    >>> bool(result.success), bool(result.queries < 200)
+    (True, True)
+
+    Brendel et al. 2018, arXiv:1712.04248.
     """
 
     n_queries: int = eqx.field(static=True, default=1000)

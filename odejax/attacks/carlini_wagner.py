@@ -15,11 +15,29 @@ from .losses import margin_loss
 
 
 class CarliniWagnerLinf(AbstractIterativeAttack):
-    """min_u max|x'(u) - x| + c * max(z_y - max_{j != y} z_j, -kappa), x'(u) = (tanh(u) + 1) / 2.
+    """Carlini and Wagner's attack on the largest change of a pixel, with a constant c.
 
-    *enresnet* Eqs. 17-18 with its constants: 50 steps of Adam with learning rate 6e-4, c = 10,
-    kappa = 0. So few and small steps move a pixel by at most 0.015; the ball, 8/255 there, does not
-    bind. Where a smaller one does, the network sees the iterate projected to it.
+        min_u max|x'(u) - x| + c * max(z_y - max_{j != y} z_j, -kappa),  x'(u) = (tanh(u) + 1) / 2
+
+    *enresnet* Eqs. 17-18 with its constants, which are the defaults. So few and small steps move a
+    pixel by at most 0.015; the ball, 8/255 there, does not bind. Where a smaller one does, the
+    network sees the iterate projected to it. Costs `steps` + 1 gradients.
+
+    - `steps`: of Adam, 50 by default.
+    - `learning_rate`: 6e-4 by default, in u.
+    - `c`: the weight of the logits, 10 by default.
+    - `kappa`: the margin, in logits, at which the hinge is satisfied, 0 by default.
+
+    Raises `ValueError` for fewer than one step, a `learning_rate` or `c` that is not positive, or a
+    negative `kappa`.
+
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.LinfBall(0.1), jax.random.key(0)
+    >>> attack = odejax.attacks.CarliniWagnerLinf(steps=20, learning_rate=0.1, c=100.0)
+    >>> bool(attack(logits_fn, x, 0, ball, key=key).success)
+    True
+
+    Carlini and Wagner 2017, arXiv:1608.04644.
     """
 
     steps: int = eqx.field(static=True, default=50)
@@ -62,11 +80,30 @@ class LinfState(eqx.Module):
 
 
 class CarliniWagner(AbstractIterativeAttack):
-    """min_u |x'(u) - x|_2^2 + c * max(z_y - max_{j != y} z_j, -kappa), c as small as succeeds.
+    """Carlini and Wagner's l2 attack, with c as small as succeeds.
 
-    The l2 attack of the original paper: `search_steps` rounds of `steps` steps of Adam, c divided
-    by bisection after a success (once a failure is known) and multiplied by 10 after a failure. The
-    nearest adversarial image inside the ball is kept. Costs `search_steps * steps` gradients.
+        min_u |x'(u) - x|_2^2 + c * max(z_y - max_{j != y} z_j, -kappa),  x'(u) = (tanh(u) + 1) / 2
+
+    `search_steps` rounds of `steps` steps of Adam: c is divided by bisection after a success (once
+    a failure is known) and multiplied by 10 after a failure. The nearest adversarial image inside
+    the ball is kept. Costs `search_steps * steps` gradients.
+
+    - `steps`: of Adam in each round, 1,000 by default.
+    - `search_steps`: rounds, 9 by default.
+    - `learning_rate`: 0.01 by default, in u.
+    - `c`: the weight of the logits in the first round, 0.01 by default.
+    - `kappa`: the margin, in logits, at which the hinge is satisfied, 0 by default.
+
+    Raises `ValueError` for fewer than one step or round, a `learning_rate` or `c` that is not
+    positive, or a negative `kappa`.
+
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.L2Ball(0.5), jax.random.key(0)
+    >>> attack = odejax.attacks.CarliniWagner(steps=20, search_steps=5, learning_rate=0.1)
+    >>> bool(attack(logits_fn, x, 0, ball, key=key).success)
+    True
+
+    Carlini and Wagner 2017, arXiv:1608.04644.
     """
 
     steps: int = eqx.field(static=True, default=1000)

@@ -13,11 +13,24 @@ from .iterative import AbstractIterativeAttack, AttackProblem, BestAdversarial, 
 
 
 class EOT(AbstractIterativeAttack):
-    """Expectation over transformation (Athalye et al. 2018): every evaluation is a mean of `draws`.
+    """Expectation over transformation: an attack on the mean over draws of a network's noise.
 
     Losses and gradients are means over fresh draws of the network's noise, margins are those of the
     mean logits. Costs `draws` times as much, and `queries` say so. For deterministic networks it
     changes nothing.
+
+    - `attack`: a single attack, such as `PGD()`.
+    - `draws`: evaluations of the network in each mean, 20 by default.
+
+    Raises `ValueError` for a sequence of attacks, or fewer than one draw.
+
+    >>> from odejax.attacks import EOT, PGD
+    >>> noisy = lambda x, *, key: jnp.array([x.mean(), 0.45 + 0.01 * jax.random.normal(key)])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.LinfBall(0.1), jax.random.key(0)
+    >>> int(EOT(PGD(steps=5), draws=3)(noisy, x, 0, ball, key=key).queries)  # 6 x 3 + 1
+    19
+
+    Athalye et al. 2018, arXiv:1707.07397 and arXiv:1802.00420.
     """
 
     attack: AbstractIterativeAttack
@@ -57,10 +70,19 @@ class EOT(AbstractIterativeAttack):
 
 
 class Restarts(AbstractIterativeAttack):
-    """`n` independent runs of an attack, the worst image of all.
+    """`n` independent runs of an attack, of which the image with the smallest margin is returned.
+
+    - `attack`: a single attack with randomness, such as `PGD()`.
+    - `n`: the number of runs, 5 by default.
 
     Raises `ValueError` for an attack without randomness, whose runs would all be the same, and for
     one that has several runs already: write `Targeted(Restarts(...))`.
+
+    >>> from odejax.attacks import PGD, Restarts
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.LinfBall(0.1), jax.random.key(0)
+    >>> int(Restarts(PGD(steps=5), n=2)(logits_fn, x, 0, ball, key=key).queries)  # 2 x 6 + 1
+    13
     """
 
     attack: AbstractIterativeAttack
@@ -114,10 +136,25 @@ class Targeted(AbstractIterativeAttack):
 
     `classes` runs (of each of the attack's own), each towards the next of the classes ranked by
     their logits at the image (where the network draws noise: one draw, the same for all runs),
-    which takes one evaluation a run; with fewer than `classes` wrong classes they come again, from
-    other starts. With `target` given that class alone is aimed at (images of that class themselves
-    are not attacked). Either way an image counts as broken when its class is wrong, whichever it
-    became.
+    which costs one evaluation a run. With fewer than `classes` wrong classes they come again, from
+    other starts. An image counts as adversarial when its class is wrong, whichever it became.
+
+    - `attack`: a single attack, such as `APGD(loss=dlr)`.
+    - `classes`: the number of target classes, 9 by default.
+    - `target`: the only class to aim at; images of that class themselves are not attacked. None,
+      the default, is the ranking.
+
+    Raises `ValueError` for a sequence of attacks, fewer than one class, or a target that is no
+    class.
+
+    >>> from odejax.attacks import PGD, Targeted
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.LinfBall(0.1), jax.random.key(0)
+    >>> result = Targeted(PGD(steps=5), classes=3)(logits_fn, x, 0, ball, key=key)
+    >>> int(jnp.argmax(logits_fn(result.x_adv, key=key)))
+    3
+
+    Croce and Hein 2020, arXiv:2003.01690 (the targeted attacks of AutoAttack).
     """
 
     attack: AbstractIterativeAttack

@@ -22,7 +22,7 @@ class DeepFoolState(eqx.Module):
 
 
 class DeepFool(AbstractIterativeAttack):
-    """Steps to the nearest linearised decision boundary until it is crossed.
+    """DeepFool: steps to the nearest linearised decision boundary until it is crossed.
 
         r_k = (|z_j - z_y| / |grad(z_j - z_y)|_dual + 1e-4) * steepest(grad(z_j - z_y))
         x_{k+1} = clip(x + (1 + overshoot) (r_0 + ... + r_k))
@@ -30,6 +30,20 @@ class DeepFool(AbstractIterativeAttack):
     for the class j that makes r_k smallest, among the `classes` most likely at x_k. Finds a near
     adversarial image, which counts if it is inside the ball. At most `steps` + 1 evaluations, each
     with `classes` gradients.
+
+    - `steps`: 50 by default.
+    - `overshoot`: by how much the boundary is crossed, as a fraction of the move, 0.02 by default.
+    - `classes`: 10 by default, fewer where the network has fewer.
+
+    Raises `ValueError` for fewer than one step or two classes, or a negative `overshoot`.
+
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.L2Ball(0.5), jax.random.key(0)
+    >>> result = odejax.attacks.DeepFool()(logits_fn, x, 0, ball, key=key)
+    >>> round(float(ball.norm(result.x_adv - x)), 2)  # the boundary is 0.2 away
+    0.2
+
+    Moosavi-Dezfooli et al. 2016, arXiv:1511.04599.
     """
 
     steps: int = eqx.field(static=True, default=50)

@@ -20,7 +20,7 @@ class FABState(eqx.Module):
 
 
 class FAB(AbstractIterativeAttack):
-    """The nearest adversarial image, by projections on the linearised decision boundary.
+    """The fast adaptive boundary attack: the nearest adversarial image, by projections.
 
     With d1 and d2 the smallest moves from the iterate x_k and from the image x to the hyperplane
     where the logits of y and of the class nearest in the linearisation are equal,
@@ -34,6 +34,21 @@ class FAB(AbstractIterativeAttack):
 
     Untargeted, a step takes the gradients of all k logits; `Targeted(FAB())`, FAB-T, takes one.
     Later runs of `Restarts` begin at a random point, eps / 2 away. Costs `steps` + 1 gradients.
+
+    - `steps`: 100 by default.
+    - `largest_pull`: the largest a, the weight of the image, 0.1 by default.
+    - `eta`: the factor of a move, at least 1, by default 1.05.
+    - `beta`: the fraction of the way that is kept, 0.9 by default.
+
+    Raises `ValueError` for fewer than one step, fractions outside [0, 1], or an `eta` below 1.
+
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.L2Ball(0.5), jax.random.key(0)
+    >>> result = odejax.attacks.FAB(steps=10)(logits_fn, x, 0, ball, key=key)
+    >>> bool(result.success), bool(ball.norm(result.x_adv - x) < 0.25)  # the boundary is 0.2 away
+    (True, True)
+
+    Croce and Hein 2020, arXiv:1907.02044.
     """
 
     steps: int = eqx.field(static=True, default=100)

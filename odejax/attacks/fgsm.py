@@ -17,10 +17,24 @@ class FGSMState(eqx.Module):
 
 
 class FGSM(AbstractIterativeAttack):
-    """x' = x + eps * steepest(grad_x loss(x)): sign(grad) in the L-infinity ball.
+    """The fast gradient sign method: one step of length eps.
+
+        x' = x + eps * steepest(grad_x loss(x)): sign(grad) in the L-infinity ball
 
     The exact optimum when logits are linear, there are two classes and the box does not bind.
     Costs one gradient, and one evaluation of x'.
+
+    - `loss(logits, y, target)`: what is climbed, `cross_entropy` by default.
+
+    Raises `ValueError` for a loss that is not callable.
+
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.LinfBall(0.1), jax.random.key(0)
+    >>> result = odejax.attacks.FGSM()(logits_fn, x, 0, ball, key=key)
+    >>> bool(result.success), round(float(result.x_adv[0, 0, 0]), 2)
+    (True, 0.4)
+
+    Goodfellow et al. 2015, arXiv:1412.6572.
     """
 
     loss: Loss = eqx.field(static=True, default=cross_entropy)

@@ -40,9 +40,22 @@ class Draws(eqx.Module):
 
 
 class AttackProblem(eqx.Module):
-    """What an attack is asked: leave class `y` within `ball` around `x` (for class `target`).
+    """What an attack is asked: to make `logits_fn` predict another class than `y` within `ball`.
 
-    All that it tells is in the dtype of `x`, whatever the network computes in.
+    All that it returns is in the dtype of `x`, whatever the network computes in.
+
+    - `logits_fn(x, key=key)`: the network, or `Draws` of a randomised one.
+    - `x`: the image (h, w, c), pixels in [0, 1].
+    - `y`: its class.
+    - `ball`: the threat model.
+    - `target`: the class to aim at, or None (the default) for any other than `y`.
+
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.LinfBall(0.1), jax.random.key(0)
+    >>> problem = odejax.attacks.AttackProblem(logits_fn, x, jnp.asarray(0), ball)
+    >>> loss, gradient, logits = problem.value_and_gradient(odejax.attacks.margin_loss, x, key)
+    >>> round(float(loss), 3), gradient.shape, bool(problem.reached(x + 0.2))
+    (-0.05, (4, 4, 1), False)
     """
 
     logits_fn: LogitsFn
@@ -97,12 +110,22 @@ def _cost(logits_fn: LogitsFn) -> int:
 class BestAdversarial(eqx.Module):
     """The worst image seen inside ball and box, its logit margin, and the queries spent so far.
 
+    - `x_adv`, `margin`: the image (h, w, c), and z_y - max_{j != y} z_j there, in logits.
+    - `queries`: evaluations of the network.
     - `finite`: whether all logits seen within the ball were (`finite_logits`); one that is not
       would count for nothing, silently. What an attack tries outside the ball may have none.
-    - `attacked`: whether there was a point to attack from; an attack that walks along the boundary
-      must find one first.
     - `sure`: whether `margin` is so far below zero that rounding, another in each batch, cannot
       turn it back.
+    - `attacked`: whether there was a point to attack from; an attack that walks along the boundary
+      must find one first.
+
+    >>> from odejax.attacks import AttackProblem, BestAdversarial
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, x_adv, key = jnp.full((4, 4, 1), 0.5), jnp.full((4, 4, 1), 0.4), jax.random.key(0)
+    >>> problem = AttackProblem(logits_fn, x, jnp.asarray(0), odejax.LinfBall(0.11))
+    >>> best = BestAdversarial.none(x).seen(problem, x_adv, problem.logits(x_adv, key))
+    >>> round(float(best.margin), 2), int(best.queries)
+    (-0.15, 1)
     """
 
     x_adv: Image
@@ -241,12 +264,41 @@ def start(
     run,
     key: Key,
 ):
-    """The state before run `run`, and the key of its steps."""
+    """The state before run `run`, and the key of its steps.
+
+    - `attack`, `problem`: what runs, and on what.
+    - `adversarial`: the best image of the runs before; `BestAdversarial.none(x)` for the first.
+    - `run`: the number of the run, from 0.
+    - `key`: of the whole attack; each run has a key of its own.
+
+    >>> from odejax import attacks
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, key = jnp.full((4, 4, 1), 0.5), jax.random.key(0)
+    >>> problem = attacks.AttackProblem(logits_fn, x, jnp.asarray(0), odejax.LinfBall(0.1))
+    >>> state, run_key = attacks.start(
+    ...     attacks.FGSM(), problem, attacks.BestAdversarial.none(x), 0, key)
+    >>> int(state.adversarial.queries)
+    0
+    """
     start_key, run_key = jax.random.split(jax.random.fold_in(key, run))
     return attack.start(problem, adversarial, run, key=start_key), run_key
 
 
 def step(attack: AbstractIterativeAttack, problem: AttackProblem, run_key: Key, i, state):
-    """Step `i` with the key that belongs to it, whoever runs the loop."""
+    """The state after step `i`, with the key that belongs to it, whoever runs the loop.
+
+    - `attack`, `problem`: what runs, and on what.
+    - `run_key`, `state`: from `start`, or the state of the step before.
+    - `i`: the number of the step, from 0.
+
+    >>> from odejax import attacks
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, attack = jnp.full((4, 4, 1), 0.5), attacks.FGSM()
+    >>> problem = attacks.AttackProblem(logits_fn, x, jnp.asarray(0), odejax.LinfBall(0.1))
+    >>> best = attacks.BestAdversarial.none(x)
+    >>> state, run_key = attacks.start(attack, problem, best, 0, jax.random.key(0))
+    >>> int(attacks.step(attack, problem, run_key, 0, state).adversarial.queries)
+    1
+    """
     i = jnp.asarray(i)
     return attack.step(problem, state, i, key=jax.random.fold_in(run_key, i))

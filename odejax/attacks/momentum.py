@@ -16,9 +16,25 @@ from .pgd import AbstractClimb, ClimbState
 
 
 class MIFGSM(AbstractClimb):
-    """IFGSM along m_k = decay * m_{k-1} + g_k / mean|g_k| (Dong et al. 2018: by the sum).
+    """Iterated FGSM along a momentum of normalised gradients.
 
-    The published step, eps / steps, never reverses; None is the longer `default_step`.
+        m_k = decay * m_{k-1} + g_k / mean|g_k|  (Dong et al.: divided by the sum)
+
+    - `steps`: 10 by default.
+    - `step_size`: in the ball's norm. The published one, eps / steps, never reverses; None, the
+      default, is the longer `default_step`.
+    - `decay`: of the momentum, 1 by default.
+    - `loss(logits, y, target)`: what is climbed, `cross_entropy` by default.
+
+    Raises `ValueError` for fewer than one step, a step size that is not finite and positive, or a
+    decay that is not finite.
+
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.LinfBall(0.1), jax.random.key(0)
+    >>> bool(odejax.attacks.MIFGSM(steps=5)(logits_fn, x, 0, ball, key=key).success)
+    True
+
+    Dong et al. 2018, arXiv:1710.06081.
     """
 
     steps: int = eqx.field(static=True, default=10)
@@ -39,13 +55,28 @@ class MIFGSM(AbstractClimb):
 
 
 class DI2FGSM(AbstractClimb):
-    """MI-FGSM whose gradients see a random resize and pad of the image (Xie et al. 2019).
+    """MI-FGSM whose gradients are taken of a random resize and pad of the image.
 
     With `probability` the network sees the iterate shrunk (bilinear) to a side of at least
     `smallest` times its own, drawn uniformly, at a random place on black. An iterate that was not
     shown whole was not judged; the last one is always shown whole.
 
-    Raises `ValueError` for a probability outside [0, 1] or a `smallest` outside (0, 1).
+    - `steps`: 10 by default.
+    - `step_size`: in the ball's norm. None, the default, is `default_step`.
+    - `decay`: of the momentum, 1 by default.
+    - `probability`: of a resize in a step, 0.5 by default.
+    - `smallest`: a fraction of the side, 0.9 by default.
+    - `loss(logits, y, target)`: what is climbed, `cross_entropy` by default.
+
+    Raises `ValueError` for fewer than one step, a step size or decay that is not finite, a
+    probability outside [0, 1] or a `smallest` outside (0, 1).
+
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.LinfBall(0.1), jax.random.key(0)
+    >>> bool(odejax.attacks.DI2FGSM(steps=5)(logits_fn, x, 0, ball, key=key).success)
+    True
+
+    Xie et al. 2019, arXiv:1803.06978.
     """
 
     steps: int = eqx.field(static=True, default=10)

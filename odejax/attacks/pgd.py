@@ -91,13 +91,28 @@ class AbstractClimb(AbstractIterativeAttack):
 
 
 class PGD(AbstractClimb):
-    """x_{k+1} = project(x_k + step * steepest(grad_x loss(x_k))), the worst x_k.
+    """Projected gradient descent from a random point of the ball; the x_k with the smallest margin.
 
-    - `steps`, `step_size`: 40, and None for `default_step`. *natural* and *nmode* take 0.01, in
-      the L-infinity ball.
-    - `random_start`: from a uniform draw in the ball rather than from x; several with `Restarts`.
+        x_{k+1} = project(x_k + step * steepest(grad_x loss(x_k)))
+
+    - `steps`: 40 by default.
+    - `step_size`: in the ball's norm. None, the default, is `default_step`; *natural* and *nmode*
+      take 0.01, in the L-infinity ball.
+    - `random_start`: from a uniform draw in the ball (the default) rather than from x; several with
+      `Restarts`.
+    - `loss(logits, y, target)`: what is climbed, `cross_entropy` by default.
     - `last`: return the last iterate, for adversarial training alone (*enresnet* Algorithm 1):
-      iterates on the way that were misclassified are forgotten.
+      iterates on the way that were misclassified are forgotten. False by default.
+
+    Raises `ValueError` for fewer than one step, or a step size that is not finite and positive.
+
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.LinfBall(0.1), jax.random.key(0)
+    >>> result = odejax.attacks.PGD(steps=5)(logits_fn, x, 0, ball, key=key)
+    >>> bool(result.success), round(float(result.margin), 2)
+    (True, -0.15)
+
+    Madry et al. 2018, arXiv:1706.06083.
     """
 
     steps: int = eqx.field(static=True, default=40)
@@ -117,7 +132,23 @@ class PGD(AbstractClimb):
 
 
 class IFGSM(AbstractClimb):
-    """PGD from the image itself (Kurakin et al. 2017). *enresnet* takes 20 steps of 2/255."""
+    """Iterated FGSM: PGD from the image itself.
+
+        x_0 = x,  x_{k+1} = project(x_k + step * steepest(grad_x loss(x_k)))
+
+    - `steps`: 20 by default, as in *enresnet*.
+    - `step_size`: in the ball's norm. None, the default, is `default_step`; *enresnet* takes 2/255.
+    - `loss(logits, y, target)`: what is climbed, `cross_entropy` by default.
+
+    Raises `ValueError` for fewer than one step, or a step size that is not finite and positive.
+
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.LinfBall(0.1), jax.random.key(0)
+    >>> bool(odejax.attacks.IFGSM(steps=5)(logits_fn, x, 0, ball, key=key).success)
+    True
+
+    Kurakin et al. 2017, arXiv:1607.02533.
+    """
 
     steps: int = eqx.field(static=True, default=20)
     step_size: StepSize = None

@@ -24,12 +24,31 @@ class SPSAState(eqx.Module):
 
 
 class SPSA(AbstractIterativeAttack):
-    """Adam up g = mean_s (loss(x + delta v_s) - loss(x - delta v_s)) / (2 delta) * v_s.
+    """Adam along gradients that are estimated from pairs of evaluations.
+
+        g = mean_s (loss(x + delta v_s) - loss(x - delta v_s)) / (2 delta) * v_s
 
     v_s are `samples` random signs; each iteration is one evaluation of the iterate and 2 `samples`
-    around it, where x is moved into the box by up to `delta` (at most 0.5) so that no query leaves
+    around it, where x is moved into the box by up to `delta` so that no query leaves
     it, and ends in the ball. Exactly `n_queries` evaluations without gradients, fewer only after a
-    success; the default is 100 iterations and a look at the last iterate.
+    success.
+
+    - `n_queries`: 25,701 by default: 100 iterations and a look at the last iterate.
+    - `samples`: pairs in an iteration, 128 by default.
+    - `delta`: in pixels of [0, 1], at most 0.5, by default 0.01.
+    - `learning_rate`: of Adam, in pixels, 0.01 by default.
+    - `loss(logits, y, target)`: what is climbed, `margin_loss` by default.
+
+    Raises `ValueError` for counts below 1, a `delta` or `learning_rate` that is not positive, or a
+    `delta` above 0.5.
+
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.LinfBall(0.1), jax.random.key(0)
+    >>> attack = odejax.attacks.SPSA(n_queries=500, samples=16)
+    >>> bool(attack(logits_fn, x, 0, ball, key=key).success)
+    True
+
+    Spall 1992; as an attack Uesato et al. 2018, arXiv:1802.05666.
     """
 
     n_queries: int = eqx.field(static=True, default=25_701)

@@ -26,15 +26,29 @@ class SquareState(eqx.Module):
 
 
 class Square(AbstractIterativeAttack):
-    """Keeps a change of one square of the image if it raises the loss.
+    """The Square attack: random search that keeps a change of one square if it raises the loss.
 
     L-infinity: starts at vertical stripes of +-eps; a change sets a square window of every channel
     to +-eps. l2: starts at a grid of bumps; a change adds a bump to one window and takes the norm
     it needs from another. The side of the window is sqrt(p h w), p falling from `p_initial` in the
-    published steps (after 10, 50, 200, ... iterations; with `rescale` these are of 10,000 and
-    stretched to `n_queries`, as in the paper; AutoAttack does not).
+    published steps (after 10, 50, 200, ... iterations).
 
     Exactly `n_queries` evaluations without gradients, fewer only after a success.
+
+    - `n_queries`: 5,000 by default.
+    - `p_initial`: a share of the pixels, in (0, 1], by default 0.8.
+    - `rescale`: whether the steps of p are of 10,000 iterations and stretched to `n_queries`, as in
+      the paper. False by default, as in AutoAttack.
+    - `loss(logits, y, target)`: what is climbed, `margin_loss` by default.
+
+    Raises `ValueError` for fewer than one query, or a `p_initial` outside (0, 1].
+
+    >>> logits_fn = lambda x, *, key: (x.mean() - 0.45) * jnp.array([2.0, 1.0, 0.0, -1.0])
+    >>> x, ball, key = jnp.full((4, 4, 1), 0.5), odejax.LinfBall(0.1), jax.random.key(0)
+    >>> bool(odejax.attacks.Square(n_queries=100)(logits_fn, x, 0, ball, key=key).success)
+    True
+
+    Andriushchenko et al. 2020, arXiv:1912.00049.
     """
 
     n_queries: int = eqx.field(static=True, default=5000)

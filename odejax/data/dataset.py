@@ -10,11 +10,22 @@ from .._fingerprint import fingerprint
 
 @dataclasses.dataclass(frozen=True)
 class ArrayDataset:
-    """`images` uint8 (n, h, w, c) and `labels` int32 (n,) of `n_classes` classes.
+    """A labelled set of images in memory.
 
-    `source` says in words where they come from, `how_to_get` how others can have the same.
+    - `images`: uint8 (n, h, w, c).
+    - `labels`: int32 (n,), classes from 0.
+    - `n_classes`: 10 by default.
+    - `name`, `split`: "custom" and "all" by default.
+    - `source`: in words, where the images come from.
+    - `how_to_get`: in words, how others can have the same.
 
     Raises `ValueError` for arrays of another form, labels that are not classes, or no images.
+
+    >>> images, labels = np.zeros((6, 4, 4, 1), np.uint8), np.arange(6, dtype=np.int32)
+    >>> data = odejax.data.ArrayDataset(images, labels)
+    >>> rest, held_out = data.holdout(2)
+    >>> len(rest), held_out.image_shape, held_out.split
+    (4, (4, 4, 1), 'validation')
     """
 
     images: np.ndarray

@@ -30,7 +30,7 @@ class DataNotFoundError(FileNotFoundError):
 
 
 def load(name: str, split: str, *, data_dir: str | os.PathLike | None = None) -> ArrayDataset:
-    """The whole split of a data set as arrays.
+    """The whole split of a data set, as arrays.
 
     - `name`: "digits" (8 x 8 x 1, carried by scikit-learn), "mnist", "fashion_mnist" (28 x 28 x 1),
       "cifar10" or "cifar100" (32 x 32 x 3).
@@ -39,11 +39,16 @@ def load(name: str, split: str, *, data_dir: str | os.PathLike | None = None) ->
       0..255.
     - `data_dir`: a TFDS data folder; by default $ODEJAX_DATA_DIR, else TFDS's own default.
 
-    TFDS data is decoded once; the arrays are kept in `cache_dir()` and later loads take a
-    fraction of a second. Reading prepared data needs no TensorFlow; downloading does (the
-    `download` extra). Raises `DataNotFoundError` within seconds without data and network.
-
+    TFDS data is decoded once; the arrays are kept in `cache_dir()` and later loads take a fraction
+    of a second. Reading prepared data needs no TensorFlow; downloading does (the `download` extra).
     The data set's `provenance()` has its version, how its images were stored, and a digest.
+
+    Raises `ValueError` for another name or split, and `DataNotFoundError`, within seconds, without
+    data and network.
+
+    >>> data = odejax.data.load("digits", "test")
+    >>> data.images.shape, data.images.dtype, data.labels.shape
+    ((500, 8, 8, 1), dtype('uint8'), (500,))
     """
     if not isinstance(name, str) or name not in N_CLASSES:
         raise ValueError(f"unknown data set {name!r}; accepted: {', '.join(N_CLASSES)}")
@@ -58,7 +63,11 @@ def load(name: str, split: str, *, data_dir: str | os.PathLike | None = None) ->
 
 
 def cache_dir() -> Path:
-    """Where decoded data and compiled programs are kept: $ODEJAX_CACHE_DIR or ~/.cache/odejax."""
+    """Where decoded data and compiled programs are kept: $ODEJAX_CACHE_DIR or ~/.cache/odejax.
+
+    >>> odejax.data.cache_dir().is_absolute()
+    True
+    """
     chosen = os.environ.get("ODEJAX_CACHE_DIR")
     return local_path("ODEJAX_CACHE_DIR", chosen) if chosen else _home() / ".cache" / "odejax"
 

@@ -12,20 +12,50 @@ from .._types import Image, Key, Scalar
 
 
 def gaussian_noise(x: Image, strength: float | int | Scalar, *, key: Key) -> Image:
-    """x + strength * N(0, I), cut to [0, 1]."""
+    """x + strength * N(0, I), cut to [0, 1].
+
+    - `x`: an image (h, w, c) in [0, 1].
+    - `strength`: the standard deviation, in pixels of [0, 1].
+    - `key`: of the noise.
+
+    >>> noisy = odejax.data.gaussian_noise(jnp.full((50, 50, 1), 0.5), 0.1, key=jax.random.key(0))
+    >>> round(float(jnp.std(noisy)), 2)
+    0.1
+
+    *nmode* 5.2.1.
+    """
     return jnp.clip(x + strength * jax.random.normal(key, x.shape, x.dtype), 0.0, 1.0)
 
 
 def brightness(x: Image, strength: float | int | Scalar) -> Image:
-    """x + strength (negative: darker), cut to [0, 1]."""
+    """x + strength, cut to [0, 1].
+
+    - `x`: an image (h, w, c) in [0, 1].
+    - `strength`: in pixels of [0, 1]; negative is darker.
+
+    >>> odejax.data.brightness(jnp.array([0.25, 0.75]).reshape(1, 2, 1), 0.5).ravel().tolist()
+    [0.75, 1.0]
+
+    *nmode* 5.2.1.
+    """
     return jnp.clip(x + strength, 0.0, 1.0)
 
 
 def gaussian_blur(x: Image, size: float | int | Scalar) -> Image:
-    """A Gaussian kernel of `size` x `size` pixels (`size` odd), edges repeated.
+    """The image blurred by a Gaussian kernel of `size` x `size` pixels, edges repeated.
 
     The standard deviation is 0.3 ((size - 1) / 2 - 1) + 0.8, OpenCV's formula where only a size is
-    given; for a size of 1 or less the image is unchanged. Sizes beyond 31 are cut to 31.
+    given.
+
+    - `x`: an image (h, w, c) in [0, 1].
+    - `size`: odd, in pixels; for 1 or less the image is unchanged, sizes beyond 31 are cut to 31.
+
+    >>> dot = jnp.zeros((5, 5, 1)).at[2, 2].set(1.0)
+    >>> blurred = odejax.data.gaussian_blur(dot, 3)
+    >>> int(jnp.sum(blurred > 0)), round(float(jnp.sum(blurred)), 3)
+    (9, 1.0)
+
+    *nmode* 5.2.1.
     """
     half = jnp.clip((size - 1) / 2, 0.0, 15.0)
     sigma = 0.3 * (half - 1) + 0.8
@@ -42,9 +72,18 @@ def gaussian_blur(x: Image, size: float | int | Scalar) -> Image:
 
 
 def resize(x: Image, size: float | int | Scalar) -> Image:
-    """Bilinear interpolation to `size` x `size` pixels and back to the old ones.
+    """The image interpolated (bilinear) to `size` x `size` pixels and back to its own size.
 
-    `size` is at least 1; sizes beyond the image's are the image's own.
+    - `x`: an image (h, w, c) in [0, 1].
+    - `size`: at least 1, in pixels; sizes beyond the image's are the image's own.
+
+    >>> image = jnp.eye(4)[..., None]
+    >>> odejax.data.resize(image, 1)[0, :, 0].tolist()
+    [0.5, 0.5, 0.5, 0.5]
+    >>> bool(jnp.array_equal(odejax.data.resize(image, 4), image))
+    True
+
+    *nmode* 5.2.1.
     """
     for axis in (0, 1):
         n = x.shape[axis]

@@ -16,16 +16,24 @@ _PART_BYTES = 2**20  # of a batch, that a thread reads at a time
 class StreamedDataset:
     """What `fit` takes in the place of an `ArrayDataset` for data beyond memory.
 
-    `source`: anything with a length whose item `i` is `{"image": uint8 (h, w, c), "label": int}`,
-    such as `tfds.data_source(...)` or a data source of Grain's; `__getitems__`, where it has one,
-    reads several rows in one call. Grain reads ahead in `threads` threads, about a megabyte in
-    each; each host reads the rows of its own devices. The order is `fit`'s, so a streamed run is
-    the in-memory run.
+    Grain reads ahead in several threads, about a megabyte in each; each host reads the rows of its
+    own devices. The order is `fit`'s, so a streamed run is the in-memory run.
 
-    `transform(image)` is applied on the host, must bring all images to one shape, and draws nothing
-    at random (`fit` augments on the device).
+    - `source`: anything with a length whose item `i` is `{"image": uint8 (h, w, c), "label": int}`,
+      such as `tfds.data_source(...)` or a data source of Grain's; `__getitems__`, where it has one,
+      reads several rows in one call.
+    - `n_classes`: 10 by default.
+    - `name`, `split`: "custom" and "all" by default.
+    - `transform(image)`: applied on the host; it must bring all images to one shape, and draw
+      nothing at random (`fit` augments on the device). None by default.
+    - `threads`: 16 by default.
 
     Raises `ValueError` for no images, and where one read has another form than the first.
+
+    >>> source = [{"image": np.zeros((4, 4, 1), np.uint8), "label": i} for i in range(3)]
+    >>> data = odejax.data.StreamedDataset(source)
+    >>> len(data), data.image_shape
+    (3, (4, 4, 1))
     """
 
     source: Sequence[Any] | Any

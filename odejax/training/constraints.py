@@ -6,32 +6,54 @@ of the paper's PyTorch is `optax.add_decayed_weights` before `optax.adam`).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from equinox.nn import State
+from jaxtyping import Array
 
 from .._batch import vmap_batch
 from .._checks import check_callable, check_count, check_not_negative, check_positive
-from .._types import Key, Scalar
-from .objectives import Aux, CrossEntropy
+from .._types import Images, Key, Labels, Scalar
+from .objectives import CrossEntropy, Loss, Objective
 
-Penalty = Callable[..., Scalar]  # penalty(model, state, images, key=key)
+
+@runtime_checkable
+class Penalty(Protocol):
+    """What is added to an objective: a function of the model and a batch of images."""
+
+    def __call__(self, model: Any, state: State, images: Images, /, *, key: Key) -> Scalar: ...
 
 
 class Penalised(eqx.Module):
     """objective + eta * penalty(model, state, images, key=key).
 
+    - `objective`: `CrossEntropy()` by default.
+    - `penalty`: any such function, or one of those below.
+    - `eta`: its factor, not negative.
+
+    Penalties:
+
     - `row_sum_penalty(where)`: nmODE+ (*nmode* Eqs. 6 and 7).
     - `drift_penalty`: TisODE (Yan et al. 2019).
     - `energy_penalty(kinetic, jacobian)`: RNODE (Finlay et al. 2020), solves that stay cheap.
     - `orthogonality_penalty`: *structured*, steps that are proven to contract.
+
+    Raises `ValueError` for an `eta` that is negative or not finite.
+
+    >>> from odejax.training import Penalised
+    >>> model = lambda x, state, *, key: (x.ravel(), state)
+    >>> objective = Penalised(penalty=lambda model, state, images, *, key: jnp.sum(images), eta=0.5)
+    >>> images, labels, key = jnp.ones((1, 1, 2, 1)), jnp.array([0]), jax.random.key(0)
+    >>> loss, _ = objective(model, eqx.nn.State(None), images, labels, key=key)
+    >>> round(float(loss), 4)  # log 2 + 1
+    1.6931
     """
 
-    objective: Callable[..., tuple[Scalar, Aux]] = CrossEntropy()
+    objective: Objective = CrossEntropy()
     penalty: Penalty = eqx.field(kw_only=True)
     eta: float = eqx.field(kw_only=True)
 
@@ -39,15 +61,7 @@ class Penalised(eqx.Module):
         check_not_negative(eta=self.eta)
         check_callable(objective=self.objective, penalty=self.penalty)
 
-    def __call__(
-        self,
-        model,
-        state: eqx.nn.State,
-        images: Float[Array, "n h w c"],
-        labels: Int[Array, " n"],
-        *,
-        key: Key,
-    ) -> tuple[Scalar, Aux]:
+    def __call__(self, model, state: State, images: Images, labels: Labels, *, key: Key) -> Loss:
         loss, aux = self.objective(model, state, images, labels, key=key)
         # Not one of the keys that the objective splits its own into, one for each image.
         penalty_key = jax.random.fold_in(key, 2**31)
@@ -55,7 +69,17 @@ class Penalised(eqx.Module):
 
 
 def row_sum_penalty(where: Callable[[Any], Array]) -> Penalty:
-    """max_i sum_j |w_ij| of the matrix W = `where(model)`: L_stable (*nmode* Eq. 7)."""
+    """L_stable, the largest row sum of |W| (*nmode* Eq. 7), as a penalty.
+
+        max_i sum_j |w_ij|
+
+    - `where(model)`: the matrix W.
+
+    >>> penalty = odejax.training.row_sum_penalty(lambda model: model)
+    >>> weight = jnp.array([[1.0, -2.0], [0.5, 0.5]])
+    >>> float(penalty(weight, eqx.nn.State(None), jnp.zeros((1, 4, 4, 1)), key=jax.random.key(0)))
+    3.0
+    """
 
     def penalty(model, state, images, *, key):
         return jnp.max(jnp.sum(jnp.abs(where(model)), axis=1))
@@ -63,25 +87,53 @@ def row_sum_penalty(where: Callable[[Any], Array]) -> Penalty:
     return penalty
 
 
-def drift_penalty(
-    model, state: eqx.nn.State, images: Float[Array, "n h w c"], *, key: Key
-) -> Scalar:
+def drift_penalty(model, state: State, images: Images, *, key: Key) -> Scalar:
     """The mean of `model.drift(x, state)`: int |f(y(t))| dt over the time after the end.
 
     A flow that stands still from t1 to 2 t1 has forgotten where it started. TisODE is this, with
-    a field that does not depend on time, such as `DenseODENet`'s. Raises `ValueError` for a model
-    without `drift`.
+    a field that does not depend on time, such as `DenseODENet`'s.
+
+    - `model`: one with `drift(x, state) -> scalar`.
+    - `state`: its state.
+    - `images`: (n, h, w, c).
+    - `key`: not used.
+
+    Raises `ValueError` for a model without `drift`.
+
+    >>> from types import SimpleNamespace
+    >>> model = SimpleNamespace(drift=lambda x, state: jnp.mean(x))
+    >>> images, key = jnp.full((2, 4, 4, 1), 0.5), jax.random.key(0)
+    >>> float(odejax.training.drift_penalty(model, eqx.nn.State(None), images, key=key))
+    0.5
+
+    Yan et al. 2019.
     """
     _check_has(model, "drift(x, state)", "DenseODENet")
     return jnp.mean(vmap_batch(lambda x: model.drift(x, state))(images))
 
 
 def energy_penalty(kinetic: float, jacobian: float) -> Penalty:
-    """kinetic int |f|^2 dt + jacobian int |df/dy|_F^2 dt, divided by the entries of the state.
+    """The energy of the flow and of its Jacobian, per entry of the state, as a penalty.
 
-    Straight lines at constant speed take an adaptive solver few steps (RNODE, Finlay et al. 2020,
-    who take 0.01 of each). The Frobenius norm is estimated from one draw for each image. Raises
-    `ValueError` for factors that are negative or not finite, and for a model without `energies`.
+        kinetic int |f|^2 dt + jacobian int |df/dy|_F^2 dt
+
+    Straight lines at constant speed take an adaptive solver few steps. The Frobenius norm is
+    estimated from one draw for each image. The penalty is for models with `energies(x, state,
+    key=key) -> (scalar, scalar)`.
+
+    - `kinetic`, `jacobian`: factors; Finlay et al. take 0.01 of each.
+
+    Raises `ValueError` for factors that are negative or not finite, and for a model without
+    `energies`.
+
+    >>> from types import SimpleNamespace
+    >>> model = SimpleNamespace(energies=lambda x, state, *, key: (jnp.mean(x), jnp.mean(2 * x)))
+    >>> penalty = odejax.training.energy_penalty(1.0, 10.0)
+    >>> images, key = jnp.full((2, 4, 4, 1), 0.5), jax.random.key(0)
+    >>> float(penalty(model, eqx.nn.State(None), images, key=key))
+    10.5
+
+    Finlay et al. 2020 (RNODE).
     """
     check_not_negative(kinetic=kinetic, jacobian=jacobian)
 
@@ -94,10 +146,19 @@ def energy_penalty(kinetic: float, jacobian: float) -> Penalty:
     return penalty
 
 
-def orthogonality_penalty(model, state: eqx.nn.State, images, *, key: Key) -> Scalar:
+def orthogonality_penalty(model, state: State, images, *, key: Key) -> Scalar:
     """`model.orthogonality()`: |A^T A - I|^2 over its steps' maps (*structured*, eta = 0.01).
 
-    Raises `ValueError` for a model without it.
+    - `model`: one with `orthogonality() -> scalar`.
+    - `state`, `images`, `key`: not used.
+
+    Raises `ValueError` for a model without `orthogonality`.
+
+    >>> from types import SimpleNamespace
+    >>> model = SimpleNamespace(orthogonality=lambda: jnp.asarray(2.0))
+    >>> state, images, key = eqx.nn.State(None), jnp.zeros((1, 4, 4, 1)), jax.random.key(0)
+    >>> float(odejax.training.orthogonality_penalty(model, state, images, key=key))
+    2.0
     """
     _check_has(model, "orthogonality()", "StructuredNet")
     return model.orthogonality()
@@ -112,9 +173,20 @@ def _check_has(model, call: str, such_as: str):
 
 
 def clip_weights(c: float, where: Callable[[Any], Array]) -> optax.GradientTransformation:
-    """W <- clip(W, -c, c) after every step, W = `where(model)` (*nmode* Eq. 5).
+    """W <- clip(W, -c, c) after every step (*nmode* Eq. 5), as the last link of any optimizer.
 
-    The last link of any optimizer: `optax.chain(optax.adam(1e-3), clip_weights(0.1, where))`.
+    - `c`: the bound, positive.
+    - `where(model)`: the weights W.
+
+    Raises `ValueError` for a `c` that is not finite and positive, and for an update without
+    weights.
+
+    >>> clip = odejax.training.clip_weights(0.1, lambda params: params["w"])
+    >>> optimizer = optax.chain(optax.sgd(1.0), clip)
+    >>> params, gradient = {"w": jnp.array([0.25, 0.05])}, {"w": jnp.zeros(2)}
+    >>> updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    >>> [round(float(w), 2) for w in optax.apply_updates(params, updates)["w"]]
+    [0.1, 0.05]
     """
     check_positive(c=c)
 
@@ -142,9 +214,27 @@ def mixture_weights(
 ) -> optax.GradientTransformation:
     """`optimizer` for all but the weights w = `where(model)` of an ensemble (*enresnet* 5).
 
-    Those stand still for `every` steps (an epoch: `steps_per_epoch`), then take one step
-    w <- w - learning_rate g along their mean gradient and are divided by their sum, so that
-    sum w = 1. For `MixedEnResNet(softmax=False)`.
+    Those stand still for `every` steps, then take one step along their mean gradient g and are
+    divided by their sum, so that sum w = 1:
+
+        w <- w - learning_rate g,  w <- w / sum w
+
+    For `MixedEnResNet(softmax=False)`.
+
+    - `optimizer`: of all other weights.
+    - `where(model)`: w, of shape (n,).
+    - `learning_rate`: of w, positive.
+    - `every`: a number of steps; an epoch is `steps_per_epoch`.
+
+    Raises `ValueError` for a `learning_rate` that is not positive, an `every` below 1, and for an
+    update without weights.
+
+    >>> mixture = odejax.training.mixture_weights(
+    ...     optax.sgd(0.1), lambda params: params["w"], learning_rate=0.5, every=1)
+    >>> params, gradient = {"w": jnp.array([0.5, 0.5])}, {"w": jnp.array([0.5, 0.0])}
+    >>> updates, _ = mixture.update(gradient, mixture.init(params), params)
+    >>> [round(float(w), 3) for w in optax.apply_updates(params, updates)["w"]]  # of (0.25, 0.5)
+    [0.333, 0.667]
     """
     check_positive(learning_rate=learning_rate)
     check_count(every=every)

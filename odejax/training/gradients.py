@@ -4,20 +4,20 @@
 """
 
 import abc
-from collections.abc import Callable
 from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from equinox.nn import State
+from jaxtyping import PyTree
 
 from .._checks import check_count
 from .._mesh import spread
-from .._types import Key, Scalar
-from .objectives import Aux
+from .._types import Images, Key, Labels
+from .objectives import Loss, Objective
 
-Gradient = tuple[tuple[Scalar, Aux], PyTree, PyTree]  # (loss, aux), gradient of params, carry
+Gradient = tuple[Loss, PyTree, PyTree]  # (loss, aux), gradient of params, carry
 
 
 class AbstractGradientRule(eqx.Module):
@@ -39,10 +39,10 @@ class AbstractGradientRule(eqx.Module):
         self,
         params: PyTree,
         static: PyTree,
-        state: eqx.nn.State,
+        state: State,
         carry: PyTree,
-        images: Float[Array, "n h w c"],
-        labels: Int[Array, " n"],
+        images: Images,
+        labels: Labels,
         *,
         key: Key,
     ) -> Gradient:
@@ -52,12 +52,22 @@ class AbstractGradientRule(eqx.Module):
 class Derivative(AbstractGradientRule):
     """The derivative of an objective: what `fit` does with one.
 
-    `parts` adds up the gradients of as many parts of the batch, one after the other, for batches
-    that do not fit into memory. Without batch statistics and noise that changes nothing but the
-    rounding. Raises `ValueError` where they do not divide the batch.
+    - `objective`: such as `CrossEntropy()`.
+    - `parts`: 1 by default. More add up the gradients of as many parts of the batch, one after the
+      other, for batches that do not fit into memory. Without batch statistics and noise that
+      changes nothing but the rounding.
+
+    Raises `ValueError` where the parts do not divide the batch.
+
+    >>> data = odejax.data.ArrayDataset(np.zeros((8, 4, 4, 1), np.uint8), np.zeros(8, np.int32))
+    >>> net = eqx.nn.make_with_state(odejax.models.MLP)((4, 4, 1), 2, key=jax.random.key(0))
+    >>> settings = {"epochs": 1, "batch_size": 4, "key": jax.random.key(1), "progress": False}
+    >>> rule = odejax.training.Derivative(odejax.training.CrossEntropy(), parts=2)
+    >>> len(odejax.training.fit(*net, data, rule, optax.sgd(0.1), **settings).history)
+    1
     """
 
-    objective: Callable[..., tuple[Scalar, Aux]]
+    objective: Objective
     parts: int = eqx.field(static=True, default=1)
     replays: ClassVar[int] = 1
 
@@ -70,15 +80,7 @@ class Derivative(AbstractGradientRule):
         return None
 
     def __call__(
-        self,
-        params: PyTree,
-        static: PyTree,
-        state: eqx.nn.State,
-        carry: PyTree,
-        images: Float[Array, "n h w c"],
-        labels: Int[Array, " n"],
-        *,
-        key: Key,
+        self, params, static, state: State, carry, images: Images, labels: Labels, *, key: Key
     ) -> Gradient:
         def derivative(state, images, labels, key):
             def loss(params):

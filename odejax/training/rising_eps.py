@@ -1,27 +1,38 @@
 """Adversarial training in a ball that grows."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from equinox.nn import State
+from jaxtyping import PyTree
 
 from .._checks import check_count
 from .._threat_model import AbstractBall
-from .._types import Key
+from .._types import Images, Key, Labels
 from .gradients import AbstractGradientRule, Derivative, Gradient
+from .objectives import Objective
 
 
 class RisingEps(AbstractGradientRule):
-    """The derivative of `objective` (`Adversarial`, `TRADES`), whose eps rises to its own.
+    """The derivative of an adversarial objective, whose eps rises to its own.
 
     Linearly, over the first `steps` steps. In a large ball (MNIST's 0.3) a fresh network may learn
-    nothing against an attack, and settle on the same logits for every image. Raises `ValueError`
-    for an objective that has no `ball` of its own.
+    nothing against an attack, and settle on the same logits for every image.
+
+    - `objective`: one with a `ball` of its own: `Adversarial`, `TRADES`.
+    - `steps`: of the optimizer, until eps is reached.
+
+    Raises `ValueError` for an objective that has no `ball`, or fewer than one step.
+
+    >>> from odejax.training import Adversarial, RisingEps
+    >>> adversarial = Adversarial(odejax.attacks.PGD(steps=10, last=True), odejax.LinfBall(0.3))
+    >>> rule = RisingEps(adversarial, steps=1000)
+    >>> int(rule.init((32, 28, 28, 1)))  # steps taken
+    0
     """
 
-    objective: Callable[..., Any]
+    objective: Objective
     steps: int = eqx.field(static=True)
     replays: ClassVar[int] = 1
 
@@ -37,15 +48,7 @@ class RisingEps(AbstractGradientRule):
         return jnp.zeros((), jnp.int32)
 
     def __call__(
-        self,
-        params: PyTree,
-        static: PyTree,
-        state: eqx.nn.State,
-        carry: PyTree,
-        images: Float[Array, "n h w c"],
-        labels: Int[Array, " n"],
-        *,
-        key: Key,
+        self, params, static, state: State, carry, images: Images, labels: Labels, *, key: Key
     ) -> Gradient:
         step = carry + 1
         share = jnp.minimum(step / self.steps, 1)

@@ -6,22 +6,38 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from equinox.nn import State
 
 from .._checks import check_callable, check_not_negative
 from .._threat_model import AbstractBall, check_ball
-from .._types import Key, Scalar
+from .._types import Images, Key, Labels
 from ..attacks import PGD
-from .objectives import Aux, as_attacked, batch_logits, loss_and_correct
+from .objectives import Loss, as_attacked, batch_logits, loss_and_correct
 
 
 class TRADES(eqx.Module):
-    """cross-entropy(z(x), y) + beta KL(p(x) || p(x')), x' in the ball where they differ most.
+    """The cross-entropy plus the divergence between the predictions at x and at an attacked x'.
 
-    Zhang et al. 2019 (*nmode* Table 4 and the ODE-TRADES of Table 2). `attack` climbs the
-    divergence from p(x), from a random start in the ball (the paper: a normal draw of size 0.001),
-    and returns its last iterate, as published. `beta` is the paper's 1 / lambda. BatchNorm's
-    statistics are updated by the clean batch, then by the attacked one.
+        cross-entropy(z(x), y) + beta KL(p(x) || p(x')),  x' in the ball where they differ most
+
+    (*nmode* Table 4 and the ODE-TRADES of Table 2.) BatchNorm's statistics are updated by the clean
+    batch, then by the attacked one.
+
+    - `ball`: the threat model.
+    - `beta`: the paper's 1 / lambda, not negative, 6 by default.
+    - `attack`: climbs the divergence from p(x), from a random start in the ball (the paper: a
+      normal draw of size 0.001), and returns its last iterate, as published: `PGD(steps=10,
+      last=True)`.
+
+    Raises `ValueError` for what is no ball, a negative `beta`, or an attack without a random start.
+
+    >>> model = lambda x, state, *, key: (x.ravel(), state)
+    >>> images, labels, key = jnp.full((1, 1, 2, 1), 0.5), jnp.array([0]), jax.random.key(0)
+    >>> objective = odejax.training.TRADES(odejax.LinfBall(0.1), beta=6.0)
+    >>> round(float(objective(model, eqx.nn.State(None), images, labels, key=key)[0]), 3)
+    0.723
+
+    Zhang et al. 2019, arXiv:1901.08573.
     """
 
     ball: AbstractBall
@@ -35,15 +51,7 @@ class TRADES(eqx.Module):
         if not self.attack.random_start:
             raise ValueError("attack needs a random start: at x itself the divergence has no slope")
 
-    def __call__(
-        self,
-        model,
-        state: eqx.nn.State,
-        images: Float[Array, "n h w c"],
-        labels: Int[Array, " n"],
-        *,
-        key: Key,
-    ) -> tuple[Scalar, Aux]:
+    def __call__(self, model, state: State, images: Images, labels: Labels, *, key: Key) -> Loss:
         attack_key, clean_key, key = jax.random.split(key, 3)
         predictor = as_attacked(model, state)
 

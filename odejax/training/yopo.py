@@ -6,33 +6,50 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from equinox.nn import State
+from jaxtyping import Array, PyTree
 
 from .._batch import vmap_batch
 from .._checks import check_callable, check_count, check_positive
 from .._threat_model import AbstractBall, check_ball
-from .._types import Key
+from .._types import Images, Key, Labels
 from ..attacks import default_step
 from .gradients import AbstractGradientRule, Gradient
 from .objectives import loss_and_correct
 
 
 class YOPO(AbstractGradientRule):
-    """You only propagate once (Zhang et al. 2019): attacks through the first layer alone.
+    """You only propagate once: adversarial training with attacks through the first layer alone.
 
     YOPO-m-n: `m` times the network's loss is differentiated at x + eta, by the weights and by the
     first layer's output (the adjoint p), and between two times eta takes `n` steps of
     steepest(grad_eta <p, f_0(x + eta)>) with p fixed. The weights' gradient is the mean of the m.
-    So m backward passes do what takes PGD (m - 1) n + 1. (Where f_0 is linear, as a convolution
+    So m backward passes replace the (m - 1) n + 1 of PGD. (Where f_0 is linear, as a convolution
     is, its n steps all have one direction: they are a single step n times as long.)
 
+    From a random start in the ball; batch statistics are those of each attacked batch.
+
+    - `ball`: the threat model.
     - `first(model)`: the layer f_0, called as f_0(x), such as `lambda m: m.stem` of a
       `PreActResNet`.
+    - `m`, `n`: 5 and 3 by default; m is at least 2.
+    - `step_size`: in the ball's norm; None, the default, is `attacks.default_step` for the (m - 1)
+      n steps that move.
     - `apply(layer, x)`: how it is applied; for the stacked layers of an `EnResNet`
       `eqx.filter_vmap(lambda layer, x: layer(x), in_axes=(eqx.if_array(0), None))`.
-    - `step_size`: None is `attacks.default_step` for the (m - 1) n steps that move.
 
-    From a random start in the ball; batch statistics are those of each attacked batch.
+    Raises `ValueError` for what is no ball, an `m` below 2, an `n` below 1, or a step size that is
+    not positive.
+
+    >>> data = odejax.data.ArrayDataset(np.zeros((8, 4, 4, 1), np.uint8), np.zeros(8, np.int32))
+    >>> net = eqx.nn.make_with_state(odejax.models.MLP)((4, 4, 1), 2, key=jax.random.key(0))
+    >>> settings = {"epochs": 1, "batch_size": 4, "key": jax.random.key(1), "progress": False}
+    >>> rule = odejax.training.YOPO(odejax.LinfBall(0.1), first=lambda model: model.layers[0], m=2,
+    ...     apply=lambda layer, x: layer(x.ravel()))
+    >>> len(odejax.training.fit(*net, data, rule, optax.sgd(0.1), **settings).history)
+    1
+
+    Zhang et al. 2019, arXiv:1905.00877.
     """
 
     ball: AbstractBall
@@ -54,15 +71,7 @@ class YOPO(AbstractGradientRule):
         return None
 
     def __call__(
-        self,
-        params: PyTree,
-        static: PyTree,
-        state: eqx.nn.State,
-        carry: PyTree,
-        images: Float[Array, "n h w c"],
-        labels: Int[Array, " n"],
-        *,
-        key: Key,
+        self, params, static, state: State, carry, images: Images, labels: Labels, *, key: Key
     ) -> Gradient:
         start_key, *keys = jax.random.split(key, 1 + self.m)
         ball, n = self.ball, len(images)

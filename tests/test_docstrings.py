@@ -1,0 +1,79 @@
+"""Every public class and function has an example in its docstring, and all examples run."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import odejax
+
+PACKAGES = ("odejax", "odejax.attacks", "odejax.data", "odejax.training")
+# What an example may use without importing it.
+NAMES = {"odejax": odejax, "eqx": eqx, "jax": jax, "jnp": jnp, "np": np, "optax": optax}
+
+
+def public(package):
+    """The classes and functions that a package exports and that need an example, by name."""
+    for name, thing in vars(importlib.import_module(package)).items():
+        if name.startswith("_") or not getattr(thing, "__module__", "").startswith("odejax"):
+            continue
+        if inspect.isclass(thing):
+            abstract = inspect.isabstract(thing) or getattr(thing, "_is_protocol", False)
+            if not abstract and not issubclass(thing, Exception):
+                yield name, thing
+        elif callable(thing):
+            yield name, thing
+
+
+def modules(package):
+    """A package and its files, without the packages in it."""
+    root = importlib.import_module(package)
+    names = [info.name for info in pkgutil.iter_modules(root.__path__) if not info.ispkg]
+    return [package, *(f"{package}.{name}" for name in names)]
+
+
+class Finder(doctest.DocTestFinder):
+    """Finds functions that a decorator has wrapped, too."""
+
+    def _from_module(self, module, object):
+        return getattr(object, "__module__", module.__name__) == module.__name__
+
+
+def examples(module):
+    found = Finder().find(importlib.import_module(module), module, extraglobs={})
+    return [test for test in found if test.examples]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_has_an_example(package):
+    missing = [name for name, thing in public(package) if ">>> " not in (thing.__doc__ or "")]
+    assert not missing, f"{package}: no example in the docstrings of {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_example_is_run(package):
+    run = {test.name.rpartition(".")[2] for name in modules(package) for test in examples(name)}
+    assert {thing.__name__ for _, thing in public(package)} <= run
+
+
+@pytest.mark.parametrize("module", [name for package in PACKAGES for name in modules(package)])
+def test_the_examples_print_what_they_say(module):
+    report = []
+    for test in examples(module):
+        test.globs = dict(NAMES)
+        doctest.DocTestRunner(verbose=False).run(test, out=report.append)
+    assert not report, "".join(report)
+
+
+def test_a_wrong_example_is_noticed():
+    report = []
+    test = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "wrong", None, None)
+    doctest.DocTestRunner(verbose=False).run(test, out=report.append)
+    assert "Expected" in "".join(report)
