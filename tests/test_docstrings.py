@@ -14,7 +14,7 @@ import pytest
 
 import odejax
 
-PACKAGES = ("odejax", "odejax.attacks", "odejax.data", "odejax.training")
+PACKAGES = ("odejax", "odejax.attacks", "odejax.data", "odejax.evaluation", "odejax.training")
 # What an example may use without importing it.
 NAMES = {"odejax": odejax, "eqx": eqx, "jax": jax, "jnp": jnp, "np": np, "optax": optax}
 
