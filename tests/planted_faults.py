@@ -119,8 +119,8 @@ FAULTS = [
     Fault(
         "The nearest image may be as far as it likes",
         "attacks/iterative.py",
-        "(margin < 0) & reached & (distance < known)",
-        "(margin < 0) & (distance < known)",
+        "(margin < 0) & reached & (distance < best_distance)",
+        "(margin < 0) & (distance < best_distance)",
         ("tests/test_attacks_black_box.py", "tests/test_attacks_white_box.py"),
     ),
     Fault(
@@ -133,8 +133,8 @@ FAULTS = [
     Fault(
         "Auto-PGD halves its step but does not go back",
         "attacks/apgd.py",
-        "here = jnp.where(reduce, best, x_adv)",
-        "here = x_adv",
+        "origin = jnp.where(reduce, best, x_adv)",
+        "origin = x_adv",
         ("tests/test_attacks_white_box.py",),
     ),
     Fault(
@@ -184,8 +184,8 @@ FAULTS = [
     Fault(
         "EOT takes the loss of the mean for the mean loss",
         "attacks/iterative.py",
-        "return jnp.mean(losses), jnp.mean(each, axis=0)",
-        "mean = jnp.mean(each, axis=0)\n"
+        "return jnp.mean(losses), jnp.mean(logits_of_draws, axis=0)",
+        "mean = jnp.mean(logits_of_draws, axis=0)\n"
         "                return loss(mean, self.y, self.target), mean",
         (
             "tests/test_attacks_compose.py::test_an_averaged_gradient_is_the_mean_of_those_of_the_draws",
@@ -250,22 +250,22 @@ FAULTS = [
     Fault(
         "DeepFool goes to the smallest gap, not the nearest boundary",
         "attacks/deepfool.py",
-        "jnp.where(others == problem.y, jnp.inf, distance))",
-        "jnp.where(others == problem.y, jnp.inf, gap))",
+        "jnp.where(candidates == problem.y, jnp.inf, distance))",
+        "jnp.where(candidates == problem.y, jnp.inf, gap))",
         ("tests/test_attacks_white_box.py",),
     ),
     Fault(
         "Carlini and Wagner remember a success of an earlier round",
         "attacks/carlini_wagner.py",
-        "success & ~end, adversarial)",
+        "success & ~end_of_round, adversarial)",
         "success, adversarial)",
         ("tests/test_attacks_white_box.py",),
     ),
     Fault(
         "The Boundary Attack's step to the source never adapts alone",
         "attacks/boundary.py",
-        "source_step=state.source_step * both * alone",
-        "source_step=state.source_step * both",
+        "source_step=state.source_step * both_factor * source_factor",
+        "source_step=state.source_step * both_factor",
         ("tests/test_attacks_black_box.py",),
     ),
     Fault(

@@ -75,11 +75,11 @@ class APGD(AbstractIterativeAttack):
     def checkpoints(self) -> tuple[int, ...]:
         """The numbers of steps after which the step size is looked at."""
         first, shorter, shortest = (max(int(f * self.steps), 1) for f in (0.22, 0.03, 0.06))
-        at, length, out = 0, first, []
-        while (at := at + length) <= self.steps:
-            out.append(at)
+        step, length, steps = 0, first, []
+        while (step := step + length) <= self.steps:
+            steps.append(step)
             length = max(length - shorter, shortest)
-        return tuple(out)
+        return tuple(steps)
 
     def start(
         self, problem: AttackProblem, adversarial: BestAdversarial, run: Int[Array, ""], *, key: Key
@@ -125,15 +125,15 @@ class APGD(AbstractIterativeAttack):
 
         step_size = jnp.where(reduce, state.step_size / 2, state.step_size)
         # The step starts from the best point if it was reduced; the momentum is that of the path.
-        here = jnp.where(reduce, best, x_adv)
+        origin = jnp.where(reduce, best, x_adv)
         uphill = jnp.where(reduce, best_gradient, gradient)
         inertia = jnp.where(first, 1.0, 0.75)
-        z = ball.project(here + step_size * ball.steepest(uphill), x)
-        momentum = here - state.previous
-        x_next = ball.project(here + inertia * (z - here) + (1 - inertia) * momentum, x)
+        z = ball.project(origin + step_size * ball.steepest(uphill), x)
+        momentum = origin - state.previous
+        x_next = ball.project(origin + inertia * (z - origin) + (1 - inertia) * momentum, x)
         return APGDState(
             x_adv=x_next,
-            previous=here,
+            previous=origin,
             value=value,
             best=best,
             best_value=best_value,

@@ -1,4 +1,4 @@
-"""Sequences of attacks, each on what the ones before left, and the AutoAttack suite."""
+"""Sequences of attacks, and the AutoAttack suite."""
 
 from collections.abc import Mapping
 

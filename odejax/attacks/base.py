@@ -1,4 +1,4 @@
-"""What an attack is: one example in, the worst image it found out."""
+"""What an attack is: a function from one example to the worst image it finds."""
 
 import abc
 from typing import Any, final

@@ -145,14 +145,14 @@ class Boundary(AbstractIterativeAttack):
         counts = ~(searching | bisecting | projecting)
         spherical = state.spherical + jnp.stack([fooled, True]) * (counts & sideways_only)
         source = state.source + jnp.stack([fooled, True]) * (counts & ~sideways_only)
-        both, spherical = self._adapt(spherical, self.spherical_window, 0.5, 0.2)
-        alone, source = self._adapt(source, self.source_window, 0.25, 0.1)
+        both_factor, spherical = self._adapt(spherical, self.spherical_window, 0.5, 0.2)
+        source_factor, source = self._adapt(source, self.source_window, 0.25, 0.1)
         return BoundaryState(
             point=new_point,
             blend=jnp.stack([enough, not_enough]),
             walked=jnp.where(searching & ~fooled, walked, walked + 1),
-            spherical_step=state.spherical_step * both,
-            source_step=state.source_step * both * alone,
+            spherical_step=state.spherical_step * both_factor,
+            source_step=state.source_step * both_factor * source_factor,
             spherical=spherical,
             source=source,
             adversarial=adversarial,

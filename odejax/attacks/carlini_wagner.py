@@ -149,18 +149,21 @@ class CarliniWagner(AbstractIterativeAttack):
         success = state.success | (margin_loss(logits, problem.y) > self.kappa)
 
         # The end of a round: another c, from the image again.
-        end = (i + 1) % self.steps == 0
-        enough = jnp.where(success & end, jnp.minimum(state.enough, state.c), state.enough)
+        end_of_round = (i + 1) % self.steps == 0
+        enough = jnp.where(success & end_of_round, jnp.minimum(state.enough, state.c), state.enough)
         too_small = jnp.where(
-            ~success & end, jnp.maximum(state.too_small, state.c), state.too_small
+            ~success & end_of_round, jnp.maximum(state.too_small, state.c), state.too_small
         )
-        known = jnp.isfinite(enough)
-        c = jnp.where(known, (too_small + jnp.where(known, enough, 0.0)) / 2, 10 * state.c)
+        has_succeeded = jnp.isfinite(enough)
+        middle = (too_small + jnp.where(has_succeeded, enough, 0.0)) / 2
+        c = jnp.where(has_succeeded, middle, 10 * state.c)
         u_start = _to_tanh_space(x)
         restart = (u_start, optax.adam(self.learning_rate).init(u_start), c)
-        u, adam, c = jax.tree.map(lambda a, b: jnp.where(end, a, b), restart, (u, adam, state.c))
+        u, adam, c = jax.tree.map(
+            lambda a, b: jnp.where(end_of_round, a, b), restart, (u, adam, state.c)
+        )
         adversarial = state.adversarial.nearest(problem, x_adv, logits)
-        return L2State(u, adam, c, too_small, enough, success & ~end, adversarial)
+        return L2State(u, adam, c, too_small, enough, success & ~end_of_round, adversarial)
 
 
 class L2State(eqx.Module):

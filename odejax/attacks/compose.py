@@ -187,7 +187,7 @@ class Targeted(AbstractIterativeAttack):
         self, problem: AttackProblem, adversarial: BestAdversarial, run: Int[Array, ""], *, key: Key
     ) -> TargetedState:
         rank_key = jax.random.key(0)  # one ranking for all runs, of a network with noise too
-        # A run of ours is one of the attack's for each class; `Restarts` around us counts further.
+        # The attack's own runs are repeated for every class; `Restarts` around counts further.
         inner, classes = self.attack.n_runs, self.n_runs // self.attack.n_runs
         again, rank = run // self.n_runs, run // inner % classes
         if self.target is None:

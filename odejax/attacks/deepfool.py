@@ -74,14 +74,14 @@ class DeepFool(AbstractIterativeAttack):
         logits, gradients_of = problem.pull_back(x_adv, key)
         n_classes = len(logits)
         if problem.target is None:
-            others = jax.lax.top_k(logits, min(self.classes, n_classes))[1]
+            candidates = jax.lax.top_k(logits, min(self.classes, n_classes))[1]
         else:
-            others = problem.target[None]
-        one_hot = jax.nn.one_hot(others, n_classes, dtype=logits.dtype)
+            candidates = problem.target[None]
+        one_hot = jax.nn.one_hot(candidates, n_classes, dtype=logits.dtype)
         w = gradients_of(one_hot - jax.nn.one_hot(problem.y, n_classes, dtype=logits.dtype))
-        gap = jnp.abs(logits[others] - logits[problem.y])
+        gap = jnp.abs(logits[candidates] - logits[problem.y])
         distance = gap / (jax.vmap(ball.dual_norm)(w) + 1e-12)
-        j = jnp.argmin(jnp.where(others == problem.y, jnp.inf, distance))
+        j = jnp.argmin(jnp.where(candidates == problem.y, jnp.inf, distance))
         # A vanished gradient points nowhere: the step is 0. Where the box blocks part of every
         # step, they close the gap by a fraction each and would never cross without the nudge.
         size = jnp.where(jnp.any(w[j] != 0), distance[j] + _NUDGE, 0.0)

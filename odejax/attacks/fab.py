@@ -90,15 +90,15 @@ class FAB(AbstractIterativeAttack):
         finite = finite_logits(logits)
         misclassified = jnp.argmax(logits) != problem.y
         back = x + self.beta * (x_adv - x)
-        here = jnp.where(misclassified, back, x_adv)
+        origin = jnp.where(misclassified, back, x_adv)
 
         def to_boundary(start):
             return ball.reach(start, w, -difference - jnp.sum(w * (start - x_adv)))
 
-        d = jax.vmap(to_boundary)(jnp.stack([here, x]))
+        d = jax.vmap(to_boundary)(jnp.stack([origin, x]))
         near, far = jnp.maximum(jax.vmap(ball.norm)(d), 1e-8)
         pull = jnp.minimum(near / (near + far), self.largest_pull)
-        x_next = (1 - pull) * (here + self.eta * d[0]) + pull * (x + self.eta * d[1])
+        x_next = (1 - pull) * (origin + self.eta * d[0]) + pull * (x + self.eta * d[1])
         return FABState(ball.clip(jnp.where(finite, x_next, back)), adversarial)
 
 

@@ -2,7 +2,8 @@
 
 `start` gives the state of a run and `step` advances it by exactly one evaluation, so a loop may
 stop, save, resume or repack examples anywhere: `evaluation.robust_accuracy` keeps a batch full of
-examples that still stand, each at a step of its own, and a query budget is a number of steps.
+examples that are still classified correctly, each at a step of its own, and a query budget is a
+number of steps.
 """
 
 import abc
@@ -78,9 +79,9 @@ class AttackProblem(eqx.Module):
 
         def value(x_adv):
             if isinstance(self.logits_fn, Draws):
-                each = self.logits_fn.each(x_adv, key=key)
-                losses = jax.vmap(lambda logits: loss(logits, self.y, self.target))(each)
-                return jnp.mean(losses), jnp.mean(each, axis=0)
+                logits_of_draws = self.logits_fn.each(x_adv, key=key)
+                losses = jax.vmap(lambda logits: loss(logits, self.y, self.target))(logits_of_draws)
+                return jnp.mean(losses), jnp.mean(logits_of_draws, axis=0)
             logits = self.logits(x_adv, key)
             return loss(logits, self.y, self.target), logits
 
@@ -160,8 +161,8 @@ class BestAdversarial(eqx.Module):
         """After one more evaluation: the nearest misclassified image rather than the worst."""
         margin, ball = logit_margin(logits, problem.y), problem.ball
         distance, reached = ball.norm(x_adv - problem.x), problem.reached(x_adv)
-        known = jnp.where(self.margin < 0, ball.norm(self.x_adv - problem.x), jnp.inf)
-        nearer = (margin < 0) & reached & (distance < known)
+        best_distance = jnp.where(self.margin < 0, ball.norm(self.x_adv - problem.x), jnp.inf)
+        nearer = (margin < 0) & reached & (distance < best_distance)
         return self._after(problem, x_adv, logits, margin, nearer, reached, attacked)
 
     def _after(

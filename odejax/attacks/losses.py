@@ -1,6 +1,6 @@
 """What gradient attacks climb: `loss(logits, y, target=None) -> scalar`, larger is worse.
 
-Without `target` a loss leaves class y; with one it moves from y to the class `target`.
+Without `target` a larger loss is further from class y; with one it is nearer to class `target`.
 """
 
 import jax
@@ -23,8 +23,8 @@ def cross_entropy(logits: Logits, y: Label, target: Label | None = None) -> Scal
     >>> round(float(odejax.attacks.cross_entropy(jnp.array([1.0, 1.0]), 0)), 4)  # log 2
     0.6931
     """
-    c = y if target is None else target
-    others = jnp.where(jnp.arange(len(logits)) == c, -jnp.inf, logits - logits[c])
+    label = y if target is None else target
+    others = jnp.where(jnp.arange(len(logits)) == label, -jnp.inf, logits - logits[label])
     loss = jax.nn.softplus(jax.nn.logsumexp(others))
     return loss if target is None else -loss
 

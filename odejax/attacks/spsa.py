@@ -102,12 +102,12 @@ class SPSA(AbstractIterativeAttack):
         gradient = state.gradient + jnp.where(second, estimate, 0.0)
 
         # The last pair is in: a step, and the next iterate's gradient from nothing.
-        end = place == 2 * self.samples
+        end_of_iteration = place == 2 * self.samples
         update, adam = optax.adam(self.learning_rate).update(-gradient / self.samples, state.adam)
         moved = jnp.asarray(optax.apply_updates(state.x_adv, update))
         climbed = problem.ball.project(moved, problem.x)
         x_adv, adam, gradient = jax.tree.map(
-            lambda a, b: jnp.where(end, a, b),
+            lambda a, b: jnp.where(end_of_iteration, a, b),
             (climbed, adam, jnp.zeros_like(gradient)),
             (state.x_adv, state.adam, gradient),
         )

@@ -130,11 +130,11 @@ def _change_linf(best: Image, x: Image, ball: AbstractBall, sides, stage, key: K
 
 
 def _change_l2(best: Image, x: Image, ball: AbstractBall, sides, stage, key: Key) -> Image:
-    here_key, there_key, turn_key, sign_key = jax.random.split(key, 4)
+    window_key, other_key, turn_key, sign_key = jax.random.split(key, 4)
     h, w, channels = x.shape
     side, delta = jnp.asarray(sides)[stage], best - x
-    (row, column), here = _window(x.shape, side, here_key)
-    _, there = _window(x.shape, side, there_key)
+    (row, column), window = _window(x.shape, side, window_key)
+    _, other_window = _window(x.shape, side, other_key)
 
     def norm(v):  # of each channel
         return jnp.sqrt(jnp.sum(v**2, axis=(0, 1)))
@@ -149,12 +149,12 @@ def _change_l2(best: Image, x: Image, ball: AbstractBall, sides, stage, key: Key
     bump = jax.lax.dynamic_slice(jnp.asarray(padded), start, (1, 1, h, w))[0, 0, ..., None]
     bump = bump * jax.random.rademacher(sign_key, (channels,), x.dtype)
 
-    old = delta * here / (1e-12 + norm(delta * here))
+    old = delta * window / (1e-12 + norm(delta * window))
     new = bump + old
     unused = jnp.maximum(ball.eps**2 - jnp.sum(delta**2), 0.0) / channels
-    budget = jnp.sqrt(unused + norm(delta * (here | there)) ** 2)
+    budget = jnp.sqrt(unused + norm(delta * (window | other_window)) ** 2)
     new = new / (1e-12 + norm(new)) * budget
-    delta = jnp.where(here, new, jnp.where(there, 0.0, delta))
+    delta = jnp.where(window, new, jnp.where(other_window, 0.0, delta))
     return ball.project(x + ball.eps * ball.steepest(delta), x)
 
 

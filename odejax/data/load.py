@@ -118,11 +118,11 @@ def _tfds(name, split, data_dir):
     """Images, labels, and the version and encoding of the prepared data."""
     folder = _data_dir(data_dir)
     cached = _cached(folder, name, split)
-    if cached is not None and (found := _read(cached)) is not None:
-        return found
+    if cached is not None and (decoded := _read(cached)) is not None:
+        return decoded
     _prepare(name, folder)
     try:
-        found = _decode(name, split, folder)
+        decoded = _decode(name, split, folder)
     except Exception as error:  # whatever its readers make of damaged records
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataNotFoundError(
@@ -130,8 +130,8 @@ def _tfds(name, split, data_dir):
         ) from error
     cached = _cached(folder, name, split)
     assert cached is not None
-    _store(cached, *found)
-    return found
+    _store(cached, *decoded)
+    return decoded
 
 
 def _data_dir(data_dir):
@@ -176,8 +176,8 @@ def _decode(name, split, folder):
 
 
 def _encoding(stored: bytes) -> str:
-    known = (name for start, name in _ENCODINGS.items() if stored.startswith(start))
-    return next(known, "an unknown format")
+    matches = (name for start, name in _ENCODINGS.items() if stored.startswith(start))
+    return next(matches, "an unknown format")
 
 
 def _read(cached):
@@ -222,7 +222,7 @@ def _store(cached, images, labels, stored):
 
 
 def _forget_killed(folder):
-    """What a process that was killed left behind an hour ago or more."""
+    """Remove what a process that was killed an hour ago or more did not finish."""
     for left in folder.glob(f"{_UNFINISHED}*"):
         if time.time() - left.stat().st_mtime > 3600:
             shutil.rmtree(left, ignore_errors=True)

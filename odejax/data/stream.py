@@ -58,9 +58,9 @@ class StreamedDataset:
     @cached_property
     def digest(self) -> int:
         """Of ten images and labels, by which a checkpoint knows the data set."""
-        some = np.linspace(0, len(self) - 1, 10, dtype=int).tolist()
+        sampled_rows = np.linspace(0, len(self) - 1, 10, dtype=int).tolist()
         digest = 0
-        for image, label in zip(*self._batch(some, self.image_shape), strict=True):
+        for image, label in zip(*self._batch(sampled_rows, self.image_shape), strict=True):
             digest = zlib.crc32(image.tobytes(), digest ^ int(label))
         return digest
 
@@ -82,16 +82,16 @@ class StreamedDataset:
         items = grain.MapDataset.source(parts).map(lambda rows: self._batch(rows, shape))
         buffered = max(ahead * -(-batch_size // size), self.threads)
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=buffered)
-        found = iter(items.to_iter_dataset(options))
+        parts_read = iter(items.to_iter_dataset(options))
         for batch in batches:
-            read = [next(found) for _ in range(0, len(batch), size)]
+            read = [next(parts_read) for _ in range(0, len(batch), size)]
             images, labels = zip(*read, strict=True)
             yield np.concatenate(images), np.concatenate(labels)
 
     def _batch(self, rows: list[int], shape: tuple[int, ...]):
         read: Any = getattr(self.source, "__getitems__", None)
-        found = [self.source[i] for i in rows] if read is None else read(rows)
-        checked = [self._checked(i, row, shape) for i, row in zip(rows, found, strict=True)]
+        rows_read = [self.source[i] for i in rows] if read is None else read(rows)
+        checked = [self._checked(i, row, shape) for i, row in zip(rows, rows_read, strict=True)]
         images, labels = zip(*checked, strict=True)
         return np.stack(images), np.asarray(labels)
 

@@ -140,8 +140,8 @@ def energy_penalty(kinetic: float, jacobian: float) -> Penalty:
     def penalty(model, state, images, *, key):
         _check_has(model, "energies(x, state, ...)", "DenseODENet")
         energies = vmap_batch(lambda x, key: model.energies(x, state, key=key))
-        of_flow, of_jacobian = energies(images, jax.random.split(key, len(images)))
-        return kinetic * jnp.mean(of_flow) + jacobian * jnp.mean(of_jacobian)
+        flow_energy, jacobian_energy = energies(images, jax.random.split(key, len(images)))
+        return kinetic * jnp.mean(flow_energy) + jacobian * jnp.mean(jacobian_energy)
 
     return penalty
 
@@ -164,10 +164,10 @@ def orthogonality_penalty(model, state: State, images, *, key: Key) -> Scalar:
     return model.orthogonality()
 
 
-def _check_has(model, call: str, such_as: str):
+def _check_has(model, call: str, example: str):
     if not hasattr(model, call.partition("(")[0]):
         raise ValueError(
-            f"this penalty is for models with {call}, such as {such_as}; "
+            f"this penalty is for models with {call}, such as {example}; "
             f"{type(model).__name__} has none"
         )
 

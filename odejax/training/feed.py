@@ -48,16 +48,17 @@ class Streamed:
         n = len(order) // self.batch_size
         rows = np.asarray(order)[: n * self.batch_size].reshape(n, self.batch_size)
         length = min(self.length, n)
-        mine = rows[:, self._rows_of_this_process()]
+        local_rows = rows[:, self._rows_of_this_process()]
         # Here and not in the reader, whose thread knows of no mesh.
         sharding = None if mesh_size() == 1 else self._sharding()
-        reading = closing(self.dataset.read(mine.ravel(), mine.shape[1], ahead=length))
+        reading = closing(self.dataset.read(local_rows.ravel(), local_rows.shape[1], ahead=length))
         with reading as batches, ThreadPoolExecutor(1) as reader:
 
             def window(first: int):
-                found = [next(batches) for _ in range(first, min(first + length, n))]
-                found += found[-1:] * (length - len(found))  # one shape for all
-                return [self._global(np.stack(part), sharding) for part in zip(*found, strict=True)]
+                pairs = [next(batches) for _ in range(first, min(first + length, n))]
+                pairs += pairs[-1:] * (length - len(pairs))  # one shape for all
+                images, labels = zip(*pairs, strict=True)
+                return [self._global(np.stack(part), sharding) for part in (images, labels)]
 
             ahead = reader.submit(window, 0)
             for first in range(0, n, length):
@@ -77,8 +78,9 @@ class Streamed:
     def _rows_of_this_process(self) -> np.ndarray:
         if mesh_size() == 1:
             return np.arange(self.batch_size)
-        mine: Any = self._sharding().addressable_devices_indices_map((1, self.batch_size)).values()
-        return np.unique(np.concatenate([np.arange(self.batch_size)[rows] for _, rows in mine]))
+        by_device: Any = self._sharding().addressable_devices_indices_map((1, self.batch_size))
+        rows = [np.arange(self.batch_size)[rows] for _, rows in by_device.values()]
+        return np.unique(np.concatenate(rows))
 
     def _global(self, rows: np.ndarray, sharding: NamedSharding | None):
         if sharding is None:

@@ -25,8 +25,8 @@ def solve_statistics(
         return {}
     images = _first_images(dataset)
     model, state = on_mesh((eqx.nn.inference_mode(model), state))
-    told = _statistics(model, state, images)
-    record = {name: float(np.mean(to_host(values))) for name, values in told.items()}
+    statistics = _statistics(model, state, images)
+    record = {name: float(np.mean(to_host(values))) for name, values in statistics.items()}
     if record["unsolved"] > 0:
         warnings.warn(
             f"epoch {epoch}: {record['unsolved']:.1%} of {len(images)} solves need more than "
@@ -48,8 +48,8 @@ def _first_images(dataset: ArrayDataset | StreamedDataset) -> np.ndarray:
 
 @eqx.filter_jit
 def _statistics(model, state, images):
-    def one(x):
+    def statistics_of_image(x):
         _, _, solution = model.with_solution(as_pixels(x), jax.tree.map(lambda a: a, state))
         return model.ode.statistics(solution)
 
-    return jax.vmap(one)(images)
+    return jax.vmap(statistics_of_image)(images)

@@ -86,11 +86,11 @@ class YOPO(AbstractGradientRule):
             x_adv, adjoint, state, gradient = total
 
             def inner(x_adv, _):
-                def one(x_adv, p, x):
+                def ascend(x_adv, p, x):
                     _, pull_back = jax.vjp(lambda x: self.apply(layer, x), x_adv)
                     return ball.project(x_adv + size * ball.steepest(pull_back(p)[0]), x)
 
-                return jax.vmap(one)(x_adv, adjoint, images), None
+                return jax.vmap(ascend)(x_adv, adjoint, images), None
 
             # Before the first adjoint is known it is 0, and these steps stay where they are.
             x_adv, _ = jax.lax.scan(inner, x_adv, None, length=self.n)
@@ -119,12 +119,12 @@ class YOPO(AbstractGradientRule):
     def _logits(self, model, state, images, taps, key):
         """Logits with an array for each image added to what the first layer says of it."""
 
-        def one(x, tap, key):
+        def tapped_logits(x, tap, key):
             tapped = eqx.tree_at(self.first, model, _Tapped(self.first(model), tap))
             return tapped(x, state, key=key)
 
         keys = jax.random.split(key, len(images))
-        return vmap_batch(one, out_axes=(0, None))(images, taps, keys)
+        return vmap_batch(tapped_logits, out_axes=(0, None))(images, taps, keys)
 
 
 class _Tapped(eqx.Module):
