@@ -159,7 +159,9 @@ class LinfBall(AbstractBall):
         return self.clip(jnp.clip(x_adv, x - self.eps, x + self.eps))
 
     def _held(self, nearest: Image, inwards: Image, x: Image) -> Image:
-        return jnp.where(jnp.abs(nearest - x) <= self.eps + PIXEL_ROUNDING, nearest, inwards)  # by pixel
+        return jnp.where(
+            jnp.abs(nearest - x) <= self.eps + PIXEL_ROUNDING, nearest, inwards
+        )  # by pixel
 
     def steepest(self, gradient: Image) -> Image:
         return jnp.sign(gradient)

@@ -122,8 +122,7 @@ class RelativeStep(eqx.Module):
 
     Raises `ValueError` unless `share` is finite and positive.
 
-    >>> from odejax import LinfBall
-    >>> float(RelativeStep(0.25)(LinfBall(0.5)))
+    >>> float(odejax.attacks.RelativeStep(0.25)(odejax.LinfBall(0.5)))
     0.125
     """
 

@@ -17,7 +17,7 @@ def attack_flags(
     labels: np.ndarray,
     ball: AbstractBall,
     *,
-    key: Key,
+    key: Key | int,
     batch_size: int = 64,
     judge: LogitsFn | None = None,
 ) -> tuple[Flag, ...]:

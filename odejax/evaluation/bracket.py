@@ -52,6 +52,17 @@ class Bracket(Shown):
     - `radius`: (n,) the largest certified radius in the ball's norm, 0 where misclassified.
     - `x_adv`: (n, h, w, c), for each image one that broke it, if any attack found one in this ball.
     - `judge`: the classifier that all of this is about: the network, or its mean over fixed draws.
+
+    >>> images, labels = np.full((4, 1, 2, 1), 0.5, np.float32), np.zeros(4, int)
+    >>> first_wins = lambda x: jnp.stack([x[0, 0, 0] + 0.1, x[0, 1, 0]])
+    >>> odejax.evaluation.bracket(
+    ...     first_wins, images, labels, odejax.LinfBall(0.2), attacks=odejax.attacks.FGSM, key=0
+    ... )
+    linf, eps 0.2, 4 images: 0 % (no certificate) <= robust accuracy <= 0.0 %
+                         accuracy (%)
+      clean                     100.0
+      under FGSM                  0.0
+      under all of them           0.0
     """
 
     ball: str
@@ -101,7 +112,19 @@ class Bracket(Shown):
 
 
 class Brackets(Shown, tuple[Bracket, ...]):
-    """Brackets of one network and set of images in balls of growing size."""
+    """Brackets of one network and set of images in balls of growing size: a tuple.
+
+    >>> images, labels = np.full((4, 1, 2, 1), 0.5, np.float32), np.zeros(4, int)
+    >>> first_wins = lambda x: jnp.stack([x[0, 0, 0] + 0.1, x[0, 1, 0]])
+    >>> balls = [odejax.LinfBall(eps) for eps in (0.04, 0.06)]
+    >>> odejax.evaluation.bracket(
+    ...     first_wins, images, labels, balls, attacks=odejax.attacks.FGSM, key=0
+    ... )
+    accuracy in %, 4 images
+      linf eps  clean  certified  attacked   FGSM
+      0.04      100.0       none     100.0  100.0
+      0.06      100.0       none       0.0    0.0
+    """
 
     def summaries(self) -> list[dict[str, Any]]:
         """The numbers of each, ready for JSON."""

@@ -21,6 +21,10 @@ class FlagKind:
 
     - `raised_if`: text in which {limit} stands for a limit, as it is used.
     - `limits`: numbers by name; shares of the images are fractions.
+
+    >>> kind = odejax.evaluation.FLAGS["vanishing gradients"]
+    >>> kind.share, kind.least
+    (0.1, 1e-12)
     """
 
     def __init__(self, name: str, raised_if: str, why: str, what_to_do: str, **limits: float):
@@ -41,7 +45,7 @@ class FlagKind:
 class Flag(NamedTuple):
     """A raised flag: a name in `FLAGS`, and what was seen.
 
-    >>> flag = Flag("softmax output", "the outputs are probabilities")
+    >>> flag = odejax.evaluation.Flag("softmax output", "the outputs are probabilities")
     >>> print(flag)
     softmax output (the outputs are probabilities)
     >>> flag.kind.what_to_do
@@ -217,10 +221,13 @@ def survivor_flags(
     black_box: Mapping[str, np.ndarray],
     transfer: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[Flag, ...]:
-    """The flags from comparing attacks: (n,) bool by attack, which images are still correct.
+    """The flags from comparing attacks (see `FLAGS`).
+
+    - `white_box`, `black_box`, `transfer`: by attack, (n,) bool, which images are still correct
+      under gradient attacks, attacks without gradients, and images crafted on other networks.
 
     >>> pgd, square = np.array([True, True, True]), np.array([True, False, False])
-    >>> print(*survivor_flags({"PGD": pgd}, {"Square": square}))
+    >>> print(*odejax.evaluation.survivor_flags({"PGD": pgd}, {"Square": square}))
     black box beats white box (Square breaks 2 of 3 more)
     """
     if not white_box:
@@ -240,8 +247,8 @@ def survivor_flags(
 def step_flags(attack: Callable, ball: AbstractBall) -> tuple[Flag, ...]:
     """Whether the steps of an attack, or of one within it, are too short to cross the ball.
 
-    >>> from odejax import LinfBall, attacks
-    >>> print(*step_flags(attacks.PGD(10, step_size=0.001), LinfBall(0.1)))
+    >>> attack = odejax.attacks.PGD(10, step_size=0.001)
+    >>> print(*odejax.evaluation.step_flags(attack, odejax.LinfBall(0.1)))
     steps too short (PGD: 10 steps of 0.001, eps 0.1)
     """
     eps = float(ball.eps)
@@ -270,9 +277,18 @@ def noise_flags(attack: Callable, deterministic: bool) -> tuple[Flag, ...]:
 def sequence_flags(
     attack: AutoAttack, targets: np.ndarray, broken_by: np.ndarray
 ) -> tuple[Flag, ...]:
-    """Whether the black-box attacks at the end of a sequence broke what its white-box ones left.
+    """Whether black-box attacks at the end of a sequence broke images that no white-box one did.
 
-    `targets` (n,) bool: which images were attacked; `broken_by` (n,): an `AttackReport`'s.
+    - `attack`: the sequence.
+    - `targets` (n,) bool: which images were attacked.
+    - `broken_by` (n,): an `AttackReport`'s.
+
+    >>> attack = odejax.attacks.AutoAttack(
+    ...     {"PGD": odejax.attacks.PGD(), "Square": odejax.attacks.Square()}
+    ... )
+    >>> targets, broken_by = np.ones(4, bool), np.array([0, 1, 1, -1])
+    >>> print(*odejax.evaluation.sequence_flags(attack, targets, broken_by))
+    black box beats white box (Square breaks 2 of 4 more)
     """
     black = [is_black_box(one) for one in attack.attacks.values()]
     last_white = max((i for i, one in enumerate(black) if not one), default=-1)

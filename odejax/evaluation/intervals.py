@@ -12,7 +12,7 @@ def confidence_interval(successes: int, n: int, *, level: float = 0.95) -> tuple
 
     Raises `ValueError` unless 0 <= successes <= n, n >= 1 and 0 < level < 1.
 
-    >>> low, high = confidence_interval(90, 100)
+    >>> low, high = odejax.evaluation.confidence_interval(90, 100)
     >>> round(low, 3), round(high, 3)
     (0.824, 0.951)
 

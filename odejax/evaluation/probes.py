@@ -41,7 +41,7 @@ def masking_flags(
     labels: np.ndarray,
     ball: AbstractBall,
     *,
-    key: Key,
+    key: Key | int,
     batch_size: int = 64,
 ) -> tuple[Flag, ...]:
     """The flags that the network's outputs and gradients raise (see `FLAGS`).

@@ -26,7 +26,11 @@ class ResultError(ValueError):
 
 
 def provenance(seed: int) -> dict[str, Any]:
-    """Seed, commit, versions, device and time of a measurement."""
+    """Seed, commit, versions, device and time of a measurement, ready for JSON.
+
+    >>> sorted(odejax.evaluation.provenance(seed=3))
+    ['commit', 'device', 'processor', 'seed', 'time', 'versions']
+    """
     device = jax.devices()[0]
     return {
         "seed": seed,
@@ -40,7 +44,18 @@ def provenance(seed: int) -> dict[str, Any]:
 
 
 def save_result(path: str | os.PathLike, kind: str, result: dict[str, Any]):
-    """Write `result` as JSON, whole or not at all. `kind` says which experiment it is of."""
+    """Write `result` as JSON with a digest, whole or not at all.
+
+    - `path`: the file; its folder is made.
+    - `kind`: which experiment it is of.
+    - `result`: what `json` can write.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> odejax.evaluation.save_result(f"{folder}/result.json", "table1", {"attacked": 0.25})
+    >>> odejax.evaluation.load_result(f"{folder}/result.json", "table1")["attacked"]
+    0.25
+    """
     path = local_path("path", path)
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {"format": FORMAT, "kind": kind, **result}
@@ -50,7 +65,15 @@ def save_result(path: str | os.PathLike, kind: str, result: dict[str, Any]):
 
 
 def load_result(path: str | os.PathLike, kind: str) -> dict[str, Any]:
-    """Read what `save_result` wrote; `ResultError` for anything else, or a changed digit."""
+    """Read what `save_result` wrote.
+
+    Raises `ResultError` for another kind or format, anything else, or a changed digit.
+
+    >>> odejax.evaluation.load_result("no/such/file.json", "table1")
+    Traceback (most recent call last):
+        ...
+    odejax.evaluation.results.ResultError: the result file ... cannot be read: ...
+    """
     path = local_path("path", path)
     try:
         result = json.loads(path.read_text())
@@ -73,13 +96,21 @@ def _digest(result: dict[str, Any]) -> str:
 
 
 def encode_array(array: np.ndarray) -> dict[str, Any]:
-    """An array of pictures as JSON: float16 (finer than 8-bit pixels), base64."""
+    """An array of pictures as JSON: float16 (finer than 8-bit pixels), base64.
+
+    >>> odejax.evaluation.encode_array(np.zeros((1, 2)))
+    {'shape': [1, 2], 'float16': 'AAAAAA=='}
+    """
     data = base64.b64encode(np.ascontiguousarray(array, np.float16).tobytes()).decode()
     return {"shape": list(array.shape), "float16": data}
 
 
 def decode_array(encoded: dict[str, Any]) -> np.ndarray:
-    """What `encode_array` stored, as float32."""
+    """What `encode_array` stored, as float32.
+
+    >>> odejax.evaluation.decode_array({"shape": [1, 2], "float16": "AAAAAA=="})
+    array([[0., 0.]], dtype=float32)
+    """
     flat = np.frombuffer(base64.b64decode(encoded["float16"]), np.float16)
     return flat.reshape(encoded["shape"]).astype(np.float32)
 

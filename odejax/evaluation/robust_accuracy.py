@@ -47,6 +47,14 @@ class AttackReport(Shown):
     - `no_start`: (n,) bool, the images that count as correct because no attack found a point to
       begin at (`Boundary`): they were never attacked.
     - `flags`: why the accuracy may be too high (`FLAGS` says what each means).
+
+    >>> images, labels = np.full((4, 1, 2, 1), 0.5, np.float32), np.zeros(4, int)
+    >>> first_wins = lambda x: jnp.stack([x[0, 0, 0] + 0.1, x[0, 1, 0]])
+    >>> report = odejax.evaluation.robust_accuracy(
+    ...     first_wins, images, labels, odejax.LinfBall(0.2), odejax.attacks.FGSM(), key=0
+    ... )
+    >>> report.accuracy, report.after
+    (0.0, {'FGSM': 0.0})
     """
 
     accuracy: float
@@ -121,15 +129,14 @@ def robust_accuracy(
     the images or at what an attack evaluates in the ball; `RuntimeError` for an attack that leaves
     ball or box; `StateError` for a state file of another evaluation.
 
-    >>> from odejax import LinfBall, attacks, data, evaluation
-    >>> few = data.load("digits", "test").take(slice(20))
+    >>> few = odejax.data.load("digits", "test").take(slice(20))
     >>> ink_on_the_left = lambda x: jnp.stack([x[:, :4].sum(), x[:, 4:].sum()])
     >>> labels = jax.vmap(ink_on_the_left)(few.pixels).argmax(axis=1)
-    >>> report = evaluation.robust_accuracy(
-    ...     ink_on_the_left, few.images, labels, LinfBall(0.05), attacks.PGD(5), key=0
+    >>> report = odejax.evaluation.robust_accuracy(
+    ...     ink_on_the_left, few.images, labels, odejax.LinfBall(0.05), odejax.attacks.PGD(5), key=0
     ... )
     >>> report.accuracy
-    0.65
+    0.4
     """
     started = time.perf_counter()
     key, attack = as_key(key), as_method("attack", attack)

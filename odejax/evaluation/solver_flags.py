@@ -30,7 +30,17 @@ def solver_variants(predictor: Predictor, *, steps: int = 32) -> dict[str, Predi
     - "continuous adjoint": the network's solver, its gradient from solving the adjoint equation
       backwards, as many published neural ODEs compute it.
 
+    - `steps`: how many of the fixed steps there are.
+
     Raises `ValueError` for a network that is not a solve (its model has no `ode`).
+
+    >>> make = eqx.nn.make_with_state(odejax.models.ConvODENet)
+    >>> network = odejax.Predictor(*make((8, 8, 1), width=2, key=jax.random.key(0)))
+    >>> list(odejax.evaluation.solver_variants(network))
+    ['fixed steps', 'own steps', 'continuous adjoint']
+
+    Y. Huang et al., "Adversarial robustness of stabilized neural ODEs might be from obfuscated
+    gradients", MSML 2021, arXiv:2009.13145.
     """
     model = predictor.model
     if not hasattr(model, "ode"):
@@ -58,14 +68,17 @@ def gradient_cosines(
     labels: np.ndarray,
     variants: Mapping[str, LogitsFn],
     *,
-    key: Key,
+    key: Key | int,
 ) -> dict[str, np.ndarray]:
     """The cosine between the margin's input gradient and that through each variant, (n,) each.
 
-    >>> from odejax import data
-    >>> few = data.load("digits", "test").take(slice(2))
+    - `logits_fn`, `images`, `labels`, `key`: as for `robust_accuracy`.
+    - `variants`: other networks by name, such as `solver_variants`.
+
+    >>> few = odejax.data.load("digits", "test").take(slice(2))
     >>> linear, scaled = (lambda x, key: x.ravel()[:10]), (lambda x, key: 3 * x.ravel()[:10])
-    >>> gradient_cosines(linear, *few, {"scaled": scaled}, key=0)["scaled"].round(3).tolist()
+    >>> found = odejax.evaluation.gradient_cosines(linear, *few, {"scaled": scaled}, key=0)
+    >>> found["scaled"].round(3).tolist()
     [1.0, 1.0]
     """
     key = as_key(key)
@@ -84,9 +97,17 @@ def solver_flags(
     labels: np.ndarray,
     ball: AbstractBall,
     *,
-    key: Key,
+    key: Key | int,
 ) -> tuple[Flag, ...]:
-    """The flags of a network that is an ODE solve (see `FLAGS`); none for any other network."""
+    """The flags of a network that is an ODE solve (see `FLAGS`); none for any other network.
+
+    - the arguments: as for `masking_flags`.
+
+    >>> few = odejax.data.load("digits", "test").take(slice(2))
+    >>> no_solve = lambda x: x.ravel()[:10]
+    >>> odejax.evaluation.solver_flags(no_solve, *few, odejax.LinfBall(0.1), key=0)
+    ()
+    """
     key = as_key(key)
     check_ball(ball)
     images, labels = check_arrays(images, labels)

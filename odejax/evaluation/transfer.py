@@ -22,6 +22,16 @@ class TransferMatrix(Shown):
 
     `accuracy` (oracles, targets); `correct` (oracles, targets, n); `clean` (targets,).
     Where an oracle is its own target the figure is the white-box one.
+
+    >>> images, labels = np.full((4, 1, 2, 1), 0.5, np.float32), np.zeros(4, int)
+    >>> networks = {"a": lambda x: jnp.stack([x[0, 0, 0] + 0.1, x[0, 1, 0]])}
+    >>> odejax.evaluation.transfer_matrix(
+    ...     networks, images, labels, odejax.LinfBall(0.2), odejax.attacks.FGSM(), key=0
+    ... )
+    accuracy in %, 4 images
+                     of a
+      clean         100.0
+      crafted on a    0.0
     """
 
     oracles: tuple[str, ...]
