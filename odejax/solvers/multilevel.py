@@ -89,8 +89,8 @@ def multilevel_feynman_kac(
     constant almost everywhere a first batch may see nothing; give it a larger one.
 
     - `terminal`, `drift`, `noise`, `x`, `t1`: as in `feynman_kac`.
-    - `steps`: of each level, each a multiple of the one before ((1, 2, 4, 8, 16)); the estimate is that
-      of `feynman_kac` with those of the finest.
+    - `steps`: of each level, each a multiple of the one before ((1, 2, 4, 8, 16)); the estimate is
+      that of `feynman_kac` with those of the finest.
     - `standard_error`: the one asked for.
     - `batch`: paths drawn at once (1024).
 
