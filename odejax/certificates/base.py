@@ -25,6 +25,14 @@ class CertificateResult(eqx.Module):
     - `radius`: in the norm of the ball; no image of [0, 1] nearer than it changes `label`. The
       proof is in real numbers; `MARGIN_ROUNDING` is taken off first for those of the machine.
     - `certified`: `label` is `y`, and `radius` is at least the ball's eps.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> label, radius = jnp.asarray(3), jnp.asarray(0.25)
+        >>> result = odejax.certificates.CertificateResult(label, radius, jnp.asarray(True))
+        >>> float(result.radius)
+        0.25
+
+    Tsuzuku et al. (2018), arXiv:1802.04034, for a certified radius of a margin.
     """
 
     label: Int[Array, "*batch"]
@@ -33,7 +41,23 @@ class CertificateResult(eqx.Module):
 
 
 class AbstractCertificate(eqx.Module):
-    """`certificate(predictor, x, y, ball, key=key) -> CertificateResult`; batch with `vmap`."""
+    """A proof: `certificate(predictor, x, y, ball, key=key)` is a `CertificateResult`; use `vmap`.
+
+        argmax f(x') = argmax f(x) for all x' of the box with |x' - x| < radius
+
+    A subclass defines `radius(predictor, x, logits, ball)`. Raises `ValueError` for a model that
+    the certificate says nothing about.
+
+    - `predictor`: a frozen network.
+    - `x`, `y`: one image (h, w, c) in [0, 1], and its label.
+    - `ball`: the threat model, whose norm the radius is in.
+
+        >>> import odejax
+        >>> issubclass(odejax.certificates.LipschitzMargin, odejax.certificates.AbstractCertificate)
+        True
+
+    Two of them: Zhang et al. (2018), arXiv:1811.00866; Tsuzuku et al. (2018), arXiv:1802.04034.
+    """
 
     @abc.abstractmethod
     def radius(self, predictor: Predictor, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
@@ -71,7 +95,17 @@ class AbstractCertificate(eqx.Module):
 class AbstractLipschitzCertificate(AbstractCertificate):
     """A certificate whose proof is a Lipschitz constant, for all x, in the one norm `norm`.
 
-    It is carried over to the ball's norm by ||v||_inf <= ||v||_2 <= sqrt(n) ||v||_inf.
+        radius = min_j (z_label - z_j) / L_j
+
+    It is carried over to the ball's norm by ||v||_inf <= ||v||_2 <= sqrt(n) ||v||_inf. A subclass
+    states `norm`, a class variable, and defines `margin_lipschitz(predictor, label)`, L_j; and
+    `rounding`, where float32 may lose what is not in proportion to the logits.
+
+        >>> import odejax
+        >>> odejax.certificates.LipschitzMargin.norm.__name__
+        'L2Ball'
+
+    Tsuzuku et al. (2018), arXiv:1802.04034.
     """
 
     norm: eqx.AbstractClassVar[type[AbstractBall]]

@@ -29,6 +29,8 @@ Lines = tuple[Float[Array, " width"], Float[Array, " width"], Float[Array, " wid
 class LinearRelaxation(AbstractCertificate):
     """Certifies fully connected nets of nmODE (`NmODENet`, `MLP`) or of ReLU (`MLP`).
 
+        a gamma + low <= y(gamma) <= a gamma + high in each neuron's interval
+
     For a flow map the lines are its chord's, moved to enclose it: `nodes` + 1 points in the
     interval, and between two of them the curvature's bound, spacing^2 / 8 max |y''|; where a
     constant is the better enclosure, that. Of both, whichever proves the larger margin is used for
@@ -36,6 +38,20 @@ class LinearRelaxation(AbstractCertificate):
 
     The radius asked for, `ball.eps`, is tried first, and then the largest one is sought in
     `bisections` halvings. Intervals of deeper layers come from those of the layer before.
+
+    - `nodes`: pieces of a neuron's interval (16).
+    - `bisections`: halvings of the radius (10).
+
+    Raises `ValueError` for counts below 1, and for another network.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> make, key = eqx.nn.make_with_state(odejax.models.MLP), jax.random.key(0)
+        >>> net = odejax.Predictor(*make((2, 2, 1), width=4, depth=1, key=key))
+        >>> certify = eqx.filter_jit(odejax.certificates.LinearRelaxation())
+        >>> float(certify(net, jnp.ones((2, 2, 1)), 0, odejax.LinfBall(0.1), key=key).radius) > 0
+        True
+
+    Zhang et al. (2018), arXiv:1811.00866, with parallel lines.
     """
 
     nodes: int = eqx.field(static=True, default=16)

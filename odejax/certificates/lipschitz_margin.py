@@ -12,14 +12,29 @@ from .base import AbstractLipschitzCertificate
 
 
 class LipschitzMargin(AbstractLipschitzCertificate):
-    """A net that is L-Lipschitz in l2 keeps its class within (z_y - max_j z_j) / (sqrt(2) L).
+    """A net that is L-Lipschitz in l2 keeps its class within a radius in proportion to its margin.
+
+        radius = (z_y - max_j z_j) / (sqrt(2) L)
 
     z_y - z_j is <e_y - e_j, z>, and ||e_y - e_j||_2 = sqrt(2). For every model that proves its
     constant as `model.lipschitz_bound()`, from pixels in [0, 1] to logits. One that tells the
     constant of every difference, `model.margin_bounds(y)`, is certified by these: the rows of its
-    last matrix may lie closer than sqrt(2) times its norm (Tsuzuku et al. 2018). What sums lose on
-    the way is taken off: the model must state it, as `model.float32_error(x, radius)`, how far
-    float32 may take the logits off, in l2, an affine function of the radius.
+    last matrix may lie closer than sqrt(2) times its norm. What sums lose on the way is taken off:
+    the model must state it, as `model.float32_error(x, radius)`, how far float32 may take the
+    logits off, in l2, an affine function of the radius.
+
+    Raises `ValueError` for a model without `lipschitz_bound` or `float32_error`.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> certificate = odejax.certificates.LipschitzMargin()
+        >>> def radius(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.LipschitzNet)
+        ...     net = odejax.Predictor(*make((8, 8, 1), key=key))
+        ...     return certificate(net, x, 0, odejax.L2Ball(0.1), key=key).radius
+        >>> jax.eval_shape(radius, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        ()
+
+    Tsuzuku et al. (2018), arXiv:1802.04034.
     """
 
     norm: ClassVar[type[L2Ball]] = L2Ball

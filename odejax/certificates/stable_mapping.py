@@ -27,8 +27,20 @@ from .base import (
 
 
 class StableMapping(AbstractLipschitzCertificate):
-    """Eq. (4) as published: ||y - y'||_inf <= tau / (lam - 1) ||x - x'||_inf at every time,
-    tau = max_k ||w_k||_1; a factor for each stacked layer. Needs lam > 1 (`ValueError`).
+    """Eq. (4) of *nmode* as published: a certificate of an `NmODENet`, in both norms.
+
+        ||y - y'||_inf <= tau / (lam - 1) ||x - x'||_inf at every time,  tau = max_k ||w_k||_1
+
+    A factor for each stacked layer.
+
+    Raises `ValueError` for lam <= 1, activations other than sin^2, a solved nmODE, and another
+    network.
+
+        >>> import odejax
+        >>> odejax.certificates.StableMapping.norm.__name__
+        'LinfBall'
+
+    Luo, He and Yi (2024), *A stable mapping of nmODE*, Theorem 1.
     """
 
     norm: ClassVar[type[LinfBall]] = LinfBall
@@ -52,8 +64,18 @@ class StableMapping(AbstractLipschitzCertificate):
 class FiniteTimeStableMapping(AbstractLipschitzCertificate):
     """The same proof stopped at t1, and each neuron with its own row of W.
 
-    The slope is at most (1 - e^{-(lam - 1) t1}) / (lam - 1), a tenth of Eq. (4)'s at lam = 3 and
-    t1 = 0.05, and no larger for any t1; sum_k |v_yk - v_jk| ||w_k||_1 replaces tau times the sum.
+        |dy/dgamma| <= (1 - e^{-(lam - 1) t1}) / (lam - 1)
+
+    A tenth of Eq. (4)'s at lam = 3 and t1 = 0.05, and no larger for any t1;
+    sum_k |v_yk - v_jk| ||w_k||_1 replaces tau times the sum.
+
+    Raises `ValueError` for activations other than sin^2, a solved nmODE, and another network.
+
+        >>> import odejax
+        >>> round(odejax.models.NmODE(lam=3.0, t1=0.05).slope_bound(), 4)
+        0.0476
+
+    Luo, He and Yi (2024), *A stable mapping of nmODE*, from the inequality behind Theorem 1.
     """
 
     norm: ClassVar[type[LinfBall]] = LinfBall
@@ -70,8 +92,19 @@ class FiniteTimeStableMapping(AbstractLipschitzCertificate):
 class FlowMapSlope(AbstractCertificate):
     """The same with the flow map's own largest slope, max_gamma |dy/dgamma|, in place of a bound.
 
+        |y - y'|_k <= max_gamma |dy/dgamma| ||w_k||_* ||x - x'||
+
     In l2 each neuron moves by at most slope * ||w_k||_2, and all of them together, a vector, by
     slope * ||W||_2: the smaller of the two growths counts for each pair of classes.
+
+    Raises `ValueError` for a solved nmODE, and another network.
+
+        >>> import odejax
+        >>> nmode = odejax.models.NmODE(lam=3.0, t1=1.0)
+        >>> nmode.flow_map.max_slope() < nmode.slope_bound()
+        True
+
+    Luo, He and Yi (2024), *A stable mapping of nmODE*, with the slope of the flow itself.
     """
 
     def radius(self, predictor: Predictor, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:

@@ -13,13 +13,29 @@ from .ode_solve import ODESolve
 
 
 class AugmentedODENet(AbstractODENet):
-    """y' = f(t, y), y(0) = [x, 0], logits = W ravel(y(t1)) + b (Dupont et al. 2019).
+    """A neural ODE whose state is the image itself beside channels of zeros: image to logits.
 
-    The image itself is the state, with `augment` channels of zeros beside it (none: their NODE). f
-    is conv1x1, ReLU, conv3x3, ReLU, conv1x1, of `width` channels inside.
+        y' = f(t, y),  y(0) = [x, 0],  logits = W ravel(y(t1)) + b
 
-    - `time`: every convolution sees the time as a further, constant channel.
+    f is conv1x1, ReLU, conv3x3, ReLU, conv1x1, of `width` channels inside.
+
+    - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
+    - `width`: channels inside f (64).
+    - `augment`: channels of zeros (5); with none this is their NODE.
+    - `time`: every convolution sees the time as a further, constant channel (False).
     - `solve`: how it is solved, the arguments of `ODESolve`, such as `t1` and `solver`.
+
+    Raises `ValueError` for sizes that are no counts, and what `ODESolve` refuses.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.AugmentedODENet)
+        ...     model, state = make((8, 8, 1), width=4, key=key)
+        ...     return model(x, state)[0]
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    Dupont et al. (2019), arXiv:1904.01681.
     """
 
     convs: tuple[Conv, Conv, Conv]

@@ -38,10 +38,25 @@ def check_image_shape(image_shape: Sequence[int], n_classes: int) -> ImageShape:
 
 
 class Conv(eqx.Module):
-    """A 2-D convolution, He initialised: variance 2 / fan-in, without a bias 2 / fan-out.
+    """A 2-D convolution of (h, w, inputs) to (h2, w2, outputs), He initialised.
+
+        y = conv2d(x, kernel) + bias,  kernel ~ N(0, 2 / fan-in), without a bias N(0, 2 / fan-out)
 
     A bias is of no use in front of a norm. Those who leave it out (the pre-activation ResNets of
     *enresnet*) count the fan as in their code.
+
+    - `inputs`, `outputs`, `size`: channels, and the side of the kernel in pixels.
+    - `stride`, `padding`: in pixels (1, and 0 zeros on each side).
+    - `bias`: whether there is one (True); it starts at 0.
+
+    Raises `ValueError` for sizes that are no counts.
+
+        >>> import jax, jax.numpy as jnp, odejax
+        >>> conv = odejax.models.Conv(1, 8, 3, stride=2, padding=1, key=jax.random.key(0))
+        >>> conv(jnp.zeros((8, 8, 1))).shape
+        (4, 4, 8)
+
+    He et al. (2015), arXiv:1502.01852.
     """
 
     kernel: Float[Array, "k k i o"]
@@ -79,13 +94,29 @@ def with_time(y: Image, t: float | Scalar) -> Features:
 
 
 class ResidualField(eqx.Module):
-    """f = conv3x3 . relu . norm, twice or `layers` times, at constant width (pre-activation).
+    """The vector field of every convolutional family: `field(y, state) -> (dy, state)`.
 
-    The vector field of every convolutional family: `field(y, state) -> (dy, state)`.
+        f = conv3x3 . relu . norm, twice or `layers` times, at constant width (pre-activation)
 
-    - `time`: every convolution sees t as a further, constant channel: `field(y, state, t=t)`.
-    - `last_norm`: a norm behind the last convolution. With both this is the field of Chen et al.
-      (2018).
+    - `width`: the channels of y, (h, w, width), and of dy.
+    - `norm`: `GroupNorm` or `BatchNorm`, built as `norm(width)`.
+    - `layers`: how many convolutions (2).
+    - `time`: every convolution sees t as a further, constant channel: `field(y, state, t=t)`
+      (False).
+    - `last_norm`: a norm behind the last convolution (False). With both this is the field of Chen
+      et al. (2018, arXiv:1806.07366).
+
+    Raises `ValueError` for fewer than one layer.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def apply(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.ResidualField)
+        ...     module, state = make(4, odejax.models.GroupNorm, key=key)
+        ...     return module(x, state)[0]
+        >>> jax.eval_shape(apply, jax.random.key(0), jnp.zeros((6, 6, 4))).shape
+        (6, 6, 4)
+
+    He et al. (2016), arXiv:1603.05027.
     """
 
     norms: tuple[Callable, ...]
@@ -145,6 +176,23 @@ class Stem(eqx.Module):
 
     Halved until the feature map is about 6 pixels wide: 28 -> 26 -> 13 -> 6, the MNIST network of
     *ssp*; 8 x 8 digits are not halved.
+
+    - `image_shape`: (h, w, c) of an image.
+    - `width`: the channels of the features, (h2, w2, width).
+    - `norm`: `GroupNorm` or `BatchNorm`, built as `norm(width)`.
+
+    Raises `ValueError` for images below 5 x 5 pixels.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def apply(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.Stem)
+        ...     module, state = make((28, 28, 1), 4, odejax.models.GroupNorm, key=key)
+        ...     return module(x, state)[0]
+        >>> jax.eval_shape(apply, jax.random.key(0), jnp.zeros((28, 28, 1))).shape
+        (6, 6, 4)
+
+    Kim et al. (2020), arXiv:2010.10047; the same stem is that of Chen et al. (2018),
+    arXiv:1806.07366.
     """
 
     convs: list[Conv]
@@ -171,7 +219,22 @@ class Stem(eqx.Module):
 
 
 class Head(eqx.Module):
-    """Features to logits: norm, ReLU, global average pool, linear."""
+    """Features (h, w, width) to logits: norm, ReLU, global average pool, linear.
+
+    - `width`: the channels of the features.
+    - `n_classes`: the number of logits.
+    - `norm`: `GroupNorm` or `BatchNorm`, built as `norm(width)`.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def apply(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.Head)
+        ...     module, state = make(4, 10, odejax.models.GroupNorm, key=key)
+        ...     return module(x, state)[0]
+        >>> jax.eval_shape(apply, jax.random.key(0), jnp.zeros((6, 6, 4))).shape
+        (10,)
+
+    He et al. (2016), arXiv:1603.05027.
+    """
 
     norm: Callable
     linear: eqx.nn.Linear

@@ -20,14 +20,31 @@ from .ode_solve import ODESolve
 
 
 class ConvODENet(AbstractODENet):
-    """y' = f(t, y), y(0) = stem(x), logits = head(y(t1)), f norm-ReLU-conv `layers` times.
+    """A convolutional neural ODE: image to logits.
 
-    - `time`, `last_norm`: see `ResidualField`; with both, `width=64` and
+        y' = f(t, y),  y(0) = stem(x),  logits = head(y(t1)),  f norm-ReLU-conv `layers` times
+
+    - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
+    - `width`, `layers`: channels (32), and convolutions in f (2).
+    - `time`, `last_norm`: see `ResidualField` (both False); with both, `width=64` and
       `norm=partial(GroupNorm, groups=32)` this is the network of Chen et al. (2018) for MNIST.
+    - `norm`: built as `norm(width)` (`GroupNorm`).
     - `solve`: how it is solved, the arguments of `ODESolve`, such as `t1` and `solver`.
 
     *natural* Table A1: `width=128, layers=4, t1=100` for MNIST, `width=256, layers=5, t1=500` for
     CIFAR-10, reading its "convolution layers" as the field's; it does not say more.
+
+    Raises `ValueError` for `BatchNorm`, sizes that are no counts, and what `ODESolve` refuses.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.ConvODENet)
+        ...     model, state = make((8, 8, 1), width=4, key=key)
+        ...     return model(x, state)[0]
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    Chen et al. (2018), arXiv:1806.07366.
     """
 
     stem: Stem

@@ -19,7 +19,20 @@ Vector = Float[Array, " width"]
 
 
 class AbstractDenseField(eqx.Module):
-    """f(t, y) of states y in R^width, built as `field(width, keys)` of `n_keys` random keys."""
+    """f(t, y) of states y in R^width, built as `field(width, keys)` of `n_keys` random keys.
+
+    A subclass states `n_keys`, a class variable, and is given as `DenseODENet(field=...)`.
+
+        >>> import odejax
+        >>> class Decay(odejax.models.AbstractDenseField):
+        ...     n_keys = 0
+        ...     def __init__(self, width, keys): pass
+        ...     def __call__(self, t, y): return -y
+        >>> Decay(4, [])(0.0, 2.0)
+        -2.0
+
+    Chen et al. (2018), arXiv:1806.07366.
+    """
 
     n_keys: eqx.AbstractClassVar[int]
 
@@ -29,7 +42,19 @@ class AbstractDenseField(eqx.Module):
 
 
 class TanhField(AbstractDenseField):
-    """f(y) = V tanh(W y + b) + c, with as many hidden units as y has entries."""
+    """The field of the vanilla neural ODE, with as many hidden units as y has entries.
+
+        f(y) = V tanh(W y + b) + c
+
+    - `width`: the entries of y.
+    - `keys`: two random keys, (2,).
+
+        >>> import jax, jax.numpy as jnp, odejax
+        >>> odejax.models.TanhField(4, jax.random.split(jax.random.key(0)))(0.0, jnp.zeros(4)).shape
+        (4,)
+
+    Chen et al. (2018), arXiv:1806.07366.
+    """
 
     first: eqx.nn.Linear
     second: eqx.nn.Linear
@@ -43,12 +68,24 @@ class TanhField(AbstractDenseField):
 
 
 class HopfieldField(AbstractDenseField):
-    """f(y) = -y + tanh(W y + b): the state settles.
+    """A field whose state settles.
 
-    Over a long time it falls towards an attractor and forgets where it started at an exponential
-    rate: so do the gradients. With a long `t1` a `DenseODENet` of this field is the smallest neural
-    ODE with the settings of *natural* (t1 = 100, Dopri5) whose gradients say less about its
-    decisions than its decisions do.
+        f(y) = -y + tanh(W y + b)
+
+    Over a long time the state falls towards an attractor and forgets where it started at an
+    exponential rate: so do the gradients. With a long `t1` a `DenseODENet` of this field is the
+    smallest neural ODE with the settings of *natural* (t1 = 100, Dopri5) whose gradients say less
+    about its decisions than its decisions do.
+
+    - `width`: the entries of y.
+    - `keys`: one random key, (1,).
+
+        >>> import jax, jax.numpy as jnp, odejax
+        >>> field = odejax.models.HopfieldField(4, jax.random.split(jax.random.key(0), 1))
+        >>> field(0.0, jnp.zeros(4)).shape
+        (4,)
+
+    Hopfield (1984), *Proceedings of the National Academy of Sciences* 81.
     """
 
     recurrent: eqx.nn.Linear
@@ -62,11 +99,31 @@ class HopfieldField(AbstractDenseField):
 
 
 class DenseODENet(AbstractODENet):
-    """y' = f(t, y), y(0) = A x + a, logits = C y(t1) + d: all of the image is in the initial state.
+    """A fully connected neural ODE of any field: image to logits.
 
-    - `width`: the entries of y.
-    - `field`: f, an `AbstractDenseField`; by default `TanhField`, the vanilla neural ODE.
+        y' = f(t, y),  y(0) = A x + a,  logits = C y(t1) + d
+
+    All of the image is in the initial state.
+
+    - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
+    - `width`: the entries of y (128).
+    - `field`: f, a subclass of `AbstractDenseField`; by default `TanhField`, the vanilla neural
+      ODE.
     - `solve`: how it is solved, the arguments of `ODESolve`, such as `t1` and `solver`.
+
+    Raises `ValueError` for a field of another kind, sizes that are no counts, and what `ODESolve`
+    refuses.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> field = odejax.models.HopfieldField
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.DenseODENet)
+        ...     model, state = make((8, 8, 1), width=4, field=field, key=key)
+        ...     return model(x, state)[0]
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    Chen et al. (2018), arXiv:1806.07366.
     """
 
     inputs: eqx.nn.Linear

@@ -18,14 +18,30 @@ from .resnet import ResNet
 class EnResNet(eqx.Module):
     """The mean logits of `members` noise-injected ResNets, trained jointly (*enresnet* 3).
 
+        logits = (1 / n) sum_i z_i(x),  each layer x+ = x + F(x) + sigma N(0, I)
+
     Every member has weights of its own and adds sigma N(0, I) after each residual layer, with
     sigma = a sqrt(Var(x + F(x))): a Monte-Carlo estimate of the Feynman-Kac expectation. Noise is
     drawn at test time too, so every call needs a `key`.
 
-    - `base`: the network, with `settings` of its own: En2 ResNet20 is
+    - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
+    - `members`: n (2).
+    - `base`: the network (`ResNet`), with `settings` of its own: En2 ResNet20 is
       `EnResNet(image_shape, members=2, base=PreActResNet, depth=20, key=key)`.
     - `noise`: by default `RelativeNoise(0.1)`, per example; `RelativeNoise(0.1, BATCH_AXIS)` takes
       the variance over the batch, as the authors' code does.
+
+    Raises `ValueError` for fewer than one member, and when it is called without a key.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.EnResNet)
+        ...     model, state = make((8, 8, 1), width=4, key=key)
+        ...     return model(x, state, key=key)[0]
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    Wang et al. (2019), arXiv:1811.10745.
     """
 
     nets: Callable  # stacked: every array has a leading axis of `members`
@@ -67,12 +83,30 @@ class EnResNet(eqx.Module):
 
 
 class MixedEnResNet(eqx.Module):
-    """sum_i w_i z_i(x) of noise-injected ResNets of different depths (*enresnet* 5).
+    """The weighted logits of noise-injected ResNets of different depths (*enresnet* 5).
 
+        logits = sum_i w_i z_i(x)
+
+    - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
     - `bases`: of each member, for example `partial(PreActResNet, depth=20)`.
-    - `softmax`: w = softmax(`weights`), trained with everything else. Without, w = `weights`: the
-      paper's form, trained by `training.mixture_weights`, which moves them once in an epoch and
-      keeps their sum.
+    - `noise`: as in `EnResNet`.
+    - `softmax`: w = softmax(`weights`), trained with everything else (True). Without, w =
+      `weights`: the paper's form, trained by `training.mixture_weights`, which moves them once in
+      an epoch and keeps their sum.
+
+    Raises `ValueError` for no bases, and when it is called without a key.
+
+        >>> import equinox as eqx, functools, jax, jax.numpy as jnp, odejax
+        >>> base = odejax.models.ResNet
+        >>> bases = [functools.partial(base, depth=1), functools.partial(base, depth=2)]
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.MixedEnResNet)
+        ...     model, state = make((8, 8, 1), bases=bases, key=key)
+        ...     return model(x, state, key=key)[0]
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    Wang et al. (2019), arXiv:1811.10745.
     """
 
     nets: list[Callable]

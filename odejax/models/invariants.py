@@ -75,7 +75,29 @@ class AbstractInvariantNet(eqx.Module):
 
 
 class HamiltonianNet(AbstractInvariantNet):
-    """A symplectic flow between two matrices."""
+    """A symplectic flow between two matrices: image to logits.
+
+        y(0) = A x + a,  y_{l+1} = SymplecticLayer(y_l),  logits = C y_L + c
+
+    The layers alone are `flow`, a map of states that keeps the area form.
+
+    - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
+    - `features`: n, the entries of the state (64), an even number.
+    - `depth`, `width`: layers (8), and hidden units of each (64).
+    - `step_size`: h (0.1).
+
+    Raises `ValueError` for sizes that are no counts, and what `SymplecticLayer` refuses.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.HamiltonianNet)
+        ...     model, state = make((8, 8, 1), features=8, key=key)
+        ...     return model(x, state)[0]
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    Celledoni et al. (2022), arXiv:2210.02373; Jin et al. (2020), arXiv:2001.03750.
+    """
 
     @staticmethod
     def _layer(n: int, **settings) -> AbstractInvariantLayer:
@@ -83,7 +105,29 @@ class HamiltonianNet(AbstractInvariantNet):
 
 
 class VolumePreservingNet(AbstractInvariantNet):
-    """A volume-preserving flow between two matrices."""
+    """A volume-preserving flow between two matrices: image to logits.
+
+        y(0) = A x + a,  y_{l+1} = VolumeLayer(y_l),  logits = C y_L + c
+
+    The layers alone are `flow`, a map of states that keeps volumes.
+
+    - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
+    - `features`: n, the entries of the state (64), an even number.
+    - `depth`, `width`: layers (8), and hidden units of each (64).
+    - `step_size`: h (0.1).
+
+    Raises `ValueError` for sizes that are no counts, and what `VolumeLayer` refuses.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.VolumePreservingNet)
+        ...     model, state = make((8, 8, 1), features=8, key=key)
+        ...     return model(x, state)[0]
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    Celledoni et al. (2022), arXiv:2210.02373.
+    """
 
     @staticmethod
     def _layer(n: int, **settings) -> AbstractInvariantLayer:
@@ -91,7 +135,29 @@ class VolumePreservingNet(AbstractInvariantNet):
 
 
 class MassPreservingNet(AbstractInvariantNet):
-    """A flow that keeps the sum of the state's entries, between two matrices."""
+    """A flow that keeps the sum of the state's entries, between two matrices: image to logits.
+
+        y(0) = A x + a,  y_{l+1} = MassLayer(y_l),  logits = C y_L + c
+
+    The layers alone are `flow`, a map of states that keeps sum_i y_i.
+
+    - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
+    - `features`: n, the entries of the state (64).
+    - `depth`, `width`: layers (8), and hidden units of each (64).
+    - `step_size`: h (0.1).
+
+    Raises `ValueError` for sizes that are no counts, and what `MassLayer` refuses.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.MassPreservingNet)
+        ...     model, state = make((8, 8, 1), features=8, key=key)
+        ...     return model(x, state)[0]
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    Celledoni et al. (2022), arXiv:2210.02373.
+    """
 
     @staticmethod
     def _layer(n: int, **settings) -> AbstractInvariantLayer:
@@ -99,7 +165,29 @@ class MassPreservingNet(AbstractInvariantNet):
 
 
 class SpherePreservingNet(AbstractInvariantNet):
-    """A flow that keeps the norm of the state, between two matrices."""
+    """A flow that keeps the norm of the state, between two matrices: image to logits.
+
+        y(0) = A x + a,  y_{l+1} = SphereLayer(y_l),  logits = C y_L + c
+
+    The layers alone are `flow`, a map of states that keeps |y|.
+
+    - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
+    - `features`: n, the entries of the state (64).
+    - `depth`, `width`: layers (8), and hidden units of each (64).
+    - `step_size`: h (0.1).
+
+    Raises `ValueError` for sizes that are no counts, and what `SphereLayer` refuses.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.SpherePreservingNet)
+        ...     model, state = make((8, 8, 1), features=8, key=key)
+        ...     return model(x, state)[0]
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    Celledoni et al. (2022), arXiv:2210.02373.
+    """
 
     @staticmethod
     def _layer(n: int, **settings) -> AbstractInvariantLayer:

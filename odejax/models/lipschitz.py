@@ -33,16 +33,33 @@ from .operators import ConvOperator, DenseOperator
 class LipschitzNet(eqx.Module):
     """A network of non-expansive gradient-flow layers whose l2 Lipschitz constant is proven.
 
+        x+ = x - A^T sigma(A x + b),  |A| <= sqrt(2),  sigma the ReLU
+
     space-to-depth, then a lifting convolution to `width` channels; `depth` convolutional
     gradient-flow layers at each resolution (halved by space-to-depth while that leaves at least
     4 pixels); a projection to `features`, `depth` dense gradient-flow layers, and a linear head.
     Lifting, projection and head have norm at most 1. All is counted in `lipschitz_bound`.
 
-    - `layer`: the gradient-flow layers, "CPL" (convex potential layers) or "SLL" (SDP-based
-      Lipschitz layers).
+    - `image_shape`, `n_classes`: (h, w, c) of an image, both sides even, and the number of logits
+      (10).
+    - `width`, `depth`, `features`: channels (16), layers (2), and entries before the head (256).
+    - `layer`: the gradient-flow layers, "CPL" (convex potential layers, the default) or "SLL"
+      (SDP-based Lipschitz layers).
 
     The logits of a 1-Lipschitz network move little: train it with a small temperature,
     `CrossEntropy(temperature=...)`.
+
+    Raises `ValueError` for another `layer`, odd sides, and sizes that are no counts.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.LipschitzNet)
+        ...     model, state = make((8, 8, 1), layer="SLL", key=key)
+        ...     return model(x, state)[0]
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    Meunier et al. (2022), arXiv:2110.12690; Araujo et al. (2023), arXiv:2303.03169.
     """
 
     layers: Sequential

@@ -114,10 +114,24 @@ def _orthogonal(key: Key, rows: int, columns: int):
 
 
 class GradientFlow(AbstractLipschitzLayer):
-    """x -> x - h A^T sigma(A x + b), sigma(v) = max(v, a v).
+    """A step down a convex potential: x, an image or a vector, to the same shape.
 
-    - `step`: h, of either sign.
-    - `slope`: a in [0, 1]; 0 is the ReLU.
+        x -> x - h A^T sigma(A x + b),  sigma(v) = max(v, a v)
+
+    - `operator`: A, an operator such as `DenseOperator`.
+    - `bias`: b, (o,).
+    - `step`: h, of either sign (1.0).
+    - `slope`: a in [0, 1] (0.0, the ReLU).
+
+    Raises `ValueError` for a slope outside [0, 1].
+
+        >>> import jax.numpy as jnp, odejax
+        >>> identity = odejax.models.DenseOperator(jnp.eye(2), None)
+        >>> layer = odejax.models.GradientFlow(identity, jnp.zeros(2), step=0.5)
+        >>> layer(jnp.array([2.0, -2.0])).tolist()
+        [1.0, -2.0]
+
+    Celledoni et al. (2022), arXiv:2210.02373; Meunier et al. (2022), arXiv:2110.12690.
     """
 
     operator: AbstractOperator
@@ -146,9 +160,23 @@ class GradientFlow(AbstractLipschitzLayer):
 
 
 class Residual(AbstractLipschitzLayer):
-    """x -> x + B sigma(A x + b): no more is known of it than 1 + |A| |B|.
+    """A residual layer: x, an image or a vector, to the same shape.
 
-    `second` is B^T, a map of the same sizes as A.
+        x -> x + B sigma(A x + b),  sigma the ReLU
+
+    No more is known of it than the constant 1 + |A| |B|.
+
+    - `first`: A, an operator such as `DenseOperator`.
+    - `second`: B^T, a map of the same sizes as A.
+    - `bias`: b, (o,).
+
+        >>> import jax.numpy as jnp, odejax
+        >>> identity = odejax.models.DenseOperator(jnp.eye(2), None)
+        >>> layer = odejax.models.Residual(identity, identity, jnp.zeros(2))
+        >>> layer(jnp.array([2.0, -2.0])).tolist()
+        [4.0, -2.0]
+
+    Celledoni et al. (2022), arXiv:2210.02373.
     """
 
     first: AbstractOperator
@@ -167,7 +195,25 @@ class Residual(AbstractLipschitzLayer):
 
 
 class TwoFlows(AbstractReparametrised, AbstractLipschitzLayer):
-    """Two gradient-flow steps whose sizes `steps` keeps where together they expand nothing."""
+    """Two gradient-flow steps that together expand nothing: x, an image or a vector, to the same
+    shape.
+
+        x+ = x - h_1 A_1^T sigma(A_1 x + b_1),  then the same with h_2, A_2 and b_2
+
+    - `operators`, `biases`: A_1 and A_2, b_1 and b_2.
+    - `learned`: two real numbers, (2,), that `steps` makes the step sizes of.
+    - `steps`: how, `NonExpansiveSteps()`, `PrescribedSteps()` or `FlexibleSteps()`.
+    - `slope`: sigma(v) = max(v, slope v).
+
+        >>> import jax.numpy as jnp, odejax
+        >>> maps, zeros = (odejax.models.DenseOperator(jnp.eye(2), 1.0),) * 2, jnp.zeros(2)
+        >>> steps = odejax.models.PrescribedSteps()
+        >>> layer = odejax.models.TwoFlows(maps, (zeros, zeros), zeros, steps, 0.5)
+        >>> [round(float(flow.step), 1) for flow in layer.flows()]
+        [1.3, -2.0]
+
+    Celledoni et al. (2022), arXiv:2210.02373.
+    """
 
     operators: tuple[AbstractOperator, AbstractOperator]
     biases: tuple[Float[Array, " o"], Float[Array, " o"]]

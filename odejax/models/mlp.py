@@ -14,7 +14,26 @@ from .blocks import ImageShape, check_image, check_image_shape
 
 
 class MLP(eqx.Module):
-    """y_{i+1} = activation(W_i y_i + b_i), `depth` hidden layers of `width`, then a linear one."""
+    """The fully connected network: image to logits.
+
+        y_{i+1} = activation(W_i y_i + b_i), `depth` hidden layers of `width`, then a linear one
+
+    - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
+    - `width`, `depth`: units in each hidden layer (256), and hidden layers (2).
+    - `activation`: elementwise (`jax.nn.relu`).
+
+    Raises `ValueError` for sizes that are no counts.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.MLP)
+        ...     model, state = make((8, 8, 1), width=8, key=key)
+        ...     return model(x, state)[0]
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    Goodfellow, Bengio and Courville (2016), *Deep Learning*, Chapter 6.
+    """
 
     layers: list[eqx.nn.Linear]
     activation: Callable[[Array], Array]

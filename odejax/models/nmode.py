@@ -25,7 +25,16 @@ _PERIODS = (math.pi, 2 * math.pi)
 
 
 def sin_squared(x: ArrayLike) -> Array:
-    """sin^2(x), the activation of nmODE."""
+    """sin^2(x), elementwise: the activation of nmODE.
+
+    - `x`: of any shape.
+
+        >>> import odejax
+        >>> round(float(odejax.models.sin_squared(1.0)), 4)
+        0.7081
+
+    Luo, He and Yi (2024), *A stable mapping of nmODE*.
+    """
     return jnp.sin(x) ** 2
 
 
@@ -85,19 +94,32 @@ def _name(activation) -> str:
 
 
 class NmODE(eqx.Module):
-    """gamma -> y(t1; gamma) of y' = -lam y + sin^2(y + gamma), elementwise on any shape.
+    """gamma -> y(t1; gamma), elementwise on any shape: an activation function.
 
-    - Without a `solver`: the compiled flow map, exact to rounding, at the cost of an activation
-      function. `lam`, `t1` and `y0` are then constants.
-    - With a Diffrax `solver`: a solve, adapted to `rtol` and `atol` (the paper's 1e-3); `lam`,
-      `t1` and `y0` may be arrays and are then learned. NaN where it needs more than `max_steps`.
+        y' = -lam y + sin^2(y + gamma),  y(0) = y0
 
-    `activations` (f_1, ..., f_k) makes it nmODE^k, `nmode_field`; without a solver f_1 must have
-    the period pi or 2 pi, or saturate on both sides (`jnp.tanh`, `jax.nn.sigmoid`), which is found
-    out by evaluating it.
+    - `lam`, `t1`: lambda (3.0), and the time of integration (1.0).
+    - `y0`: the initial state (0.0).
+    - `activations`: (f_1, ..., f_k) makes it nmODE^k, `nmode_field` (`sin_squared` alone); without
+      a solver f_1 must have the period pi or 2 pi, or saturate on both sides (`jnp.tanh`,
+      `jax.nn.sigmoid`), which is found out by evaluating it.
+    - `solver`: None is the compiled flow map, exact to rounding, at the cost of an activation
+      function; `lam`, `t1` and `y0` are then constants. With a Diffrax solver: a solve; `lam`, `t1`
+      and `y0` may be arrays and are then learned.
+    - `rtol`, `atol`: what a solve is adapted to (both 1e-3, the paper's).
+    - `max_steps`: of a solve (4096); NaN where it needs more.
 
     The paper has lam > 1, which its certificate needs. A negative `lam` is its P-nmODE, whose
     solution grows like e^(|lam| t1) and needs a `solver` for all but short times.
+
+    Raises `ValueError` for a time that is not positive, and for what cannot be compiled.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> round(float(odejax.models.NmODE(lam=3.0, t1=1.0)(jnp.asarray(1.0))), 3)
+        0.283
+
+    Luo, He and Yi (2024), *A stable mapping of nmODE*; Yi (2023), *nmODE: neural memory ordinary
+    differential equation*.
     """
 
     lam: float | Scalar
@@ -189,9 +211,27 @@ class NmODE(eqx.Module):
 
 
 class NmODENet(eqx.Module):
-    """pixels -> Linear -> nmODE (`depth` times, `width` wide) -> Linear(n_classes).
+    """A fully connected network of nmODE: image to logits.
+
+        pixels -> Linear -> nmODE (`depth` times, `width` wide) -> Linear(n_classes)
 
     The paper's MNIST net has width 2048 and depth 1; more stack nmODE.
+
+    - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
+    - `width`, `depth`: neurons in each layer (2048), and layers (1).
+    - `nmode`: the activation (`NmODE()`).
+
+    Raises `ValueError` for sizes that are no counts, or an `nmode` that is none.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.NmODENet)
+        ...     model, state = make((8, 8, 1), width=8, key=key)
+        ...     return model(x, state)[0]
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    Luo, He and Yi (2024), *A stable mapping of nmODE*.
     """
 
     layers: tuple[eqx.nn.Linear, ...]

@@ -17,9 +17,25 @@ from .._types import BATCH_AXIS, Image, Scalar
 class GroupNorm(eqx.Module):
     """Group normalisation, per example: no state, no batch axis.
 
+        y = scale (x - mean) / sqrt(variance + eps) + shift, moments over the pixels of a group
+
     By default 4 channels a group, in at most 32 groups. (*ssp* has min(32, c) groups, 2 channels
     each at its 64; at 32 channels or fewer that is instance normalisation, after which the pooled
     features are nearly constant and the network hardly learns.)
+
+    - `channels`: c of x, (h, w, c).
+    - `groups`: how many, a divisor of c; None: see above.
+    - `eps`: added to the variance (1e-5).
+
+    Raises `ValueError` for groups that do not divide the channels.
+
+        >>> import equinox as eqx, jax.numpy as jnp, odejax
+        >>> norm, state = eqx.nn.make_with_state(odejax.models.GroupNorm)(4)
+        >>> y, _ = norm(jnp.arange(4.0).reshape(1, 1, 4), state)
+        >>> [round(v, 2) for v in y.ravel().tolist()]
+        [-1.34, -0.45, 0.45, 1.34]
+
+    Wu and He (2018), arXiv:1803.08494.
     """
 
     scale: Float[Array, " c"]
@@ -59,10 +75,26 @@ class GroupNorm(eqx.Module):
 class BatchNorm(eqx.Module):
     """Batch normalisation over the batch and the pixels, with running statistics for inference.
 
+        y = scale (x - mean) / sqrt(variance + eps) + shift
+
     In training it needs the batch axis: `jax.vmap(..., axis_name=BATCH_AXIS)`, as `fit` does. In
     inference mode (`Predictor`) it is an affine map of each example alone. PyTorch's conventions:
     a batch moves the running statistics by `momentum`, the variance without bias. Unlike
     `eqx.nn.BatchNorm` it is channels-last throughout.
+
+    - `channels`: c of x, (h, w, c).
+    - `momentum`: in [0, 1] (0.1).
+    - `eps`: added to the variance (1e-5).
+
+    Raises `ValueError` for a momentum outside [0, 1] or an eps that is not positive.
+
+        >>> import equinox as eqx, jax.numpy as jnp, odejax
+        >>> norm, state = eqx.nn.make_with_state(odejax.models.BatchNorm)(2)
+        >>> norm = eqx.nn.inference_mode(norm)
+        >>> norm(jnp.ones((1, 1, 2)), state)[0].round(2).ravel().tolist()
+        [1.0, 1.0]
+
+    Ioffe and Szegedy (2015), arXiv:1502.03167.
     """
 
     scale: Float[Array, " c"]

@@ -15,10 +15,21 @@ from .ode_solve import ODESolve
 
 
 class AbstractODENet(eqx.Module):
-    """y' = field(t, y), y(0) = encode(x), logits = decode(y(t1)).
+    """What all neural ODEs share: image to logits by a solve.
+
+        y' = field(t, y),  y(0) = encode(x),  logits = decode(y(t1))
 
     A solve that needs more than `ode.max_steps` gives logits that are NaN, which training and
     evaluation refuse. What the solves take is in every record of `fit`'s history.
+
+    A subclass has `ode`, an `ODESolve`, and `image_shape`, and defines `encode`, `parameters`,
+    `field` and `decode`. Raises `ValueError` for an image of another shape.
+
+        >>> import odejax
+        >>> issubclass(odejax.models.ConvODENet, odejax.models.AbstractODENet)
+        True
+
+    Chen et al. (2018), arXiv:1806.07366.
     """
 
     ode: eqx.AbstractVar[ODESolve]

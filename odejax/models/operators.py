@@ -56,10 +56,28 @@ class AbstractOperator(AbstractReparametrised):
 
 
 class ConvOperator(AbstractOperator):
-    """A convolution with padding that keeps the image's size: zeros, or circular.
+    """A convolution whose l2 norm is at most `gain`, with padding that keeps the image's size.
 
-    `sll_log_q`: row by row, as in an SDP-based Lipschitz layer (SLL), log q of each row; None: as a
-    whole, as in a convex potential layer (CPL).
+        (h, w, i) -> (h, w, o)
+
+    - `kernel`: (k, k, i, o), k odd.
+    - `image_size`: (h, w), the only one it is for.
+    - `gain`: the norm; None: the kernel as it is.
+    - `sll_log_q`: row by row, as in an SDP-based Lipschitz layer (SLL), log q of each row, (o,);
+      None (the default): as a whole, as in a convex potential layer (CPL).
+    - `circular`: the image is continued periodically; else by zeros (False).
+    - `frozen`: the kernel is scaled already, as `freeze` leaves it (False).
+
+    Raises `ValueError` for a kernel that is not square with odd sides, a gain that is not positive,
+    and images of another size.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> kernel = jnp.ones((1, 1, 1, 1))
+        >>> operator = odejax.models.ConvOperator(kernel, (2, 2), 0.5, circular=True)
+        >>> round(float(operator(jnp.ones((2, 2, 1)))[0, 0, 0]), 2)
+        0.5
+
+    Meunier et al. (2022), arXiv:2110.12690; Araujo et al. (2023), arXiv:2303.03169.
     """
 
     kernel: Float[Array, "k k i o"]
@@ -132,7 +150,23 @@ class ConvOperator(AbstractOperator):
 
 
 class DenseOperator(AbstractOperator):
-    """A matrix; `sll_log_q` as in `ConvOperator`."""
+    """A matrix whose l2 norm is at most `gain`.
+
+        (i,) -> (o,)
+
+    - `matrix`: (o, i).
+    - `gain`: the norm; None: the matrix as it is.
+    - `sll_log_q`, `frozen`: as in `ConvOperator` (None, False).
+
+    Raises `ValueError` for a gain that is not positive.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> operator = odejax.models.DenseOperator(jnp.diag(jnp.array([1.0, 4.0])), 1.0)
+        >>> [round(v, 2) for v in operator(jnp.ones(2)).tolist()]
+        [0.25, 1.0]
+
+    Meunier et al. (2022), arXiv:2110.12690; Araujo et al. (2023), arXiv:2303.03169.
+    """
 
     matrix: Float[Array, "o i"]
     gain: float | None = eqx.field(static=True)

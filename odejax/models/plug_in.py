@@ -9,7 +9,18 @@ from jaxtyping import Array, Float
 
 
 class BeforeClassifier(eqx.Module):
-    """linear(layer(features)): what `insert_before_classifier` puts in the place of `linear`."""
+    """linear(layer(features)): what `insert_before_classifier` puts in the place of `linear`.
+
+    - `layer`: such as `NmODE(3.0, 5.0)`, on (width,).
+    - `linear`: (width,) to (k,) logits.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> linear = eqx.nn.Linear(4, 10, key=jax.random.key(0))
+        >>> odejax.models.BeforeClassifier(jnp.tanh, linear)(jnp.zeros(4)).shape
+        (10,)
+
+    Luo, He and Yi (2024), *A stable mapping of nmODE*, Section 5.3.
+    """
 
     layer: Callable[[Array], Array]
     linear: eqx.nn.Linear
@@ -21,11 +32,25 @@ class BeforeClassifier(eqx.Module):
 def insert_before_classifier(
     model: Any, layer: Callable[[Array], Array], where: Callable[[Any], eqx.nn.Linear] | None = None
 ) -> Any:
-    """`model` with `layer` (such as `NmODE(3.0, 5.0)`) in front of its last linear layer.
+    """`model` with `layer` in front of its last linear layer.
+
+        logits = linear(features) becomes logits = linear(layer(features))
 
     The features are the layer's gamma, and all weights stay, so a trained network keeps what it
-    has learned. `where(model)` is the classifier; by default the last `eqx.nn.Linear` of the model.
+    has learned.
+
+    - `model`: any network.
+    - `layer`: such as `NmODE(3.0, 5.0)`, elementwise on the features.
+    - `where`: `where(model)` is the classifier; by default the last `eqx.nn.Linear` of the model.
+
     Raises `ValueError` where there is none, or `where` names something else.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> net = eqx.nn.MLP(4, 10, width_size=8, depth=1, key=jax.random.key(0))
+        >>> type(odejax.models.insert_before_classifier(net, jnp.tanh).layers[-1]).__name__
+        'BeforeClassifier'
+
+    Luo, He and Yi (2024), *A stable mapping of nmODE*, Section 5.3.
     """
     chosen = _last_linear if where is None else where
     linear = chosen(model)

@@ -8,10 +8,29 @@ from .resnet import AbstractResNet
 
 
 class PolyNet(AbstractResNet):
-    """y_{l+1} = (I + F_l + F_l^2 + ...) y_l with F = h f (Zhang et al. 2017; *natural* Eq. 15).
+    """A residual network of polynomial steps: image to logits (*natural* Eq. 15).
+
+        y_{l+1} = (I + F_l + F_l^2 + ...) y_l,  F = h f
 
     A ResNet of the same weights whose steps are those of `NeumannSeries(order)`: order 2 is
     PolyNet's poly-2 module, order 1 the ResNet itself.
+
+    - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
+    - `order`: the highest power (2).
+    - `width`, `depth`, `step_size`: channels (32), layers (6) and h (1.0).
+    - `norm`: built as `norm(width)` (`GroupNorm`).
+
+    Raises `ValueError` for an order below 1, sizes that are no counts, and a negative step.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.PolyNet)
+        ...     model, state = make((8, 8, 1), width=4, key=key)
+        ...     return model(x, state)[0]
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    Zhang et al. (2017), arXiv:1611.05725.
     """
 
     def __init__(

@@ -229,14 +229,31 @@ def _keys(key: Key | None, stage: int):
 
 
 class PreActResNet(AbstractPreActResNet):
-    """The pre-activation ResNet (He et al. 2016) of *enresnet* and *nmode*, for small images.
+    """The pre-activation ResNet of *enresnet* and *nmode*, for small images: image to logits.
 
+        y+ = y + h f(y),  f = conv3x3 . relu . norm, twice (or a bottleneck of three)
+
+    - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
     - `depth`: 6 n + 2 (20, 32, 44, 56, 110: three stages of n layers, 16, 32 and 64 channels), or
       18, 34, 50, 101 (four stages, 64 to 512 channels, in the last two with bottlenecks four times
-      as many).
+      as many). 20 by default.
     - `step_size`: h, 1 in an ordinary ResNet; *natural* Fig. 1 takes ResNet-56 down to 1e-10.
     - `solver`: in place of Euler, as in `integrate_layers`, or one for each stage (*ssp*).
-    - `noise`: added after every residual layer; the network then needs a `key`.
+    - `noise`: added after every residual layer; the network then needs a `key` (None).
+    - `norm`: built as `norm(channels)` (`BatchNorm`).
+
+    Raises `ValueError` for another depth, a negative step, and as many solvers as there are no
+    stages.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.PreActResNet)
+        ...     model, state = make((8, 8, 1), depth=20, key=key)
+        ...     return odejax.Predictor(model, state)(x)
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    He et al. (2016), arXiv:1603.05027.
     """
 
     def __init__(
@@ -274,10 +291,28 @@ class PreActResNet(AbstractPreActResNet):
 
 
 class WideResNet(AbstractPreActResNet):
-    """Three stages of 16 `width`, 32 `width` and 64 `width` channels (Zagoruyko, Komodakis 2016).
+    """The wide pre-activation ResNet: image to logits.
 
-    WRN-34-10 is `depth=34, width=10`. `depth` is 6 n + 4, as its authors count; *enresnet* leaves
-    out the shortcuts' convolutions and has WRN-14-2 for their WRN-16-2: both are accepted.
+        y+ = y + f(y), three stages of 16 `width`, 32 `width` and 64 `width` channels
+
+    - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
+    - `depth`: 6 n + 4, as its authors count; *enresnet* leaves out the shortcuts' convolutions and
+      has WRN-14-2 for their WRN-16-2: both are accepted. 14 by default.
+    - `width`: a factor on the channels (2). WRN-34-10 is `depth=34, width=10`.
+    - `noise`: added after every residual layer; the network then needs a `key` (None).
+    - `norm`: built as `norm(channels)` (`BatchNorm`).
+
+    Raises `ValueError` for another depth.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.WideResNet)
+        ...     model, state = make((8, 8, 1), depth=14, key=key)
+        ...     return odejax.Predictor(model, state)(x)
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    Zagoruyko and Komodakis (2016), arXiv:1605.07146.
     """
 
     def __init__(

@@ -93,15 +93,31 @@ class AbstractResNet(eqx.Module):
 
 
 class ResNet(AbstractResNet):
-    """y_{l+1} = y_l + h f_l(y_l) between a convolutional stem and a pooled linear head.
+    """A residual network between a convolutional stem and a pooled linear head: image to logits.
 
-    - `depth` residual layers of `width` channels, all of one shape.
+        y_{l+1} = y_l + h f_l(y_l)
+
+    - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
+    - `depth` residual layers of `width` channels, all of one shape (6 and 32).
     - `step_size`: h, 1 in an ordinary ResNet; *natural* Fig. 1 takes it down to 1e-10.
     - `solver`: any explicit Diffrax solver or `AbstractLayerStep` in place of Euler; one set of
       weights per step.
-    - `field`: f_l, built as `field(width, norm, key=key)`.
-    - `noise`: added after every step; the network then needs a `key`.
-    - `norm`: `GroupNorm` or `BatchNorm`.
+    - `field`: f_l, built as `field(width, norm, key=key)` (`ResidualField`).
+    - `noise`: added after every step; the network then needs a `key` (None).
+    - `norm`: `GroupNorm` (the default) or `BatchNorm`.
+
+    Raises `ValueError` for sizes that are no counts, a negative step, and a solver that cannot
+    integrate layers.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.ResNet)
+        ...     model, state = make((8, 8, 1), width=4, key=key)
+        ...     return model(x, state)[0]
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    He et al. (2016), arXiv:1603.05027.
     """
 
     def __init__(
@@ -133,10 +149,29 @@ class ResNet(AbstractResNet):
 
 
 class SSPNet(AbstractResNet):
-    """A residual network integrated by a strong-stability-preserving method (*ssp*).
+    """A residual network of strong-stability-preserving steps (*ssp*): image to logits.
 
-    `solver` is `SSPRK22()` (SSP-2) or `SSPRK33()` (SSP-3, the default), `SSPRK43()`, `SSPRK104()`
-    or `LearnedRK2(depth)`: a ResNet of the same weights, each used at all stages.
+        SSP-2: x1 = r(x), x+ = x/2 + r(x1)/2,  SSP-3: see `SSPRK33`,  r(x) = x + f(x)
+
+    A ResNet of the same weights, each used at all stages.
+
+    - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
+    - `solver`: `SSPRK22()` (SSP-2) or `SSPRK33()` (SSP-3, the default), `SSPRK43()`, `SSPRK104()`
+      or `LearnedRK2(depth)`.
+    - `width`, `depth`: channels (32) and layers (6).
+    - `norm`: built as `norm(width)` (`GroupNorm`).
+
+    Raises `ValueError` for sizes that are no counts, and a solver that cannot integrate layers.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.SSPNet)
+        ...     model, state = make((8, 8, 1), width=4, key=key)
+        ...     return model(x, state)[0]
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    Kim et al. (2020), arXiv:2010.10047.
     """
 
     def __init__(

@@ -20,12 +20,31 @@ from .norms import BatchNorm, GroupNorm
 
 
 class RevNet(eqx.Module):
-    """X+ = X + h f1(Y), Y+ = Y + h f2(X+) on the two halves of the channels (Gomez et al. 2017).
+    """A residual network that can be run backwards: image to logits.
+
+        X+ = X + h f1(Y),  Y+ = Y + h f2(X+) on the two halves of the channels
 
     Between the stem and the head of `ResNet`; each of the `depth` layers has two residual fields of
     `width` / 2 channels. The gradient recomputes the features from the last ones
     (`integrate_reversible`), so its memory does not grow with `depth`; it is for reverse mode, and
     for norms that look at one example alone.
+
+    - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
+    - `width`, `depth`, `step_size`: channels, an even number (32), layers (6) and h (1.0).
+    - `norm`: built as `norm(width)` (`GroupNorm`).
+
+    Raises `ValueError` for an odd width, `BatchNorm`, sizes that are no counts, and a negative
+    step.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.RevNet)
+        ...     model, state = make((8, 8, 1), width=8, key=key)
+        ...     return model(x, state)[0]
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    Gomez et al. (2017), arXiv:1707.04585.
     """
 
     stem: Stem

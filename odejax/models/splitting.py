@@ -14,9 +14,23 @@ from .invariant_layers import Gradient, Vector, VolumeLayer
 
 
 class GradientLayer(eqx.Module):
-    """y+ = y + h A^T (w * tanh(A y + b)), along a gradient whatever the signs of w.
+    """A step along a gradient: a map of R^n whose Jacobian is symmetric.
 
-    `width` rows in A, step size h. Its Jacobian is symmetric.
+        y+ = y + h A^T (w * tanh(A y + b)), along a gradient whatever the signs of w
+
+    - `n`: the entries of y.
+    - `width`: rows in A (32).
+    - `step_size`: h (0.1).
+
+    Raises `ValueError` for sizes that are no counts, or a step that is not finite.
+
+        >>> import jax, jax.numpy as jnp, odejax
+        >>> layer = odejax.models.GradientLayer(4, width=8, key=jax.random.key(0))
+        >>> jacobian = jax.jacfwd(layer)(jnp.ones(4))
+        >>> bool(jnp.allclose(jacobian, jacobian.T, atol=1e-6))
+        True
+
+    Celledoni et al. (2022), arXiv:2210.02373.
     """
 
     slope: Gradient
@@ -33,7 +47,22 @@ class GradientLayer(eqx.Module):
 
 
 class SplitLayer(eqx.Module):
-    """A `GradientLayer`, then a `VolumeLayer`; n must be even."""
+    """A `GradientLayer`, then a `VolumeLayer`: a map of R^n.
+
+        y+ = volume(gradient(y))
+
+    - `n`: the entries of y, an even number.
+    - `width`: hidden units of each (32).
+    - `step_size`: h of each (0.1).
+
+    Raises `ValueError` for an odd n, sizes that are no counts, or a step that is not finite.
+
+        >>> import jax, jax.numpy as jnp, odejax
+        >>> odejax.models.SplitLayer(4, width=8, key=jax.random.key(0))(jnp.ones(4)).shape
+        (4,)
+
+    Celledoni et al. (2022), arXiv:2210.02373.
+    """
 
     gradient: GradientLayer
     volume: VolumeLayer

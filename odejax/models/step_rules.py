@@ -43,7 +43,21 @@ class AbstractSteps(eqx.Module):
 
 
 class NonExpansiveSteps(AbstractSteps):
-    """Both learned in (0, 2 / M)."""
+    """Both steps learned in (0, 2 / M): `steps(learned, low, high, slope)` is (h1, h2).
+
+        h_i = 2 sigmoid(learned_i) / M_i
+
+    - `learned`: two real numbers, (2,).
+    - `low`, `high`: m and M of both maps, (2,) each; `low` is not used.
+    - `slope`: a; not used.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> steps = odejax.models.NonExpansiveSteps()
+        >>> steps(jnp.zeros(2), jnp.zeros(2), jnp.array([1.0, 2.0]), 0.5).tolist()
+        [1.0, 0.5]
+
+    Celledoni et al. (2022), arXiv:2210.02373.
+    """
 
     switching: ClassVar[bool] = False
 
@@ -54,9 +68,22 @@ class NonExpansiveSteps(AbstractSteps):
 class PrescribedSteps(AbstractSteps):
     """*Switching prescribed*: a step that contracts most, then the largest expansion it allows.
 
+        h1 = 2 / (a m_1 + M_1),  h2 <= 0 with (1 - h2 M_2) step_norm(h1) = 1
+
     Where nothing is proven to contract (`low` is 0, or `slope`) the second step has size 0, and its
     map learns nothing: a penalty on |A^T A - I|, as in the paper, keeps it from there
     (`StructuredNet.orthogonality`).
+
+    - `learned`: (2,), not used.
+    - `low`, `high`: m and M of both maps, (2,) each.
+    - `slope`: a.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> sizes = odejax.models.PrescribedSteps()(jnp.zeros(2), jnp.ones(2), jnp.ones(2), 0.5)
+        >>> [round(h, 2) for h in sizes.tolist()]
+        [1.33, -2.0]
+
+    Celledoni et al. (2022), arXiv:2210.02373.
     """
 
     switching: ClassVar[bool] = True
@@ -67,7 +94,20 @@ class PrescribedSteps(AbstractSteps):
 
 
 class FlexibleSteps(AbstractSteps):
-    """*Switching flexible*: h1 learned in (0, 2 / M), h2 from the expansion it allows to 2 / M."""
+    """*Switching flexible*: h1 learned in (0, 2 / M), h2 from the expansion it allows to 2 / M.
+
+        h1 = 2 s_1 / M_1,  h2 = s_2 (2 / M_2 + e) - e,  s = sigmoid(learned),  e that expansion
+
+    - `learned`: two real numbers, (2,).
+    - `low`, `high`: m and M of both maps, (2,) each.
+    - `slope`: a.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> odejax.models.FlexibleSteps()(jnp.zeros(2), jnp.ones(2), jnp.ones(2), 0.5).tolist()
+        [1.0, 0.5]
+
+    Celledoni et al. (2022), arXiv:2210.02373.
+    """
 
     switching: ClassVar[bool] = True
 

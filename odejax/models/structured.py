@@ -45,7 +45,17 @@ class AbstractRegime(eqx.Module):
 
 
 class Unconstrained(AbstractRegime):
-    """x + B relu(A x + b) with weights as they are: an ordinary ResNet."""
+    """The regime of an ordinary ResNet: weights as they are.
+
+        x + B relu(A x + b)
+
+        >>> import jax, odejax
+        >>> layer = odejax.models.Unconstrained().layer(2, (4, 4), key=jax.random.key(0))
+        >>> len(layer.layers)
+        2
+
+    Celledoni et al. (2022), arXiv:2210.02373.
+    """
 
     gain: ClassVar[float | None] = None
 
@@ -54,7 +64,17 @@ class Unconstrained(AbstractRegime):
 
 
 class NaivelyConstrained(AbstractRegime):
-    """x + B relu(A x + b) with |A| = |B| = 1: each step stretches by at most 2."""
+    """The regime of norms at most 1: each step stretches by at most 2.
+
+        x + B relu(A x + b) with |A| = |B| = 1
+
+        >>> import jax, odejax
+        >>> layer = odejax.models.NaivelyConstrained().layer(1, (2, 2), key=jax.random.key(0))
+        >>> float(layer.lipschitz_bound())
+        4.0
+
+    Celledoni et al. (2022), arXiv:2210.02373.
+    """
 
     gain: ClassVar[float | None] = 1.0
 
@@ -63,11 +83,22 @@ class NaivelyConstrained(AbstractRegime):
 
 
 class Structured(AbstractRegime):
-    """x - h A^T sigma(A x + b) with |A| = 1, in pairs that expand nothing.
+    """The regimes of gradient-flow steps, in pairs that expand nothing.
 
-    `steps` says how: `NonExpansiveSteps()`, `PrescribedSteps()` or `FlexibleSteps()`. `slope` is
-    sigma's, of the LeakyReLU, 1/2 in the paper: where it is 0 nothing contracts, and switching has
-    nothing to gain.
+        x - h A^T sigma(A x + b) with |A| = 1
+
+    - `steps`: how, `NonExpansiveSteps()` (the default), `PrescribedSteps()` or `FlexibleSteps()`.
+    - `slope`: sigma's, of the LeakyReLU, 1/2 in the paper (0.5): where it is 0 nothing contracts,
+      and switching has nothing to gain.
+
+    Raises `ValueError` for a slope outside [0, 1].
+
+        >>> import odejax
+        >>> regime = odejax.models.Structured(steps=odejax.models.FlexibleSteps())
+        >>> regime.slope, regime.steps.switching
+        (0.5, True)
+
+    Celledoni et al. (2022), arXiv:2210.02373.
     """
 
     steps: AbstractSteps = NonExpansiveSteps()
@@ -112,15 +143,31 @@ def _operator(kernel, image_size, gain):
 
 
 class StructuredNet(eqx.Module):
-    """Blocks of lifting conv3x3, ReLU, `depth` residual steps and 2x2 max pooling; a linear head.
+    """The network that *structured* compares, with residual layers of one regime: image to logits.
 
+    Blocks of lifting conv3x3, ReLU, `depth` residual steps and 2x2 max pooling; a linear head.
+
+    - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
     - `regime`: what the residual steps are and how they are constrained, by default `Structured()`.
-    - `channels`: those of each block, 32, 64 and 128 in the paper.
-    - `depth`: residual steps in each block, an even number; 4 in the paper.
+    - `channels`: those of each block, by default 32, 64 and 128 as in the paper.
+    - `depth`: residual steps in each block, an even number; 4 as in the paper.
 
     Everything between the pixels and the logits is in `lipschitz_bound`: the lifting convolutions,
     the pooling and the head too. Convolutions are circular, so that the bounds on their norms are
     exact but for the slack of the Gram iteration, and smallest singular values have bounds at all.
+
+    Raises `ValueError` for an odd depth, sizes that are no counts, and images that are too small to
+    be halved by every block.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> def logits(key, x):
+        ...     make = eqx.nn.make_with_state(odejax.models.StructuredNet)
+        ...     model, state = make((8, 8, 1), channels=(4, 8), key=key)
+        ...     return model(x, state)[0]
+        >>> jax.eval_shape(logits, jax.random.key(0), jnp.zeros((8, 8, 1))).shape
+        (10,)
+
+    Celledoni et al. (2022), arXiv:2210.02373.
     """
 
     layers: Sequential

@@ -38,16 +38,30 @@ _FIRST_STEP = 0.01
 
 
 class AcceptedSteps(eqx.Module):
-    """Differentiate a solve through its accepted steps; reverse mode, once.
+    """How to differentiate a solve through its accepted steps; reverse mode, once.
+
+        v_i = (d y_{i+1} / d y_i)^T v_{i+1}, over the accepted steps i from the last to the first
 
     For `jax.jvp`, Hessians and other second derivatives pass `diffrax.DirectAdjoint()` instead.
 
-    - `states`: how many to keep of each solve. One that takes more steps keeps the state of every
-      second (fourth, ...) of them and recomputes those between, which costs a further evaluation
-      for each of their stages, and memory for `max_steps / states` states more.
+    - `states`: how many to keep of each solve, an even number (32). One that takes more steps keeps
+      the state of every second (fourth, ...) of them and recomputes those between, which costs a
+      further evaluation for each of their stages, and memory for `max_steps / states` states more.
 
     In training (within `vmap_batch`) the gradient by the weights is that of the whole batch at
     once, not one for each example, summed.
+
+    Raises `ValueError` for an odd number of states, or fewer than 2.
+
+        >>> import diffrax, odejax
+        >>> controller = diffrax.PIDController(rtol=1e-3, atol=1e-3)
+        >>> odejax.solvers.AcceptedSteps.supports(diffrax.Dopri5(), controller)
+        True
+        >>> odejax.solvers.AcceptedSteps.supports(diffrax.Kvaerno3(), controller)
+        False
+
+    Zhuang et al. (2020), arXiv:2006.02493, differentiate through accepted steps too; the loop is
+    that of Diffrax, Kidger (2021), arXiv:2202.02435.
     """
 
     states: int = eqx.field(static=True, default=32)

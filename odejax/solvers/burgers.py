@@ -27,10 +27,23 @@ def burgers(
     courant: float = 0.5,
     t1: float = 1.0,
 ) -> Float[Array, "steps n"]:
-    """u at the cells' centres after 0, 1, 2, ... steps of `solver`, by default Euler's, up to t1.
+    """u at the cells' centres after 0, 1, 2, ... steps up to t1, (steps + 1, n).
 
-    `courant` is dt max|u_0| / dx, rounded down to a whole number of steps. Raises `ValueError` for
-    fewer than 5 cells, or a `courant` or `t1` that is not positive, or an initial state of zeros.
+        u_t + (u^2 / 2)_x = 0 on the periodic unit interval
+
+    - `initial`: u(., 0) at the n centres, (n,).
+    - `solver`: an explicit Diffrax solver or an `AbstractLayerStep`; by default Euler's method.
+    - `courant`: dt max|u_0| / dx, rounded down to a whole number of steps (0.5).
+    - `t1`: the last time (1.0).
+
+    Raises `ValueError` for fewer than 5 cells, or a `courant` or `t1` that is not positive, or an
+    initial state of zeros.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> odejax.solvers.burgers(jnp.ones(8), courant=0.5, t1=0.5).shape
+        (9, 8)
+
+    Jiang and Shu (1996), *Journal of Computational Physics* 126.
     """
     n = len(initial)
     if n < 5:
@@ -51,7 +64,18 @@ def burgers(
 
 
 def burgers_slope(u: Cells) -> Cells:
-    """du/dt at the cells' centres: minus the difference of the fluxes at a cell's ends."""
+    """du/dt at the cells' centres, (n,): minus the difference of the fluxes at a cell's ends.
+
+        u_t = -n (F_{i+1/2} - F_{i-1/2}), by fifth-order WENO of a Lax-Friedrichs flux
+
+    - `u`: at the n centres, (n,).
+
+        >>> import jax.numpy as jnp, odejax
+        >>> odejax.solvers.burgers_slope(jnp.ones(8)).tolist() == [0.0] * 8
+        True
+
+    Jiang and Shu (1996), *Journal of Computational Physics* 126.
+    """
     fastest = jnp.max(jnp.abs(u))
     right, left = (u**2 / 2 + fastest * u) / 2, (u**2 / 2 - fastest * u) / 2
     flux = _weno(right) + _weno(left[::-1])[::-1][_next(len(u))]  # at the right end of each cell
@@ -59,7 +83,16 @@ def burgers_slope(u: Cells) -> Cells:
 
 
 def total_variation(u: Float[Array, "*steps n"]) -> Float[Array, "*steps"]:
-    """sum_i |u_{i+1} - u_i|, around the circle."""
+    """sum_i |u_{i+1} - u_i|, around the circle.
+
+    - `u`: (..., n), one or several states.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> float(odejax.solvers.total_variation(jnp.array([0.0, 1.0, 0.0, 0.0])))
+        2.0
+
+    Harten (1983), *Journal of Computational Physics* 49.
+    """
     return jnp.sum(jnp.abs(jnp.roll(u, -1, axis=-1) - u), axis=-1)
 
 

@@ -41,11 +41,24 @@ class _Pieces:
 
 
 class ChebyshevFlowMap(AbstractFlowMap):
-    """y(gamma) by a polynomial of degree 5 for each of many pieces of equal width.
+    """A flow map y(gamma) by a polynomial of degree 5 for each of many pieces of equal width.
+
+        y(gamma) = sum_k c_ik s^k in piece i, s in [-1, 1] its place there
 
     Beyond an end of [lower, upper] y is its value there where the field saturates, and NaN where it
     does not (`saturates`: below, above). The width is a power of two and the pieces start at its
     multiples, so that finding the place within a piece is exact in every dtype.
+
+    - `pieces`, `first`, `width`, `saturates`: what `interval_flow_map` compiles.
+    - `error`, `slope_error`, `curvature_error`: what it found, see `AbstractFlowMap`.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> relaxation = lambda y, gamma: gamma - y
+        >>> flow_map = odejax.solvers.interval_flow_map(relaxation, 1.0, -1.0, 1.0)
+        >>> round(float(flow_map(jnp.asarray(0.5))), 4)
+        0.3161
+
+    Trefethen (2013), *Approximation Theory and Approximation Practice*.
     """
 
     pieces: _Pieces = eqx.field(static=True)
@@ -88,7 +101,9 @@ def interval_flow_map(
     y0: float = 0.0,
     tol: float = 1e-8,
 ) -> ChebyshevFlowMap:
-    """Compile y(t1; gamma) for y' = field(y, gamma), y(0) = y0, for gamma in [lower, upper].
+    """Compile y(t1; gamma) for gamma in [lower, upper], a `ChebyshevFlowMap`.
+
+        y' = field(y, gamma),  y(0) = y0
 
     The interval is widened to whole pieces, and the pieces halved until value and slope are right
     to `tol` (relative to the largest |y| where that is above 1) at points that were not used to
@@ -96,7 +111,21 @@ def interval_flow_map(
     64 widths of the interval beyond an end, is y at that end to `tol`) the map continues as a
     constant.
 
+    - `field`: `field(y, gamma)`, elementwise, of NumPy or JAX functions.
+    - `t1`: the time of integration.
+    - `lower`, `upper`: the ends of the interval.
+    - `y0`: the initial state (0.0).
+    - `tol`: at least 1e-12 (1e-8).
+
     Raises `ValueError` when 4,096 pieces do not reach `tol`.
+
+        >>> import odejax
+        >>> relaxation = lambda y, gamma: gamma - y
+        >>> flow_map = odejax.solvers.interval_flow_map(relaxation, 1.0, -1.0, 1.0)
+        >>> round(flow_map.max_slope(), 4)  # 1 - 1/e
+        0.6321
+
+    Trefethen (2013), *Approximation Theory and Approximation Practice*.
     """
     check_flow(t1, tol)
     if not -np.inf < lower < upper < np.inf:

@@ -25,15 +25,31 @@ def convection_diffusion(
     source: Callable[[Float[Array, ""]], Float[Array, "n n"]] | None = None,
     dealias: bool = True,
 ) -> Float[Array, "n n"]:
-    """u(., 0) at the grid points (i / n, j / n); `velocity` is F there, or a function of t.
+    """u(., 0) at the grid points (i / n, j / n) of the periodic unit square, (n, n).
 
-    `dealias` computes F . grad u from, and for, the lower two thirds of the wave numbers of u (the
-    others are only diffused). `source(t)` is 0 by default. The error of `steps` steps is of fourth
-    order where F is smooth in t; they must resolve the convection: |F| t1 / steps < 0.95 / n, 0.64
-    / n without `dealias`. The grid must resolve u: without diffusion its gradient grows like
-    exp(|grad F| t1), and where it cannot, the numerical solution leaves the bounds of the terminal
-    condition, which the true one keeps. Raises `ValueError` for arrays that are not on one square
-    grid, or no steps.
+        u_t + F . grad u + (sigma^2 / 2) lap u = source,  u(x, t1) = terminal(x)
+
+    - `velocity`: F at the grid points, (2, n, n), or a function of t.
+    - `terminal`: u(., t1), (n, n).
+    - `sigma`, `steps`, `t1`: of the diffusion (0.0), of time (1000), and the time (1.0).
+    - `source`: a function of t, (n, n); 0 by default.
+    - `dealias`: computes F . grad u from, and for, the lower two thirds of the wave numbers of u
+      (the others are only diffused) (True).
+
+    The error of `steps` steps is of fourth order where F is smooth in t; they must resolve the
+    convection: |F| t1 / steps < 0.95 / n, 0.64 / n without `dealias`. The grid must resolve u:
+    without diffusion its gradient grows like exp(|grad F| t1), and where it cannot, the numerical
+    solution leaves the bounds of the terminal condition, which the true one keeps. Raises
+    `ValueError` for arrays that are not on one square grid, or no steps.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> still, x = jnp.zeros((2, 4, 4)), jnp.arange(4) / 4
+        >>> wave = jnp.cos(2 * jnp.pi * x)[:, None] * jnp.ones(4)
+        >>> u = odejax.solvers.convection_diffusion(still, wave, sigma=0.5, steps=1)
+        >>> round(float(u[0, 0]), 4)  # exp(-(2 pi sigma)^2 / 2)
+        0.0072
+
+    Wang et al. (2019), arXiv:1811.10745.
     """
     n = terminal.shape[-1]
 
@@ -76,7 +92,19 @@ def convection_diffusion(
 
 
 def spectral_gradient(u: Float[Array, "n n"]) -> Float[Array, "2 n n"]:
-    """grad u of a periodic function on the unit square, exact for trigonometric polynomials."""
+    """grad u of a periodic function on the unit square, exact for trigonometric polynomials, (2, n,
+    n).
+
+    - `u`: at the grid points (i / n, j / n), (n, n).
+
+        >>> import jax.numpy as jnp, odejax
+        >>> x = jnp.arange(4) / 4
+        >>> u = jnp.sin(2 * jnp.pi * x)[:, None] * jnp.ones(4)
+        >>> round(float(odejax.solvers.spectral_gradient(u)[0, 0, 0]), 3)  # 2 pi
+        6.283
+
+    Trefethen (2000), *Spectral Methods in MATLAB*.
+    """
     n = u.shape[-1]
     return jnp.stack(
         [jnp.fft.irfft2(1j * k * jnp.fft.rfft2(u), s=(n, n)) for k in _wave_vectors(n)]

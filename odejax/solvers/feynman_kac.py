@@ -22,7 +22,21 @@ from .._types import Key, Scalar
 
 
 class AbstractNoise(eqx.Module):
-    """How large the noise of one step is, given the state after the drift."""
+    """How large the noise of one step is, given the state after the drift.
+
+        y+ = y + sigma(y) sqrt(dt) N(0, I)
+
+    A subclass defines `std(y)`, sigma, the same for all entries of y; `add(y, key, dt)` is y+.
+
+        >>> import jax, jax.numpy as jnp, odejax
+        >>> noise = odejax.solvers.ConstantNoise(0.0)
+        >>> noise.add(jnp.ones(2), jax.random.key(0)).tolist()
+        [1.0, 1.0]
+        >>> isinstance(noise, odejax.solvers.AbstractNoise)
+        True
+
+    Wang et al. (2019), arXiv:1811.10745.
+    """
 
     @abc.abstractmethod
     def std(self, y: Float[Array, "..."]) -> Scalar:
@@ -42,7 +56,18 @@ class AbstractNoise(eqx.Module):
 
 
 class ConstantNoise(AbstractNoise):
-    """sigma, whatever the state."""
+    """The same sigma, whatever the state.
+
+    - `sigma`: not negative.
+
+    Raises `ValueError` for a negative sigma.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> float(odejax.solvers.ConstantNoise(0.5).std(jnp.zeros(3)))
+        0.5
+
+    Wang et al. (2019), arXiv:1811.10745.
+    """
 
     sigma: float
 
@@ -54,12 +79,25 @@ class ConstantNoise(AbstractNoise):
 
 
 class RelativeNoise(AbstractNoise):
-    """sigma = a sqrt(Var(x + F(x))), the paper's choice, with a = 0.1.
+    """Noise in proportion to the spread of the state, the paper's choice with a = 0.1.
+
+        sigma = a sqrt(Var(x + F(x)))
 
     The variance is over all entries of one example, so examples do not influence each other and
     each can be attacked alone. The authors' code takes it over the whole batch tensor: give
-    `axis_name`, the name of the `vmap` axis of the batch, for that form in training; in inference
-    mode (`Predictor`) it is per example again.
+    `axis_name` for that form in training; in inference mode (`Predictor`) it is per example again.
+
+    - `a`: not negative (0.1).
+    - `axis_name`: the name of the `vmap` axis of the batch (None: per example).
+    - `inference`: set by `eqx.nn.inference_mode` (False).
+
+    Raises `ValueError` for a negative a.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> round(float(odejax.solvers.RelativeNoise(0.1).std(jnp.array([-2.0, 2.0]))), 2)
+        0.2
+
+    Wang et al. (2019), arXiv:1811.10745.
     """
 
     a: float = 0.1
@@ -82,7 +120,15 @@ class RelativeNoise(AbstractNoise):
 
 
 class Expectation(NamedTuple):
-    """A Monte-Carlo mean and its standard error."""
+    """A Monte-Carlo `mean` and its `standard_error`, both of the shape of the values.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> estimate = odejax.solvers.Expectation(jnp.asarray(1.0), jnp.asarray(0.25))
+        >>> float(estimate.standard_error)
+        0.25
+
+    Kloeden and Platen (1992), *Numerical Solution of Stochastic Differential Equations*.
+    """
 
     mean: Float[Array, "..."]
     standard_error: Float[Array, "..."]
@@ -99,10 +145,32 @@ def feynman_kac(
     key: Key,
     t1: float = 1.0,
 ) -> Expectation:
-    """u(x, 0) = E[terminal(x(t1))] for dx = drift(t, x) dt + sigma dB, through Diffrax.
+    """The solution of the convection-diffusion equation at one point, an `Expectation`, through
+    Diffrax.
+
+        u(x, 0) = E[terminal(x(t1))],  dx = drift(t, x) dt + sigma dB,  x(0) = x
 
     Euler-Maruyama with `steps` equal steps over `paths` independent Brownian paths (vmapped). The
     noise is that of the layered network: sigma is `noise.std(x + dt drift(t, x))`.
+
+    - `terminal`, `drift`: functions of x, and of (t, x).
+    - `noise`: an `AbstractNoise`.
+    - `x`: the point, of any shape.
+    - `steps`, `paths`: how many; at least 2 paths, for an error.
+    - `t1`: the time (1.0).
+
+    Raises `ValueError` for fewer steps or paths, or a time that is not positive.
+
+        >>> import jax, jax.numpy as jnp, odejax
+        >>> start, still = jnp.ones(1), lambda t, x: 0 * x
+        >>> sampled = {"steps": 1, "paths": 2, "key": jax.random.key(0)}
+        >>> noise = odejax.solvers.ConstantNoise(0.0)
+        >>> u = odejax.solvers.feynman_kac(jnp.sum, still, noise, start, **sampled)
+        >>> float(u.mean), float(u.standard_error)
+        (1.0, 0.0)
+
+    Wang et al. (2019), arXiv:1811.10745; Kac (1949), *Transactions of the American Mathematical
+    Society* 65.
     """
     check_key(key)
     check_count(steps=steps)

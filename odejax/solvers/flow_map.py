@@ -25,8 +25,19 @@ ScalarField = Callable[..., object]  # g(y, gamma), elementwise, of NumPy or JAX
 class AbstractFlowMap(eqx.Module):
     """gamma -> y(t1; gamma), elementwise on any shape and float dtype, differentiable to any order.
 
+        y' = g(y, gamma),  y(0) = y0
+
     `error`, `slope_error` and `curvature_error` are what compiling found: the largest error of y,
-    dy/dgamma and d2y/dgamma2 in float64, at points that were not used to fit.
+    dy/dgamma and d2y/dgamma2 in float64, at points that were not used to fit. A subclass defines
+    `__call__` and `extremes`.
+
+        >>> import odejax
+        >>> decay = lambda y, gamma: -y
+        >>> flow_map = odejax.solvers.periodic_flow_map(decay, 1.0, period=1.0, y0=1.0)
+        >>> round(flow_map.value_range()[1], 4)  # 1/e
+        0.3679
+
+    Luo, He and Yi (2024), *A stable mapping of nmODE*, for the field that it was made for.
     """
 
     error: eqx.AbstractVar[float]

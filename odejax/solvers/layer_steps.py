@@ -22,7 +22,20 @@ Field = Callable[[State], State]
 
 
 class AbstractLayerStep(eqx.Module):
-    """y+ = step(f, y, h), from the layer's field f alone."""
+    """One step of a state along a layer's field: y+ = step(f, y, h), from f alone.
+
+    A subclass defines `__call__`, and `lipschitz_factor(hk)`, the most that a step enlarges a
+    distance where h times f's Lipschitz constant is `hk`.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> step = odejax.solvers.NeumannSeries(1)  # Euler's
+        >>> float(step(lambda y: -y, jnp.asarray(1.0), 0.5))
+        0.5
+        >>> isinstance(step, odejax.solvers.AbstractLayerStep)
+        True
+
+    Hairer, Nørsett and Wanner (1993), *Solving Ordinary Differential Equations I*.
+    """
 
     @abc.abstractmethod
     def __call__(self, f: Field, y: State, h: float | Float[Array, ""]) -> State:
@@ -34,9 +47,20 @@ class AbstractLayerStep(eqx.Module):
 
 
 class RungeKutta(AbstractLayerStep):
-    """An explicit Runge-Kutta step: k_i = f(y + h sum_j a_ij k_j), y+ = y + h sum_i b_i k_i.
+    """An explicit Runge-Kutta step; every stage has the layer's weights.
 
-    Of an explicit Diffrax solver; `ValueError` for any other. Every stage has the layer's weights.
+        k_i = f(y + h sum_j a_ij k_j),  y+ = y + h sum_i b_i k_i
+
+    - `solver`: an explicit Diffrax solver, whose tableau is taken.
+
+    Raises `ValueError` for any other solver.
+
+        >>> import diffrax, jax.numpy as jnp, odejax
+        >>> step = odejax.solvers.RungeKutta(diffrax.Midpoint())
+        >>> float(step(lambda y: -y, jnp.asarray(1.0), 1.0))
+        0.5
+
+    Hairer, Nørsett and Wanner (1993), *Solving Ordinary Differential Equations I*.
     """
 
     times: tuple[float, ...] = eqx.field(static=True)  # c_i
@@ -80,10 +104,22 @@ class RungeKutta(AbstractLayerStep):
 
 
 class NeumannSeries(AbstractLayerStep):
-    """y+ = y + h f(y) + h f(h f(y)) + ... : PolyNet's module (I + F + F^2) y for `order` 2.
+    """PolyNet's step: its module (I + F + F^2) y for `order` 2, with F = h f.
+
+        y+ = y + h f(y) + h f(h f(y)) + ...
 
     For a linear f the truncated series of a backward Euler step (I - h f)^{-1} y (*natural*
     Eqs. 15 to 18).
+
+    - `order`: the highest power of F (2).
+
+    Raises `ValueError` for an order below 1.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> float(odejax.solvers.NeumannSeries(2)(lambda y: -y, jnp.asarray(1.0), 0.5))
+        0.75
+
+    Zhang et al. (2017), arXiv:1611.05725.
     """
 
     order: int = eqx.field(static=True, default=2)
@@ -103,10 +139,19 @@ class NeumannSeries(AbstractLayerStep):
 
 
 class PublishedMidpoint(AbstractLayerStep):
-    """x1 = y + h f(y) / 2,  y+ = x1 + h f(x1): the mid-point block of the code of *ssp*.
+    """The mid-point block of the code of *ssp*.
+
+        x1 = y + h f(y) / 2,  y+ = x1 + h f(x1)
 
     Not the midpoint rule y + h f(x1), which is `diffrax.Midpoint()`: it moves on from x1, and so
     goes one and a half steps.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> step = odejax.solvers.PublishedMidpoint()
+        >>> float(step(lambda y: jnp.ones(()), jnp.asarray(0.0), 1.0))
+        1.5
+
+    Kim et al. (2020), arXiv:2010.10047.
     """
 
     def __call__(self, f: Field, y: State, h: float | Float[Array, ""]) -> State:
@@ -118,7 +163,16 @@ class PublishedMidpoint(AbstractLayerStep):
 
 
 class Composition(AbstractLayerStep):
-    """y+ = f(y): a network without identity mappings, such as FractalNet; h plays no part."""
+    """A step without identity mapping, such as FractalNet's; h plays no part.
+
+        y+ = f(y)
+
+        >>> import jax.numpy as jnp, odejax
+        >>> float(odejax.solvers.Composition()(lambda y: 2 * y, jnp.asarray(3.0), 1.0))
+        6.0
+
+    Larsson et al. (2016), arXiv:1605.07648.
+    """
 
     def __call__(self, f: Field, y: State, h: float | Float[Array, ""]) -> State:
         return f(y)

@@ -22,20 +22,59 @@ from .layer_steps import AbstractLayerStep, RungeKutta
 
 
 def stack_layers(make: Callable[[Key], eqx.Module], depth: int, *, key: Key) -> eqx.Module:
-    """`depth` layers of one shape as a single module whose arrays have a leading axis of depth."""
+    """`depth` layers of one shape as a single module whose arrays have a leading axis of depth.
+
+    - `make`: `make(key)` is one layer.
+    - `depth`: how many.
+
+    Raises `ValueError` for no layers.
+
+        >>> import equinox as eqx, jax, odejax
+        >>> make = lambda key: eqx.nn.Linear(2, 2, key=key)
+        >>> layers = odejax.solvers.stack_layers(make, 3, key=jax.random.key(0))
+        >>> layers.weight.shape
+        (3, 2, 2)
+
+    Haber and Ruthotto (2017), arXiv:1705.03341, for layers as the steps of a method.
+    """
     check_count(depth=depth)
     return eqx.filter_vmap(make)(jax.random.split(key, depth))
 
 
 def apply_layers(layers: Callable, y: PyTree) -> PyTree:
-    """One stacked layer after the other, y -> layer(y), in a `lax.scan`."""
+    """One stacked layer after the other, in a `lax.scan`: the last y.
+
+        y_{l+1} = layer_l(y_l)
+
+    - `layers`: stacked by `stack_layers`, each called as `layer(y)`.
+    - `y`: any tree of arrays.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> make = lambda key: eqx.nn.Linear(2, 2, key=key)
+        >>> layers = odejax.solvers.stack_layers(make, 3, key=jax.random.key(0))
+        >>> odejax.solvers.apply_layers(layers, jnp.ones(2)).shape
+        (2,)
+
+    Haber and Ruthotto (2017), arXiv:1705.03341, for layers as the steps of a method.
+    """
     arrays, static = eqx.partition(layers, eqx.is_array)
     y, _ = jax.lax.scan(lambda y, layer: (eqx.combine(layer, static)(y), None), y, arrays)
     return y
 
 
 def layer_step(solver: diffrax.AbstractSolver | AbstractLayerStep | None) -> AbstractLayerStep:
-    """The step of a solver, as `integrate_layers` takes it; by default Euler's."""
+    """The step of a solver, as `integrate_layers` takes it: an `AbstractLayerStep`.
+
+    - `solver`: any explicit Diffrax solver or an `AbstractLayerStep`; None is Euler's method.
+
+    Raises `ValueError` for any other solver.
+
+        >>> import odejax
+        >>> odejax.solvers.layer_step(odejax.solvers.SSPRK22()).weights
+        (0.5, 0.5)
+
+    Hairer, Nørsett and Wanner (1993), *Solving Ordinary Differential Equations I*.
+    """
     if isinstance(solver, AbstractLayerStep):
         return solver
     return RungeKutta(diffrax.Euler() if solver is None else solver)
@@ -51,15 +90,33 @@ def integrate_layers(
     noise: AbstractNoise | None = None,
     key: Key | None = None,
 ) -> tuple[Float[Array, "..."], eqx.nn.State]:
-    """Take one step per layer, in a `lax.scan`, so compile time does not grow with depth.
+    """The state after one step per layer, in a `lax.scan`, and the layers' new state.
+
+        y_{l+1} = y_l + h sum_i b_i k_i,  k_i = f_l(y_l + h sum_j a_ij k_j)
+
+    Compile time does not grow with depth.
 
     - `layers`: stacked by `stack_layers`; each is called at every stage of its step, with one set
       of weights, as `layer(y, state, key=key) -> (dy, state)`. State (BatchNorm's) is threaded
       through stages and layers.
+    - `y`, `state`: the first state, of any shape, and the layers' state.
     - `solver`: any explicit Diffrax solver, by default Euler, or another `AbstractLayerStep`.
       Weights shared by all layers make the former `diffrax.diffeqsolve` with constant steps. A
       step's arrays, such as learned coefficients, have a leading axis of depth.
-    - `noise`: added after each step; needs `key`.
+    - `step_size`: h (1.0).
+    - `noise`: added after each step (None); needs `key`.
+
+    Raises `ValueError` for noise without a key, and coefficients for another depth.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> class Growth(eqx.Module):
+        ...     rate: jax.Array
+        ...     def __call__(self, y, state, key=None): return self.rate * y, state
+        >>> layers = Growth(jnp.ones(3))  # three of them, stacked
+        >>> odejax.solvers.integrate_layers(layers, jnp.ones(1), eqx.nn.State(layers))[0].tolist()
+        [8.0]
+
+    He et al. (2016), arXiv:1603.05027; Haber and Ruthotto (2017), arXiv:1705.03341.
     """
     if noise is not None and key is None:
         raise ValueError("a network with noise needs a key: call it with key=jax.random.key(...)")
@@ -76,7 +133,21 @@ def layer_states(
     solver: diffrax.AbstractSolver | AbstractLayerStep | None = None,
     step_size: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "n ..."]:
-    """All states that `integrate_layers` goes through, the first and the last included."""
+    """All states that `integrate_layers` goes through, the first and the last included, (depth + 1,
+    ...).
+
+    - `layers`, `y`, `state`, `solver`, `step_size`: as in `integrate_layers`.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> class Growth(eqx.Module):
+        ...     rate: jax.Array
+        ...     def __call__(self, y, state, key=None): return self.rate * y, state
+        >>> layers = Growth(jnp.ones(3))  # three of them, stacked
+        >>> odejax.solvers.layer_states(layers, jnp.ones(1), eqx.nn.State(layers)).ravel().tolist()
+        [1.0, 2.0, 4.0, 8.0]
+
+    Haber and Ruthotto (2017), arXiv:1705.03341, for layers as the steps of a method.
+    """
     _, _, states = _scan(layers, y, state, layer_step(solver), step_size, every=True)
     return jnp.concatenate([y[None], states])  # pyright: ignore[reportArgumentType]
 

@@ -12,7 +12,18 @@ from .layer_steps import AbstractLayerStep, Field, State
 
 
 class ShuOsher(NamedTuple):
-    """x1 = y + b10 h f(y),  y+ = a20 y + b20 h f(y) + a21 x1 + b21 h f(x1)."""
+    """The coefficients of a two-stage method as a combination of Euler steps, (depth,) each.
+
+        x1 = y + b10 h f(y),  y+ = a20 y + b20 h f(y) + a21 x1 + b21 h f(x1)
+
+        >>> import jax.numpy as jnp, odejax
+        >>> half, one = jnp.full(1, 0.5), jnp.ones(1)
+        >>> ssprk22 = odejax.solvers.ShuOsher(a20=half, a21=half, b10=one, b20=0 * one, b21=half)
+        >>> ssprk22.b21.tolist()
+        [0.5]
+
+    Shu and Osher (1988), *Journal of Computational Physics* 77.
+    """
 
     a20: Float[Array, "*depth"]
     a21: Float[Array, "*depth"]
@@ -22,17 +33,27 @@ class ShuOsher(NamedTuple):
 
 
 class LearnedRK2(AbstractLayerStep):
-    """Two stages of order 2, with two free coefficients for each of `depth` layers.
+    """A step of two stages and order 2, with two free coefficients for each of `depth` layers.
 
-    x1 = y + b10 h f(y),  y+ = a20 y + b20 h f(y) + a21 x1 + b21 h f(x1), and order 2 for any b10
-    and a21: a20 = 1 - a21, b21 = 1 / (2 b10), b20 = 1 - b21 - a21 b10.
+        x1 = y + b10 h f(y),  y+ = a20 y + b20 h f(y) + a21 x1 + b21 h f(x1)
 
-    The step preserves strong stability where all of them are positive, up to h =
-    `ssp_coefficient()` (at most 1, that of SSPRK22). There they stay, unless `published`: in the
-    authors' code b10 is the sigmoid of a learned number that starts at 1 and a21 that of 0.25,
-    which is not learned, and then b20 is negative.
+    Order 2 for any b10 and a21: a20 = 1 - a21, b21 = 1 / (2 b10), b20 = 1 - b21 - a21 b10. The step
+    preserves strong stability where all of them are positive, up to h = `ssp_coefficient()` (at
+    most 1, that of SSPRK22). There they stay, unless `published`.
+
+    - `depth`: the number of layers.
+    - `published`: the authors' code (False): b10 is the sigmoid of a learned number that starts at
+      1 and a21 that of 0.25, which is not learned, and then b20 is negative.
 
     Raises `ValueError` for a depth below 1.
+
+        >>> import odejax
+        >>> step = odejax.solvers.LearnedRK2(2)
+        >>> [round(c, 4) for c in step.ssp_coefficient().tolist()]
+        [0.4748, 0.4748]
+
+    Kim et al. (2020), arXiv:2010.10047; Shu and Osher (1988), *Journal of Computational Physics*
+    77.
     """
 
     first: Float[Array, "*depth"]  # b10, mapped to the real line

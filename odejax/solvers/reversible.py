@@ -25,12 +25,31 @@ def integrate_reversible(
 ) -> Halves:
     """(X, Y) after one step per layer, with a gradient whose memory does not grow with depth.
 
-    `layers`: f1 and f2, each stacked by `stack_layers` and called as
-    `layer(y, state) -> (dy, state)`. They must not change their state or look at the batch, as
-    `BatchNorm` does in training. The backward pass recomputes the states before the last one from
-    it, to rounding; it is for reverse mode, and does not differentiate by `state`. In training
-    (within `vmap_batch`) the gradient by the weights is that of the whole batch at once: one for
-    each example would be as large as what is not kept.
+        X+ = X + h f1(Y),  Y+ = Y + h f2(X+)
+
+    - `layers`: f1 and f2, each stacked by `stack_layers` and called as `layer(y, state) -> (dy,
+      state)`. They must not change their state or look at the batch, as `BatchNorm` does in
+      training.
+    - `halves`: (X, Y), of any shape.
+    - `state`: the layers' state.
+    - `step_size`: h (1.0).
+
+    The backward pass recomputes the states before the last one from it, to rounding; it is for
+    reverse mode, and does not differentiate by `state`. In training (within `vmap_batch`) the
+    gradient by the weights is that of the whole batch at once: one for each example would be as
+    large as what is not kept.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> class Growth(eqx.Module):
+        ...     rate: jax.Array
+        ...     def __call__(self, y, state, key=None): return self.rate * y, state
+        >>> layers = Growth(jnp.ones(1))  # one, stacked
+        >>> fields, halves = (layers, layers), (jnp.ones(1), jnp.ones(1))
+        >>> x, y = odejax.solvers.integrate_reversible(fields, halves, eqx.nn.State(fields))
+        >>> x.tolist(), y.tolist()
+        ([2.0], [3.0])
+
+    Gomez et al. (2017), arXiv:1707.04585.
     """
     arrays, static = eqx.partition(layers, eqx.is_inexact_array)
 
@@ -77,7 +96,24 @@ def integrate_reversible(
 def invert_reversible(
     layers: Layers, halves: Halves, state: eqx.nn.State, *, step_size: float = 1.0
 ) -> Halves:
-    """The (X, Y) that `integrate_reversible` takes to `halves`, to rounding."""
+    """The (X, Y) that `integrate_reversible` takes to `halves`, to rounding.
+
+        Y = Y+ - h f2(X+),  X = X+ - h f1(Y)
+
+    - `layers`, `halves`, `state`, `step_size`: as in `integrate_reversible`.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> class Growth(eqx.Module):
+        ...     rate: jax.Array
+        ...     def __call__(self, y, state, key=None): return self.rate * y, state
+        >>> layers = Growth(jnp.ones(1))  # one, stacked
+        >>> fields, halves = (layers, layers), (2 * jnp.ones(1), 3 * jnp.ones(1))
+        >>> x, y = odejax.solvers.invert_reversible(fields, halves, eqx.nn.State(fields))
+        >>> x.tolist(), y.tolist()
+        ([1.0], [1.0])
+
+    Gomez et al. (2017), arXiv:1707.04585.
+    """
     arrays, static = eqx.partition(layers, eqx.is_inexact_array)
 
     def step(halves, layer):

@@ -18,7 +18,16 @@ import numpy as np
 
 
 class SSPRK22(diffrax.AbstractERK):
-    """Two stages, order 2, SSP coefficient 1; embedded Euler for adaptive steps."""
+    """A Diffrax solver: two stages, order 2, SSP coefficient 1; embedded Euler for adaptive steps.
+
+        x1 = r(y),  y+ = y/2 + r(x1)/2,  r(y) = y + h f(y)
+
+        >>> import odejax
+        >>> odejax.solvers.RungeKutta(odejax.solvers.SSPRK22()).weights
+        (0.5, 0.5)
+
+    Shu and Osher (1988), *Journal of Computational Physics* 77.
+    """
 
     ssp_coefficient: ClassVar[float] = 1.0
 
@@ -52,7 +61,16 @@ def _hermite(last: int):
 
 
 class SSPRK33(diffrax.AbstractERK):
-    """Three stages, order 3, SSP coefficient 1; embedded SSPRK22 for adaptive steps."""
+    """A Diffrax solver: three stages, order 3, SSP coefficient 1; embedded SSPRK22.
+
+        x1 = r(y),  x2 = 3y/4 + r(x1)/4,  y+ = y/3 + 2 r(x2)/3,  r(y) = y + h f(y)
+
+        >>> import odejax
+        >>> odejax.solvers.RungeKutta(odejax.solvers.SSPRK33()).times
+        (0.0, 1.0, 0.5)
+
+    Shu and Osher (1988), *Journal of Computational Physics* 77.
+    """
 
     ssp_coefficient: ClassVar[float] = 1.0
 
@@ -71,9 +89,17 @@ class SSPRK33(diffrax.AbstractERK):
 
 
 class SSPRK43(diffrax.AbstractERK):
-    """Four stages, order 3, SSP coefficient 2: half a step of Euler's for each stage.
+    """A Diffrax solver: four stages, order 3, SSP coefficient 2.
 
-    Embedded for adaptive steps: all stages with equal weights, of order 2.
+    Half a step of Euler's for each stage. Embedded for adaptive steps: all stages with equal
+    weights, of order 2.
+
+        >>> import odejax
+        >>> odejax.solvers.RungeKutta(odejax.solvers.SSPRK43()).times
+        (0.0, 0.5, 1.0, 0.5)
+
+    Gottlieb, Shu and Tadmor (2001), *SIAM Review* 43; Ketcheson (2008), *SIAM Journal on Scientific
+    Computing* 30.
     """
 
     ssp_coefficient: ClassVar[float] = 2.0
@@ -97,9 +123,16 @@ _B_EMBEDDED = np.array([1 / 5, 0, 0, 3 / 10, 0, 0, 1 / 5, 0, 3 / 10, 0])
 
 
 class SSPRK104(diffrax.AbstractERK):
-    """Ten stages, order 4, SSP coefficient 6 (Ketcheson 2008): 0.6 steps of Euler's for each stage.
+    """A Diffrax solver: ten stages, order 4, SSP coefficient 6.
 
-    Embedded for adaptive steps: order 3. Its dense output is of order 3.
+    0.6 steps of Euler's for each stage. Embedded for adaptive steps: order 3. Its dense output is
+    of order 3.
+
+        >>> import odejax
+        >>> len(odejax.solvers.RungeKutta(odejax.solvers.SSPRK104()).times)
+        10
+
+    Ketcheson (2008), *SIAM Journal on Scientific Computing* 30.
     """
 
     ssp_coefficient: ClassVar[float] = 6.0
