@@ -750,6 +750,21 @@ FAULTS = [
         "if all((cosine < limit.cosine)",
         ("tests/test_flags.py",),
     ),
+    # Plots
+    Fault(
+        "A curve of certified radii counts an image only below its radius",
+        "plots/measured.py",
+        "(radii >= radius).mean()",
+        "(radii > radius).mean()",
+        ("tests/test_robustness_curves.py",),
+    ),
+    Fault(
+        "A band claims what an attack has refuted, up to the next eps",
+        "plots/interval.py",
+        'np.searchsorted(eps, left, side="right") - 1',
+        'np.searchsorted(eps, left, side="left") - 1',
+        ("tests/test_interval_plot.py",),
+    ),
     # Training
     Fault(
         "Every epoch has the same order and noise",

@@ -5,66 +5,146 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .._threat_model import AbstractBall, check_ball
+from .axes import AXIS_LABELS as AXIS_LABELS, plain_ticks, set_title
 from .interval import draw_interval
+from .measured import Curve, read_curves
+from .palette import PUBLISHED, colors
 
-_FGSM = "#ef8a62"
-AXIS_LABELS = {"linf": r"$\epsilon$  ($\ell_\infty$)", "l2": r"$\epsilon$  ($\ell_2$)"}
+Published = Mapping[str, Sequence[tuple[AbstractBall, float]]]
 
 
-def robustness_curves(models: Mapping[str, Mapping[str, Any]], *, title: str) -> Figure:
-    """One row for each threat model, one column for each model.
+def robustness_curves(
+    models: Mapping[str, Any],
+    *,
+    title: str,
+    published: Published | None = None,
+    alone: str | None = "FGSM",
+) -> Figure:
+    """A figure of certified and attacked accuracy, a column for each model, a row for each norm.
 
-    `models[name][ball]` is {"brackets": summaries by growing eps, "radii": certified radii}, as
-    `experiments.benchmark` stores it. The truth lies in the shaded band (`draw_interval`): below
-    what the attacks leave standing, above what is proven; without a certificate it reaches down to
-    zero. Sampling error is not drawn; the summaries hold it.
+    True robust accuracy lies in the shaded band (`draw_interval`): at most the accuracy under all
+    attacks, at least the certified accuracy, or 0 without a certificate. Certified accuracy is
+    drawn as the step curve of the certified radii where these are given, and else as steps between
+    the eps of the brackets. Sampling error is not drawn; the brackets hold it.
+
+    - `models`: by name, each of them
+
+      - a `Bracket`, or several of any norms and eps (`Brackets`, a list of these),
+      - a list of their `summary()`, as JSON holds it,
+      - or `{"balls": {norm: {"brackets": summaries, "radii": (n,) certified radii,
+        "certificates": how many}}}`, as `experiments.benchmark` stores it.
+
+    - `title`: the finding, as a sentence; it is wrapped to the figure's width.
+    - `published`: by a name in `models`, pairs of a ball and the robust accuracy in [0, 1] that a
+      paper reports in it, drawn as crosses.
+    - `alone`: an attack by its name in `per_attack`, drawn by itself where it was run; None draws
+      none.
+
+    Raises `ValueError` without a model, for a model that holds no bracket or anything else, for two
+    brackets of one eps, and for published figures of a model or norm that is not drawn or outside
+    [0, 1].
+
+    >>> import matplotlib.pyplot as plt
+    >>> from odejax import LinfBall, plots
+    >>> measured = {"ball": "linf", "eps": 0.1, "clean": 0.98, "attacked": 0.6, "certified": 0.2}
+    >>> measured |= {"per_attack": {"PGD": 0.6}, "per_certificate": {"LipschitzMargin": 0.2}}
+    >>> figure = plots.robustness_curves(
+    ...     {"a network": [measured]},
+    ...     title="At eps 0.1 a paper reports more than an attack allows",
+    ...     published={"a network": [(LinfBall(0.1), 0.8)]},
+    ... )
+    >>> [text.get_text() for text in figure.legends[0].get_texts()]
+    ['true robust accuracy', 'under all attacks', 'certified', 'published']
+    >>> plt.close(figure)
     """
-    balls = list(next(iter(models.values()))["balls"])
+    if not models:
+        raise ValueError("models must hold at least one model; got none")
+    read = {name: read_curves(name, value) for name, value in models.items()}
+    crosses = _crosses(published or {}, read)
+    norms = list(dict.fromkeys(norm for curves in read.values() for norm in curves))
+    height = 2.9 if len(read) == 1 else 2.2
     figure, axes = plt.subplots(
-        len(balls),
-        len(models),
-        figsize=(1.0 + 1.9 * len(models), 0.9 + 2.2 * len(balls)),
+        len(norms),
+        len(read),
+        figsize=(max(4.8, 1.0 + 2.0 * len(read)), 1.1 + height * len(norms)),
         sharey=True,
         sharex="row",
         squeeze=False,
         layout="constrained",
     )
-    for axis, name in zip(axes[0], models, strict=True):
-        axis.set_title(name, fontsize=10)
-    for row, ball in zip(axes, balls, strict=True):
-        for axis, model in zip(row, models.values(), strict=True):
-            _panel(axis, model["balls"][ball])
-            axis.set_xlabel(AXIS_LABELS[ball])
+    for name, column in zip(read, axes.T, strict=True):
+        column[0].set_title(name, fontsize=10)
+        for norm, axis in zip(norms, column, strict=True):
+            if norm in read[name]:
+                _panel(axis, read[name][norm], crosses.get((name, norm), []), alone)
+                axis.set_xlabel(AXIS_LABELS.get(norm, norm), fontsize=8)
+            else:
+                axis.set_axis_off()  # what was not measured
+    for norm, row in zip(norms, axes, strict=True):
+        drawn = [curves[norm].eps[-1] for curves in read.values() if norm in curves]
+        drawn += [eps for (_, of), pairs in crosses.items() if of == norm for eps, _ in pairs]
+        row[0].set_xlim(0, 1.03 * max(drawn))
         row[0].set_ylabel("accuracy (%)")
-    # Of all panels: the first network may have no certificate.
-    named = {}
-    for axis in axes.flat:
-        named |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    figure.legend(
-        named.values(), named, loc="outside lower center", ncols=4, frameon=False, fontsize=9
-    )
-    figure.suptitle(title, fontsize=11)
+    _legend(figure, axes)
+    set_title(figure, title)
     return figure
 
 
-def _panel(axis, curves: Mapping[str, Any]):
-    brackets: Sequence[Mapping[str, Any]] = curves["brackets"]
-    eps = np.array([0.0] + [b["eps"] for b in brackets])
-    clean = brackets[0]["clean"]
-    attacked = np.array([clean] + [b["attacked"] for b in brackets])
-    radii = np.asarray(curves["radii"])
-    grid = np.unique(np.concatenate([np.linspace(0, eps[-1], 200), eps]))
-    # At eps = 0 there is nothing to prove: a correct prediction is certified.
-    certified = 100 * np.array([(radii >= e).mean() if e > 0 else clean for e in grid])
-    proof = certified if curves["certificates"] else None
-    draw_interval(axis, eps, 100 * attacked, proof, proven_at=grid)
-    fgsm = [b["per_attack"].get("FGSM", np.nan) for b in brackets]
-    axis.plot(
-        eps, 100 * np.array([clean, *fgsm]), ":s", ms=2, lw=1, color=_FGSM, label="FGSM alone"
-    )
+def _crosses(
+    published: Published, models: Mapping[str, Mapping[str, Curve]]
+) -> dict[tuple[str, str], list]:
+    """(eps, accuracy) by model and norm."""
+    crosses: dict[tuple[str, str], list] = {}
+    for name, figures in published.items():
+        if name not in models:
+            raise ValueError(f"published must name one of the models {list(models)}; got {name!r}")
+        for ball, accuracy in figures:
+            check_ball(ball)
+            if ball.name not in models[name]:
+                measured = list(models[name])
+                raise ValueError(
+                    f"published[{name!r}] must be in a norm measured, {measured}; got {ball.name!r}"
+                )
+            if not 0 <= accuracy <= 1:
+                raise ValueError(f"a published accuracy must be in [0, 1]; got {accuracy}")
+            crosses.setdefault((name, ball.name), []).append((float(ball.eps), accuracy))
+    return crosses
+
+
+def _panel(axis: Axes, curve: Curve, crosses: list, alone: str | None):
+    certified = None if curve.certified is None else 100 * curve.certified
+    draw_interval(axis, curve.eps, 100 * curve.attacked, certified, proven_at=curve.certified_at)
+    if alone in curve.per_attack and list(curve.per_attack) != [alone]:
+        values = 100 * curve.per_attack[alone]
+        style = {"color": colors([alone])[alone], "ls": ":", "marker": "s", "ms": 2.5, "lw": 1.5}
+        axis.step(curve.eps, values, where="post", label=f"under {alone} alone", **style)
+    if crosses:
+        at, accuracy = np.array(sorted(crosses)).T
+        style = {"color": PUBLISHED, "marker": "x", "ls": "", "ms": 6, "mew": 1.5, "zorder": 5}
+        axis.plot(at, 100 * accuracy, label="published", **style)
     axis.set_ylim(-2, 102)
-    axis.set_xlim(0, 1.03 * eps[-1])
     axis.grid(alpha=0.3, lw=0.5)
     axis.tick_params(labelsize=8)
+    plain_ticks(axis)
+
+
+def _legend(figure: Figure, axes: np.ndarray):
+    """One legend below all panels: the first model may have no certificate, another has one."""
+    named: dict[str, Any] = {}
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    order = ["true robust accuracy", "under all attacks", "certified"]
+    labels = sorted(named, key=lambda label: order.index(label) if label in order else len(order))
+    figure.legend(
+        [named[label] for label in labels],
+        labels,
+        loc="outside lower center",
+        ncols=max(1, min(len(labels), int(figure.get_figwidth() / 1.7))),
+        frameon=False,
+        fontsize=9,
+    )

@@ -1,11 +1,11 @@
-"""Robust accuracy against eps as what is known of it: a band of steps, not of straight lines."""
+"""Robust accuracy against eps as an interval: a band of steps, not of straight lines."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 
-ATTACKED, CERTIFIED = "#b2182b", "#2166ac"
+from .palette import ATTACKED, BAND, CERTIFIED
 
 
 def draw_interval(
@@ -15,18 +15,28 @@ def draw_interval(
     certified: Sequence[float] | np.ndarray | None,
     *,
     proven_at: Sequence[float] | np.ndarray | None = None,
-    label: str = "worst case of all attacks",
+    label: str = "under all attacks",
 ):
-    """Draw certified <= true <= attacked over [0, max eps], claiming no more than is known.
+    """Draw certified <= true <= attacked over [0, max eps] into one panel.
 
-    What breaks an image at eps breaks it at any larger one, so `attacked` bounds the truth from its
-    eps up to the next; what is proven at eps is proven at any smaller one, so `certified` bounds it
-    from its eps down to the one before.
+    An image that is misclassified within eps is so within any larger eps. So `attacked` is an
+    upper bound from its eps up to the next one. What is certified at eps is so at any smaller one.
+    So `certified` is a lower bound from its eps down to the one before.
 
-    - `eps` (m,): growing from 0, where `attacked` (m,) was measured; the first is clean accuracy.
-    - `certified` (m,), in the unit of `attacked`; None draws no lower end, and the band from 0.
-    - `proven_at`: where `certified` is known, if not at `eps`, growing from 0.
-    - `label`: of the upper end.
+    - `axis`: of Matplotlib; eps is on x, accuracy on y.
+    - `eps` (m,): growing from 0, where `attacked` was measured; the first is for clean accuracy.
+    - `attacked` (m,): accuracy under attack, in any unit.
+    - `certified` (m,): in the same unit; None draws no lower end, and the band from 0.
+    - `proven_at` (k,): where `certified` (k,) is known, growing from 0; by default at `eps`.
+    - `label`: of the upper end in a legend.
+
+    >>> import matplotlib.pyplot as plt
+    >>> from odejax import plots
+    >>> figure, axis = plt.subplots()
+    >>> plots.draw_interval(axis, [0, 0.1, 0.2], [98, 80, 40], [98, 60, 0])
+    >>> axis.get_legend_handles_labels()[1]
+    ['true robust accuracy', 'under all attacks', 'certified']
+    >>> plt.close(figure)
     """
     eps, attacked = np.asarray(eps, float), np.asarray(attacked, float)
     grid = eps if proven_at is None or certified is None else np.asarray(proven_at, float)
@@ -39,9 +49,9 @@ def draw_interval(
         np.stack([left, right], axis=1).ravel(),
         np.repeat(lower, 2),
         np.repeat(upper, 2),
-        color="0.88",
+        color=BAND,
         lw=0,
-        label="the truth lies in here",
+        label="true robust accuracy",
     )
     axis.step(eps, attacked, "-o", where="post", ms=3, color=ATTACKED, label=label)
     if certified is not None:

@@ -1,4 +1,4 @@
-"""What the perturbations look like: image, perturbation and result, one row a model."""
+"""Adversarial examples as pictures: image, perturbation and result, one row a model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,16 +7,39 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from .axes import set_title
+
 
 def perturbation_grid(
     examples: Mapping[str, Mapping[str, Any]], *, title: str, examples_shown: int = 4
 ) -> Figure:
-    """`examples[model]` holds `images` and `x_adv` (m, h, w, c) in [0, 1] and the classes `labels`
-    and `predictions` (m,): images that the model got right and the attack broke.
+    """A figure of adversarial examples: image, perturbation and result, one row for each model.
 
-    The middle picture of each triple is the perturbation, red up and blue down, scaled to its own
-    largest entry (printed above it).
+    The middle picture of each triple is the perturbation, red where a pixel grew and blue where it
+    fell, scaled to its own largest entry, which is printed above it in units of pixels in [0, 1].
+
+    - `examples`: by model, a mapping with
+
+      - `images` and `x_adv` (m, h, w, c) in [0, 1]: images that the model classifies correctly,
+        and adversarial examples of them,
+      - `labels` and `predictions` (m,): the classes of the one and of the other.
+
+    - `title`: the finding, as a sentence; it is wrapped to the figure's width.
+    - `examples_shown`: the most triples in a row.
+
+    Raises `ValueError` without a model.
+
+    >>> import matplotlib.pyplot as plt, numpy as np
+    >>> from odejax import plots
+    >>> image = np.full((1, 8, 8, 1), 0.5)
+    >>> example = {"images": image, "x_adv": image + 0.1, "labels": [3], "predictions": [8]}
+    >>> figure = plots.perturbation_grid({"a network": example}, title="A 3 becomes an 8")
+    >>> [axis.get_title() for axis in figure.axes[:3]]
+    ['3', '±0.10', '→ 8']
+    >>> plt.close(figure)
     """
+    if not examples:
+        raise ValueError("examples must hold at least one model; got none")
     columns = 3 * examples_shown
     figure, axes = plt.subplots(
         len(examples),
@@ -43,7 +66,7 @@ def perturbation_grid(
             _show(right, adversarial, f"→ {prediction}")
         row[0].set_visible(True)
         row[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
-    figure.suptitle(title, fontsize=10)
+    set_title(figure, title, 10)
     return figure
 
 
