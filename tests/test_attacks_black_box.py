@@ -394,6 +394,9 @@ def test_proposals_keep_the_radius_and_then_shorten_it(value):
             np.testing.assert_allclose(cosine, 1 / np.hypot(1, spherical), rtol=1e-4)
 
 
+WHOLE_BOX = L2Ball(np.prod(SHAPE) ** 0.5)
+
+
 class NoiseIsOneClass(eqx.Module):
     """Class 1 for what is bright on one half and dark on the other; all noise is class 0."""
 
@@ -411,7 +414,7 @@ class NoiseIsOneClass(eqx.Module):
 def test_an_image_whose_class_all_noise_has_finds_another_start(kind):
     x, net = constant_image(0.3, SHAPE), NoiseIsOneClass(jnp.asarray(kind))
     report = robust_accuracy(
-        net, x[None], np.zeros(1, np.int32), L2Ball(10.0), Boundary(1000), key=KEY
+        net, x[None], np.zeros(1, np.int32), WHOLE_BOX, Boundary(1000), key=KEY
     )
     assert report.accuracy == 0
     assert not report.no_start.any()
@@ -430,7 +433,7 @@ def only_this(x, *, key=None):
 def test_an_image_without_a_start_is_said_to_have_none():
     images, labels = np.full((3, *SHAPE), 0.4, np.float32), np.zeros(3, np.int32)
     with pytest.warns(UserWarning, match="Boundary found no start for 3 of 3 images"):
-        report = robust_accuracy(never, images, labels, L2Ball(9.0), Boundary(50), key=KEY)
+        report = robust_accuracy(never, images, labels, WHOLE_BOX, Boundary(50), key=KEY)
     assert report.no_start.all()
     assert report.still_correct.all()  # not broken, but said to be unattacked
 
@@ -439,7 +442,7 @@ def test_starts_may_be_given():
     images, labels = np.full((2, *SHAPE), 0.4, np.float32), np.zeros(2, np.int32)
     board = (np.indices(SHAPE).sum(axis=0) % 2).astype(np.float32)
     attack = Boundary(60, starts=jnp.stack([jnp.asarray(images[0]), jnp.asarray(board)]))
-    report = robust_accuracy(only_this, images, labels, L2Ball(10.0), attack, key=KEY)
+    report = robust_accuracy(only_this, images, labels, WHOLE_BOX, attack, key=KEY)
     assert report.accuracy == 0
     with pytest.raises(ValueError, match=r"starts must be images \(m, h, w, c\); got shape"):
         Boundary(starts=jnp.asarray(board))

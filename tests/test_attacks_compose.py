@@ -610,7 +610,7 @@ class Killed(BaseException):
 @pytest.fixture
 def one_step_at_a_time(monkeypatch):
     """A save after every step, counted, and an evaluation that is killed after so many."""
-    counted, original = Counter(), EVALUATION._State.save
+    counted, original = Counter(), EVALUATION._PeriodicState.save
     advance = SURVIVORS.AttackLoop.advance
 
     def save(self, *arrays):
@@ -628,7 +628,7 @@ def one_step_at_a_time(monkeypatch):
     # It traces every attack anew for what an attack refuses, and these refuse nothing.
     monkeypatch.setattr(EVALUATION, "_rehearse", lambda *arguments: None)
     monkeypatch.setattr(SURVIVORS.AttackLoop, "advance", counted_advance)
-    monkeypatch.setattr(EVALUATION._State, "save", save)
+    monkeypatch.setattr(EVALUATION._PeriodicState, "save", save)
     return counted
 
 
@@ -769,14 +769,14 @@ def left_behind(tmp_path_factory):
     path = tmp_path_factory.mktemp("state") / "state.npz"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EVALUATION, "_rehearse", lambda *arguments: None)
-        original = EVALUATION._State.save
+        original = EVALUATION._PeriodicState.save
 
         def save(self, *arrays):
             self.pause = 0.0
             original(self, *arrays)
             raise Killed
 
-        patch.setattr(EVALUATION._State, "save", save)
+        patch.setattr(EVALUATION._PeriodicState, "save", save)
         with pytest.raises(Killed):
             evaluate(state_path=path)
     return path.read_bytes()
@@ -988,7 +988,7 @@ def test_an_attack_ends_with_its_first_success_unless_that_was_a_draw():
 
 if __name__ == "__main__":
     saves = Counter()
-    original = EVALUATION._State.save
+    original = EVALUATION._PeriodicState.save
 
     def save(self, *arrays):
         self.pause = 0.0
@@ -998,5 +998,5 @@ if __name__ == "__main__":
             os._exit(9)
 
     SURVIVORS._CHUNK_SECONDS = 0.0
-    EVALUATION._State.save = save
+    EVALUATION._PeriodicState.save = save
     of_another_process(Path(sys.argv[2]))

@@ -224,7 +224,7 @@ def test_a_measurement_is_the_mean_over_the_seeds(tmp_path):
 
 
 def test_sixty_epochs_are_not_the_papers_thousand(tmp_path):
-    ball = bracket(36 / 255, *10, 0) | {"per_attack": {"PGD-50": 0.2}}
+    ball = bracket(36 / 255, 10, 0) | {"per_attack": {"PGD-50": 0.2}}
     measured = {"device": "gpu", "clean_accuracy": 0.9, "balls": {"linf": [], "l2": [ball]}}
     for preset in ("cpu", "paper"):
         settings = dataclasses.asdict(nmode_cifar.PRESETS[preset])
@@ -273,7 +273,7 @@ def test_blind_attacks_and_ensembles_are_found_by_their_kind(tmp_path):
 
 
 def test_a_figure_without_eps_is_compared_with_no_other_attack(tmp_path):
-    robust = bracket(8 / 255, *10, 0) | {"device": "gpu", "clean_accuracy": 0.8}
+    robust = bracket(8 / 255, 10, 0) | {"device": "gpu", "clean_accuracy": 0.8}
     robust["per_attack"] = {"FGSM": 0.6, "IFGSM-20": 0.5, "C&W": 0.7}
     runs = {"robust/En2 ResNet110/0": robust}
     result = {"settings": enresnet_settings(), "runs": runs}

@@ -14,7 +14,17 @@ import pytest
 
 import odejax
 
-PACKAGES = ("odejax", "odejax.attacks", "odejax.data", "odejax.evaluation", "odejax.training")
+PACKAGES = (
+    "odejax",
+    "odejax.attacks",
+    "odejax.certificates",
+    "odejax.data",
+    "odejax.evaluation",
+    "odejax.models",
+    "odejax.plots",
+    "odejax.solvers",
+    "odejax.training",
+)
 # What an example may use without importing it.
 NAMES = {"odejax": odejax, "eqx": eqx, "jax": jax, "jnp": jnp, "np": np, "optax": optax}
 

@@ -209,14 +209,14 @@ def test_an_evaluation_goes_on_with_another_number_of_devices(before, after, tmp
             return jnp.ravel(x) @ weight
 
         labels = odejax.predict(logits_fn, data.images, key=key).argmax(axis=1).astype(np.int32)
-        save = evaluated._State.save
+        save = evaluated._PeriodicState.save
 
         def interrupted(self, *arguments):
             save(self, *arguments)
             if looks is not None and path.exists():
                 raise Stop
 
-        monkeypatch.setattr(evaluated._State, "save", interrupted)
+        monkeypatch.setattr(evaluated._PeriodicState, "save", interrupted)
         try:
             with jax.set_mesh(odejax.batch_mesh(jax.devices()[:devices])):
                 return robust_accuracy(
@@ -224,7 +224,7 @@ def test_an_evaluation_goes_on_with_another_number_of_devices(before, after, tmp
                     key=key, batch_size=21, state_path=state_path,
                 )  # fmt: skip
         finally:
-            monkeypatch.setattr(evaluated._State, "save", save)
+            monkeypatch.setattr(evaluated._PeriodicState, "save", save)
 
     expected = measure(1, None)
     assert 0 < expected.accuracy < 1

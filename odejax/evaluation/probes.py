@@ -66,8 +66,8 @@ def masking_flags(
     check_ball(ball)
     check_count(batch_size=batch_size)
     images, labels = check_arrays(images, labels)
-    first_key, second_key, key = jax.random.split(key, 3)
-    logits_fn = on_mesh(hoist(logits_fn, images[0], key))
+    first_key, second_key, probe_key = jax.random.split(key, 3)
+    logits_fn = on_mesh(hoist(logits_fn, images[0], probe_key))
     logits = predict(logits_fn, images, key=first_key, batch_size=batch_size)
     again = predict(logits_fn, images, key=second_key, batch_size=batch_size)
     check_labels(labels, logits.shape[1])
@@ -80,7 +80,7 @@ def masking_flags(
         flags.append(SOFTMAX("the outputs are probabilities"))
     precision = jnp.asarray(_precision(logits_fn, images[0]))
     parts = [slice(i, i + batch_size) for i in range(0, len(images), batch_size)]
-    probes = [_probe(logits_fn, images[p], labels[p], ball, precision, key) for p in parts]
+    probes = [_probe(logits_fn, images[p], labels[p], ball, precision, probe_key) for p in parts]
     size, wrong, promised, found, turns, finite = (
         np.concatenate([to_host(p) for p in part]) for part in zip(*probes, strict=True)
     )
