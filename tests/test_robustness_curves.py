@@ -1,14 +1,12 @@
 """A figure of brackets shows what they hold, in every form that holds them, and nothing cut off."""
 
 import dataclasses
-import doctest
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from odejax import L2Ball, LinfBall, attacks, certificates, evaluation, plots
-from odejax.plots import axes, curves, interval, palette, perturbations
 
 RADII = np.array([0.0, 0.05, 0.15, 0.15, 0.3])
 BAND, ATTACKED, CERTIFIED = "true robust accuracy", "under all attacks", "certified"
@@ -214,8 +212,3 @@ def test_a_name_has_its_color_in_every_figure_and_two_names_never_one():
         assert len(set(plots.colors(names).values())) == len(names)
     with pytest.raises(ValueError, match="at most 8; got 9"):
         plots.colors(str(i) for i in range(9))
-
-
-@pytest.mark.parametrize("module", [axes, curves, interval, palette, perturbations])
-def test_the_examples_of_the_docstrings_run(module):
-    assert doctest.testmod(module).failed == 0

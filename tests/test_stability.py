@@ -55,6 +55,11 @@ def test_the_logarithmic_norm_of_a_matrix_is_its_symmetric_parts_largest_eigenva
     assert (found < 0) == (shift < 0)
 
 
+def test_the_logarithmic_norm_of_a_flow_that_shrinks_all_alike_is_its_rate():
+    norm = jax.jit(lambda y: logarithmic_norm(lambda v: -2 * v, y, key=KEY))(jnp.ones(4))
+    assert float(norm) == pytest.approx(-2, abs=1e-5)
+
+
 def test_an_exact_flow_grows_by_no_more_than_its_logarithmic_norm():
     matrix = MATRIX - 3 * np.eye(12)
     times = np.linspace(0.0, 2.0, 9)

@@ -145,7 +145,9 @@ def logarithmic_norm(
         return (jax.jvp(f, (y,), (v,))[1] + backward(v)[0]) / 2
 
     def iterate(v, _):
-        return _unit(symmetric(v) + shift * v), None
+        moved = symmetric(v) + shift * v
+        # 0 where J is a multiple of -I: every direction is an eigenvector, this one too.
+        return jnp.where(jnp.any(moved != 0), _unit(moved), v), None
 
     start = _unit(jax.random.normal(start_key, y.shape, y.dtype))
     v, _ = jax.lax.scan(iterate, start, None, length=iterations)
