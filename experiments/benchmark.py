@@ -28,9 +28,9 @@ from odejax.certificates import FiniteTimeStableMapping, LipschitzMargin, Stable
 from odejax.evaluation import bracket, encode_array
 from odejax.training import CrossEntropy, fit, steps_per_epoch
 
-from ._cli import UsageError, check_choice, check_choices, check_counts, load_data, run
-from ._report import figures, notes, publish, tables
-from ._runs import Runs
+from .lib.report import figures, notes, publish, tables
+from .lib.run import UsageError, check_choice, check_choices, check_counts, load_data, run
+from .lib.runs import Runs
 
 KIND = "benchmark"
 BATCH_SIZE = 250  # of attacks and evaluation

@@ -12,8 +12,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import _cli, benchmark
-from experiments._runs import Runs
+from experiments import benchmark
+from experiments.lib import run as cli
+from experiments.lib.runs import Runs
 from odejax import LinfBall
 from odejax.data import load
 from odejax.evaluation import load_result, save_result
@@ -27,7 +28,7 @@ def run(capsys, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
     code = 0
     try:
-        _cli.run(benchmark.main, benchmark.Config)
+        cli.run(benchmark.main, benchmark.Config)
     except SystemExit as stop:
         code = stop.code
     return code, capsys.readouterr()
@@ -127,7 +128,7 @@ def test_a_wrong_command_line_ends_with_one_line_and_code_2(
 def test_a_cache_of_compiled_programs_that_is_set_already_stays():
     name = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, name)
-    _cli.enable_compilation_cache()
+    cli.enable_compilation_cache()
     assert getattr(jax.config, name) == before != 0.2
 
 
@@ -175,7 +176,7 @@ def test_resume_refuses_other_settings_versions_and_broken_files(tmp_path, capsy
 
 def test_a_result_names_its_data_and_resume_refuses_other(tmp_path):
     train, test = (load("digits", split) for split in ("train", "test"))
-    config = _cli.RunConfig(resume=True)
+    config = cli.RunConfig(resume=True)
     path = tmp_path / "result.json"
 
     def opened(*data):
@@ -190,13 +191,13 @@ def test_a_result_names_its_data_and_resume_refuses_other(tmp_path):
     for other in (negatives, shifted, test.take(slice(100))):
         digests = (one.provenance()["digest"][:12] for one in (test, other))
         said = "other test images of digits .digest {}, not {}.; give the same data"
-        with pytest.raises(_cli.UsageError, match=said.format(*digests)):
+        with pytest.raises(cli.UsageError, match=said.format(*digests)):
             opened(train, other)
 
     silent = load_result(path, "digits")
     for data in ({"data": "the digits, of old"}, {}):
         save_result(path, "digits", {name: silent[name] for name in ("settings", "runs")} | data)
-        with pytest.raises(_cli.UsageError, match="does not say which data it used"):
+        with pytest.raises(cli.UsageError, match="does not say which data it used"):
             opened(train, test)
 
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import claims, enresnet_cifar, nmode_cifar, nmode_mnist
-from experiments._claims import all_claims, claimed
-from experiments._cli import UsageError
+from experiments.enresnet import cifar as enresnet_cifar
+from experiments.ledger import claims
+from experiments.ledger.printed import all_claims, claimed
+from experiments.lib.run import UsageError
+from experiments.nmode import cifar as nmode_cifar, mnist as nmode_mnist
 from odejax.evaluation import load_result, save_result
 
 # How many figures each table has, counted by hand in the papers' texts: rows times columns, without
@@ -213,7 +215,7 @@ def test_a_measurement_is_the_mean_over_the_seeds(tmp_path):
     assert attacked["flags"] == ["vanishing gradients"]
     assert (attacked["seeds"], attacked["n"]) == (2, 100)
     assert (attacked["papers_size"], attacked["papers_epochs"]) == ("yes", "yes")
-    assert "nmode_mnist --dataset mnist" in attacked["command"]
+    assert "nmode.mnist --dataset mnist" in attacked["command"]
     # A network whose size the paper does not give counts in none of the three.
     node = [e for e in entries if e["model"] == "NODE" and "instead" in e]
     assert {(e["attack"], e["not_measured"]) for e in node} == {("PGD-40", "size not given")}
@@ -224,7 +226,7 @@ def test_a_measurement_is_the_mean_over_the_seeds(tmp_path):
 
 
 def test_sixty_epochs_are_not_the_papers_thousand(tmp_path):
-    ball = bracket(36 / 255, *10, 0) | {"per_attack": {"PGD-50": 0.2}}
+    ball = bracket(36 / 255, 10, 0) | {"per_attack": {"PGD-50": 0.2}}
     measured = {"device": "gpu", "clean_accuracy": 0.9, "balls": {"linf": [], "l2": [ball]}}
     for preset in ("cpu", "paper"):
         settings = dataclasses.asdict(nmode_cifar.PRESETS[preset])
@@ -273,7 +275,7 @@ def test_blind_attacks_and_ensembles_are_found_by_their_kind(tmp_path):
 
 
 def test_a_figure_without_eps_is_compared_with_no_other_attack(tmp_path):
-    robust = bracket(8 / 255, *10, 0) | {"device": "gpu", "clean_accuracy": 0.8}
+    robust = bracket(8 / 255, 10, 0) | {"device": "gpu", "clean_accuracy": 0.8}
     robust["per_attack"] = {"FGSM": 0.6, "IFGSM-20": 0.5, "C&W": 0.7}
     runs = {"robust/En2 ResNet110/0": robust}
     result = {"settings": enresnet_settings(), "runs": runs}

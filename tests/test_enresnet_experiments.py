@@ -12,9 +12,14 @@ import pytest
 from helpers import LinearLogits
 from rich.console import Console
 
-from experiments import _enresnet, _enresnet_report, enresnet_cifar, enresnet_fig4
-from experiments._claims import claims_of
-from experiments._cli import UsageError
+from experiments.enresnet import (
+    cifar as enresnet_cifar,
+    fig4 as enresnet_fig4,
+    networks as enresnet,
+    report as enresnet_report,
+)
+from experiments.ledger.printed import claims_of
+from experiments.lib.run import UsageError
 from odejax import LinfBall, predict
 from odejax.attacks import PGD, AutoAttack
 from odejax.data import ArrayDataset, load
@@ -71,9 +76,9 @@ def test_no_steps_are_refused():
 def quick(monkeypatch, tmp_path):
     """The smoke preset on digits, with short attacks and networks that compile in a second."""
     small = {"depth": 1, "width": 4}
-    monkeypatch.setitem(_enresnet.NETWORKS, "ResNet20", lambda _: partial(MLP, width=16))
+    monkeypatch.setitem(enresnet.NETWORKS, "ResNet20", lambda _: partial(MLP, width=16))
     ensemble = partial(EnResNet, members=2, noise=RelativeNoise(0.1), **small)
-    monkeypatch.setitem(_enresnet.NETWORKS, "En2 ResNet20", lambda _: ensemble)
+    monkeypatch.setitem(enresnet.NETWORKS, "En2 ResNet20", lambda _: ensemble)
     attacks = {name: PGD(1, None) for name in enresnet_cifar.ATTACKS}
     monkeypatch.setattr(enresnet_cifar, "ATTACKS", attacks)
     monkeypatch.setattr(AutoAttack, "rand", lambda draws: AutoAttack({"APGD": PGD(2, None)}))
@@ -81,7 +86,7 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(enresnet_cifar, "load_data", lambda config, n: digits)
     smoke = dataclasses.replace(enresnet_cifar.PRESETS["smoke"], batch_size=64)
     monkeypatch.setitem(enresnet_cifar.PRESETS, "smoke", smoke)
-    for module in (_enresnet, enresnet_cifar):
+    for module in (enresnet, enresnet_cifar):
         monkeypatch.setattr(module, "BALL", LinfBall(0.3))
     return {"preset": "smoke", "out": tmp_path, "test_images": 40}
 
@@ -105,7 +110,7 @@ def test_the_tables_are_of_what_was_trained_and_resume(quick, tmp_path):
 
     result = json.loads((tmp_path / "result.json").read_text())
     console = Console(width=200, record=True)
-    for table in _enresnet_report.tables(result):
+    for table in enresnet_report.tables(result):
         console.print(table)
     shown = console.export_text()
     assert all(f"Table{number}" in shown for number in (" 1", "s 2", " 3", " 7"))
@@ -132,23 +137,23 @@ def test_the_tables_are_of_what_was_trained_and_resume(quick, tmp_path):
 def test_every_network_of_the_paper_is_built_with_its_depth():
     preset = enresnet_cifar.PRESETS["paper"]
     for dataset, networks in (("cifar10", 14), ("cifar100", 6)):
-        tables = (*_enresnet.TABLES["natural"], *_enresnet.TABLES["robust"])
+        tables = (*enresnet.TABLES["natural"], *enresnet.TABLES["robust"])
         shown = {claim.model for claim in claims_of("enresnet", dataset, *tables)}
-        assert shown <= set(_enresnet.NETWORKS)
+        assert shown <= set(enresnet.NETWORKS)
         assert len(shown) == networks
         for kind in ("blind", "integrated"):
-            pairs = _enresnet.printed_pairs(kind, dataset)
-            assert {name for pair in pairs for name in pair} <= set(_enresnet.NETWORKS)
-    base = _enresnet.NETWORKS["ResNet110"](preset)
+            pairs = enresnet.printed_pairs(kind, dataset)
+            assert {name for pair in pairs for name in pair} <= set(enresnet.NETWORKS)
+    base = enresnet.NETWORKS["ResNet110"](preset)
     assert (base.func, base.keywords) == (PreActResNet, {"depth": 110})
-    ensemble = _enresnet.NETWORKS["En5 ResNet20"](preset).keywords
+    ensemble = enresnet.NETWORKS["En5 ResNet20"](preset).keywords
     assert (ensemble["members"], ensemble["depth"]) == (5, 20)
-    silent = _enresnet.NETWORKS["2 ResNet20, no noise"](preset).keywords
+    silent = enresnet.NETWORKS["2 ResNet20, no noise"](preset).keywords
     assert (silent["members"], float(np.asarray(silent["noise"].a))) == (2, 0.0)
-    wide = _enresnet.NETWORKS["En1 WRN-34-10"](preset).keywords
+    wide = enresnet.NETWORKS["En1 WRN-34-10"](preset).keywords
     assert (wide["depth"], wide["width"], wide["members"]) == (34, 10, 1)
     small = {str(paper): ours for paper, ours in enresnet_cifar.PRESETS["cpu"].depths.items()}
-    assert _enresnet.shown("En1 ResNet20 & En1 ResNet32", small) == "En1 ResNet8 & En1 ResNet14"
+    assert enresnet.shown("En1 ResNet20 & En1 ResNet32", small) == "En1 ResNet8 & En1 ResNet14"
 
 
 @pytest.mark.parametrize(
@@ -172,12 +177,12 @@ def test_the_attacks_and_the_schedule_are_the_papers():
     ifgsm, cw = enresnet_cifar.ATTACKS["IFGSM-20"], enresnet_cifar.ATTACKS["C&W"]
     assert (ifgsm.steps, ifgsm.step_size, ifgsm.random_start) == (20, 2 / 255, False)
     assert (cw.steps, cw.learning_rate, cw.c, cw.kappa) == (50, 6e-4, 10, 0)
-    assert float(_enresnet.BALL.eps) == pytest.approx(8 / 255)
-    assert _enresnet._step_size(paper) == pytest.approx(2 / 255)
+    assert float(enresnet.BALL.eps) == pytest.approx(8 / 255)
+    assert enresnet._step_size(paper) == pytest.approx(2 / 255)
     assert (paper.train_images - paper.held_out, paper.pgd_steps) == (45_000, 10)
     assert paper.batch_size == 128
     steps = 45_000 // paper.batch_size
-    rate = _enresnet._rate(paper, steps)
+    rate = enresnet._rate(paper, steps)
     for epoch, expected in ((0, 0.1), (79, 0.1), (80, 0.01), (119, 0.01), (120, 1e-3), (160, 1e-4)):
         assert float(rate(epoch * steps + 1)) == pytest.approx(expected)
 
@@ -208,7 +213,7 @@ def test_the_tables_print_what_the_paper_has_and_nothing_where_it_has_nothing():
     result = {"settings": {"dataset": "cifar10", "depths": depths, "clean_images": 10_000}}
     result["runs"] = {f"{name}/{seed}": record for name in names for seed in (0, 1)}
     console = Console(width=120, record=True)
-    for table in _enresnet_report.tables(result):
+    for table in enresnet_report.tables(result):
         console.print(table)
     rows = [line.split() for line in console.export_text().splitlines()]
     printed = [row[1:] for row in rows if row[:1] == ["paper"]]

@@ -13,16 +13,16 @@ import pytest
 from rich.console import Console
 
 import odejax
-from experiments import (
-    _natural_report,
-    claims,
-    natural,
-    natural_causes,
-    natural_fig1,
-    natural_stability,
+from experiments.ledger import claims
+from experiments.ledger.printed import all_claims
+from experiments.lib.run import UsageError
+from experiments.natural import (
+    causes as natural_causes,
+    fig1 as natural_fig1,
+    report as natural_report,
+    stability as natural_stability,
+    tables as natural,
 )
-from experiments._claims import all_claims
-from experiments._cli import UsageError
 from odejax.attacks import FGSM, PGD, AutoAttack, Square, margin_loss
 from odejax.data import ArrayDataset, load
 from odejax.evaluation import save_result
@@ -74,7 +74,7 @@ def test_the_worst_is_below_every_attack_and_a_run_resumes(quick, tmp_path):
         squares = [b["per_attack"]["Square"] for b in record["brackets"]]
         assert squares == sorted(squares, reverse=True)
     console = Console(width=80, record=True)
-    for table in _natural_report.tables(result):
+    for table in natural_report.tables(result):
         console.print(table)
     text = console.export_text()
     assert "from: solve stopped early" in text

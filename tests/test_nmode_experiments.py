@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import (
-    nmode_ablation,
-    nmode_cifar,
-    nmode_figures,
-    nmode_mnist,
-    nmode_perturbations,
-    nmode_table1,
+from experiments.lib.run import UsageError
+from experiments.nmode import (
+    ablation as nmode_ablation,
+    cifar as nmode_cifar,
+    figures as nmode_figures,
+    mnist as nmode_mnist,
+    perturbations as nmode_perturbations,
+    table1 as nmode_table1,
 )
-from experiments._cli import UsageError
 from odejax import data
 from odejax.attacks import PGD
 from odejax.models import MLP, NmODE, PreActResNet

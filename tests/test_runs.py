@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 from helpers import digits
 
-from experiments._cli import UsageError
-from experiments._runs import Runs
+from experiments.lib.run import UsageError
+from experiments.lib.runs import Runs
 
 ROOT = Path(__file__).parents[1]
 NEW = SimpleNamespace(resume=False, overwrite=False)

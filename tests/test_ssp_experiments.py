@@ -12,9 +12,11 @@ import pytest
 from helpers import digits
 from rich.console import Console
 
-from experiments import claims, natural, ssp
-from experiments._cli import UsageError
-from experiments.natural import Network, one_cycle
+from experiments.ledger import claims
+from experiments.lib.run import UsageError
+from experiments.natural import tables as natural
+from experiments.natural.tables import Network, one_cycle
+from experiments.ssp import networks as ssp
 from odejax.attacks import APGD, PGD, AutoAttack
 from odejax.models import ResNet
 from odejax.training import Adversarial, CrossEntropy, batch_logits

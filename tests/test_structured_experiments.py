@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import claims, ssp_burgers, structured
-from experiments._claims import all_claims
-from experiments._cli import UsageError
-from experiments.natural import Network, one_cycle, train_network
+from experiments.ledger import claims
+from experiments.ledger.printed import all_claims
+from experiments.lib.run import UsageError
+from experiments.natural.tables import Network, one_cycle, train_network
+from experiments.ssp import burgers as ssp_burgers
+from experiments.structured import networks as structured
 from odejax.attacks import APGD, AutoAttack
 from odejax.data import load
 from odejax.evaluation import save_result

@@ -12,9 +12,12 @@ import pytest
 from rich.console import Console
 from scipy.integrate import solve_ivp
 
-from experiments import _structured_flows_report, structured_flows
-from experiments._cli import UsageError
-from experiments.structured_flows import Config, iterate, target
+from experiments.lib.run import UsageError
+from experiments.structured import (
+    flows as structured_flows,
+    flows_figure as structured_flows_report,
+)
+from experiments.structured.flows import Config, iterate, target
 from odejax.solvers import apply_layers
 
 SMALL = {"width": 4, "step_size": 0.25}
@@ -100,7 +103,7 @@ def test_the_result_counts_the_weights_of_one_seed(result):
 @pytest.mark.slow
 def test_the_figure_and_the_tables_are_written(result, folder):
     assert (folder / "flows.png").exists()
-    text = printed(*_structured_flows_report.tables(result))
+    text = printed(*structured_flows_report.tables(result))
     for net in ("both", "mass-preserving", "symplectic", "ResNet"):
         assert net in text
     assert max(map(len, text.splitlines())) <= 80
@@ -110,9 +113,7 @@ def test_the_widest_table_fits():
     """Three seeds far apart, in every cell."""
     values = [1.1e-5, 1.2e-3, 9.9e3]
     nets = {name: {"layers": 10, "weights": 1000, "test_error": values} for name in REGRESSION}
-    text = printed(
-        _structured_flows_report._table("", {"nets": nets}, {"test_error": "test error"})
-    )
+    text = printed(structured_flows_report._table("", {"nets": nets}, {"test_error": "test error"}))
     assert text.count("1.1e-5 to 9900") == 4
 
 

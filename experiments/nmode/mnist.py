@@ -1,8 +1,8 @@
 """*nmode* Tables 2, 3 and 5, the MNIST rows: what nmODE's robustness is, and where it comes from.
 
-    python -m experiments.nmode_mnist --data-dir DIR                # 100 epochs, 3 seeds: hours
-    python -m experiments.nmode_mnist --data-dir DIR --seeds 1 --networks ReLU "nmODE t=1"
-    python -m experiments.nmode_mnist --dataset digits              # small, minutes
+    python -m experiments.nmode.mnist --data-dir DIR                # 100 epochs, 3 seeds: hours
+    python -m experiments.nmode.mnist --data-dir DIR --seeds 1 --networks ReLU "nmODE t=1"
+    python -m experiments.nmode.mnist --dataset digits              # small, minutes
 
 The 784-2048-activation-10 net on clean images (Adam 1e-3, batch 256), with ReLU, nmODE of t = 0.05
 and 1 (lambda = 3, the flow map: exact gradients) and nmODE+ in its three forms (and ReLU with its
@@ -55,10 +55,10 @@ from odejax.training import (
     row_sum_penalty,
 )
 
-from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, run
-from ._nmode_report import figure, tables
-from ._report import present
-from ._runs import Runs
+from ..lib.report import present
+from ..lib.run import RunConfig, check_choice, check_choices, check_counts, load_data, run
+from ..lib.runs import Runs
+from .report import figure, tables
 
 KIND = "nmode_mnist"
 BATCH_SIZE = 256

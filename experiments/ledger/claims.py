@@ -1,7 +1,7 @@
 """The ledger: the figures that the papers print, beside what was measured here.
 
-    python -m experiments.claims                     # from the committed results; seconds
-    python -m experiments.claims --papers nmode
+    python -m experiments.ledger.claims                     # from the committed results; seconds
+    python -m experiments.ledger.claims --papers nmode
 
 Each measurement says how it was made: whether the network has the paper's size, whether it was
 trained for the paper's epochs, how many images were attacked, and how many seeds there are. Three
@@ -36,17 +36,17 @@ from rich.table import Table
 
 from odejax.evaluation import confidence_interval, load_result, save_result
 
-from . import ssp
-from ._claim_sources import Source, sources, why_no_command
-from ._claims import Claim, all_claims
-from ._cli import check_choices, run
-from ._report import copy_to_repository
-from ._seeds import by_name, mean_and_deviation, shown
-from .nmode_table1 import as_printed
+from ..lib.report import copy_to_repository
+from ..lib.run import check_choices, run
+from ..lib.seeds import by_name, mean_and_deviation, shown
+from ..nmode.table1 import as_printed
+from ..ssp import networks as ssp
+from .printed import Claim, all_claims
+from .sources import Source, sources, why_no_command
 
 KIND = "claims"
 PAPERS = ("natural", "nmode", "enresnet", "ssp", "structured")
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 COLORS = dict(zip(PAPERS, ("#7570b3", "#b2182b", "#1b9e77", "#e7298a", "#d95f02"), strict=True))
 AS_IN_PAPER, SHORTER, SMALLER = THREE = (
     "as in the paper",

@@ -1,8 +1,8 @@
 """*natural* Tables 1 and 2, Figs. 2 and 3: are neural ODEs robust by nature?
 
-    python -m experiments.natural --data-dir DIR                          # MNIST, small networks
-    python -m experiments.natural --preset paper --data-dir DIR           # Table A1, for a GPU
-    python -m experiments.natural --preset paper --dataset cifar10 --data-dir DIR
+    python -m experiments.natural.tables --data-dir DIR  # MNIST, small networks
+    python -m experiments.natural.tables --preset paper --data-dir DIR  # Table A1, for a GPU
+    python -m experiments.natural.tables --preset paper --dataset cifar10 --data-dir DIR
 
 A ResNet and convolutional neural ODEs (Dopri5), trained on clean images, under the paper's attacks
 and under those that masked gradients cannot fool:
@@ -53,10 +53,10 @@ from odejax.training import (
     steps_per_epoch,
 )
 
-from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, run
-from ._natural_report import figure, tables
-from ._report import present
-from ._runs import Runs
+from ..lib.report import present
+from ..lib.run import RunConfig, check_choice, check_choices, check_counts, load_data, run
+from ..lib.runs import Runs
+from .report import figure, tables
 
 KIND = "natural"
 EPS = {

@@ -1,7 +1,7 @@
 """*nmode* on CIFAR-10: Fig. 8 b, Table 3 (CIFAR-10 rows) and Table 4.
 
-    python -m experiments.nmode_cifar --preset paper --data-dir DIR    # for a GPU
-    python -m experiments.nmode_cifar --preset cpu --data-dir DIR      # small nets, real images
+    python -m experiments.nmode.cifar --preset paper --data-dir DIR    # for a GPU
+    python -m experiments.nmode.cifar --preset cpu --data-dir DIR      # small nets, real images
 
 - A ResNet is trained on clean images. "ResNet + nmODE" goes on from there with nmODE (t = 5) in
   front of its classifier, "ResNet" goes on for as long without (Fig. 8 b, Table 3).
@@ -39,10 +39,10 @@ from odejax.models import NmODE, PreActResNet, insert_before_classifier
 from odejax.plots.curves import AXIS_LABELS
 from odejax.training import TRADES, CrossEntropy, Fit, clean_accuracy, fit, steps_per_epoch
 
-from ._claims import claimed
-from ._cli import RunConfig, check_choice, check_choices, load_data, run
-from ._report import present
-from ._runs import Runs
+from ..ledger.printed import claimed
+from ..lib.report import present
+from ..lib.run import RunConfig, check_choice, check_choices, load_data, run
+from ..lib.runs import Runs
 
 KIND = "nmode_cifar"
 BATCH_SIZE = 128

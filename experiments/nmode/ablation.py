@@ -1,7 +1,7 @@
 """*nmode* Figs. 9 and 10, and what they leave open: which part of the robustness is what?
 
-    python -m experiments.nmode_ablation --data-dir DIR           # MNIST
-    python -m experiments.nmode_ablation --dataset digits         # small, minutes
+    python -m experiments.nmode.ablation --data-dir DIR           # MNIST
+    python -m experiments.nmode.ablation --dataset digits         # small, minutes
 
 The 784-2048-nmODE-10 net, trained briefly on clean images as in the paper (Adam 1e-3, batch 256),
 attacked and certified at L-infinity 0.05, along five lines:
@@ -41,10 +41,10 @@ from odejax.evaluation import bracket
 from odejax.models import NmODE, NmODENet
 from odejax.training import clean_accuracy
 
-from ._cli import RunConfig, check_choice, check_choices, load_data, run
-from ._report import present
-from ._runs import Runs
-from .nmode_mnist import LEARNING_RATE, Network, row_sums, train_network
+from ..lib.report import present
+from ..lib.run import RunConfig, check_choice, check_choices, load_data, run
+from ..lib.runs import Runs
+from .mnist import LEARNING_RATE, Network, row_sums, train_network
 
 KIND = "nmode_ablation"
 EPS = 0.05

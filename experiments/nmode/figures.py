@@ -1,6 +1,6 @@
 """*nmode* Figs. 2, 3 and 4: the attractor, the example of Table 1, and what Eq. (4) says.
 
-    python -m experiments.nmode_figures
+    python -m experiments.nmode.figures
 
 - Fig. 2: 1,000 initial states in [0, 2]^2 fall on one trajectory. The paper says neither lambda
   nor gamma; here lambda = 3 and gamma = (0.5, 1). By the proof of Theorem 1 two states approach
@@ -28,14 +28,14 @@ from odejax.evaluation import decode_array, encode_array, provenance, save_resul
 from odejax.models import NmODE, sin_squared
 from odejax.models.nmode import nmode_field
 
-from . import nmode_table1
-from ._cli import run
-from ._report import copy_to_repository
+from ..lib.report import copy_to_repository
+from ..lib.run import run
+from . import table1
 
 KIND = "nmode_figures"
 STATES, SHOWN, GAMMA, LAM = 1000, 100, (0.5, 1.0), 3.0
 ENDS = (1.0, 3.0, 5.0)  # the panels of Fig. 2
-DELTA = float(nmode_table1.PERTURBATION.max())
+DELTA = float(table1.PERTURBATION.max())
 LAMBDAS = np.linspace(1.5, 10.0, 18)
 TAUS = np.linspace(0.0, 5.0, 35)
 _NMODE, _UNSTABLE, _BOUND = "#2166ac", "#b2182b", "0.4"
@@ -106,14 +106,14 @@ def attractor() -> dict[str, Any]:
 
 def example() -> dict[str, Any]:
     """Fig. 3: |y - y'| over time for both neurons of Table 1, nmODE and P-nmODE."""
-    lam, x = nmode_table1.LAM, nmode_table1.X
+    lam, x = table1.LAM, table1.X
     times = np.linspace(0.0, 1.5, 61)
-    gamma = nmode_table1.WEIGHTS @ np.stack([x, x + nmode_table1.PERTURBATION], axis=1)
+    gamma = table1.WEIGHTS @ np.stack([x, x + table1.PERTURBATION], axis=1)
     apart = {}
     for family, sign in (("nmODE", 1), ("P-nmODE", -1)):
         ys = trajectories(sign * lam, np.zeros_like(gamma), gamma, times)
         apart[family] = np.abs(ys[:, :, 1] - ys[:, :, 0]).tolist()
-    tau = float(np.abs(nmode_table1.WEIGHTS).sum(axis=1).max())
+    tau = float(np.abs(table1.WEIGHTS).sum(axis=1).max())
     return {
         "times": times.tolist(),
         "apart": apart,
@@ -160,13 +160,13 @@ def figure_2(result: dict[str, Any]):
 
 def figure_3(result: dict[str, Any]):
     """The inputs, and what becomes of their difference."""
-    data, x = result["example"], nmode_table1.X
+    data, x = result["example"], table1.X
     drawn, axes = plt.subplots(
         1, 4, figsize=(12, 3.6), width_ratios=(1, 1, 2.2, 2.2), layout="constrained"
     )
     for axis, image, title in (
         (axes[0], x, "x"),
-        (axes[1], x + nmode_table1.PERTURBATION, r"$\bar{x}$: one component + 0.8"),
+        (axes[1], x + table1.PERTURBATION, r"$\bar{x}$: one component + 0.8"),
     ):
         axis.imshow(image.reshape(3, 3), cmap="viridis", vmin=0, vmax=1.8)
         for (row, column), value in np.ndenumerate(image.reshape(3, 3)):
@@ -197,7 +197,7 @@ def figure_3(result: dict[str, Any]):
         axis.grid(alpha=0.3, lw=0.5)
     drawn.suptitle(
         rf"The example of Table 1: $\tau$ = {data['tau']:g}, $\delta$ = {DELTA:g}, "
-        rf"$\lambda$ = {nmode_table1.LAM:g}, so $\epsilon$ = {data['epsilon']:g}"
+        rf"$\lambda$ = {table1.LAM:g}, so $\epsilon$ = {data['epsilon']:g}"
     )
     return drawn
 

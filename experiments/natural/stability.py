@@ -1,6 +1,6 @@
 """*natural* Section 3: how perturbations grow from layer to layer, and what the theorems say.
 
-    python -m experiments.natural_stability                       # embedded digits
+    python -m experiments.natural.stability                       # embedded digits
 
 Theorems 3.1 and 3.2: one field, that of a trained neural ODE, solved to t = 1 by Euler's and by
 Runge-Kutta methods of n equal steps, the same weights for every n. Section 3.3: ResNet, PolyNet,
@@ -45,9 +45,9 @@ from odejax.solvers import (
 )
 from odejax.training import CrossEntropy, clean_accuracy, fit
 
-from ._cli import RunConfig, UsageError, check_choice, check_counts, load_data, run
-from ._report import present
-from ._runs import Runs
+from ..lib.report import present
+from ..lib.run import RunConfig, UsageError, check_choice, check_counts, load_data, run
+from ..lib.runs import Runs
 
 KIND = "natural_stability"
 BATCH_SIZE = 64

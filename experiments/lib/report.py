@@ -118,6 +118,6 @@ def present(tables: Iterable[Table], drawn: Figure, path: Path, png: str, name: 
 
 def copy_to_repository(path: Path, name: str):
     """Copy a result (JSON) or figure (PNG) into `experiments/results` or `experiments/figures`."""
-    kept = Path(__file__).parent / ("results" if path.suffix == ".json" else "figures")
+    kept = Path(__file__).parents[1] / ("results" if path.suffix == ".json" else "figures")
     kept.mkdir(exist_ok=True)
     shutil.copy(path, kept / name)

@@ -1,6 +1,6 @@
 """*structured*, its small experiments: what a structure buys, against a ResNet of equal size.
 
-    python -m experiments.structured_flows          # two minutes
+    python -m experiments.structured.flows          # two minutes
 
 The ResNet is x -> x + h B tanh(A x + b), layer after layer. Within an experiment all networks have
 the same number of weights (so not the same depth) and the same training: Adam on data made here,
@@ -41,9 +41,9 @@ from odejax.evaluation import encode_array, provenance, save_result
 from odejax.models import GradientLayer, MassLayer, SplitLayer, SymplecticLayer, VolumeLayer
 from odejax.solvers import apply_layers, stack_layers
 
-from ._cli import check_counts, run
-from ._report import present
-from ._structured_flows_report import figure, tables
+from ..lib.report import present
+from ..lib.run import check_counts, run
+from .flows_figure import figure, tables
 
 KIND = "structured_flows"
 SIZES = {"width": 16, "step_size": 0.25}  # of every layer

@@ -1,7 +1,7 @@
 """*nmode* Figs. 6 and 7: natural perturbations, nmODE against networks without an ODE.
 
-    python -m experiments.nmode_perturbations --data-dir DIR           # MNIST
-    python -m experiments.nmode_perturbations --dataset digits         # small, minutes
+    python -m experiments.nmode.perturbations --data-dir DIR           # MNIST
+    python -m experiments.nmode.perturbations --dataset digits         # small, minutes
 
 All networks are trained alike (clean images, no augmentation, Adam 1e-3, batch 256) and tested on
 images with Gaussian noise, resized to fewer pixels and back, blurred, and brightened, by strength.
@@ -29,10 +29,10 @@ from odejax.data import brightness, gaussian_blur, gaussian_noise, resize
 from odejax.evaluation import decode_array, encode_array
 from odejax.models import ResNet
 
-from ._cli import RunConfig, check_choice, load_data, run
-from ._report import present
-from ._runs import Runs
-from .nmode_mnist import NETWORKS, Network, train_network
+from ..lib.report import present
+from ..lib.run import RunConfig, check_choice, load_data, run
+from ..lib.runs import Runs
+from .mnist import NETWORKS, Network, train_network
 
 KIND = "nmode_perturbations"
 _MLPS = {name: NETWORKS[name] for name in ("ReLU", "nmODE t=0.05", "nmODE t=1")}

@@ -27,7 +27,7 @@ from odejax.training import (
     steps_per_epoch,
 )
 
-from ._claims import claims_of
+from ..ledger.printed import claims_of
 
 NOISE = 0.1  # a, of sigma = a sqrt(Var(x + F(x)))
 BALL = odejax.LinfBall(8 / 255)

@@ -1,6 +1,6 @@
 """*nmode* Table 1: nmODE forgets a perturbation of its input, P-nmODE blows it up.
 
-    python -m experiments.nmode_table1
+    python -m experiments.nmode.table1
 
 Two neurons with weights 0.4/9 and 0.5/9, x = [1, 0, 1, 0, 1, 0, 1, 0, 1], one component raised by
 0.8; lambda = 5, which the paper does not print. Solved by Dopri5 at a tolerance of 1e-7, with which
@@ -22,9 +22,9 @@ from rich.table import Table
 from odejax.evaluation import provenance, save_result
 from odejax.models import NmODE
 
-from ._claims import claims_of
-from ._cli import run
-from ._report import copy_to_repository
+from ..ledger.printed import claims_of
+from ..lib.report import copy_to_repository
+from ..lib.run import run
 
 KIND = "nmode_table1"
 LAM = 5.0

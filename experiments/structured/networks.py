@@ -1,8 +1,8 @@
 """*structured*: networks 1-Lipschitz by construction, what that proves, and what attacks leave.
 
-    python -m experiments.structured                                   # digits, small networks
-    python -m experiments.structured --dataset mnist --data-dir DIR    # hours on a CPU
-    python -m experiments.structured --preset paper --data-dir DIR     # CIFAR-10, for a GPU
+    python -m experiments.structured.networks  # digits, small networks
+    python -m experiments.structured.networks --dataset mnist --data-dir DIR  # hours on a CPU
+    python -m experiments.structured.networks --preset paper --data-dir DIR  # CIFAR-10, for a GPU
 
 The paper's architecture in its five regimes (unconstrained, naively constrained, non-expansive,
 switching prescribed and flexible), and two kinds of later 1-Lipschitz layers (convex potential and
@@ -67,12 +67,20 @@ from odejax.training import (
     orthogonality_penalty,
 )
 
-from ._claims import claimed
-from ._cli import RunConfig, UsageError, check_choice, check_choices, check_counts, load_data, run
-from ._report import present
-from ._runs import Runs
-from ._seeds import by_name, cell, flags_raised
-from .natural import Network, one_cycle, train_network
+from ..ledger.printed import claimed
+from ..lib.report import present
+from ..lib.run import (
+    RunConfig,
+    UsageError,
+    check_choice,
+    check_choices,
+    check_counts,
+    load_data,
+    run,
+)
+from ..lib.runs import Runs
+from ..lib.seeds import by_name, cell, flags_raised
+from ..natural.tables import Network, one_cycle, train_network
 
 KIND = "structured"
 TABLE, PAPERS_MARGIN = "l2 attack, margin 0.07", 0.07

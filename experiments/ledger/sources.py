@@ -8,12 +8,15 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from . import enresnet_cifar, natural, nmode_cifar, nmode_mnist, structured
-from ._claims import Claim
-from ._enresnet import JOINED, NETWORKS, TABLES, printed_pairs, shown
-from ._natural_report import PRINTED
-from ._seeds import by_name, mean_and_deviation
-from .nmode_table1 import COLUMNS, printed_row
+from ..enresnet import cifar as enresnet_cifar
+from ..enresnet.networks import JOINED, NETWORKS, TABLES, printed_pairs, shown
+from ..lib.seeds import by_name, mean_and_deviation
+from ..natural import tables as natural
+from ..natural.report import PRINTED
+from ..nmode import cifar as nmode_cifar, mnist as nmode_mnist
+from ..nmode.table1 import COLUMNS, printed_row
+from ..structured import networks as structured
+from .printed import Claim
 
 # The small networks of `natural` that stand for the paper's.
 STAND_INS = {"ResNet-50": "ResNet", "Neural ODE": "Neural ODE, t1 = 1"}
@@ -135,7 +138,9 @@ def _of_quantities(claim: Claim) -> list[Source]:
     elif claim.paper == "nmode":
         kind, read = "nmode_figures", _from_figures
     elif claim.attack == "parameters, M":
-        return [Source("", "", "python -m experiments.claims", _count_parameters, claim.model)]
+        return [
+            Source("", "", "python -m experiments.ledger.claims", _count_parameters, claim.model)
+        ]
     else:
         return []
     return [Source(kind, kind, f"python -m experiments.{kind}", read, claim.model)]
@@ -154,8 +159,8 @@ def _of_natural(claim: Claim) -> list[Source]:
                 Source(
                     f"natural_{claim.dataset}_{preset}",
                     natural.KIND,
-                    f"python -m experiments.natural --preset {preset} --dataset {claim.dataset} "
-                    f"{FOLDER}",
+                    f"python -m experiments.natural.tables --preset {preset} "
+                    f"--dataset {claim.dataset} {FOLDER}",
                     _from_brackets,
                     name,
                     every[name].epochs,
@@ -176,7 +181,7 @@ def _of_nmode(claim: Claim) -> list[Source]:
             Source(
                 f"nmode_mnist_{claim.dataset}",
                 nmode_mnist.KIND,
-                f"python -m experiments.nmode_mnist --dataset {claim.dataset} {FOLDER} "
+                f"python -m experiments.nmode.mnist --dataset {claim.dataset} {FOLDER} "
                 "--test-images 250",
                 _from_balls,
                 name,
@@ -189,7 +194,7 @@ def _of_nmode(claim: Claim) -> list[Source]:
         Source(
             f"nmode_{claim.dataset}_{preset}",
             nmode_cifar.KIND,
-            f"python -m experiments.nmode_cifar --preset {preset} {FOLDER}",
+            f"python -m experiments.nmode.cifar --preset {preset} {FOLDER}",
             _from_balls,
             claim.model,
             nmode_cifar.PRESETS[preset].epochs,
@@ -214,7 +219,7 @@ def _of_enresnet(claim: Claim) -> list[Source]:
         Source(
             f"enresnet_{claim.dataset}_{preset}",
             enresnet_cifar.KIND,
-            f"python -m experiments.enresnet_cifar --preset {preset} --dataset {claim.dataset} "
+            f"python -m experiments.enresnet.cifar --preset {preset} --dataset {claim.dataset} "
             f"{FOLDER}",
             _from_enresnet,
             f"{kind}/{claim.model}",
@@ -234,7 +239,7 @@ def _of_structured(claim: Claim) -> list[Source]:
         Source(
             f"structured_{claim.dataset}_paper",
             structured.KIND,
-            f"python -m experiments.structured --preset paper {FOLDER}",
+            f"python -m experiments.structured.networks --preset paper {FOLDER}",
             _from_brackets,
             claim.model,
             preset.epochs,

@@ -1,7 +1,7 @@
 """*natural* Fig. 1: ResNets with a step size from 1 down to 1e-10, under images made on another.
 
-    python -m experiments.natural_fig1                                       # embedded digits
-    python -m experiments.natural_fig1 --preset paper --dataset cifar10 --data-dir DIR  # for a GPU
+    python -m experiments.natural.fig1                                       # embedded digits
+    python -m experiments.natural.fig1 --preset paper --dataset cifar10 --data-dir DIR  # for a GPU
 
 y_{n+1} = y_n + h f(y_n), each network trained with its own h. The paper attacks them by FGSM at
 0.1, 0.3 and 0.5 on a network with three residual layers, and finds no h robust. Beside that stands
@@ -31,11 +31,11 @@ from odejax.evaluation import robust_accuracy, transfer_matrix
 from odejax.models import PreActResNet
 from odejax.training import clean_accuracy
 
-from ._cli import RunConfig, check_choice, check_counts, load_data, run
-from ._report import present
-from ._runs import Runs
-from ._seeds import by_name, cell
-from .natural import Network, one_cycle, train_network
+from ..lib.report import present
+from ..lib.run import RunConfig, check_choice, check_counts, load_data, run
+from ..lib.runs import Runs
+from ..lib.seeds import by_name, cell
+from .tables import Network, one_cycle, train_network
 
 KIND = "natural_fig1"
 STEP_SIZES = tuple(10.0**-k for k in range(11))

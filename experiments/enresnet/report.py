@@ -11,9 +11,9 @@ from rich.table import Table
 from odejax.evaluation import confidence_interval, decode_array
 from odejax.plots import perturbation_grid
 
-from ._claims import claimed
-from ._enresnet import TABLES, shown
-from ._seeds import by_name, cell
+from ..ledger.printed import claimed
+from ..lib.seeds import by_name, cell
+from .networks import TABLES, shown
 
 PAPERS_ATTACKS = ("FGSM", "IFGSM-20", "C&W")
 

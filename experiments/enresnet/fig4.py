@@ -1,6 +1,6 @@
 """*enresnet* Fig. 4: what diffusion does to the solution of the transport equation.
 
-    python -m experiments.enresnet_fig4
+    python -m experiments.enresnet.fig4
 
 u_t + F . grad u + (sigma^2 / 2) lap u = 0 on the periodic unit square, 128 points a side, 1,000
 steps, pseudo-spectral, sigma = 0, 0.01 and 0.1, from a random terminal condition (smoothed to the
@@ -34,8 +34,8 @@ from rich.table import Table
 from odejax.evaluation import decode_array, encode_array, provenance, save_result
 from odejax.solvers import convection_diffusion, spectral_gradient
 
-from ._cli import check_counts, run
-from ._report import copy_to_repository
+from ..lib.report import copy_to_repository
+from ..lib.run import check_counts, run
 
 KIND = "enresnet_fig4"
 SIGMAS = (0.0, 0.01, 0.1)

@@ -1,7 +1,7 @@
 """*natural*, taken apart: is it the time, the tolerance, the logits' scale, or the dynamics?
 
-    python -m experiments.natural_causes                              # embedded digits
-    python -m experiments.natural_causes --dataset mnist --data-dir DIR
+    python -m experiments.natural.causes                              # embedded digits
+    python -m experiments.natural.causes --dataset mnist --data-dir DIR
 
 What the paper's attack, PGD-40 through the solver's own steps, leaves beyond what the worst of all
 attacks leaves is not robustness. One experiment for each thing that may hide it:
@@ -42,10 +42,10 @@ from odejax.evaluation import robust_accuracy
 from odejax.models import ConvODENet, DenseODENet, HopfieldODENet
 from odejax.training import CrossEntropy, clean_accuracy, fit, steps_per_epoch
 
-from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, run
-from ._report import present
-from ._runs import Runs
-from .natural import with_solve
+from ..lib.report import present
+from ..lib.run import RunConfig, check_choice, check_choices, check_counts, load_data, run
+from ..lib.runs import Runs
+from .tables import with_solve
 
 KIND = "natural_causes"
 PAPERS, MARGIN, EARLY = "PGD-40", "PGD-40, margin", "solve stopped early"

@@ -13,7 +13,7 @@ from odejax._paths import lock_folder, writable_folder
 from odejax.data import ArrayDataset
 from odejax.evaluation import load_result, provenance, save_result
 
-from ._cli import UsageError
+from .run import UsageError
 
 
 @dataclasses.dataclass

@@ -10,8 +10,8 @@ from rich.table import Table
 from odejax.plots import draw_interval
 from odejax.plots.curves import AXIS_LABELS
 
-from ._claims import claimed
-from ._seeds import by_name, cell
+from ..ledger.printed import claimed
+from ..lib.seeds import by_name, cell
 
 
 def _claimed(result: dict[str, Any], name: str, number: int) -> dict[tuple, float]:

@@ -1,9 +1,9 @@
 """*ssp*: do strong-stability-preserving blocks make a residual network more robust?
 
-    python -m experiments.ssp                                      # embedded digits, minutes
-    python -m experiments.ssp --dataset mnist --data-dir DIR       # real MNIST, small networks
-    python -m experiments.ssp --preset paper --dataset cifar10 --data-dir DIR       # for a GPU
-    python -m experiments.ssp --preset paper --dataset mnist --depth 10 --data-dir DIR
+    python -m experiments.ssp.networks  # embedded digits, minutes
+    python -m experiments.ssp.networks --dataset mnist --data-dir DIR  # real MNIST, small networks
+    python -m experiments.ssp.networks --preset paper --dataset cifar10 --data-dir DIR  # for a GPU
+    python -m experiments.ssp.networks --preset paper --dataset mnist --depth 10 --data-dir DIR
 
 One residual field per block, integrated by Euler's method (ResNet), SSPRK(2,2) (SSP-2),
 SSPRK(3,3) (SSP-3), a two-stage method with learned coefficients (ark; on CIFAR, as in the paper, in
@@ -55,11 +55,11 @@ from odejax.plots.curves import AXIS_LABELS
 from odejax.solvers import SSPRK22, SSPRK33, LearnedRK2, PublishedMidpoint, growth_ratios
 from odejax.training import Adversarial, CrossEntropy, clean_accuracy
 
-from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, run
-from ._report import present
-from ._runs import Runs
-from ._seeds import by_name, cell, flags_raised
-from .natural import Network, one_cycle, train_network
+from ..lib.report import present
+from ..lib.run import RunConfig, check_choice, check_choices, check_counts, load_data, run
+from ..lib.runs import Runs
+from ..lib.seeds import by_name, cell, flags_raised
+from ..natural.tables import Network, one_cycle, train_network
 
 KIND = "ssp"
 # The ball of training and the step of PGD in it; the shares of the ball that are attacked.

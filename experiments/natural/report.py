@@ -9,8 +9,8 @@ from rich.table import Table
 
 from odejax.plots.curves import AXIS_LABELS
 
-from ._claims import claimed
-from ._seeds import by_name, cell, flags_raised
+from ..ledger.printed import claimed
+from ..lib.seeds import by_name, cell, flags_raised
 
 WORST = "all, then AutoAttack"
 PRINTED = ("Section 4.2", "Table 1", "Table 2")

@@ -1,6 +1,6 @@
 """*ssp*, the illustration: a shock of Burgers' equation under Euler's step and SSP ones.
 
-    python -m experiments.ssp_burgers          # a minute
+    python -m experiments.ssp.burgers          # a minute
 
 u_t + (u^2/2)_x = 0 on the periodic unit interval from a step, by WENO of fifth order in space: what
 differs is the step in time alone. Strong stability would be that the total variation, 2 at the
@@ -36,8 +36,8 @@ from odejax.solvers import (
     total_variation,
 )
 
-from ._cli import check_counts, run
-from ._report import present
+from ..lib.report import present
+from ..lib.run import check_counts, run
 
 KIND = "ssp_burgers"
 # The step, and how many slopes it takes.

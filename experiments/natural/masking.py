@@ -1,7 +1,7 @@
 """A neural ODE that looks robust, and is not: what its own gradients leave, and what others break.
 
-    python -m experiments.masking                              # embedded digits
-    python -m experiments.masking --dataset mnist --data-dir DIR
+    python -m experiments.natural.masking                              # embedded digits
+    python -m experiments.natural.masking --dataset mnist --data-dir DIR
 
 One network, y' = -y + tanh(W y + b) solved by adaptive Dopri5 at *nmode*'s tolerance of 1e-3, is
 trained on clean images to t = 1, 4, 8 and 12 in turn, and then solved on to t = 30, as its state
@@ -46,8 +46,8 @@ from odejax.evaluation import (
 from odejax.models import HopfieldODENet
 from odejax.training import CrossEntropy, fit, steps_per_epoch
 
-from ._cli import check_choice, check_counts, load_data, run
-from ._report import copy_to_repository
+from ..lib.report import copy_to_repository
+from ..lib.run import check_choice, check_counts, load_data, run
 
 KIND = "masking"
 OWN = "PGD-40, own gradients"

@@ -1,8 +1,8 @@
 """*enresnet* Tables 1 to 10 and Figs. 5 and 6: ensembles of noisy ResNets on CIFAR.
 
-    python -m experiments.enresnet_cifar --preset paper --data-dir DIR    # for a GPU
-    python -m experiments.enresnet_cifar --preset cpu --data-dir DIR      # small nets, real images
-    python -m experiments.enresnet_cifar --resume --networks WRN-14-2 "En2 ResNet20"
+    python -m experiments.enresnet.cifar --preset paper --data-dir DIR    # for a GPU
+    python -m experiments.enresnet.cifar --preset cpu --data-dir DIR      # small nets, real images
+    python -m experiments.enresnet.cifar --resume --networks WRN-14-2 "En2 ResNet20"
 
 - Tables 1 and 4: natural training; Section 4.4: IFGSM-20 against it.
 - Tables 2, 5, 8, 9 and 10: PGD training; FGSM, IFGSM-20 and C&W at 8/255, their gradients averaged
@@ -41,8 +41,10 @@ from odejax.attacks import EOT, FGSM, IFGSM, AutoAttack, CarliniWagnerLinf
 from odejax.data import ArrayDataset
 from odejax.evaluation import bracket, encode_array, transfer_matrix
 
-from ._cli import RunConfig, check_choice, check_choices, check_counts, load_data, run
-from ._enresnet import (
+from ..lib.report import copy_to_repository
+from ..lib.run import RunConfig, check_choice, check_choices, check_counts, load_data, run
+from ..lib.runs import Runs
+from .networks import (
     BALL,
     JOINED,
     NETWORKS,
@@ -51,9 +53,7 @@ from ._enresnet import (
     printed_pairs,
     train_network,
 )
-from ._enresnet_report import figures, notes, tables
-from ._report import copy_to_repository
-from ._runs import Runs
+from .report import figures, notes, tables
 
 KIND = "enresnet_cifar"
 EOT_DRAWS, JUDGE_DRAWS = 5, 10
