@@ -15,10 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
-import optax
 from rich.console import Console
 
 import odejax
@@ -26,8 +24,9 @@ from odejax import models
 from odejax.attacks import FGSM, PGD
 from odejax.certificates import FiniteTimeStableMapping, LipschitzMargin, StableMapping
 from odejax.evaluation import bracket, encode_array
-from odejax.training import CrossEntropy, fit, steps_per_epoch
+from odejax.training import CrossEntropy
 
+from .lib.recipe import Recipe, adam, one_cycle, train
 from .lib.report import figures, notes, publish, tables
 from .lib.run import UsageError, check_choice, check_choices, check_counts, load_data, run
 from .lib.runs import Runs
@@ -127,22 +126,25 @@ class Config:
 def main(config: Config):
     started = time.perf_counter()
     setting = _check(config)
-    train, test = load_data(config, setting.test_images)
-    train, validation = train.holdout(setting.validation)
+    images, test = load_data(config, setting.test_images)
+    images, validation = images.holdout(setting.validation)
 
     folder = config.out or Path("runs/benchmark") / config.dataset
     settings = {"dataset": config.dataset, "epochs": config.epochs, "seed": config.seed}
     settings |= {"linf": list(setting.eps), "l2": list(setting.eps_l2), "n": setting.test_images}
-    data = (train, validation, test)
+    data = (images, validation, test)
     runs = Runs.open(folder, KIND, settings, config, data, records="models")
 
     def measure(name: str):
         family = FAMILIES[name]
         usual = family.epochs_on_digits if config.dataset == "digits" else family.epochs
         checkpoints = folder / "checkpoints" / name
-        predictor, trained = _train(
-            family, config.epochs or usual, train, validation, setting, config.seed, checkpoints
+        rule = adam(one_cycle(family.learning_rate), clip=1.0)
+        recipe = Recipe(
+            family.make, config.epochs or usual, setting.batch_size, rule, family.objective
         )
+        key = jax.random.key(config.seed)
+        predictor, trained = train(recipe, images, key, checkpoints, validation=validation)
         return trained | _evaluate(family, predictor, test, setting, config.seed)
 
     for name in config.models:
@@ -184,34 +186,6 @@ def _check(config: Config) -> Setting:
         eps_l2=tuple(sorted(config.eps_l2)) or setting.eps_l2,
         test_images=config.test_images or setting.test_images,
     )
-
-
-def _train(family, epochs, train, validation, setting, seed, folder):
-    key = jax.random.key(seed)
-    model, state = eqx.nn.make_with_state(family.make)(train.image_shape, train.n_classes, key=key)
-    steps = epochs * steps_per_epoch(len(train), setting.batch_size)
-    schedule = optax.cosine_onecycle_schedule(steps, family.learning_rate, pct_start=0.2)
-    started = time.perf_counter()
-    trained = fit(
-        model,
-        state,
-        train,
-        family.objective,
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)),
-        epochs=epochs,
-        batch_size=setting.batch_size,
-        key=jax.random.fold_in(key, 1),
-        checkpoint_dir=folder,
-        validation=validation,
-    )
-    size = sum(p.size for p in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))
-    return odejax.Predictor(trained.model, trained.state), {
-        "parameters": size,
-        "epochs": epochs,
-        "best_epoch": trained.best_epoch,
-        "training_seconds": time.perf_counter() - started,
-        "history": trained.history,
-    }
 
 
 def _evaluate(family: Family, predictor, test, setting: Setting, seed):

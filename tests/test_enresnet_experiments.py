@@ -178,11 +178,10 @@ def test_the_attacks_and_the_schedule_are_the_papers():
     assert (ifgsm.steps, ifgsm.step_size, ifgsm.random_start) == (20, 2 / 255, False)
     assert (cw.steps, cw.learning_rate, cw.c, cw.kappa) == (50, 6e-4, 10, 0)
     assert float(enresnet.BALL.eps) == pytest.approx(8 / 255)
-    assert enresnet._step_size(paper) == pytest.approx(2 / 255)
     assert (paper.train_images - paper.held_out, paper.pgd_steps) == (45_000, 10)
     assert paper.batch_size == 128
     steps = 45_000 // paper.batch_size
-    rate = enresnet._rate(paper, steps)
+    rate = enresnet.schedule(paper)(steps, paper.epochs)
     for epoch, expected in ((0, 0.1), (79, 0.1), (80, 0.01), (119, 0.01), (120, 1e-3), (160, 1e-4)):
         assert float(rate(epoch * steps + 1)) == pytest.approx(expected)
 

@@ -15,6 +15,7 @@ from rich.console import Console
 import odejax
 from experiments.ledger import claims
 from experiments.ledger.printed import all_claims
+from experiments.lib.recipe import Recipe, adam, one_cycle, train
 from experiments.lib.run import UsageError
 from experiments.natural import (
     causes as natural_causes,
@@ -38,9 +39,7 @@ def quick(monkeypatch, tmp_path):
         "ResNet": partial(MLP, width=32),
         "Neural ODE, t1 = 2": partial(DenseODENet, width=32, t1=2.0),
     }
-    networks = {
-        name: natural.Network(make, 4, 64, natural.one_cycle(5e-3)) for name, make in makes.items()
-    }
+    networks = {name: Recipe(make, 4, 64, adam(one_cycle(5e-3))) for name, make in makes.items()}
     preset = natural.Preset(lambda dataset: networks, 24, 20)
     monkeypatch.setitem(natural.PRESETS, "smoke", preset)
     attacks = {"FGSM": FGSM(), "PGD-40": PGD(10, 0.04), "Square": Square(20)}
@@ -125,7 +124,7 @@ def test_yopo_takes_its_steps_through_the_first_layer_of_table_2s_network():
     small = dataclasses.replace(
         network, make=partial(PreActResNet, depth=8), epochs=1, batch_size=8, augment=None
     )
-    predictor, record = natural.train_network(small, data, 0, None)
+    predictor, record = train(small, data, jax.random.key(0))
     assert np.isfinite(record["last_epoch"]["loss"])
     rule: Any = network.objective
     assert rule.first(predictor.model) is predictor.model.net.stem

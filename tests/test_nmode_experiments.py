@@ -140,7 +140,7 @@ def test_every_network_is_made_and_optimised_as_it_says():
                 continue
             model, _ = eqx.nn.make_with_state(network.make)((8, 8, 1), key=key, width=16)
             params = eqx.filter(model, eqx.is_inexact_array)
-            optimizer = network.optimizer()
+            optimizer = network.optimizer(1, 1)
             zero = jax.tree.map(lambda p: 0 * p, params)
             updates, _ = optimizer.update(zero, optimizer.init(params), params)
             both = params, eqx.apply_updates(params, updates)

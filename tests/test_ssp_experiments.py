@@ -13,9 +13,8 @@ from helpers import digits
 from rich.console import Console
 
 from experiments.ledger import claims
+from experiments.lib.recipe import Recipe, adam, one_cycle
 from experiments.lib.run import UsageError
-from experiments.natural import tables as natural
-from experiments.natural.tables import Network, one_cycle
 from experiments.ssp import networks as ssp
 from odejax.attacks import APGD, PGD, AutoAttack
 from odejax.models import ResNet
@@ -39,7 +38,7 @@ def run(tmp_path_factory):
         objective = CrossEntropy()
         if training != "natural":
             objective = Adversarial(PGD(2, 0.05, last=True), ssp.odejax.LinfBall(0.1))
-        return Network(make, 2, 64, one_cycle(2e-2), objective)
+        return Recipe(make, 2, 64, adam(one_cycle(2e-2)), objective)
 
     config = partial(
         ssp.Config, preset="smoke", test_images=8, out=folder, networks=("ResNet", "ark")
@@ -51,7 +50,7 @@ def run(tmp_path_factory):
         ssp.main(config(trainings=("natural",)))
         ssp.main(config(resume=True))
         result = json.loads((folder / "result.json").read_text())
-        patch.setattr(ssp, "train_network", None)  # nothing is trained again
+        patch.setattr(ssp.recipe, "train", None)  # nothing is trained again
         ssp.main(config(resume=True))
     assert json.loads((folder / "result.json").read_text()) == result
     assert (folder / "ssp.png").exists()
@@ -193,13 +192,8 @@ def test_small_networks_are_trained_in_a_ball_that_grows():
     ]
     assert rises == [0, 0.6, 0.6]
     training = ssp._network("ResNet", "PGD-7", "digits", ssp.PRESETS["smoke"]["digits"], "smoke")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(natural, "fit", lambda model, state, train, objective, *args, **kwargs: 1 / 0)
-        steps = []
-        patch.setattr(natural, "RisingEps", lambda objective, n: steps.append(n))
-        with pytest.raises(ZeroDivisionError):
-            natural.train_network(training, digits("train", 640), 0, None)
-    assert steps == [6]  # of ten
+    rising = training.over(10)
+    assert (rising.objective, rising.steps) == (training.objective, 6)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from experiments.ledger import claims
 from experiments.ledger.printed import all_claims
+from experiments.lib.recipe import Recipe, adam, one_cycle, train
 from experiments.lib.run import UsageError
-from experiments.natural.tables import Network, one_cycle, train_network
 from experiments.ssp import burgers as ssp_burgers
 from experiments.structured import networks as structured
 from odejax.attacks import APGD, AutoAttack
@@ -39,7 +39,7 @@ def quick(monkeypatch, tmp_path):
     make = partial(LipschitzNet, width=2, depth=1, features=16)
 
     def recipe(name, kind, preset, loss, eta):
-        return Network(make, 8, 64, one_cycle(2e-2), loss)
+        return Recipe(make, 8, 64, adam(one_cycle(2e-2)), loss)
 
     monkeypatch.setattr(structured, "_recipe", recipe)
     monkeypatch.setattr(structured, "LAST", AutoAttack({"APGD": APGD(steps=3)}))
@@ -78,7 +78,7 @@ def test_held_out_images_and_a_loss_are_as_asked_for(quick, monkeypatch, capsys)
         seen["train"], seen["loss"] = train, recipe.objective
         return None, {}
 
-    monkeypatch.setattr(structured, "train_network", trained)
+    monkeypatch.setattr(structured.recipe, "train", trained)
     monkeypatch.setattr(structured, "_evaluate", evaluate)
     for shown in ("present", "table", "figure"):
         monkeypatch.setattr(structured, shown, lambda *args: None)
@@ -159,7 +159,7 @@ def test_every_name_makes_its_network(name):
 def test_switching_steps_expand_where_maps_are_kept_orthogonal(eta):
     preset = dataclasses.replace(structured.PRESETS["smoke"]["digits"], depth=2, epochs=4)
     recipe = structured._recipe("switching prescribed", "smoke", preset, Hinge(1.0), eta)
-    predictor, _ = train_network(recipe, load("digits", "train"), 0, None)
+    predictor, _ = train(recipe, load("digits", "train"), jax.random.key(0))
     first, second = structured._steps(predictor.model)
     assert first > 0
     assert second < -1 if eta > 1 else second > -0.5

@@ -8,9 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
-import optax
 
 import odejax
 from odejax.attacks import PGD
@@ -22,12 +20,11 @@ from odejax.training import (
     Adversarial,
     CrossEntropy,
     clean_accuracy,
-    fit,
     mixture_weights,
-    steps_per_epoch,
 )
 
 from ..ledger.printed import claims_of
+from ..lib.recipe import Recipe, Rule, Schedule, drops, one_cycle, sgd, train
 
 NOISE = 0.1  # a, of sigma = a sqrt(Var(x + F(x)))
 BALL = odejax.LinfBall(8 / 255)
@@ -113,7 +110,7 @@ def shown(name: str, depths: Mapping[str, int]) -> str:
 def train_network(
     name: str,
     training: str,
-    train: ArrayDataset,
+    dataset: ArrayDataset,
     held_out: ArrayDataset,
     preset: Preset,
     seed: int,
@@ -125,58 +122,43 @@ def train_network(
     """
     # Of its own for every network, lest two that are integrated begin with the same weights.
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(f"{training}/{name}".encode()))
-    make = eqx.nn.make_with_state(NETWORKS[name](preset))
-    model, state = make(train.image_shape, train.n_classes, key=key)
-    steps = steps_per_epoch(len(train), preset.batch_size)
-    optimizer = _sgd(preset, steps)
-    if name == MIXED:
-        optimizer = mixture_weights(
-            optimizer, lambda model: model.weights, learning_rate=0.1, every=steps
-        )
-    attack = PGD(preset.pgd_steps, _step_size(preset), last=True)
+    attack = PGD(preset.pgd_steps, 20 / 255 / preset.pgd_steps, last=True)  # the paper's 2/255 x 10
     robust = training == "robust"
-    trained = fit(
-        model,
-        state,
-        train,
+    recipe = Recipe(
+        NETWORKS[name](preset),
+        preset.epochs,
+        preset.batch_size,
+        partial(_mixture, preset) if name == MIXED else _sgd(preset),
         Adversarial(attack, BALL) if robust else CrossEntropy(),
-        optimizer,
-        epochs=preset.epochs,
-        batch_size=preset.batch_size,
-        key=jax.random.fold_in(key, 1),
-        checkpoint_dir=folder / f"{training}_{name.replace(' ', '')}_{seed}",
+        crop_and_flip,
+    )
+    predictor, record = train(
+        recipe,
+        dataset,
+        key,
+        folder / f"{training}_{name.replace(' ', '')}_{seed}",
         validation=held_out,
         score=partial(_standing, attack) if robust else clean_accuracy,
-        augment=crop_and_flip,
     )
-    return odejax.Predictor(trained.model, trained.state), {
-        "training_seconds": sum(epoch["seconds"] for epoch in trained.history),
-        "examples_per_second": trained.history[-1]["examples_per_second"],
-        "best_epoch": trained.best_epoch,
-        "history": [
-            {what: epoch[what] for what in ("loss", "train_accuracy", "validation")}
-            for epoch in trained.history
-        ],
+    kept = ("loss", "train_accuracy", "validation")
+    return predictor, record | {
+        "history": [{what: epoch[what] for what in kept} for epoch in record["history"]]
     }
 
 
-def _step_size(preset: Preset) -> float:
-    """The paper's 2/255 in ten steps, and with fewer as far in all."""
-    return 20 / 255 / preset.pgd_steps
-
-
-def _sgd(preset: Preset, steps: int):
+def _sgd(preset: Preset) -> Rule:
     """Nesterov's SGD with the constants of the authors' code, or with a one-cycle schedule."""
-    sgd = optax.sgd(_rate(preset, steps), momentum=0.9, nesterov=True)
-    return optax.chain(optax.add_decayed_weights(5e-4), sgd)
+    return sgd(schedule(preset), nesterov=True)
 
 
-def _rate(preset: Preset, steps: int):
-    peak, total = 0.1, preset.epochs * steps
-    if preset.one_cycle:
-        return optax.cosine_onecycle_schedule(total, peak)
-    drops = {round(share * total): 0.1 for share in (0.4, 0.6, 0.8)}
-    return optax.piecewise_constant_schedule(peak, drops)
+def schedule(preset: Preset) -> Schedule:
+    return one_cycle(0.1, 0.3) if preset.one_cycle else drops(0.1, 0.4, 0.6, 0.8)
+
+
+def _mixture(preset: Preset, steps: int, epochs: int):
+    """The same, and once an epoch a step of the mixture's weights."""
+    rule = _sgd(preset)(steps, epochs)
+    return mixture_weights(rule, lambda model: model.weights, learning_rate=0.1, every=steps)
 
 
 def _standing(attack, predictor, dataset, *, key) -> float:

@@ -32,7 +32,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -40,8 +39,9 @@ import odejax
 from odejax.attacks import APGD, PGD, Square, dlr, margin_loss
 from odejax.evaluation import robust_accuracy
 from odejax.models import ConvODENet, DenseODENet, HopfieldODENet
-from odejax.training import CrossEntropy, clean_accuracy, fit, steps_per_epoch
+from odejax.training import clean_accuracy
 
+from ..lib.recipe import Recipe, adam, cosine, fitted
 from ..lib.report import present
 from ..lib.run import RunConfig, check_choice, check_choices, check_counts, load_data, run
 from ..lib.runs import Runs
@@ -143,23 +143,12 @@ def _train(
 ) -> Iterable[odejax.Predictor]:
     """The network after each stage of training, to one of `times` each."""
     model, state = eqx.nn.make_with_state(make)(train.image_shape, train.n_classes, key=key)
-    steps = setting.epochs * steps_per_epoch(len(train), setting.batch_size)
+    rule = adam(cosine(3e-3), clip=1.0)
+    recipe = Recipe(make, setting.epochs, setting.batch_size, rule)
     for stage, t1 in enumerate(times):
         model = eqx.tree_at(lambda m: m.ode, model, model.ode.replace(t1=t1))
-        trained = fit(
-            model,
-            state,
-            train,
-            CrossEntropy(),
-            optax.chain(
-                optax.clip_by_global_norm(1.0),
-                optax.adam(optax.cosine_decay_schedule(3e-3, steps)),
-            ),
-            epochs=setting.epochs,
-            batch_size=setting.batch_size,
-            key=jax.random.fold_in(key, stage),
-            checkpoint_dir=folder / "-".join(f"{t:g}" for t in times[: stage + 1]),
-        )
+        checkpoints = folder / "-".join(f"{t:g}" for t in times[: stage + 1])
+        trained = fitted(recipe, train, key, checkpoints, start=(model, state), stage=stage)
         model = trained.model
         yield odejax.Predictor(model, trained.state)
 

@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -31,11 +30,12 @@ from odejax.evaluation import robust_accuracy, transfer_matrix
 from odejax.models import PreActResNet
 from odejax.training import clean_accuracy
 
+from ..lib import recipe
+from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd
 from ..lib.report import present
 from ..lib.run import RunConfig, check_choice, check_counts, load_data, run
 from ..lib.runs import Runs
 from ..lib.seeds import by_name, cell
-from .tables import Network, one_cycle, train_network
 
 KIND = "natural_fig1"
 STEP_SIZES = tuple(10.0**-k for k in range(11))
@@ -88,7 +88,8 @@ def main(config: Config):
     @cache
     def trained(depth: int, h: float, seed: int):
         network = _network(config.preset, depth, h, preset.epochs)
-        return train_network(network, train, seed, folder / "checkpoints" / f"{depth}_{h:g}_{seed}")
+        checkpoints = folder / "checkpoints" / f"{depth}_{h:g}_{seed}"
+        return recipe.train(network, train, jax.random.key(seed), checkpoints)
 
     def measure(h: float, seed: int):
         oracle, _ = trained(ORACLE_DEPTH, 1.0, ORACLE_SEED + seed)
@@ -111,18 +112,13 @@ def main(config: Config):
     present([table(runs.result)], figure(runs.result), runs.path, "fig1.png", name)
 
 
-def _network(preset: str, depth: int, h: float, epochs: int) -> Network:
+def _network(preset: str, depth: int, h: float, epochs: int) -> Recipe:
     make = partial(PreActResNet, depth=depth, step_size=h)
     if preset == "paper":
-        return Network(make, epochs, 128, _he, augment=crop_and_flip)
-    return Network(make, epochs, 64, one_cycle(3e-3))
-
-
-def _he(steps: int, epochs: int):
-    """He et al. (2016): SGD, a tenth of the rate after 32,000 and 48,000 of 64,000 steps."""
-    drops = {round(share * steps * epochs): 0.1 for share in (0.5, 0.75)}
-    rate = optax.piecewise_constant_schedule(0.1, drops)
-    return optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(rate, momentum=0.9))
+        # He et al. (2016): a tenth of the rate after 32,000 and 48,000 of 64,000 steps.
+        rule = sgd(drops(0.1, 0.5, 0.75), decay=1e-4)
+        return Recipe(make, epochs, 128, rule, augment=crop_and_flip)
+    return Recipe(make, epochs, 64, adam(one_cycle(3e-3)))
 
 
 def _evaluate(predictor, oracle, attacked: ArrayDataset, small: float, key) -> dict[str, Any]:

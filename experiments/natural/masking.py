@@ -25,7 +25,6 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -44,8 +43,8 @@ from odejax.evaluation import (
     survivor_flags,
 )
 from odejax.models import HopfieldODENet
-from odejax.training import CrossEntropy, fit, steps_per_epoch
 
+from ..lib.recipe import Recipe, adam, cosine, fitted
 from ..lib.report import copy_to_repository
 from ..lib.run import check_choice, check_counts, load_data, run
 
@@ -144,6 +143,8 @@ def _train(train, setting: Setting, seed: int, console) -> dict[str, odejax.Pred
     key = jax.random.key(seed)
     model, state = eqx.nn.make_with_state(HopfieldODENet)(train.image_shape, key=key)
     adaptive, networks = model.ode, {}
+    rule = adam(cosine(3e-3), clip=1.0)
+    recipe = Recipe(HopfieldODENet, setting.epochs, setting.batch_size, rule)
     for stage, t1 in enumerate(TIMES):
         # Fixed steps, two a unit of time, train faster and to the same solution.
         ode = adaptive.replace(
@@ -152,21 +153,8 @@ def _train(train, setting: Setting, seed: int, console) -> dict[str, odejax.Pred
             dt0=t1 / max(8, round(2 * t1)),
         )
         model = eqx.tree_at(lambda m: m.ode, model, ode)
-        steps = setting.epochs * steps_per_epoch(len(train), setting.batch_size)
         console.print(f"training to t = {t1:g}")
-        model = fit(
-            model,
-            state,
-            train,
-            CrossEntropy(),
-            optax.chain(
-                optax.clip_by_global_norm(1.0),
-                optax.adam(optax.cosine_decay_schedule(3e-3, steps)),
-            ),
-            epochs=setting.epochs,
-            batch_size=setting.batch_size,
-            key=jax.random.fold_in(key, stage),
-        ).model
+        model = fitted(recipe, train, key, start=(model, state), stage=stage).model
         for first, t_end in ((TIMES[0], TIMES[0]), (TIMES[-1], SETTLED)):
             if t1 == first:
                 solved = eqx.tree_at(lambda m: m.ode, model, adaptive.replace(t1=t_end))

@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -43,8 +42,9 @@ from odejax.solvers import (
     perturbation_growth,
     stack_layers,
 )
-from odejax.training import CrossEntropy, clean_accuracy, fit
+from odejax.training import clean_accuracy
 
+from ..lib.recipe import Recipe, adam, constant, train
 from ..lib.report import present
 from ..lib.run import RunConfig, UsageError, check_choice, check_counts, load_data, run
 from ..lib.runs import Runs
@@ -94,17 +94,17 @@ def main(config: Config):
         raise UsageError(f"width must be even, for RevNet's halves; got {config.width}")
     if not 0 < config.eps < float("inf"):
         raise UsageError(f"eps must be finite and positive; got {config.eps}")
-    train, test = load_data(config, config.test_images)
+    images, test = load_data(config, config.test_images)
     test = test.take(slice(config.test_images))
     folder = config.out or Path("runs/natural_stability") / config.dataset
     told = {name: getattr(config, name) for name in ("dataset", "epochs", "width", "eps")}
     settings = told | {"test_images": len(test)}
-    runs = Runs.open(folder, KIND, settings, config, (train, test), records="networks")
+    runs = Runs.open(folder, KIND, settings, config, (images, test), records="networks")
     key = jax.random.key(0)
 
     def trained(name: str, make):
         checkpoints = folder / "checkpoints" / name.replace(" ", "").replace("/", "-")
-        return _train(make, train, config, key, checkpoints)
+        return _train(make, images, config, key, checkpoints)
 
     def layered(name: str, make):
         return _layered(trained(name, make), test, config, key)
@@ -120,22 +120,10 @@ def main(config: Config):
     present(tables(runs.result), figure(runs.result), runs.path, "stability.png", name)
 
 
-def _train(make, train, config: Config, key, checkpoints):
-    model, state = eqx.nn.make_with_state(make)(
-        train.image_shape, train.n_classes, width=config.width, key=key
-    )
-    trained = fit(
-        model,
-        state,
-        train,
-        CrossEntropy(),
-        optax.adam(3e-3),
-        epochs=config.epochs,
-        batch_size=min(BATCH_SIZE, len(train)),
-        key=jax.random.fold_in(key, 1),
-        checkpoint_dir=checkpoints,
-    )
-    return odejax.Predictor(trained.model, trained.state)
+def _train(make, dataset, config: Config, key, checkpoints):
+    make = partial(make, width=config.width)
+    recipe = Recipe(make, config.epochs, BATCH_SIZE, adam(constant(3e-3)))
+    return train(recipe, dataset, key, checkpoints)[0]
 
 
 def _attack(predictor, test, config: Config, key):

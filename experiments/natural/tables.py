@@ -33,7 +33,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import optax
 
 import odejax
 from odejax.attacks import DI2FGSM, FGSM, PGD, SPSA, AutoAttack, Boundary, Square
@@ -46,13 +45,11 @@ from odejax.training import (
     TRADES,
     YOPO,
     Adversarial,
-    CrossEntropy,
-    RisingEps,
     clean_accuracy,
-    fit,
-    steps_per_epoch,
 )
 
+from ..lib import recipe
+from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd, staircase
 from ..lib.report import present
 from ..lib.run import RunConfig, check_choice, check_choices, check_counts, load_data, run
 from ..lib.runs import Runs
@@ -71,52 +68,14 @@ FLAG_IMAGES = 64
 EARLY = 0.1  # of the time, after which the solves stop that are attacked in the whole one's stead
 
 
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """An architecture and how it is trained; `optimizer(steps an epoch, epochs)`."""
-
-    make: Callable[..., Any]
-    epochs: int
-    batch_size: int
-    optimizer: Callable[[int, int], optax.GradientTransformation]
-    objective: Any = dataclasses.field(default_factory=CrossEntropy)
-    augment: Callable | None = None
-    rise: float = 0.0  # the share of all steps in which the objective's eps rises to its own
-
-
-def _halved(learning_rate: float):
-    """Adam, its rate halved every 50 epochs (Table A1)."""
-
-    def optimizer(steps: int, epochs: int):
-        schedule = optax.exponential_decay(learning_rate, 50 * steps, 0.5, staircase=True)
-        return optax.adam(schedule)
-
-    return optimizer
-
-
-def one_cycle(learning_rate: float):
-    """Adam, its rate up in the first fifth of all steps and down to nothing in the rest."""
-
-    def optimizer(steps: int, epochs: int):
-        return optax.adam(optax.cosine_onecycle_schedule(steps * epochs, learning_rate, 0.2))
-
-    return optimizer
-
-
-def _sgd(steps: int, epochs: int):
-    """A tenth of the rate after three quarters of the epochs, and again after nine tenths."""
-    drops = {round(share * steps * epochs): 0.1 for share in (0.75, 0.9)}
-    rate = optax.piecewise_constant_schedule(0.1, drops)
-    return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9))
-
-
-def _from_table_a1(dataset: str) -> dict[str, Network]:
+def _from_table_a1(dataset: str) -> dict[str, Recipe]:
     settings = {"mnist": (128, 4, 100.0, 100, 1e-3), "cifar10": (256, 5, 500.0, 200, 1e-4)}
     width, layers, t1, epochs, rate = settings[dataset]
     ode = partial(ConvODENet, width=width, layers=layers, t1=t1, max_steps=1024)
+    halved = adam(staircase(rate, 50, 0.5))
     networks = {
-        "ResNet-50": Network(partial(PreActResNet, depth=50), epochs, 32, _halved(rate)),
-        "Neural ODE": Network(ode, epochs, 32, _halved(rate)),
+        "ResNet-50": Recipe(partial(PreActResNet, depth=50), epochs, 32, halved),
+        "Neural ODE": Recipe(ode, epochs, 32, halved),
     }
     if dataset == "cifar10":
         attack = PGD(10, 2 / 255, last=True)
@@ -126,27 +85,29 @@ def _from_table_a1(dataset: str) -> dict[str, Network]:
             "YOPO-5-3": YOPO(TRAINED_AT, lambda model: model.net.stem),
         }
         for name, objective in objectives.items():
-            networks[f"PreActResNet-18, {name}"] = Network(
-                partial(PreActResNet, depth=18), 100, 128, _sgd, objective, crop_and_flip
+            make = partial(PreActResNet, depth=18)
+            rule = sgd(drops(0.1, 0.75, 0.9))  # after these shares of the epochs
+            networks[f"PreActResNet-18, {name}"] = Recipe(
+                make, 100, 128, rule, objective, crop_and_flip
             )
     return networks
 
 
-def _small(epochs: Mapping[str, int]) -> dict[str, Network]:
+def _small(epochs: Mapping[str, int]) -> dict[str, Recipe]:
     """Networks that two CPU cores can train: 16 channels, two convolutions a field."""
     makes = {
         "ResNet": partial(ResNet, width=16, depth=4),
         "Neural ODE, t1 = 1": partial(ConvODENet, width=16),
         "Neural ODE, t1 = 100": partial(ConvODENet, width=16, t1=100.0, max_steps=1024),
     }
-    return {name: Network(makes[name], n, 128, one_cycle(5e-3)) for name, n in epochs.items()}
+    return {name: Recipe(makes[name], n, 128, adam(one_cycle(5e-3))) for name, n in epochs.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
     """Size and length."""
 
-    networks: Callable[[str], dict[str, Network]]  # of a data set
+    networks: Callable[[str], dict[str, Recipe]]  # of a data set
     test_images: int  # that are attacked
     queries: int  # of Square and SPSA, for each image
     epochs: int | None = None  # in the place of every network's own
@@ -192,7 +153,7 @@ def main(config: Config):
     @cache
     def trained(name: str, seed: int):
         slug = f"{name}_{seed}".replace(" ", "").replace(",", "_")
-        return train_network(every[name], train, seed, folder / "checkpoints" / slug)
+        return recipe.train(every[name], train, jax.random.key(seed), folder / "checkpoints" / slug)
 
     def measure(name: str, seed: int):
         predictor, record = trained(name, seed)
@@ -209,7 +170,7 @@ def main(config: Config):
     present(tables(runs.result), figure(runs.result), runs.path, "natural.png", name)
 
 
-def _check(config: Config) -> tuple[Preset, dict[str, Network]]:
+def _check(config: Config) -> tuple[Preset, dict[str, Recipe]]:
     check_choice("preset", config.preset, PRESETS)
     accepted = [name for name in EPS if config.preset != "paper" or name != "digits"]
     check_choice(f"dataset for the preset {config.preset}", config.dataset, accepted)
@@ -224,35 +185,6 @@ def _check(config: Config) -> tuple[Preset, dict[str, Network]]:
             for name, network in networks.items()
         }
     return preset, networks
-
-
-def train_network(network: Network, train: ArrayDataset, seed: int, folder: Path | None):
-    """The network, and what there is to say about its training; a finished one is only read."""
-    key = jax.random.key(seed)
-    model, state = eqx.nn.make_with_state(network.make)(train.image_shape, train.n_classes, key=key)
-    batch_size = min(network.batch_size, len(train))
-    steps = steps_per_epoch(len(train), batch_size)
-    objective = network.objective
-    if network.rise:
-        objective = RisingEps(objective, max(1, round(network.rise * steps * network.epochs)))
-    trained = fit(
-        model,
-        state,
-        train,
-        objective,
-        network.optimizer(steps, network.epochs),
-        epochs=network.epochs,
-        batch_size=batch_size,
-        key=jax.random.fold_in(key, 1),
-        checkpoint_dir=folder,
-        augment=network.augment,
-    )
-    return odejax.Predictor(trained.model, trained.state), {
-        "epochs": network.epochs,
-        "parameters": sum(a.size for a in jax.tree.leaves(eqx.filter(model, eqx.is_array))),
-        "training_seconds": sum(epoch["seconds"] for epoch in trained.history),
-        "last_epoch": trained.history[-1],
-    }
 
 
 def _oracles(predictor: odejax.Predictor) -> dict[str, odejax.Predictor]:

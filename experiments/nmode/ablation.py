@@ -79,7 +79,7 @@ class Point:
             weight = self.factor * tree.outputs.weight
             return eqx.tree_at(lambda m: m.outputs.weight, tree, weight)
 
-        def optimizer():
+        def optimizer(steps, epochs):
             return optax.chain(
                 optax.scale_by_adam(),
                 optax.stateless(rescale),

@@ -27,7 +27,6 @@ import equinox as eqx
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -37,9 +36,10 @@ from odejax.data import crop_and_flip
 from odejax.evaluation import bracket
 from odejax.models import NmODE, PreActResNet, insert_before_classifier
 from odejax.plots.curves import AXIS_LABELS
-from odejax.training import TRADES, CrossEntropy, Fit, clean_accuracy, fit, steps_per_epoch
+from odejax.training import TRADES, CrossEntropy, clean_accuracy
 
 from ..ledger.printed import claimed
+from ..lib.recipe import Recipe, fitted, one_cycle, sgd, train
 from ..lib.report import present
 from ..lib.run import RunConfig, check_choice, check_choices, load_data, run
 from ..lib.runs import Runs
@@ -116,14 +116,14 @@ class Config(RunConfig):
 
 def main(config: Config):
     preset = _check(config)
-    train, test = load_data(config, preset.test_images)
-    train = train.take(slice(preset.train_images))
+    images, test = load_data(config, preset.test_images)
+    images = images.take(slice(preset.train_images))
     folder = config.out or Path("runs/nmode_cifar") / f"{config.dataset}_{config.preset}"
     settings = {"dataset": config.dataset, "seed": config.seed} | dataclasses.asdict(preset)
-    runs = Runs.open(folder, KIND, settings, config, (train, test))
+    runs = Runs.open(folder, KIND, settings, config, (images, test))
 
     def measure(name: str):
-        predictor, record = train_network(name, train, preset, config.seed, folder / "checkpoints")
+        predictor, record = train_network(name, images, preset, config.seed, folder / "checkpoints")
         return record | _evaluate(NETWORKS[name], predictor, test, preset, config.seed)
 
     for name in config.networks:
@@ -140,45 +140,33 @@ def _check(config: Config) -> Preset:
     return dataclasses.replace(preset, epochs_pretrained=config.epochs or preset.epochs_pretrained)
 
 
-def train_network(name: str, train, preset: Preset, seed: int, folder: Path):
+def train_network(name: str, dataset, preset: Preset, seed: int, folder: Path):
     """The network, and what there is to say about its training."""
-    network = NETWORKS[name]
-    key = jax.random.key(seed)
+    network, key = NETWORKS[name], jax.random.key(seed)
     make = partial(PreActResNet, depth=preset.depth)
-    model, state = eqx.nn.make_with_state(make)(train.image_shape, train.n_classes, key=key)
+    start = None
     if network.goes_on:
-        epochs = preset.epochs_pretrained
-        model, state, *_ = _fit(model, state, PRETRAINED, train, epochs, key, folder / "pretrained")
+        pretraining = _recipe(make, PRETRAINED, preset.epochs_pretrained)
+        pretrained = fitted(pretraining, dataset, key, folder / "pretrained")
+        start = pretrained.model, pretrained.state
     if network.t1 is not None:
-        model = insert_before_classifier(model, NmODE(LAM, network.t1))
-    checkpoints = folder / name.replace(" ", "")
-    trained = _fit(model, state, network, train, preset.epochs, key, checkpoints)
-    return odejax.Predictor(trained.model, trained.state), {
-        "training_seconds": sum(epoch["seconds"] for epoch in trained.history),
-        "last_epoch": trained.history[-1],
-    }
-
-
-def _fit(model, state, network: Network, train, epochs: int, key, checkpoints: Path) -> Fit:
-    batch_size = min(BATCH_SIZE, len(train))
-    # Of weights that are trained already, a tenth.
-    peak = 0.01 if network.goes_on else 0.1
-    steps = epochs * steps_per_epoch(len(train), batch_size)
-    return fit(
-        model,
-        state,
-        train,
-        network.objective,
-        optax.chain(
-            optax.add_decayed_weights(5e-4),
-            optax.sgd(optax.cosine_onecycle_schedule(steps, peak), momentum=0.9, nesterov=True),
-        ),
-        epochs=epochs,
-        batch_size=batch_size,
-        key=jax.random.fold_in(key, 1 + network.goes_on),
-        checkpoint_dir=checkpoints,
-        augment=crop_and_flip,
+        if start is None:
+            start = eqx.nn.make_with_state(make)(dataset.image_shape, dataset.n_classes, key=key)
+        start = insert_before_classifier(start[0], NmODE(LAM, network.t1)), start[1]
+    return train(
+        _recipe(make, network, preset.epochs),
+        dataset,
+        key,
+        folder / name.replace(" ", ""),
+        start=start,
+        stage=1 + network.goes_on,
     )
+
+
+def _recipe(make, network: Network, epochs: int) -> Recipe:
+    # Of weights that are trained already, a tenth.
+    rule = sgd(one_cycle(0.01 if network.goes_on else 0.1, 0.3), nesterov=True)
+    return Recipe(make, epochs, BATCH_SIZE, rule, network.objective, crop_and_flip)
 
 
 def _evaluate(network: Network, predictor, test, preset: Preset, seed: int) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 import optax
@@ -51,10 +50,10 @@ from odejax.training import (
     clean_accuracy,
     clip_weights,
     drift_penalty,
-    fit,
     row_sum_penalty,
 )
 
+from ..lib.recipe import Recipe, Rule, adam, constant, train
 from ..lib.report import present
 from ..lib.run import RunConfig, check_choice, check_choices, check_counts, load_data, run
 from ..lib.runs import Runs
@@ -85,17 +84,15 @@ def first_weight(model):
     return model.layers[0].weight
 
 
-def plain():
-    return optax.adam(LEARNING_RATE)
+PLAIN = adam(constant(LEARNING_RATE))
 
 
-def weight_decay(wd: float):
-    """The coupled weight decay of PyTorch's Adam, as the paper has it."""
-    return optax.chain(optax.add_decayed_weights(wd), optax.adam(LEARNING_RATE))
+def decayed(wd: float):
+    return adam(constant(LEARNING_RATE), decay=wd)
 
 
 def clipped(c: float):
-    return optax.chain(optax.adam(LEARNING_RATE), clip_weights(c, first_weight))
+    return lambda *_: optax.chain(optax.adam(LEARNING_RATE), clip_weights(c, first_weight))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +100,7 @@ class Network:
     """An architecture and how it is trained."""
 
     make: Callable[..., Any]
-    optimizer: Callable[[], optax.GradientTransformation] = plain
+    optimizer: Rule = PLAIN
     objective: Any = dataclasses.field(default_factory=CrossEntropy)
     certificates: tuple[str, ...] = tuple(CERTIFICATES)
     width: int | None = None  # None: the data set's
@@ -123,16 +120,14 @@ def _networks() -> dict[str, Network]:
     attack, ball = PGD(10, None), odejax.LinfBall(8 / 255)
     return {
         "ReLU": Network(partial(MLP, depth=1), certificates=("relaxed",)),
-        "ReLU, wd=1e-4": Network(
-            partial(MLP, depth=1), partial(weight_decay, 1e-4), certificates=("relaxed",)
-        ),
+        "ReLU, wd=1e-4": Network(partial(MLP, depth=1), decayed(1e-4), certificates=("relaxed",)),
         "nmODE t=0.05": Network(_nmode(0.05)),
         "nmODE t=1": Network(_nmode(1.0)),
-        "nmODE+ t=0.05, wd=1e-5": Network(_nmode(0.05), partial(weight_decay, 1e-5)),
-        "nmODE+ t=0.05, wd=1e-4": Network(_nmode(0.05), partial(weight_decay, 1e-4)),
-        "nmODE+ t=0.05, wd=1e-3": Network(_nmode(0.05), partial(weight_decay, 1e-3)),
-        "nmODE+ t=1, wd=1e-4": Network(_nmode(1.0), partial(weight_decay, 1e-4)),
-        "nmODE+ t=0.05, clip": Network(_nmode(0.05), partial(clipped, 0.05)),
+        "nmODE+ t=0.05, wd=1e-5": Network(_nmode(0.05), decayed(1e-5)),
+        "nmODE+ t=0.05, wd=1e-4": Network(_nmode(0.05), decayed(1e-4)),
+        "nmODE+ t=0.05, wd=1e-3": Network(_nmode(0.05), decayed(1e-3)),
+        "nmODE+ t=1, wd=1e-4": Network(_nmode(1.0), decayed(1e-4)),
+        "nmODE+ t=0.05, clip": Network(_nmode(0.05), clipped(0.05)),
         "nmODE+ t=0.05, penalty": Network(_nmode(0.05), objective=penalised),
         "NODE": _node(CrossEntropy()),
         "AT-NODE": _node(Adversarial(attack, ball), epochs=5),
@@ -180,25 +175,25 @@ class Config(RunConfig):
 
 def main(config: Config):
     setting = _check(config)
-    train, test = load_data(config, setting.test_images)
+    images, test = load_data(config, setting.test_images)
     folder = config.out or Path("runs/nmode_mnist") / config.dataset
     epochs = {
         name: config.epochs or network.epochs or setting.epochs
         for name, network in NETWORKS.items()
     }
     settings = {"dataset": config.dataset, "epochs": epochs, "n": setting.test_images}
-    runs = Runs.open(folder, KIND, settings, config, (train, test))
+    runs = Runs.open(folder, KIND, settings, config, (images, test))
 
     def measure(name: str, seed: int):
         slug = name.replace(" ", "_").replace(",", "")
         checkpoints = folder / "checkpoints" / f"{slug}_{seed}"
         network = NETWORKS[name]
         width = network.width or setting.width
-        trained, record = train_network(network, train, epochs[name], width, seed, checkpoints)
+        trained, record = train_network(network, images, epochs[name], width, seed, checkpoints)
         if isinstance(trained.model, (MLP, NmODENet)):
             record |= row_sums(first_weight(trained.model))
         record |= evaluate(name, trained, test, setting, seed)
-        return record | {"pgd_standardised": pgd_standardised(trained, train, test, setting, seed)}
+        return record | {"pgd_standardised": pgd_standardised(trained, images, test, setting, seed)}
 
     for seed in range(config.seeds):
         for name in config.networks:
@@ -214,28 +209,11 @@ def _check(config: Config) -> Setting:
     return config.settle(SETTINGS[config.dataset])
 
 
-def train_network(network: Network, train, epochs: int, width: int, seed: int, folder: Path):
+def train_network(network: Network, dataset, epochs: int, width: int, seed: int, folder: Path):
     """The trained network, and what there is to say about its training."""
-    key = jax.random.key(seed)
     make = partial(network.make, width=width)
-    model, state = eqx.nn.make_with_state(make)(train.image_shape, train.n_classes, key=key)
-    trained = fit(
-        model,
-        state,
-        train,
-        network.objective,
-        network.optimizer(),
-        epochs=epochs,
-        batch_size=min(BATCH_SIZE, len(train)),
-        key=jax.random.fold_in(key, 1),
-        checkpoint_dir=folder,
-    )
-    return odejax.Predictor(trained.model, trained.state), {
-        "epochs": epochs,
-        "training_seconds": sum(epoch["seconds"] for epoch in trained.history),
-        "epoch_seconds": float(np.median([epoch["seconds"] for epoch in trained.history])),
-        "last_epoch": trained.history[-1],
-    }
+    recipe = Recipe(make, epochs, BATCH_SIZE, network.optimizer, network.objective)
+    return train(recipe, dataset, jax.random.key(seed), folder)
 
 
 def row_sums(weight) -> dict[str, float]:

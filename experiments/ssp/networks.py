@@ -42,7 +42,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -55,11 +54,12 @@ from odejax.plots.curves import AXIS_LABELS
 from odejax.solvers import SSPRK22, SSPRK33, LearnedRK2, PublishedMidpoint, growth_ratios
 from odejax.training import Adversarial, CrossEntropy, clean_accuracy
 
+from ..lib import recipe
+from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd
 from ..lib.report import present
 from ..lib.run import RunConfig, check_choice, check_choices, check_counts, load_data, run
 from ..lib.runs import Runs
 from ..lib.seeds import by_name, cell, flags_raised
-from ..natural.tables import Network, one_cycle, train_network
 
 KIND = "ssp"
 # The ball of training and the step of PGD in it; the shares of the ball that are attacked.
@@ -151,8 +151,10 @@ def main(config: Config):
 
     def measure(training: str, network: str, seed: int):
         slug = f"{training}_{network}_{seed}".replace(" ", "")
-        recipe = _network(network, training, train.name, preset, config.preset)
-        predictor, record = train_network(recipe, train, seed, folder / "checkpoints" / slug)
+        chosen = _network(network, training, train.name, preset, config.preset)
+        predictor, record = recipe.train(
+            chosen, train, jax.random.key(seed), folder / "checkpoints" / slug
+        )
         return record | _evaluate(predictor, test, TRAININGS[training] or 7, preset, seed)
 
     for seed in range(config.seeds):
@@ -176,7 +178,7 @@ def _check(config: Config) -> Preset:
     return preset if config.depth is None else dataclasses.replace(preset, depth=config.depth)
 
 
-def _network(name: str, training: str, dataset: str, preset: Preset, kind: str) -> Network:
+def _network(name: str, training: str, dataset: str, preset: Preset, kind: str) -> Recipe:
     solver = SOLVERS[name](preset.depth)
     if dataset == "cifar10":
         if isinstance(solver, LearnedRK2):
@@ -192,22 +194,12 @@ def _network(name: str, training: str, dataset: str, preset: Preset, kind: str) 
         eps, step = SETTINGS[dataset]
         objective = Adversarial(PGD(steps, step, last=True), odejax.LinfBall(eps))
     if kind != "paper":
-        rule = one_cycle(5e-3)
-        return Network(make, preset.epochs, preset.batch_size, rule, objective, rise=rise)
-    drops = (0.3, 0.5, 0.7) if name == "ResNet" else (0.35, 0.6, 0.8)
+        rule = adam(one_cycle(5e-3))
+        return Recipe(make, preset.epochs, preset.batch_size, rule, objective, rise=rise)
+    shares = (0.3, 0.5, 0.7) if name == "ResNet" else (0.35, 0.6, 0.8)
     augment = crop_and_flip if dataset == "cifar10" else None
-    return Network(make, preset.epochs, preset.batch_size, _sgd(drops), objective, augment)
-
-
-def _sgd(drops: tuple[float, ...]):
-    """A tenth of the rate after each of these shares of the epochs."""
-
-    def optimizer(steps: int, epochs: int):
-        at = {round(share * steps * epochs): 0.1 for share in drops}
-        rate = optax.piecewise_constant_schedule(0.1, at)
-        return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9))
-
-    return optimizer
+    rule = sgd(drops(0.1, *shares))
+    return Recipe(make, preset.epochs, preset.batch_size, rule, objective, augment)
 
 
 def _evaluate(

@@ -38,7 +38,6 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -68,6 +67,8 @@ from odejax.training import (
 )
 
 from ..ledger.printed import claimed
+from ..lib import recipe
+from ..lib.recipe import Recipe, adam, one_cycle, sgd, staircase
 from ..lib.report import present
 from ..lib.run import (
     RunConfig,
@@ -80,7 +81,6 @@ from ..lib.run import (
 )
 from ..lib.runs import Runs
 from ..lib.seeds import by_name, cell, flags_raised
-from ..natural.tables import Network, one_cycle, train_network
 
 KIND = "structured"
 TABLE, PAPERS_MARGIN = "l2 attack, margin 0.07", 0.07
@@ -172,8 +172,8 @@ def main(config: Config):
     def measure(name: str, seed: int):
         checkpoints = folder / "checkpoints" / f"{name}_{seed}".replace(" ", "_")
         eta = config.orthogonality or ORTHOGONALITY
-        recipe = _recipe(name, config.preset, preset, loss, eta)
-        predictor, record = train_network(recipe, train, seed, checkpoints)
+        chosen = _recipe(name, config.preset, preset, loss, eta)
+        predictor, record = recipe.train(chosen, train, jax.random.key(seed), checkpoints)
         return record | _evaluate(predictor, test, preset, seed)
 
     for seed in range(config.seeds):
@@ -215,20 +215,15 @@ def network(name: str, preset: Preset) -> Callable[..., Any]:
     return partial(LipschitzNet, width=preset.width, depth=preset.depth, sdp=SUCCESSORS[name])
 
 
-def _recipe(name: str, kind: str, preset: Preset, loss: Callable[..., Any], eta: float) -> Network:
+def _recipe(name: str, kind: str, preset: Preset, loss: Callable[..., Any], eta: float) -> Recipe:
     make = network(name, preset)
     regime = REGIMES.get(name)
     if isinstance(regime, Structured) and regime.steps.switching:
         loss = Penalised(loss, penalty=orthogonality_penalty, eta=eta)
     if kind == "paper":
-        return Network(make, preset.epochs, preset.batch_size, _sgd, loss, crop_and_flip)
-    return Network(make, preset.epochs, preset.batch_size, one_cycle(5e-3), loss)
-
-
-def _sgd(steps: int, epochs: int):
-    """A tenth of the rate every 30 epochs."""
-    rate = optax.exponential_decay(1e-2, 30 * steps, 0.1, staircase=True)
-    return optax.sgd(rate, momentum=0.9)
+        rule = sgd(staircase(1e-2, 30, 0.1), decay=0.0)
+        return Recipe(make, preset.epochs, preset.batch_size, rule, loss, crop_and_flip)
+    return Recipe(make, preset.epochs, preset.batch_size, adam(one_cycle(5e-3)), loss)
 
 
 def _evaluate(predictor: Any, test: ArrayDataset, preset: Preset, seed: int) -> dict[str, Any]:
