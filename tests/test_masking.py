@@ -37,7 +37,7 @@ def test_the_short_solve_raises_no_flag_and_the_long_one_hides(result):
 
 def test_tables_and_figure_are_drawn_from_the_result(result, tmp_path):
     console = Console(record=True, width=80, file=io.StringIO())
-    for table in masking._tables(result):
+    for table in masking.tables(result):
         console.print(table)
     text = console.export_text()
     for attack in next(iter(result["models"].values()))["standing"]:
@@ -60,6 +60,6 @@ def test_tables_and_figure_are_drawn_from_the_result(result, tmp_path):
 def test_wrong_arguments_end_with_one_line(arguments, message, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["masking", *arguments])
     with pytest.raises(SystemExit) as stop:
-        cli.run(masking.main, masking.Config)
+        cli.run(masking.EXPERIMENT)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from scipy.integrate import solve_ivp
 
-from experiments.lib.run import UsageError
+from experiments.lib.run import UsageError, execute
 from experiments.structured import (
     flows as structured_flows,
     flows_figure as structured_flows_report,
@@ -40,7 +40,7 @@ def measured(tmp_path_factory):
     flows = {
         name: dataclasses.replace(flow, steps=30) for name, flow in structured_flows.FLOWS.items()
     }
-    smaller = {"SIZES": SMALL, "POINTS": 256, "BATCH": 32, "FLOWS": flows}
+    smaller = {"SIZES": SMALL, "POINTS": 256, "BATCH": 32}
     smaller["REGRESSION"] = {"both": REGRESSION["both"]}
     found = {"train": [], "solve": []}
 
@@ -57,7 +57,7 @@ def measured(tmp_path_factory):
             patch.setattr(structured_flows, name, value)
         for name in found:
             patch.setattr(structured_flows, name, recorded(name, getattr(structured_flows, name)))
-        structured_flows.main(Config(seeds=2, steps=100, out=out))
+        execute(structured_flows.EXPERIMENT, Config(seeds=2, steps=100, out=out), flows=flows)
     return out, found
 
 
@@ -126,7 +126,7 @@ def test_the_widest_table_fits():
 )
 def test_wrong_arguments_are_named(arguments, message, tmp_path):
     with pytest.raises(UsageError, match=message):
-        structured_flows.main(Config(**arguments, out=tmp_path))
+        execute(structured_flows.EXPERIMENT, Config(**arguments, out=tmp_path))
     assert not list(tmp_path.iterdir())
 
 

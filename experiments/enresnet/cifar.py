@@ -26,41 +26,40 @@ A finished network is not trained or attacked again, an interrupted one goes on 
 
 import dataclasses
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
-from rich.console import Console
 
 import odejax
 from odejax import predict
 from odejax.attacks import EOT, FGSM, IFGSM, AutoAttack, CarliniWagnerLinf
 from odejax.data import ArrayDataset
-from odejax.evaluation import bracket, encode_array, transfer_matrix
+from odejax.evaluation import encode_array, transfer_matrix
 
-from ..lib.report import copy_to_repository
-from ..lib.run import RunConfig, check_choice, check_choices, check_counts, load_data, run
-from ..lib.runs import Runs
-from .networks import (
-    BALL,
-    JOINED,
-    NETWORKS,
-    TRAININGS,
-    Preset,
-    printed_pairs,
-    train_network,
+from ..lib.measure import brackets
+from ..lib.run import (
+    Experiment,
+    Job,
+    Plan,
+    RunConfig,
+    check_choices,
+    check_counts,
+    each,
+    load_data,
+    run,
 )
-from .report import figures, notes, tables
+from .networks import JOINED, NETWORKS, TRAININGS, Preset, printed_pairs, train_network
+from .report import FIGURES, notes, tables
 
 KIND = "enresnet_cifar"
 EOT_DRAWS, JUDGE_DRAWS = 5, 10
 ATTACKS = {"FGSM": FGSM(), "IFGSM-20": IFGSM(20, 2 / 255), "C&W": CarliniWagnerLinf()}
 _ALL_DEPTHS = (14, 20, 32, 34, 44, 110)
 _SMALL = {14: 8, 20: 8, 32: 14, 34: 14, 44: 14, 110: 20}
-PRESETS = {
+SIZES = {
     "paper": Preset(
         {depth: depth for depth in _ALL_DEPTHS},
         epochs=200,
@@ -101,6 +100,7 @@ PRESETS = {
         one_cycle=True,
     ),
 }
+PRESETS = {name: each(("cifar10", "cifar100"), size) for name, size in SIZES.items()}
 
 
 @dataclasses.dataclass
@@ -117,120 +117,103 @@ class Config(RunConfig):
     """Which networks, by the paper's names; by default the preset's."""
     seeds: int = 1
     """How many seeds of each."""
-    epochs: int | None = None
-    """Epochs; by default the preset's."""
-    test_images: int | None = None
-    """How many test images to attack (the first ones); by default the preset's."""
     integrate: bool | None = None
     """Also join networks that were trained alone (Table 7); by default not with the preset cpu,
     where it takes five minutes more a seed."""
 
 
-def main(config: Config):
-    preset = _check(config)
-    integrate = config.preset != "cpu" if config.integrate is None else config.integrate
-    train, test = load_data(config, preset.test_images)
-    train = train.take(slice(preset.train_images))
-    train, held_out = train.holdout(preset.held_out)
-    folder = config.out or Path("runs/enresnet_cifar") / f"{config.dataset}_{config.preset}"
-    checkpoints = folder / "checkpoints"
-    settings: dict[str, Any] = {"dataset": config.dataset, "preset": config.preset}
-    settings |= dataclasses.asdict(preset)
-    settings["depths"] = {str(paper): ours for paper, ours in preset.depths.items()}
-    settings.pop("networks")  # another run may add some
-    runs = Runs.open(folder, KIND, settings, config, (train, held_out, test))
-    test, attacked = (test.take(slice(n)) for n in (preset.clean_images, preset.test_images))
-
-    def network(name: str, training: str, seed: int):
-        return train_network(name, training, train, held_out, preset, seed, checkpoints)
-
-    def trained(name: str, training: str, seed: int):
-        predictor, told = network(name, training, seed)
-        return told | _evaluate(predictor, training, test, attacked, preset, seed)
-
-    def blind(target: str, oracle: str, seed: int):
-        names = (target, oracle)
-        predictors = {name: network(name, "robust", seed)[0] for name in names}
-        return _blind(predictors[target], predictors[oracle], attacked, seed)
-
-    def integrated(members: tuple[str, ...], seed: int):
-        predictors = [network(name, "robust", seed)[0] for name in members]
-        ensemble = odejax.EnsembleLogits(predictors)
-        return _evaluate(ensemble, "robust", test, attacked, preset, seed)
-
-    for seed in range(config.seeds):
-        for training in config.trainings:
-            for name in preset.networks:
-                measure = partial(trained, name, training, seed)
-                runs.record(f"{training}/{name}/{seed}", seed, measure)
-        if "robust" not in config.trainings:
-            continue
-        for pair in _pairs(preset, printed_pairs("blind", config.dataset)):
-            for target, oracle in dict.fromkeys((pair, pair[::-1])):
-                name = f"blind/{target}{JOINED['blind']}{oracle}/{seed}"
-                runs.record(name, seed, partial(blind, target, oracle, seed))
-        pairs = _pairs(preset, printed_pairs("integrated", "cifar10"))
-        for members in pairs if integrate else ():
-            joined = f"integrated/{JOINED['integrated'].join(members)}/{seed}"
-            runs.record(joined, seed, partial(integrated, members, seed))
-
-    console = Console()
-    for table in tables(runs.result):
-        console.print(table)
-    for note in notes(runs.result):
-        console.print(note, highlight=False)
-    for name, drawn in figures(runs.result).items():
-        drawn.savefig(folder / f"{name}.png", dpi=150)
-        if config.publish:
-            kept = f"enresnet_{config.dataset}_{config.preset}_{name}.png"
-            copy_to_repository(folder / f"{name}.png", kept)
-    plt.close("all")
-    if config.publish:
-        copy_to_repository(runs.path, f"enresnet_{config.dataset}_{config.preset}.json")
-    console.print(f"{runs.path} and its figures written")
-
-
-def _check(config: Config) -> Preset:
-    check_choice("preset", config.preset, PRESETS)
-    check_choice("dataset", config.dataset, ("cifar10", "cifar100"))
+def plan(
+    config: Config,
+    presets: Mapping[str, Mapping[str, Preset]] = PRESETS,
+    known: Mapping[str, Callable[[Preset], Callable[..., Any]]] = NETWORKS,
+    attacks: Mapping[str, Any] = ATTACKS,
+    rand: Callable[[int], Any] = AutoAttack.rand,
+    load: Callable[..., tuple[ArrayDataset, ArrayDataset]] = load_data,
+) -> Plan:
+    preset = config.choose(presets)
     check_counts(config, "seeds")
-    preset = config.settle(PRESETS[config.preset])
-    if config.networks is not None:
-        check_choices("network", config.networks, NETWORKS)
-        preset = dataclasses.replace(preset, networks=config.networks)
+    names = preset.networks if config.networks is None else config.networks
+    check_choices("network", names, known)
     check_choices("training", config.trainings, TRAININGS)
-    return preset
+    integrate = config.preset != "cpu" if config.integrate is None else config.integrate
+    train, whole = load(config, preset.test_images)
+    train, held_out = train.take(slice(preset.train_images)).holdout(preset.held_out)
+    test, attacked = (whole.take(slice(n)) for n in (preset.clean_images, preset.test_images))
+    settings = {"dataset": config.dataset, "preset": config.preset} | dataclasses.asdict(preset)
+    for name in ("networks", "ball"):  # another run may add networks
+        settings.pop(name)
+
+    def jobs(folder, _):
+        def network(name: str, training: str, seed: int):
+            make = known[name](preset)
+            return train_network(make, name, training, train, held_out, preset, seed, folder)
+
+        def evaluated(predictor, training: str, seed: int):
+            chosen = attacks if training == "robust" else {"IFGSM-20": attacks["IFGSM-20"]}
+            last = rand if training == "robust" else None
+            return _evaluate(predictor, chosen, last, test, attacked, preset, seed)
+
+        def trained(name: str, training: str, seed: int):
+            predictor, record = network(name, training, seed)
+            return record | evaluated(predictor, training, seed)
+
+        def blind(target: str, oracle: str, seed: int):
+            (judged, _), (source, _) = (network(n, "robust", seed) for n in (target, oracle))
+            return _blind(judged, source, attacked, seed, attacks, preset.ball)
+
+        def integrated(members: tuple[str, ...], seed: int):
+            predictors = [network(name, "robust", seed)[0] for name in members]
+            return evaluated(odejax.EnsembleLogits(predictors), "robust", seed)
+
+        for seed in range(config.seeds):
+            for training in config.trainings:
+                for name in names:
+                    measure = partial(trained, name, training, seed)
+                    yield Job(f"{training}/{name}/{seed}", seed, measure)
+            if "robust" not in config.trainings:
+                continue
+            for pair in _pairs(names, printed_pairs("blind", config.dataset)):
+                for target, oracle in dict.fromkeys((pair, pair[::-1])):
+                    name = f"blind/{target}{JOINED['blind']}{oracle}/{seed}"
+                    yield Job(name, seed, partial(blind, target, oracle, seed))
+            pairs = _pairs(names, printed_pairs("integrated", "cifar10"))
+            for members in pairs if integrate else ():
+                joined = f"integrated/{JOINED['integrated'].join(members)}/{seed}"
+                yield Job(joined, seed, partial(integrated, members, seed))
+
+    name = f"{config.dataset}_{config.preset}"
+    return Plan(name, settings, (train, held_out, whole), jobs)
 
 
-def _pairs(preset: Preset, published) -> list[tuple[str, str]]:
+def _pairs(names: tuple[str, ...], published) -> list[tuple[str, str]]:
     """The paper's pairs among the networks; without any, the first network and the last."""
-    pairs = [pair for pair in published if set(pair) <= set(preset.networks)]
-    ordered = [name for name in NETWORKS if name in preset.networks]
+    pairs = [pair for pair in published if set(pair) <= set(names)]
+    ordered = [name for name in NETWORKS if name in names]
     return pairs if pairs or len(ordered) < 2 else [(ordered[0], ordered[-1])]
 
 
 def _evaluate(
     predictor,
-    training: str,
+    attacks: Mapping[str, Any],
+    rand: Callable[[int], Any] | None,
     test: ArrayDataset,
     attacked: ArrayDataset,
     preset: Preset,
     seed: int,
 ) -> dict[str, Any]:
-    """Clean accuracy on `test`; what each attack leaves of `attacked`."""
+    """Clean accuracy on `test`; robust accuracy under each attack on `attacked`."""
     started = time.perf_counter()
     key = jax.random.key(seed + 1)
     random = draws_noise(predictor, attacked, key)
-    chosen = ATTACKS if training == "robust" else ("IFGSM-20",)
-    attacks: dict[str, Any] = {name: ATTACKS[name] for name in chosen}
     if random:
         attacks = {name: EOT(attack, EOT_DRAWS) for name, attack in attacks.items()}
-    if training == "robust":
-        attacks["AA-rand"] = AutoAttack.rand(preset.draws if random else 1)
-    measured = bracket(
+    if rand is not None:
+        attacks = {**attacks, "AA-rand": rand(preset.draws if random else 1)}
+    (measured,) = brackets(
         predictor,
-        *attacked,
-        BALL,  # pyright: ignore[reportCallIssue]
+        attacked,
+        "linf",
+        (float(preset.ball.eps),),
         attacks=attacks,
         key=key,
         batch_size=_batch_size(preset.draws if random else 1),
@@ -242,7 +225,7 @@ def _evaluate(
     return measured.summary() | {
         "clean_accuracy": float(np.mean(logits.argmax(axis=1) == test.labels)),
         "evaluation_seconds": time.perf_counter() - started,
-        "example": _example(measured, attacked) if training == "robust" else None,
+        "example": _example(measured, attacked) if rand is not None else None,
     }
 
 
@@ -270,7 +253,9 @@ def _example(measured, attacked: ArrayDataset) -> dict[str, Any]:
     }
 
 
-def _blind(target, oracle, attacked: ArrayDataset, seed: int) -> dict[str, Any]:
+def _blind(
+    target, oracle, attacked: ArrayDataset, seed: int, attacks: Mapping[str, Any], ball
+) -> dict[str, Any]:
     """What each attack on the oracle leaves of the target."""
     key = jax.random.key(seed + 1)
     random = draws_noise(oracle, attacked, key)
@@ -278,12 +263,12 @@ def _blind(target, oracle, attacked: ArrayDataset, seed: int) -> dict[str, Any]:
     if draws_noise(target, attacked, key):
         judge = odejax.MeanLogits(target, jax.random.split(key, JUDGE_DRAWS))
     left = {}
-    for name, attack in ATTACKS.items():
+    for name, attack in attacks.items():
         matrix = transfer_matrix(
             {"oracle": oracle},
             attacked.pixels,
             attacked.labels,
-            BALL,
+            ball,
             EOT(attack, EOT_DRAWS) if random else attack,
             targets={"target": judge},
             key=key,
@@ -294,5 +279,8 @@ def _blind(target, oracle, attacked: ArrayDataset, seed: int) -> dict[str, Any]:
     return {"per_attack": left}
 
 
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, FIGURES, notes, stem="enresnet")
+
+
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)

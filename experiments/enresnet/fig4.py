@@ -20,22 +20,18 @@ Ends in half a minute.
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
-from odejax.evaluation import decode_array, encode_array, provenance, save_result
+from odejax.evaluation import decode_array, encode_array
 from odejax.solvers import convection_diffusion, spectral_gradient
 
-from ..lib.report import copy_to_repository
-from ..lib.run import check_counts, run
+from ..lib import report
+from ..lib.run import Config as Base, Experiment, Once, check_counts, run
 
 KIND = "enresnet_fig4"
 SIGMAS = (0.0, 0.01, 0.1)
@@ -47,7 +43,7 @@ VELOCITIES = {
 
 
 @dataclasses.dataclass
-class Config:
+class Config(Base):
     """Solve the convection-diffusion equation, check its principles, and draw Fig. 4."""
 
     points: int = 128
@@ -56,36 +52,26 @@ class Config:
     """Time steps."""
     seed: int = 0
     """Seed of the velocity and the terminal condition."""
-    out: Path = Path("runs/enresnet_fig4")
-    """Run folder."""
-    publish: bool = False
-    """Also copy the result and figure into experiments/results and experiments/figures."""
 
 
-def main(config: Config):
+def plan(config: Config) -> Once:
     check_counts(config, "points", "steps")
-    console = Console()
-    terminal_key, key = jax.random.split(jax.random.key(config.seed))
-    terminal = smooth(terminal_key, (config.points, config.points), scale=4.0)
-    low, high = jnp.min(terminal), jnp.max(terminal)
-    terminal = (terminal - low) / (high - low)
-    result: dict[str, Any] = {
-        "settings": {"points": config.points, "steps": config.steps},
-        "terminal": encode_array(np.asarray(terminal)),
-        "solutions": {
-            name: [solution(name, key, terminal, sigma, config.steps) for sigma in SIGMAS]
-            for name in VELOCITIES
-        },
-    }
-    path = config.out / "result.json"
-    save_result(path, KIND, provenance(config.seed) | result)
-    figure(result).savefig(config.out / "fig4.png", dpi=110)
-    plt.close("all")
-    if config.publish:
-        copy_to_repository(path, "enresnet_fig4.json")
-        copy_to_repository(config.out / "fig4.png", "enresnet_fig4.png")
-    console.print(table(result))
-    console.print(f"{path} and fig4.png written")
+
+    def measure():
+        terminal_key, key = jax.random.split(jax.random.key(config.seed))
+        terminal = smooth(terminal_key, (config.points, config.points), scale=4.0)
+        low, high = jnp.min(terminal), jnp.max(terminal)
+        terminal = (terminal - low) / (high - low)
+        return {
+            "settings": {"points": config.points, "steps": config.steps},
+            "terminal": encode_array(np.asarray(terminal)),
+            "solutions": {
+                name: [solution(name, key, terminal, sigma, config.steps) for sigma in SIGMAS]
+                for name in VELOCITIES
+            },
+        }
+
+    return Once(measure, seed=config.seed)
 
 
 def smooth(key, shape, scale: float):
@@ -135,11 +121,10 @@ def steepest(u) -> float:
     return float(jnp.linalg.norm(spectral_gradient(u), axis=0).max())
 
 
-def table(result: dict[str, Any]) -> Table:
+def tables(result: dict[str, Any]) -> list[Any]:
     title = "u(., 0) for u(., 1) in [0, 1]: {points} points a side, {steps} steps"
-    shown = Table(title=title.format(**result["settings"]), box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("velocity", "sigma", "min", "max", "max |grad u|", "Theorem 2"):
-        shown.add_column(column, justify="left" if column == "velocity" else "right")
+    columns = ("velocity", "sigma", "min", "max", "max |grad u|", "Theorem 2")
+    shown = report.table(title.format(**result["settings"]), *columns, collapse_padding=False)
     for name, records in result["solutions"].items():
         for record in records:
             cells = ["overflow", "", "", ""]
@@ -147,7 +132,7 @@ def table(result: dict[str, Any]) -> Table:
                 bound = f"{record['bound']:.0f}" if "bound" in record else ""
                 cells = [f"{record[k]:.2f}" for k in ("min", "max", "gradient")] + [bound]
             shown.add_row(name, f"{record['sigma']:g}", *cells)
-    return shown
+    return [shown]
 
 
 def figure(result: dict[str, Any]):
@@ -181,5 +166,7 @@ def figure(result: dict[str, Any]):
     return drawn
 
 
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"fig4": figure})
+
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)

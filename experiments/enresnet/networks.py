@@ -46,6 +46,7 @@ class Preset:
     draws: int  # of AutoAttack's averages; 20 is the standard
     networks: tuple[str, ...]
     one_cycle: bool  # else the paper's steps, at 0.4, 0.6 and 0.8 of the epochs
+    ball: odejax.LinfBall = BALL  # of training and attacks
 
 
 def _resnet(depth: int, preset: Preset):
@@ -108,6 +109,7 @@ def shown(name: str, depths: Mapping[str, int]) -> str:
 
 
 def train_network(
+    make: Callable[..., Any],
     name: str,
     training: str,
     dataset: ArrayDataset,
@@ -125,11 +127,11 @@ def train_network(
     attack = PGD(preset.pgd_steps, 20 / 255 / preset.pgd_steps, last=True)  # the paper's 2/255 x 10
     robust = training == "robust"
     recipe = Recipe(
-        NETWORKS[name](preset),
+        make,
         preset.epochs,
         preset.batch_size,
         partial(_mixture, preset) if name == MIXED else _sgd(preset),
-        Adversarial(attack, BALL) if robust else CrossEntropy(),
+        Adversarial(attack, preset.ball) if robust else CrossEntropy(),
         crop_and_flip,
     )
     predictor, record = train(
@@ -138,7 +140,7 @@ def train_network(
         key,
         folder / f"{training}_{name.replace(' ', '')}_{seed}",
         validation=held_out,
-        score=partial(_standing, attack) if robust else clean_accuracy,
+        score=partial(_standing, attack, preset.ball) if robust else clean_accuracy,
     )
     kept = ("loss", "train_accuracy", "validation")
     return predictor, record | {
@@ -161,7 +163,7 @@ def _mixture(preset: Preset, steps: int, epochs: int):
     return mixture_weights(rule, lambda model: model.weights, learning_rate=0.1, every=steps)
 
 
-def _standing(attack, predictor, dataset, *, key) -> float:
+def _standing(attack, ball, predictor, dataset, *, key) -> float:
     """Accuracy under the attack of the training."""
     images, labels = dataset.pixels, dataset.labels
-    return robust_accuracy(predictor, images, labels, BALL, attack, key=key).accuracy
+    return robust_accuracy(predictor, images, labels, ball, attack, key=key).accuracy

@@ -5,14 +5,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from odejax.evaluation import confidence_interval, decode_array
 from odejax.plots import perturbation_grid
 
 from ..ledger.printed import claimed
-from ..lib.seeds import by_name, cell
+from ..lib import report
 from .networks import TABLES, shown
 
 PAPERS_ATTACKS = ("FGSM", "IFGSM-20", "C&W")
@@ -23,12 +21,12 @@ def _records(result: dict[str, Any], kind: str) -> dict[str, list[dict[str, Any]
     start = f"{kind}/"
     return {
         name.removeprefix(start): records
-        for name, records in by_name(result).items()
+        for name, records in report.by_name(result).items()
         if name.startswith(start)
     }
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
+def tables(result: dict[str, Any]) -> list[Any]:
     """Accuracy in %: mean ± deviation over the seeds; the paper's below, for its own networks.
 
     The clean accuracy is of more images than are attacked; its heading has their number.
@@ -49,10 +47,9 @@ def tables(result: dict[str, Any]) -> list[Table]:
         measured = _records(result, kind)
         if not measured:
             continue
-        table = Table(title=f"enresnet {title}, {dataset}", box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("", overflow="fold")
-        for column in columns:
-            table.add_column(heads.get(column, column), justify="right", no_wrap=True)
+        columns_of = [heads.get(column, column) for column in columns]
+        heading = f"enresnet {title}, {dataset}"
+        table = report.table(heading, "", *columns_of, collapse_padding=False)
         for name, records in measured.items():
             table.add_row(shown(name, depths), *(_cell(records, column) for column in columns))
             paper = claimed("enresnet", dataset, name, *TABLES[kind])
@@ -66,7 +63,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def _cell(records: list[dict[str, Any]], column: str) -> str:
-    return cell(
+    return report.cell(
         [
             record["clean_accuracy"] if column == "clean" else record["per_attack"][column]
             for record in records
@@ -94,33 +91,27 @@ def notes(result: dict[str, Any]) -> list[str]:
     return out
 
 
-def figures(result: dict[str, Any]) -> dict[str, Figure]:
-    """Fig. 5, and Fig. 6 where a robust network was broken."""
-    settings = result["settings"]
-    drawn = {"fig5": _curves(result)}
-    examples = {}
+def broken(result: dict[str, Any]) -> Figure | None:
+    """Fig. 6, where a robust network was broken."""
+    settings, examples = result["settings"], {}
     for name, records in _records(result, "robust").items():
         example, ours = records[0]["example"], shown(name, settings["depths"])
         if example["labels"]:
             # Under a small preset two networks of the paper may be one.
             decoded = {which: decode_array(example[which]) for which in ("images", "x_adv")}
             examples[ours if name == ours else f"{ours} for {name}"] = example | decoded
-    if examples:
-        title = f"{settings['dataset']}, PGD-trained: what broke each first within 8/255 (Fig. 6)"
-        drawn["fig6"] = perturbation_grid(examples, title=title)
-    return drawn
+    title = f"{settings['dataset']}, PGD-trained: what broke each first within 8/255 (Fig. 6)"
+    return perturbation_grid(examples, title=title) if examples else None
 
 
-def _curves(result: dict[str, Any]) -> Figure:
+def curves(result: dict[str, Any]) -> Figure:
     """Training and validation accuracy of every network's first seed, by epoch."""
     settings = result["settings"]
     kinds = [kind for kind in ("natural", "robust") if _records(result, kind)]
-    figure, axes = plt.subplots(
-        1, len(kinds), figsize=(4.6 * len(kinds), 3.6), squeeze=False, layout="constrained"
-    )
+    figure, axes = report.panels(kinds, size=(4.6, 2.7))
     colors = plt.get_cmap("tab20").colors  # pyright: ignore[reportAttributeAccessIssue]
     titles = {"natural": "natural training", "robust": "PGD training: under its own attack"}
-    for axis, kind in zip(axes[0], kinds, strict=True):
+    for kind, axis in axes:
         for i, (name, records) in enumerate(_records(result, kind).items()):
             history, color = records[0]["history"], colors[i % 20]
             epochs = np.arange(1, len(history) + 1)
@@ -133,10 +124,13 @@ def _curves(result: dict[str, Any]) -> Figure:
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3, lw=0.5)
         axis.legend(frameon=False, fontsize=8)
-    axes[0, 0].set_ylabel("accuracy (%): validation —, training ···")
+    figure.axes[0].set_ylabel("accuracy (%): validation —, training ···")
     figure.suptitle(
         f"{settings['dataset']}, {settings['train_images'] - settings['held_out']:,} training "
         f"images (Fig. 5)",
         fontsize=11,
     )
     return figure
+
+
+FIGURES = {"fig5": curves, "fig6": broken}

@@ -30,15 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
-from odejax.evaluation import confidence_interval, load_result, save_result
+from odejax.evaluation import confidence_interval, load_result
 
-from ..lib.report import copy_to_repository
-from ..lib.run import check_choices, run
-from ..lib.seeds import by_name, mean_and_deviation, shown
+from ..lib import report
+from ..lib.report import by_name, mean_and_deviation, shown
+from ..lib.run import Config as Base, Experiment, Once, check_choices, run
 from ..nmode.table1 import as_printed
 from ..ssp import networks as ssp
 from .printed import Claim, all_claims
@@ -59,15 +56,11 @@ WORDS = {AS_IN_PAPER: "paper", SHORTER: "shorter", SMALLER: "smaller", SIZE_NOT_
 
 
 @dataclasses.dataclass
-class Config:
+class Config(Base):
     """Gather the numeric claims of the papers, and what was measured of them."""
 
     papers: tuple[str, ...] = PAPERS
     """Which papers."""
-    out: Path = Path("runs/claims")
-    """Run folder."""
-    publish: bool = False
-    """Also copy the ledger and its figure into experiments/results and experiments/figures."""
 
 
 def ledger(papers: Collection[str], results: Path = RESULTS) -> list[dict[str, Any]]:
@@ -198,25 +191,17 @@ def not_reached(entry: dict[str, Any]) -> bool:
     return entry["claimed"] > 100 * high
 
 
-def tables(entries: list[dict[str, Any]]) -> list[Table]:
+def entry_tables(entries: list[dict[str, Any]]) -> list[Any]:
     """One for each table of each paper and data set, then one of counts."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for entry in entries:
         groups.setdefault((entry["paper"], entry["table"], entry["dataset"]), []).append(entry)
     out = []
     for (paper, name, dataset), rows in groups.items():
-        table = Table(
-            title=f"{paper} {name}, {dataset}",
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-        )
-        table.add_column("", overflow="fold", min_width=12)
-        for column in ("attack", "eps"):
-            table.add_column(column, no_wrap=True)
-        for column in ("claimed", "measured", "worst", "proven"):
-            table.add_column(column, justify="right", no_wrap=True)
-        table.add_column("how", no_wrap=True)
+        columns = ("attack", "eps", "claimed", "measured", "worst", "proven", "how")
+        table = report.table(f"{paper} {name}, {dataset}", "", *columns)
+        for column in (table.columns[1], table.columns[2], table.columns[-1]):
+            column.justify = "left"
         for row in rows:
             table.add_row(*_cells(row))
         table.caption = "; ".join(_notes(rows))
@@ -243,18 +228,15 @@ def _range(numbers: set[int]) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def counts_table(entries: list[dict[str, Any]]) -> Table:
+def counts_table(entries: list[dict[str, Any]]) -> Any:
     """For each paper how many claims were measured in each way, and how many are not reached."""
-    table = Table(
-        title="the ledger: how many figures, and how measured",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    table.add_column("", no_wrap=True)
+    title = "the ledger: how many figures, and how measured"
     kinds = (*THREE, SIZE_NOT_GIVEN, NOT_MEASURED)
-    for column in ("claims", *kinds, "not reached"):
-        table.add_column(column, justify="right", min_width=max(map(len, column.split())))
+    table = report.table(title, "", "claims", *kinds, "not reached")
+    table.columns[0].no_wrap = True
+    for column in table.columns[1:]:
+        column.no_wrap = False
+        column.min_width = max(map(len, str(column.header).split()))
     papers = [*dict.fromkeys(entry["paper"] for entry in entries)]
     groups = {paper: [e for e in entries if e["paper"] == paper] for paper in papers}
     for paper, mine in (groups | {"all": entries}).items():
@@ -274,19 +256,16 @@ def _spread(row: dict[str, Any], what: str) -> str:
     return shown(row[what], row[f"{what}_deviation"])
 
 
-def ssp_tables(rows: list[dict[str, Any]]) -> list[Table]:
+def ssp_tables(rows: list[dict[str, Any]]) -> list[Any]:
     """One for each run of `ssp`."""
     out = []
     for result in dict.fromkeys(row["result"] for row in rows):
         mine = [row for row in rows if row["result"] == result]
-        table = Table(
-            title=f"ssp, {mine[0]['dataset']} ({result})", box=SIMPLE_HEAD, pad_edge=False
-        )
-        for column in ("trained", "network"):
-            table.add_column(column)
         growth = f"growth at {mine[0]['growth_eps']:.3g}"
-        for column in (growth, "clean", "eps", ssp.SHOWN, "all attacks"):
-            table.add_column(column, justify="right", no_wrap=column != growth)
+        columns = ("trained", "network", growth, "clean", "eps", ssp.SHOWN, "all attacks")
+        title = f"ssp, {mine[0]['dataset']} ({result})"
+        table = report.table(title, *columns, names=2, collapse_padding=False)
+        table.columns[2].no_wrap = False
         for row in mine:
             table.add_row(
                 row["training"],
@@ -413,28 +392,34 @@ def _finding(entries: list[dict[str, Any]], clean: bool) -> str:
     )
 
 
-def main(config: Config):
+def plan(config: Config) -> Once:
     check_choices("paper", config.papers, PAPERS)
-    entries = ledger(config.papers)
-    console = Console()
-    compared = side_by_side() if "ssp" in config.papers else []
-    for table in (*tables(entries), *ssp_tables(compared)):
-        console.print(table)
-    console.print(
-        "in %: accuracy under the paper's attack, under the worst of all attacks, proven; <: not "
-        "reached, the claim is above the worst by more than sampling error\nhow: paper, as in the "
-        "paper; shorter, its network, shorter training; smaller, smaller network; unknown, the "
-        "paper does not give the network's size"
-    )
-    path = config.out / "claims.json"
-    save_result(path, KIND, {"claims": entries, "ssp": compared})
-    figure(entries).savefig(config.out / "claims.png", dpi=150)
-    plt.close("all")
-    if config.publish:
-        copy_to_repository(path, "claims.json")
-        copy_to_repository(config.out / "claims.png", "claims.png")
-    console.print(f"{path} and claims.png written")
 
+    def measure():
+        compared = side_by_side() if "ssp" in config.papers else []
+        return {"claims": ledger(config.papers), "ssp": compared}
+
+    return Once(measure, seed=None)
+
+
+def tables(result: dict[str, Any]) -> list[Any]:
+    return [*entry_tables(result["claims"]), *ssp_tables(result["ssp"])]
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    return [
+        "in %: accuracy under the paper's attack, under the worst of all attacks, proven; <: not "
+        "reached, the claim is above the worst by more than sampling error",
+        "how: paper, as in the paper; shorter, its network, shorter training; smaller, smaller "
+        "network; unknown, the paper does not give the network's size",
+    ]
+
+
+def drawn(result: dict[str, Any]):
+    return figure(result["claims"])
+
+
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"claims": drawn}, notes)
 
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)

@@ -10,9 +10,8 @@ import numpy as np
 
 from ..enresnet import cifar as enresnet_cifar
 from ..enresnet.networks import JOINED, NETWORKS, TABLES, printed_pairs, shown
-from ..lib.seeds import by_name, mean_and_deviation
+from ..lib.report import by_name, mean_and_deviation
 from ..natural import tables as natural
-from ..natural.report import PRINTED
 from ..nmode import cifar as nmode_cifar, mnist as nmode_mnist
 from ..nmode.table1 import COLUMNS, printed_row
 from ..structured import networks as structured
@@ -110,7 +109,7 @@ def _from_figures(result: dict[str, Any], claim: Claim, name: str) -> dict[str, 
 
 def _count_parameters(result: dict[str, Any], claim: Claim, name: str) -> dict[str, Any]:
     """In millions; no weight is made for it."""
-    make = eqx.nn.make_with_state(NETWORKS[name](enresnet_cifar.PRESETS["paper"]))
+    make = eqx.nn.make_with_state(NETWORKS[name](enresnet_cifar.SIZES["paper"]))
     classes = {"cifar10": 10, "cifar100": 100}[claim.dataset]
     model, _ = eqx.filter_eval_shape(make, (32, 32, 3), classes, key=jax.random.key(0))
     leaves = (leaf for leaf in jax.tree.leaves(model) if isinstance(leaf, jax.ShapeDtypeStruct))
@@ -147,11 +146,11 @@ def _of_quantities(claim: Claim) -> list[Source]:
 
 
 def _of_natural(claim: Claim) -> list[Source]:
-    networks = natural.PRESETS["paper"].networks(claim.dataset)
-    if claim.table not in PRINTED or claim.model not in networks:
+    networks = natural.PRESETS["paper"][claim.dataset].networks
+    if claim.table not in natural.PRINTED or claim.model not in networks:
         return []
     stand_in = STAND_INS.get(claim.model, "")
-    small = natural.PRESETS["cpu"].networks(claim.dataset)
+    small = natural.PRESETS["cpu"][claim.dataset].networks
     out = []
     for preset, every, name in (("paper", networks, claim.model), ("cpu", small, stand_in)):
         if name in every:
@@ -197,8 +196,8 @@ def _of_nmode(claim: Claim) -> list[Source]:
             f"python -m experiments.nmode.cifar --preset {preset} {FOLDER}",
             _from_balls,
             claim.model,
-            nmode_cifar.PRESETS[preset].epochs,
-            _chosen(nmode_cifar.PRESETS[preset], "depth", "train_images"),
+            nmode_cifar.PRESETS[preset][claim.dataset].epochs,
+            _chosen(nmode_cifar.PRESETS[preset][claim.dataset], "depth", "train_images"),
             smaller=preset == "cpu",
         )
         for preset in ("paper", "cpu")
@@ -223,8 +222,8 @@ def _of_enresnet(claim: Claim) -> list[Source]:
             f"{FOLDER}",
             _from_enresnet,
             f"{kind}/{claim.model}",
-            enresnet_cifar.PRESETS[preset].epochs,
-            _chosen(enresnet_cifar.PRESETS[preset], "train_images", "pgd_steps"),
+            enresnet_cifar.SIZES[preset].epochs,
+            _chosen(enresnet_cifar.SIZES[preset], "train_images", "pgd_steps"),
             smaller=preset == "cpu",
         )
         for preset in ("paper", "cpu")

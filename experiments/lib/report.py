@@ -1,7 +1,7 @@
-"""What the main job shows: its tables and figures, drawn from the result alone."""
+"""What an experiment shows: tables and figures, drawn from its result alone, means over seeds."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,113 +11,198 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from odejax.evaluation import decode_array
-from odejax.plots import perturbation_grid, robustness_curves
+from odejax.plots.curves import AXIS_LABELS
 
-BALL_NAMES = {"linf": "L-infinity", "l2": "l2"}
-
-
-def tables(results: dict[str, Any]) -> list[Table]:
-    """For each ball: clean accuracy, and certified - attacked accuracy at every eps, in percent."""
-    out = []
-    first = next(iter(results.values()))
-    for ball in first["balls"]:
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column(BALL_NAMES[ball])
-        table.add_column("clean", justify="right")
-        certified = any(model["balls"][ball]["certificates"] for model in results.values())
-        for interval in first["balls"][ball]["brackets"]:
-            table.add_column(f"eps {interval['eps']:.3g}", justify="right", no_wrap=True)
-        if certified:
-            table.add_column("radius", justify="right")
-        for name, model in results.items():
-            curves = model["balls"][ball]
-            cells = [f"{100 * curves['brackets'][0]['clean']:.1f}"]
-            for interval in curves["brackets"]:
-                low = f"{100 * interval['certified']:.1f}-" if curves["certificates"] else "<= "
-                cells.append(f"{low}{100 * interval['attacked']:.1f}")
-            if certified:
-                has = curves["certificates"] > 0
-                cells.append(f"{np.median(curves['radii']):.3f}" if has else "")
-            table.add_row(name, *cells)
-        out.append(table)
-    return out
+Record = dict[str, Any]
+Read = Callable[[dict[str, Any]], float]  # of a bracket's numbers
+KEPT = Path(__file__).parents[1]
+ORANGE = "#ef8a62"  # of the papers' own attacks
 
 
-def notes(results: dict[str, Any]) -> list[str]:
-    """What a reader of the tables must know: how sure, by which attacks, and the flags raised."""
-    brackets = {
-        name: [b for curves in model["balls"].values() for b in curves["brackets"]]
-        for name, model in results.items()
-    }
-    ends = ("clean", "attacked", "certified")
-    error = 100 * max(
-        max(b[end] - b[f"{end}_interval"][0], b[f"{end}_interval"][1] - b[end])
-        for all_ in brackets.values()
-        for b in all_
-        for end in ends
+def by_name(result: dict[str, Any]) -> dict[str, list[Record]]:
+    """The records of every name, one for each seed: runs are called "NAME/SEED", or "NAME"."""
+    found: dict[str, list] = {}
+    for run, record in result["runs"].items():
+        found.setdefault(run.rpartition("/")[0] or run, []).append(record)
+    return found
+
+
+def mean_and_deviation(fractions: list[float]) -> tuple[float, float | None]:
+    """In percent; no deviation of a single seed."""
+    percent = 100 * np.asarray(fractions)
+    return float(percent.mean()), float(percent.std(ddof=1)) if len(percent) > 1 else None
+
+
+def cell(fractions: Iterable[float]) -> str:
+    """The same as a table shows it."""
+    return shown(*mean_and_deviation([*fractions]))
+
+
+def shown(mean: float, deviation: float | None) -> str:
+    """With the deviation where there is one."""
+    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+
+
+def attack(name: str) -> Read:
+    """Robust accuracy under one attack."""
+    return lambda bracket: bracket["per_attack"][name]
+
+
+def end(name: str) -> Read:
+    """`clean`, `attacked` or `certified`."""
+    return lambda bracket: bracket[name]
+
+
+def flags_of(records: Iterable[Record]) -> list[str]:
+    """The names of all flags in the records' brackets."""
+    return sorted({flag for record in records for b in record["brackets"] for flag in b["flags"]})
+
+
+def flags_raised(records: Iterable[Record]) -> str:
+    return ", ".join(flags_of(records)) or "none"
+
+
+def at_each_eps(records: list[Record], of: Callable[[Record], list] | None = None) -> list[list]:
+    """The brackets of all seeds, eps by eps; `of(record)` has those of a record."""
+    of = of or (lambda record: record["brackets"])
+    return [list(row) for row in zip(*map(of, records), strict=True)]
+
+
+def curve(grid: list[list], read: Read) -> np.ndarray:
+    """In percent and as means over the seeds: clean accuracy, then `read` at each eps."""
+    clean = np.mean([b["clean"] for b in grid[0]])
+    return 100 * np.array([clean, *(np.mean([read(b) for b in row]) for row in grid)])
+
+
+def table(title: str | None, *columns: str, names: int = 1, **settings: Any) -> Table:
+    """An empty one; its first columns hold `names`, the others numbers."""
+    made = Table(
+        **{"title": title, "box": SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
+        | settings
     )
-    attacks = " and ".join(next(iter(brackets.values()))[0]["per_attack"])
-    out = [
-        f"Attacked: still correct under {attacks}, whichever is worse. <=: no certificate. "
-        f"Radius: the median certified one. 95 % sampling error: at most {error:.1f} points.",
-        "Clean accuracy on all test images: "
-        + ", ".join(f"{name} {100 * m['clean_accuracy']:.1f}" for name, m in results.items()),
-    ]
-    for name, all_ in brackets.items():
-        flags = sorted({flag for b in all_ for flag in b["flags"]})
-        if flags:
-            out.append(f"{name}: {', '.join(flags)}; stronger attacks may leave less.")
-    return out
+    for i, column in enumerate(columns):
+        number = i >= names
+        made.add_column(
+            column,
+            justify="right" if number else "left",
+            no_wrap=number,
+            overflow="fold",
+        )
+    return made
 
 
-def figures(results: dict[str, Any], dataset: str, n: int, folder: Path):
-    """Draw `curves.png` and `images.png` into `folder`."""
-    curves = robustness_curves(results, title=f"{dataset}, {n} test images: how robust, really?")
-    curves.savefig(folder / "curves.png", dpi=150)
-    examples = {name: model["examples"] for name, model in results.items() if model["examples"]}
-    if examples:
-        eps = next(iter(examples.values()))["eps"]
-        decoded = {
-            name: e | {which: decode_array(e[which]) for which in ("images", "x_adv")}
-            for name, e in examples.items()
+def panels(
+    names: Iterable[Any], columns: int = 5, size: tuple[float, float] = (3.0, 2.7), **settings: Any
+) -> tuple[Any, Iterator[tuple[Any, Any]]]:
+    """A figure, and each name with an axis for it; what is left of the grid is hidden."""
+    names = list(names)
+    columns = min(columns, len(names))
+    rows = -(-len(names) // columns)
+    drawn, axes = plt.subplots(
+        rows,
+        columns,
+        **{
+            "figsize": (max(6.4, size[0] * columns + 0.6), size[1] * rows + 0.9),
+            "sharey": True,
+            "squeeze": False,
+            "layout": "constrained",
         }
-        grid = perturbation_grid(decoded, title=f"{dataset}: broken within L-infinity {eps:.3g}")
-        grid.savefig(folder / "images.png", dpi=150)
-    plt.close("all")
+        | settings,
+    )
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    return drawn, zip(names, axes.flat, strict=False)
 
 
-def publish(dataset: str, folder: Path, path: Path):
-    """Copy a run's result and figures to where the repository keeps them."""
-    copy_to_repository(path, f"benchmark_{dataset}.json")
-    for figure in ("curves", "images"):
-        if (folder / f"{figure}.png").exists():
-            copy_to_repository(folder / f"{figure}.png", f"benchmark_{dataset}_{figure}.png")
+def accuracy_axis(axis: Any, norm: str | None = None, title: str | None = None):
+    """Percent upwards, and the radius to the right."""
+    axis.set_ylim(-2, 102)
+    axis.grid(alpha=0.3, lw=0.5)
+    if norm:
+        axis.set_xlabel(AXIS_LABELS[norm])
+    if title:
+        axis.set_title(title, fontsize=9)
+    if axis.get_subplotspec().is_first_col():
+        axis.set_ylabel("accuracy (%)")
 
 
-def present(tables: Iterable[Table], drawn: Figure, path: Path, png: str, name: str | None):
-    """Print the tables and draw the figure beside the result at `path`.
+def legend_below(drawn: Any, ncols: int, **settings: Any):
+    """One legend for all axes, each label once."""
+    handles: dict[str, Any] = {}
+    for axis in drawn.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    settings = {"loc": "outside lower center", "frameon": False, "fontsize": 8} | settings
+    drawn.legend(handles.values(), handles.keys(), ncols=ncols, **settings)
 
-    With a `name` the repository keeps both under it.
-    """
+
+def setting_line(settings: Mapping[str, Any], *more: str) -> str:
+    """Which images were attacked."""
+    return ", ".join(
+        (settings["dataset"], f"the first {settings['test_images']} test images", *more)
+    )
+
+
+def shows(things: Iterable[Any]):
     console = Console()
-    for table in tables:
-        console.print(table)
-    drawn.savefig(path.parent / png, dpi=150)
-    plt.close(drawn)
-    if name is not None:
-        copy_to_repository(path, f"{name}.json")
-        copy_to_repository(path.parent / png, f"{name}.png")
-    console.print(f"{path} and {png} written")
+    for thing in things:
+        console.print(thing, highlight=False)
 
 
-def copy_to_repository(path: Path, name: str):
-    """Copy a result (JSON) or figure (PNG) into `experiments/results` or `experiments/figures`."""
-    kept = Path(__file__).parents[1] / ("results" if path.suffix == ".json" else "figures")
-    kept.mkdir(exist_ok=True)
-    shutil.copy(path, kept / name)
+def published(
+    result: dict[str, Any],
+    figures: Mapping[str, Callable[[dict[str, Any]], Any]],
+    path: Path,
+    name: str | None,
+    figure_stem: str | None = None,
+) -> list[Path]:
+    """Draw the figures beside the result at `path`; all files. The repository keeps `name`'s.
+
+    A figure that cannot be drawn of this result is None.
+    """
+    written = [path]
+    for figure, draw in figures.items():
+        drawn = draw(result)
+        if drawn is None:
+            continue
+        written.append(path.parent / f"{figure}.png")
+        drawn.savefig(written[-1], dpi=150)
+        plt.close(drawn)
+    if name:
+        (KEPT / "results").mkdir(exist_ok=True)
+        shutil.copy(path, KEPT / "results" / f"{name}.json")
+        for file in written[1:]:
+            own = f"{figure_stem or name}" + (f"_{file.stem}" if len(figures) > 1 else "")
+            shutil.copy(file, KEPT / "figures" / f"{own}.png")
+    return written
+
+
+def interval_panels(
+    result: dict[str, Any],
+    draw: Callable[[Any, str, list[Record]], None],
+    *,
+    ncols: int,
+    title: str,
+    norm: str = "linf",
+    **settings: Any,
+):
+    """A panel for each network, drawn by `draw(axis, name, records)`; one legend for all."""
+    drawn, axes = panels(by_name(result).items(), **settings)
+    for (name, records), axis in axes:
+        draw(axis, name, records)
+        accuracy_axis(axis, norm)
+    legend_below(drawn, ncols)
+    drawn.suptitle(title, fontsize=11)
+    return drawn
+
+
+def crosses(axis: Any, printed: Mapping[tuple, float], attack: str, **style: Any):
+    """The paper's figures of an attack, if it has any: {(attack, norm, eps): percent}."""
+    points = [(at, value) for (name, norm, at), value in printed.items() if norm and name == attack]
+    if points:
+        style = {"marker": "X", "ls": "", "color": "k", "ms": 5} | style
+        axis.plot(*zip(*points, strict=True), **style)

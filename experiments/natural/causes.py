@@ -21,7 +21,7 @@ images made on the same network with its solve stopped early.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,19 +32,26 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 import odejax
 from odejax.attacks import APGD, PGD, Square, dlr, margin_loss
-from odejax.evaluation import robust_accuracy
 from odejax.models import ConvODENet, DenseODENet, HopfieldODENet
 from odejax.training import clean_accuracy
 
+from ..lib import report
+from ..lib.measure import brackets
 from ..lib.recipe import Recipe, adam, cosine, fitted
-from ..lib.report import present
-from ..lib.run import RunConfig, check_choice, check_choices, check_counts, load_data, run
-from ..lib.runs import Runs
+from ..lib.run import (
+    Experiment,
+    Job,
+    Plan,
+    RunConfig,
+    check_choice,
+    check_choices,
+    check_counts,
+    load_data,
+    run,
+)
 from .tables import with_solve
 
 KIND = "natural_causes"
@@ -60,6 +67,15 @@ TIMES = (1.0, 3.0, 10.0, 30.0, 100.0)
 TOLERANCES = (1e-1, 1e-2, 1e-4, 1e-5)  # beside the networks' own, 1e-3
 FACTORS = (10.0, 100.0, 1000.0)  # beside 1
 STOPPED = (0.03, 0.1, 0.3)  # of the time
+
+
+def attacks_of(queries: int) -> dict[str, Any]:
+    return {
+        PAPERS: PGD(40, 0.01),
+        MARGIN: PGD(40, 0.01, loss=margin_loss),
+        "APGD-DLR": APGD(100, loss=dlr),
+        "Square": Square(queries),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,55 +103,53 @@ class Config(RunConfig):
     """Seed of initial weights, batches, and attacks."""
     queries: int = 1000
     """Square's, for each image."""
-    epochs: int | None = None
-    """Epochs of each stage of training; by default the data set's."""
-    test_images: int | None = None
-    """How many test images to attack (the first ones); by default 100 (mnist: 200)."""
 
 
-def main(config: Config):
-    setting = _check(config)
-    train, test = load_data(config, setting.test_images)
-    folder = config.out or Path("runs/natural_causes") / config.dataset
-    settings = {"dataset": config.dataset, "seed": config.seed, "queries": config.queries}
-    settings |= dataclasses.asdict(setting) | {"times": list(TIMES), "stopped": list(STOPPED)}
-    runs = Runs.open(folder, KIND, settings, config, (train, test))
-    attacked = test.take(slice(setting.test_images))
-    key = jax.random.key(config.seed)
-
-    def record(field: str, what: str, value: float, predictor: odejax.Predictor):
-        def measure():
-            told = {"field": field, "line": what, "value": value}
-            told |= {"clean_accuracy": clean_accuracy(predictor, test, key=key)}
-            return told | _evaluate(predictor, attacked, setting.eps, config, key)
-
-        runs.record(f"{field}/{what}={value:g}", config.seed, measure)
-
-    for field in config.fields:
-        checkpoints = folder / "checkpoints" / field
-        networks = _train(FIELDS[field], TIMES, train, setting, key, checkpoints)
-        for t1, predictor in zip(TIMES, networks, strict=True):
-            record(field, "time", t1, predictor)
-            if t1 == TIMES[0]:
-                for factor in FACTORS:
-                    record(field, "factor", factor, _multiplied(predictor, factor))
-            if t1 == TIMES[-1]:
-                for tolerance in TOLERANCES:
-                    record(field, "tolerance", tolerance, _solved_to(predictor, tolerance))
-        short = len(TIMES) * (TIMES[0],)
-        networks = _train(FIELDS[field], short, train, setting, key, checkpoints)
-        for stage, predictor in enumerate(networks):
-            if stage:
-                record(field, "training", setting.epochs * (stage + 1), predictor)
-    name = f"{KIND}_{config.dataset}" if config.publish else None
-    present(tables(runs.result), figure(runs.result), runs.path, "causes.png", name)
-
-
-def _check(config: Config) -> Setting:
+def plan(
+    config: Config,
+    times: tuple[float, ...] = TIMES,
+    tolerances: Sequence[float] = TOLERANCES,
+    factors: Sequence[float] = FACTORS,
+    stopped: Sequence[float] = STOPPED,
+    attacks: Callable[[int], dict[str, Any]] = attacks_of,
+) -> Plan:
     check_choice("dataset", config.dataset, SETTINGS)
     check_choices("field", config.fields, FIELDS)
     check_counts(config, "queries")
-    return config.settle(SETTINGS[config.dataset])
+    setting = config.settle(SETTINGS[config.dataset])
+    images, test = load_data(config, setting.test_images)
+    settings = {"dataset": config.dataset, "seed": config.seed, "queries": config.queries}
+    settings |= dataclasses.asdict(setting) | {"times": times, "stopped": stopped}
+    attacked = test.take(slice(setting.test_images))
+    key = jax.random.key(config.seed)
+
+    def job(field: str, what: str, value: float, predictor: odejax.Predictor) -> Job:
+        def measured():
+            record = {"field": field, "line": what, "value": value}
+            record |= {"clean_accuracy": clean_accuracy(predictor, test, key=key)}
+            chosen = attacks(config.queries)
+            return record | _evaluate(predictor, attacked, setting.eps, chosen, stopped, key)
+
+        return Job(f"{field}/{what}={value:g}", config.seed, measured)
+
+    def jobs(folder, _):
+        for field in config.fields:
+            networks = _train(FIELDS[field], times, images, setting, key, folder / field)
+            for t1, predictor in zip(times, networks, strict=True):
+                yield job(field, "time", t1, predictor)
+                if t1 == times[0]:
+                    for factor in factors:
+                        yield job(field, "factor", factor, _multiplied(predictor, factor))
+                if t1 == times[-1]:
+                    for tolerance in tolerances:
+                        yield job(field, "tolerance", tolerance, _solved_to(predictor, tolerance))
+            short = len(times) * (times[0],)
+            networks = _train(FIELDS[field], short, images, setting, key, folder / field)
+            for stage, predictor in enumerate(networks):
+                if stage:
+                    yield job(field, "training", setting.epochs * (stage + 1), predictor)
+
+    return Plan(config.dataset, settings, (images, test), jobs)
 
 
 def _train(
@@ -169,43 +183,29 @@ def _multiplied(predictor: odejax.Predictor, factor: float) -> odejax.Predictor:
     return eqx.tree_at(last_layer, predictor, (factor * weight, factor * bias))
 
 
-def _attacks(queries: int) -> dict[str, Any]:
-    return {
-        PAPERS: PGD(40, 0.01),
-        MARGIN: PGD(40, 0.01, loss=margin_loss),
-        "APGD-DLR": APGD(100, loss=dlr),
-        "Square": Square(queries),
-    }
-
-
-def _evaluate(predictor: Any, attacked, eps: float, config: Config, key) -> dict[str, Any]:
-    pixels, labels, ball = attacked.pixels, attacked.labels, odejax.LinfBall(eps)
+def _evaluate(
+    predictor: Any, attacked, eps: float, attacks: Mapping[str, Any], stopped: Sequence[float], key
+) -> dict[str, Any]:
     t1 = predictor.model.ode.t1
-    stopped = [with_solve(predictor, t1=share * t1) for share in STOPPED]
-    # name: (the attack, the networks whose images it shows to this one)
-    attacks = {name: (attack, [predictor]) for name, attack in _attacks(config.queries).items()}
-    attacks[EARLY] = (PGD(40, None, loss=margin_loss), stopped)
-    left = {}
-    for name, (attack, oracles) in attacks.items():
-        left[name] = np.ones(len(labels), bool)
-        for oracle in oracles:
-            left[name] &= robust_accuracy(
-                oracle,
-                pixels,
-                labels,
-                ball,
-                attack,
-                key=key,
-                judge=predictor,
-                stop_at_first_success=oracle is predictor,
-                already_broken=~left[name],
-                progress=True,
-            ).still_correct
-    left["worst"] = np.logical_and.reduce(list(left.values()))
+    oracles = {f"{share:g} of the time": with_solve(predictor, t1=share * t1) for share in stopped}
+    (found,) = brackets(
+        predictor,
+        attacked,
+        "linf",
+        (eps,),
+        attacks=attacks,
+        oracles=oracles,
+        transfer_attack=PGD(40, None, loss=margin_loss),
+        flag_images=0,
+        key=key,
+    )
+    early = np.logical_and.reduce([found.still_correct_under[name] for name in oracles])
+    left = found.per_attack | {EARLY: float(early.mean()), "worst": found.attacked}
+    pixels = attacked.pixels
     corners = np.clip(pixels + eps * np.sign(jax.random.normal(key, pixels.shape)), 0, 1)
     growth, gap, steps = _flow(predictor, jnp.asarray(pixels), jnp.asarray(corners, pixels.dtype))
     return {
-        "left": {name: float(still.mean()) for name, still in left.items()},
+        "left": left,
         "median_growth": float(np.median(growth)),
         "median_logit_gap": float(np.median(gap)),
         "mean_steps": float(np.mean(steps)),
@@ -255,22 +255,20 @@ def _compact(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}" if value >= 1 else f"{value:.1g}"
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
+def tables(result: dict[str, Any]) -> list[Any]:
     """One for each line, accuracies in %; the clean ones of all test images."""
     settings, out = result["settings"], []
     columns = {"time": "t1", "training": "epochs", "tolerance": "rtol", "factor": "factor"}
     for line, column in columns.items():
         title = f"{settings['dataset']}, {line}: % left at {settings['eps']:g}"
-        table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-        table.caption = (
-            f"clean: of all test images; the others: of the first {settings['test_images']}"
-        )
-        table.add_column("", no_wrap=True)
         short = {PAPERS: "PGD", MARGIN: "CW", "APGD-DLR": "DLR", EARLY: "early"}
         attacks: list[str] = list(next(iter(result["runs"].values()))["left"])
         names = [short.get(attack, attack) for attack in attacks]
-        for name in (column, "clean", *names, "growth", "gap", "steps"):
-            table.add_column(name, justify="right", no_wrap=True)
+        columns_of = (column, "clean", *names, "growth", "gap", "steps")
+        table = report.table(title, "", *columns_of)
+        table.caption = (
+            f"clean: of all test images; the others: of the first {settings['test_images']}"
+        )
         for field, records in _lines(result, line).items():
             for record in records:
                 table.add_row(
@@ -342,5 +340,7 @@ def figure(result: dict[str, Any]):
     return drawn
 
 
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"causes": figure})
+
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)

@@ -13,15 +13,12 @@ epochs of Adam. A finished network is not trained or attacked again: --resume.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 import odejax
 from odejax.attacks import FGSM, PGD
@@ -30,12 +27,9 @@ from odejax.evaluation import robust_accuracy, transfer_matrix
 from odejax.models import PreActResNet
 from odejax.training import clean_accuracy
 
-from ..lib import recipe
-from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd
-from ..lib.report import present
-from ..lib.run import RunConfig, check_choice, check_counts, load_data, run
-from ..lib.runs import Runs
-from ..lib.seeds import by_name, cell
+from ..lib import report
+from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd, train
+from ..lib.run import Experiment, Plan, RunConfig, check_counts, each, load_data, run, seeded
 
 KIND = "natural_fig1"
 STEP_SIZES = tuple(10.0**-k for k in range(11))
@@ -54,7 +48,11 @@ class Preset:
     test_images: int
 
 
-PRESETS = {"paper": Preset(56, 164, 1000), "cpu": Preset(14, 20, 200), "smoke": Preset(8, 1, 20)}
+PRESETS = {
+    "paper": {"cifar10": Preset(56, 164, 1000)},
+    "cpu": each(SMALL_EPS, Preset(14, 20, 200)),
+    "smoke": each(SMALL_EPS, Preset(8, 1, 20)),
+}
 
 
 @dataclasses.dataclass
@@ -63,57 +61,49 @@ class Config(RunConfig):
 
     preset: str = "cpu"
     """paper (ResNet-56, for a GPU), cpu (ResNet-14, few epochs) or smoke."""
-    dataset: str = "digits"
-    """digits (embedded), mnist or cifar10; the preset paper takes the last."""
+    dataset: str | None = None
+    """digits (embedded), mnist or cifar10; the preset paper takes the last alone."""
     seeds: int = 1
     """How many seeds of each."""
-    epochs: int | None = None
-    """Epochs of every network; by default the preset's."""
-    test_images: int | None = None
-    """How many test images to attack (the first ones); by default the preset's."""
 
 
-def main(config: Config):
-    check_choice("preset", config.preset, PRESETS)
-    accepted = ("cifar10",) if config.preset == "paper" else tuple(SMALL_EPS)
-    check_choice(f"dataset for the preset {config.preset}", config.dataset, accepted)
+def plan(
+    config: Config,
+    make: Callable[..., Any] = PreActResNet,
+    step_sizes: Sequence[float] = STEP_SIZES,
+) -> Plan:
+    preset = config.choose(PRESETS)
     check_counts(config, "seeds")
-    preset = config.settle(PRESETS[config.preset])
-    train, test = load_data(config, preset.test_images)
-    folder = config.out or Path("runs/natural_fig1") / f"{config.dataset}_{config.preset}"
+    images, test = load_data(config, preset.test_images)
     settings = {"dataset": config.dataset, "preset": config.preset} | dataclasses.asdict(preset)
-    runs = Runs.open(folder, KIND, settings, config, (train, test))
-    attacked = test.take(slice(preset.test_images))
+    attacked, small = test.take(slice(preset.test_images)), SMALL_EPS[str(config.dataset)]
 
-    @cache
-    def trained(depth: int, h: float, seed: int):
-        network = _network(config.preset, depth, h, preset.epochs)
-        checkpoints = folder / "checkpoints" / f"{depth}_{h:g}_{seed}"
-        return recipe.train(network, train, jax.random.key(seed), checkpoints)
+    def jobs(folder, _):
+        @cache
+        def trained(depth: int, h: float, seed: int):
+            how = _recipe(make, config.preset, depth, h, preset.epochs)
+            return train(how, images, jax.random.key(seed), folder / f"{depth}_{h:g}_{seed}")
 
-    def measure(h: float, seed: int):
-        oracle, _ = trained(ORACLE_DEPTH, 1.0, ORACLE_SEED + seed)
-        predictor, record = trained(preset.depth, h, seed)
-        key = jax.random.key(seed + 1)
-        # Of all test images, and of those that are attacked, which the figure compares.
-        told = {
-            "h": h,
-            "clean_accuracy": clean_accuracy(predictor, test, key=key),
-            "clean": clean_accuracy(predictor, attacked, key=key),
-        }
-        told |= _evaluate(predictor, oracle, attacked, SMALL_EPS[config.dataset], key)
-        return record | told
+        def measured(name: str, seed: int):
+            h = float(name)
+            oracle, _ = trained(ORACLE_DEPTH, 1.0, ORACLE_SEED + seed)
+            predictor, record = trained(preset.depth, h, seed)
+            key = jax.random.key(seed + 1)
+            # Of all test images, and of those that are attacked, which the figure compares.
+            record |= {
+                "h": h,
+                "clean_accuracy": clean_accuracy(predictor, test, key=key),
+                "clean": clean_accuracy(predictor, attacked, key=key),
+            }
+            return record | _evaluate(predictor, oracle, attacked, small, key)
 
-    for seed in range(config.seeds):
-        for h in STEP_SIZES:
-            runs.record(f"{h:g}/{seed}", seed, partial(measure, h, seed))
-        trained.cache_clear()
-    name = f"{KIND}_{config.dataset}_{config.preset}" if config.publish else None
-    present([table(runs.result)], figure(runs.result), runs.path, "fig1.png", name)
+        return seeded(config.seeds, [f"{h:g}" for h in step_sizes], measured)
+
+    return Plan(f"{config.dataset}_{config.preset}", settings, (images, test), jobs)
 
 
-def _network(preset: str, depth: int, h: float, epochs: int) -> Recipe:
-    make = partial(PreActResNet, depth=depth, step_size=h)
+def _recipe(make, preset: str, depth: int, h: float, epochs: int) -> Recipe:
+    make = partial(make, depth=depth, step_size=h)
     if preset == "paper":
         # He et al. (2016): a tenth of the rate after 32,000 and 48,000 of 64,000 steps.
         rule = sgd(drops(0.1, 0.5, 0.75), decay=1e-4)
@@ -155,29 +145,24 @@ def _columns(records: list[dict[str, Any]]) -> dict[str, list[float]]:
     return columns
 
 
-def table(result: dict[str, Any]) -> Table:
+def tables(result: dict[str, Any]) -> list[Any]:
     """Accuracy in % by step size: clean, on the other network's images, under its own PGD-40."""
     settings = result["settings"]
+    rows = {h: _columns(records) for h, records in report.by_name(result).items()}
     title = f"{settings['dataset']}, ResNet-{settings['depth']}: accuracy in %"
-    shown = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    shown.add_column("h", justify="right")
-    rows = {h: _columns(records) for h, records in by_name(result).items()}
-    for column in next(iter(rows.values())):
-        shown.add_column(column, justify="right", no_wrap=True)
+    shown = report.table(title, "h", *next(iter(rows.values())), names=0)
     for h, columns in rows.items():
-        shown.add_row(h, *map(cell, columns.values()))
-    return shown
+        shown.add_row(h, *map(report.cell, columns.values()))
+    return [shown]
 
 
 def figure(result: dict[str, Any]):
     """Fig. 1: accuracy against h, clean and on the other network's images; beside it, its own."""
-    settings, runs = result["settings"], by_name(result)
+    settings, runs = result["settings"], report.by_name(result)
     rows = {float(h): _columns(records) for h, records in runs.items()}
-    drawn, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
-    for axis, kind, title in (
-        (axes[0], "FGSM", "FGSM on another network (Fig. 1)"),
-        (axes[1], "own PGD", "PGD-40 on the network itself"),
-    ):
+    kinds = {"FGSM": "FGSM on another network (Fig. 1)", "own PGD": "PGD-40 on the network itself"}
+    drawn, axes = report.panels(kinds.items(), size=(4.7, 3.4))
+    for (kind, title), axis in axes:
         names = [name for name in next(iter(rows.values())) if name.startswith(("clean", kind))]
         for name, color in zip(names, ("k", "#fdae61", "#f46d43", "#a50026"), strict=False):
             values = [100 * np.mean(columns[name]) for columns in rows.values()]
@@ -186,14 +171,14 @@ def figure(result: dict[str, Any]):
         axis.set_xscale("log")
         axis.invert_xaxis()
         axis.set_xlabel("step size h")
+        report.accuracy_axis(axis)
         axis.set_title(title, fontsize=11)
-        axis.set_ylim(-2, 102)
-        axis.grid(alpha=0.3, lw=0.5)
         axis.legend(fontsize=9)
-    axes[0].set_ylabel("accuracy (%)")
     drawn.suptitle(f"{settings['dataset']}, ResNet-{settings['depth']}", fontsize=11)
     return drawn
 
 
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"fig1": figure})
+
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)

@@ -12,44 +12,30 @@ early. A table, `result.json` and a figure with the flags raised, in the run fol
 """
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 import odejax
 from odejax.attacks import APGD, PGD, SPSA, Boundary, Square, dlr
-from odejax.evaluation import (
-    attack_flags,
-    gradient_cosines,
-    masking_flags,
-    provenance,
-    robust_accuracy,
-    save_result,
-    solver_flags,
-    solver_variants,
-    survivor_flags,
-)
+from odejax.evaluation import attack_flags, gradient_cosines, solver_variants
 from odejax.models import HopfieldODENet
+from odejax.training import clean_accuracy
 
+from ..lib import report
+from ..lib.measure import brackets
 from ..lib.recipe import Recipe, adam, cosine, fitted
-from ..lib.report import copy_to_repository
-from ..lib.run import check_choice, check_counts, load_data, run
+from ..lib.run import Config as Base, Experiment, Once, check_choice, check_counts, load_data, run
+from .tables import with_solve
 
 KIND = "masking"
-OWN = "PGD-40, own gradients"
+OWN, EARLY = "PGD-40, own gradients", "PGD-40, solve stopped early"
+TOGETHER = "all together"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +45,7 @@ class Setting:
     eps: tuple[float, ...]
     epochs: int  # a stage
     batch_size: int
-    images: int  # attacked
+    test_images: int  # attacked
 
 
 SETTINGS = {
@@ -68,11 +54,11 @@ SETTINGS = {
 }
 TIMES = (1.0, 4.0, 8.0, 12.0)  # the stages of training
 SETTLED = 30.0  # what the last network is solved to
-EARLY = (1.0, 3.0)  # and where the solves that are attacked in its stead stop
+EARLY_TIMES = (1.0, 3.0)  # and where the solves that are attacked in its stead stop
 
 
 @dataclasses.dataclass
-class Config:
+class Config(Base):
     """Train a short and a long neural ODE, attack both, and draw claim and truth side by side."""
 
     dataset: str = "digits"
@@ -87,61 +73,36 @@ class Config:
     """Queries for each image of Square, Boundary and SPSA."""
     seed: int = 0
     """Seed of initial weights, batches, and attacks."""
-    out: Path | None = None
-    """Run folder; by default runs/masking/DATASET."""
-    publish: bool = False
-    """Also copy the result and figure into experiments/results and experiments/figures."""
 
 
-def main(config: Config):
-    started = time.perf_counter()
-    setting = _check(config)
-    origin = provenance(config.seed)
-    console = Console()
-    train, test = load_data(config, setting.images)
-
-    networks = _train(train, setting, config.seed, console)
-    result = {"dataset": config.dataset, "n": setting.images, "budget": config.budget}
-    result |= {"eps": list(setting.eps), "data": [train.provenance(), test.provenance()]}
-    result["models"] = {}
-    for name, predictor in networks.items():
-        console.print(f"[bold]{name}[/]: attacking {setting.images} images")
-        result["models"][name] = _evaluate(predictor, test, setting, config)
-        seconds = result["models"][name]["seconds"]
-        console.print("  " + ", ".join(f"{what} {s:.0f} s" for what, s in seconds.items()))
-
-    folder = config.out or Path("runs/masking") / config.dataset
-    path = folder / "result.json"
-    minutes = (time.perf_counter() - started) / 60
-    save_result(path, KIND, origin | {"minutes": minutes} | result)
-    for table in _tables(result):
-        console.print(table)
-    for name, model in result["models"].items():
-        for flag, evidence in model["flags"].items():
-            console.print(f"{name}: [bold]{flag}[/] ({evidence})")
-    figure(result).savefig(folder / "masking.png", dpi=150)
-    plt.close("all")
-    if config.publish:
-        copy_to_repository(path, f"masking_{config.dataset}.json")
-        copy_to_repository(folder / "masking.png", f"masking_{config.dataset}.png")
-    console.print(f"{path} and masking.png written after {minutes:.1f} minutes")
-
-
-def _check(config: Config) -> Setting:
+def plan(config: Config) -> Once:
     check_choice("dataset", config.dataset, SETTINGS)
     check_counts(config, "epochs", "test_images", "budget")
-    setting = SETTINGS[config.dataset]
-    return dataclasses.replace(
-        setting,
-        epochs=config.epochs or setting.epochs,
-        images=config.test_images or setting.images,
+    asked = {name: getattr(config, name) for name in ("epochs", "test_images")}
+    setting = dataclasses.replace(
+        SETTINGS[config.dataset], **{name: n for name, n in asked.items() if n}
     )
+    images, test = load_data(config, setting.test_images)
+
+    def measure():
+        result: dict[str, Any] = {"dataset": config.dataset, "test_images": setting.test_images}
+        result |= {"budget": config.budget, "eps": list(setting.eps)}
+        result |= {"data": [images.provenance(), test.provenance()]}
+        networks = _train(images, setting, config.seed)
+        return result | {
+            "models": {
+                name: _evaluate(predictor, test, setting, config)
+                for name, predictor in networks.items()
+            }
+        }
+
+    return Once(measure, config.dataset, config.seed)
 
 
-def _train(train, setting: Setting, seed: int, console) -> dict[str, odejax.Predictor]:
+def _train(images, setting: Setting, seed: int) -> dict[str, odejax.Predictor]:
     """The network after the first stage, and the last one settled, solved adaptively."""
     key = jax.random.key(seed)
-    model, state = eqx.nn.make_with_state(HopfieldODENet)(train.image_shape, key=key)
+    model, state = eqx.nn.make_with_state(HopfieldODENet)(images.image_shape, key=key)
     adaptive, networks = model.ode, {}
     rule = adam(cosine(3e-3), clip=1.0)
     recipe = Recipe(HopfieldODENet, setting.epochs, setting.batch_size, rule)
@@ -153,8 +114,7 @@ def _train(train, setting: Setting, seed: int, console) -> dict[str, odejax.Pred
             dt0=t1 / max(8, round(2 * t1)),
         )
         model = eqx.tree_at(lambda m: m.ode, model, ode)
-        console.print(f"training to t = {t1:g}")
-        model = fitted(recipe, train, key, start=(model, state), stage=stage).model
+        model = fitted(recipe, images, key, start=(model, state), stage=stage).model
         for first, t_end in ((TIMES[0], TIMES[0]), (TIMES[-1], SETTLED)):
             if t1 == first:
                 solved = eqx.tree_at(lambda m: m.ode, model, adaptive.replace(t1=t_end))
@@ -163,89 +123,68 @@ def _train(train, setting: Setting, seed: int, console) -> dict[str, odejax.Pred
 
 
 def _evaluate(predictor, test, setting: Setting, config: Config) -> dict[str, Any]:
-    seconds: dict[str, float] = {}
     key = jax.random.key(config.seed + 1)
-    data = test.take(slice(setting.images))
-    pixels, labels = data.pixels, data.labels
-    clean = odejax.predict(predictor, test.images, key=key).argmax(axis=1) == test.labels
-    early = [
-        eqx.tree_at(lambda p: p.model.ode, predictor, predictor.model.ode.replace(t1=t1))
-        for t1 in EARLY
-    ]
-    # name: (the attack, the networks whose images it shows to this one)
+    data = test.take(slice(setting.test_images))
     attacks = {
-        OWN: (PGD(40, 0.01), [predictor]),
-        "APGD-CE": (APGD(100), [predictor]),
-        "APGD-DLR": (APGD(100, loss=dlr), [predictor]),
-        "Square": (Square(config.budget), [predictor]),
-        "Boundary": (Boundary(config.budget), [predictor]),
-        "SPSA": (SPSA(config.budget, samples=16), [predictor]),
-        "PGD-40, solve stopped early": (PGD(40, None), early),
+        OWN: PGD(40, 0.01),
+        "APGD-CE": APGD(100),
+        "APGD-DLR": APGD(100, loss=dlr),
+        "Square": Square(config.budget),
+        "Boundary": Boundary(config.budget),
+        "SPSA": SPSA(config.budget, samples=16),
     }
-    standing = {name: [] for name in attacks}
-    flags = []
-    for i, eps in enumerate(setting.eps):
-        ball, left = odejax.LinfBall(eps), {}
-        for name, (attack, oracles) in attacks.items():
-            started = time.perf_counter()
-            left[name] = np.ones(len(data), bool)
-            for oracle in oracles:
-                left[name] &= robust_accuracy(
-                    oracle,
-                    pixels,
-                    labels,
-                    ball,
-                    attack,
-                    key=jax.random.fold_in(key, i),
-                    batch_size=50,
-                    judge=predictor,
-                    stop_at_first_success=oracle is predictor,
-                    already_broken=~left[name],
-                    progress=True,
-                ).still_correct
-            standing[name].append(float(left[name].mean()))
-            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
-        standing.setdefault("all together", []).append(
-            float(np.logical_and.reduce(list(left.values())).mean())
-        )
-        if i == len(setting.eps) // 2:
-            started = time.perf_counter()
-            probed = predictor, pixels[:64], labels[:64], ball
-            flags += masking_flags(*probed, key=key)
-            flags += solver_flags(*probed, key=key)
-            flags += attack_flags(*probed, key=key)
-            flags += survivor_flags(
-                {OWN: left[OWN]},
-                {name: left[name] for name in ("Square", "Boundary", "SPSA")},
-                {"the solve stopped early": left["PGD-40, solve stopped early"]},
-            )
-            seconds["flags"] = time.perf_counter() - started
+    oracles = {f"solve stopped at {t1:g}": with_solve(predictor, t1=t1) for t1 in EARLY_TIMES}
+    found = brackets(
+        predictor,
+        data,
+        "linf",
+        setting.eps,
+        attacks=attacks,
+        anew=set(attacks),
+        oracles=oracles,
+        transfer_attack=PGD(40, None),
+        key=key,
+        batch_size=50,
+    )
+    standing = {name: [b.per_attack[name] for b in found] for name in attacks}
+    early = ([b.still_correct_under[name] for name in oracles] for b in found)
+    standing[EARLY] = [float(np.logical_and.reduce(left).mean()) for left in early]
+    standing[TOGETHER] = [b.attacked for b in found]
+    middle = found[len(found) // 2]
     variants = solver_variants(predictor)
-    cosines = gradient_cosines(predictor, pixels[:64], labels[:64], variants, key=key)
+    probed = data.pixels[:64], data.labels[:64]
+    cosines = gradient_cosines(predictor, *probed, variants, key=key)
+    ball = odejax.LinfBall(middle.eps)
+    flags = (*middle.flags, *attack_flags(predictor, *probed, ball, key=key))
     return {
         "t1": predictor.model.ode.t1,
-        "clean_accuracy": float(clean.mean()),
-        "clean": float(clean[: len(data)].mean()),
+        "clean_accuracy": clean_accuracy(predictor, test, key=key),
+        "clean": middle.clean,
         "standing": standing,
-        "flags_at": setting.eps[len(setting.eps) // 2],
+        "flags_at": middle.eps,
         "flags": {flag.name: flag.evidence for flag in flags},
         "median_cosine": {name: float(np.median(c)) for name, c in cosines.items()},
-        "seconds": seconds,
+        "seconds": {name: sum(b.seconds[name] for b in found) for name in middle.seconds},
     }
 
 
-def _tables(result) -> list[Table]:
-    tables = []
+def tables(result: dict[str, Any]) -> list[Any]:
+    made = []
     for name, model in result["models"].items():
-        title = f"{result['dataset']}, {name}: accuracy in %, the first {result['n']} test images"
-        table = Table(title=title, box=SIMPLE_HEAD)
-        table.add_column("L-infinity eps")
-        for eps in ("clean", *(f"{eps:g}" for eps in result["eps"])):
-            table.add_column(eps, justify="right")
+        title = f"{report.setting_line(result)}, {name}: accuracy in %"
+        eps = (f"{eps:g}" for eps in result["eps"])
+        made.append(report.table(title, "L-infinity eps", "clean", *eps))
         for attack, standing in model["standing"].items():
-            table.add_row(attack, *(f"{100 * a:.1f}" for a in (model["clean"], *standing)))
-        tables.append(table)
-    return tables
+            made[-1].add_row(attack, *(f"{100 * a:.1f}" for a in (model["clean"], *standing)))
+    return made
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    return [
+        f"{name}: [bold]{flag}[/] ({evidence})"
+        for name, model in result["models"].items()
+        for flag, evidence in model["flags"].items()
+    ]
 
 
 def figure(result: dict[str, Any]):
@@ -262,8 +201,8 @@ def figure(result: dict[str, Any]):
     eps = [0.0, *result["eps"]]
     styles = {
         OWN: {"color": "#ef8a62", "lw": 2.5, "marker": "s"},
-        "all together": {"color": "#b2182b", "lw": 2.5, "marker": "o"},
-        "PGD-40, solve stopped early": {"color": "#2166ac", "lw": 1.2, "ls": "--"},
+        TOGETHER: {"color": "#b2182b", "lw": 2.5, "marker": "o"},
+        EARLY: {"color": "#2166ac", "lw": 1.2, "ls": "--"},
     }
     for column, (name, model) in enumerate(models.items()):
         axis, text = axes[:, column]
@@ -273,7 +212,7 @@ def figure(result: dict[str, Any]):
         axis.fill_between(
             eps,
             100 * np.array([model["clean"], *model["standing"][OWN]]),
-            100 * np.array([model["clean"], *model["standing"]["all together"]]),
+            100 * np.array([model["clean"], *model["standing"][TOGETHER]]),
             color="#fddbc7",
             label="robust, PGD says, and is not",
         )
@@ -300,5 +239,7 @@ def figure(result: dict[str, Any]):
     return drawn
 
 
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"masking": figure}, notes)
+
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)

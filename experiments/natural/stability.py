@@ -15,8 +15,8 @@ smaller, so that no bound with this K proves anything, but also no bound with th
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import diffrax
@@ -25,12 +25,10 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 import odejax
 from odejax.attacks import PGD
-from odejax.evaluation import provenance, robust_accuracy
+from odejax.evaluation import robust_accuracy
 from odejax.models import ConvODENet, FractalNet, PolyNet, ResNet, RevNet
 from odejax.solvers import (
     SSPRK33,
@@ -44,10 +42,20 @@ from odejax.solvers import (
 )
 from odejax.training import clean_accuracy
 
+from ..lib import report
 from ..lib.recipe import Recipe, adam, constant, train
-from ..lib.report import present
-from ..lib.run import RunConfig, UsageError, check_choice, check_counts, load_data, run
-from ..lib.runs import Runs
+from ..lib.run import (
+    Experiment,
+    Job,
+    Plan,
+    RunConfig,
+    UsageError,
+    check_choice,
+    check_counts,
+    check_positive,
+    load_data,
+    run,
+)
 
 KIND = "natural_stability"
 BATCH_SIZE = 64
@@ -77,53 +85,54 @@ class Config(RunConfig):
 
     dataset: str = "digits"
     """digits (embedded) or mnist."""
-    epochs: int = 20
+    epochs: int = 20  # pyright: ignore[reportIncompatibleVariableOverride]
     """Epochs of each network."""
     width: int = 16
     """Channels of each network."""
-    test_images: int = 200
+    test_images: int = 200  # pyright: ignore[reportIncompatibleVariableOverride]
     """How many test images to attack (the first ones)."""
     eps: float = 0.1
     """Radius of the perturbation in L-infinity."""
 
 
-def main(config: Config):
+def plan(
+    config: Config,
+    networks: Mapping[str, Any] = NETWORKS,
+    solvers: Mapping[str, Any] = SOLVERS,
+    steps: Sequence[int] = STEPS,
+    train: Callable[..., Any] = train,
+) -> Plan:
     check_choice("dataset", config.dataset, ("digits", "mnist"))
     check_counts(config, "epochs", "width", "test_images")
     if config.width % 2:
         raise UsageError(f"width must be even, for RevNet's halves; got {config.width}")
-    if not 0 < config.eps < float("inf"):
-        raise UsageError(f"eps must be finite and positive; got {config.eps}")
+    check_positive(config, "eps")
     images, test = load_data(config, config.test_images)
     test = test.take(slice(config.test_images))
-    folder = config.out or Path("runs/natural_stability") / config.dataset
-    told = {name: getattr(config, name) for name in ("dataset", "epochs", "width", "eps")}
-    settings = told | {"test_images": len(test)}
-    runs = Runs.open(folder, KIND, settings, config, (images, test), records="networks")
+    names = ("dataset", "epochs", "width", "eps", "test_images")
+    settings = {name: getattr(config, name) for name in names}
     key = jax.random.key(0)
 
-    def trained(name: str, make):
-        checkpoints = folder / "checkpoints" / name.replace(" ", "").replace("/", "-")
-        return _train(make, images, config, key, checkpoints)
+    def jobs(folder, _):
+        def trained(name: str, make):
+            make = partial(make, width=config.width)
+            recipe = Recipe(make, config.epochs, BATCH_SIZE, adam(constant(3e-3)))
+            slug = name.replace(" ", "").replace("/", "-")
+            return train(recipe, images, key, folder / slug)[0]
 
-    def layered(name: str, make):
-        return _layered(trained(name, make), test, config, key)
+        def theorems():
+            ode = trained("neural ODE", ConvODENet)
+            return _theorems(ode, test, config, key, solvers, steps)
 
-    if "theorems" not in runs.result:
-        origin = provenance(0)
-        ode = trained("neural ODE", ConvODENet)
-        runs.result["theorems"] = origin | _theorems(ode, test, config, key)
-        runs.save()
-    for name, make in NETWORKS.items():
-        runs.record(name, 0, partial(layered, name, make))
-    name = f"{KIND}_{config.dataset}" if config.publish else None
-    present(tables(runs.result), figure(runs.result), runs.path, "stability.png", name)
+        yield Job("theorems", 0, theorems, "")
+        for name, make in networks.items():
 
+            def layered(name=name, make=make):
+                return _layered(trained(name, make), test, config, key)
 
-def _train(make, dataset, config: Config, key, checkpoints):
-    make = partial(make, width=config.width)
-    recipe = Recipe(make, config.epochs, BATCH_SIZE, adam(constant(3e-3)))
-    return train(recipe, dataset, key, checkpoints)[0]
+            yield Job(name, 0, layered, "networks")
+
+    return Plan(config.dataset, settings, (images, test), jobs)
 
 
 def _attack(predictor, test, config: Config, key):
@@ -148,7 +157,7 @@ def _attack(predictor, test, config: Config, key):
     return told, {"PGD-40": report.x_adv, "random": corners}
 
 
-def _theorems(ode: odejax.Predictor, test, config: Config, key) -> dict[str, Any]:
+def _theorems(ode: odejax.Predictor, test, config: Config, key, solvers, steps) -> dict[str, Any]:
     """Growth and bound by method and number of steps, and what attacks leave by Euler's."""
     told, perturbed = _attack(ode, test, config, key)
     images = test.pixels
@@ -173,15 +182,15 @@ def _theorems(ode: odejax.Predictor, test, config: Config, key) -> dict[str, Any
     k, mu = (np.asarray(values) for values in norms(jnp.asarray(images)))
     constant = float(k.max())
     left, own = {}, {}
-    for n in STEPS:
+    for n in steps:
         settings = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 1 / n}
         solve = model.ode.replace(solver=diffrax.Euler(), adjoint=None, **settings)
         network = eqx.tree_at(lambda p: p.model.ode, ode, solve)
         left[str(n)], own[n] = _attack(network, test, config, key)
     methods: dict[str, Any] = {}
-    for name, solver in SOLVERS.items():
+    for name, solver in solvers.items():
         step, rows = layer_step(solver), []
-        for n in STEPS:
+        for n in steps:
             layers: Any = stack_layers(lambda key: field, n, key=key)
             states = jax.jit(
                 jax.vmap(
@@ -288,7 +297,7 @@ def _apply(field, state, y):
     return field(y, state)[0]
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
+def tables(result: dict[str, Any]) -> list[Any]:
     """By method and steps; then by network."""
     theorems = result["theorems"]
     adaptive = theorems["adaptive"]
@@ -297,7 +306,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
         f"{theorems['logarithmic_norm']:.1f}; adaptive: {100 * adaptive['clean']:.1f} % clean, "
         f"{100 * adaptive['attacked']:.1f} under PGD"
     )
-    first = _table(title, ("steps", "growth, PGD", "largest", "random", "bound", "attacked"))
+    columns = ("steps", "growth, PGD", "largest", "random", "bound", "attacked")
+    first = report.table(title, "", *columns)
     for name, rows in theorems["methods"].items():
         for row in rows:
             left = theorems["euler"][str(row["steps"])]["attacked"] if name == "Euler" else None
@@ -312,7 +322,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
                 "" if left is None else f"{100 * left:.1f}",
             )
     columns = ("clean", "attacked", "K", "growth, PGD", "largest", "random", "bound")
-    second = _table(f"networks, eps {result['settings']['eps']}", columns)
+    second = report.table(f"networks, eps {result['settings']['eps']}", "", *columns)
     for name, told in result["networks"].items():
         second.add_row(
             name,
@@ -325,14 +335,6 @@ def tables(result: dict[str, Any]) -> list[Table]:
             f"{max(told['bound']):.3g}",
         )
     return [first, second]
-
-
-def _table(title: str, columns) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("")
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
 
 
 def figure(result: dict[str, Any]):
@@ -372,5 +374,7 @@ def figure(result: dict[str, Any]):
     return drawn
 
 
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"stability": figure})
+
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)

@@ -20,40 +20,41 @@ end is 0.
 What the paper does not say is chosen here: the solver's tolerance is rtol = atol = 1e-3; its
 ResNet-50 is pre-activated, and trained as the neural ODE is; its PreActResNet-18s are trained by
 SGD for 100 epochs; DI2-FGSM takes 10 steps of eps / 4.
-A finished network is not trained or attacked again, an interrupted one goes on from its last epoch:
---resume.
+On one core, shared: ResNet 2 minutes of training and 9 of attacks a seed, neural ODE with t1 = 1 14
+and 20. A finished network is not trained or attacked again, an interrupted one goes on from its
+last epoch: --resume.
 """
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 
 import odejax
 from odejax.attacks import DI2FGSM, FGSM, PGD, SPSA, AutoAttack, Boundary, Square
-from odejax.data import ArrayDataset, crop_and_flip
-from odejax.evaluation import (
-    bracket,
-)
+from odejax.data import crop_and_flip
 from odejax.models import AbstractODENet, ConvODENet, PreActResNet, ResNet
-from odejax.training import (
-    TRADES,
-    YOPO,
-    Adversarial,
-    clean_accuracy,
-)
+from odejax.training import TRADES, YOPO, Adversarial
 
-from ..lib import recipe
-from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd, staircase
-from ..lib.report import present
-from ..lib.run import RunConfig, check_choice, check_choices, check_counts, load_data, run
-from ..lib.runs import Runs
-from .report import figure, tables
+from ..ledger.printed import claimed
+from ..lib import report
+from ..lib.measure import measure
+from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd, staircase, train
+from ..lib.run import (
+    Experiment,
+    Plan,
+    RunConfig,
+    check_choices,
+    check_counts,
+    each,
+    load_data,
+    run,
+    seeded,
+)
 
 KIND = "natural"
 EPS = {
@@ -63,9 +64,19 @@ EPS = {
 }
 TRAINED_AT = odejax.LinfBall(8 / 255)
 PAPERS_ATTACKS = ("FGSM", "PGD-40", "PGD-20", "DI2-FGSM")  # run anew in every ball
-LAST = AutoAttack()  # on what withstands all others
-FLAG_IMAGES = 64
+WORST = "all, then AutoAttack"
 EARLY = 0.1  # of the time, after which the solves stop that are attacked in the whole one's stead
+PRINTED = ("Section 4.2", "Table 1", "Table 2")
+STYLES: dict[str, dict[str, Any]] = {
+    "FGSM": {"color": "#fdb863", "marker": "v"},
+    "PGD-40": {"color": "#ef8a62", "marker": "s"},
+    "PGD-20": {"color": "#e08214", "marker": "D"},
+    "DI2-FGSM": {"color": "#b35806", "marker": "^"},
+    "Boundary": {"color": "#7fbf7b"},
+    "SPSA": {"color": "#1b7837"},
+    "Square": {"color": "#5ab4ac"},
+    WORST: {"color": "#b2182b", "lw": 2.5, "marker": "o"},
+}
 
 
 def _from_table_a1(dataset: str) -> dict[str, Recipe]:
@@ -93,31 +104,49 @@ def _from_table_a1(dataset: str) -> dict[str, Recipe]:
     return networks
 
 
-def _small(epochs: Mapping[str, int]) -> dict[str, Recipe]:
+def _small(*epochs: int) -> dict[str, Recipe]:
     """Networks that two CPU cores can train: 16 channels, two convolutions a field."""
     makes = {
         "ResNet": partial(ResNet, width=16, depth=4),
         "Neural ODE, t1 = 1": partial(ConvODENet, width=16),
         "Neural ODE, t1 = 100": partial(ConvODENet, width=16, t1=100.0, max_steps=1024),
     }
-    return {name: Recipe(makes[name], n, 128, adam(one_cycle(5e-3))) for name, n in epochs.items()}
+    rule = adam(one_cycle(5e-3))
+    chosen = zip(makes.items(), epochs, strict=False)
+    return {name: Recipe(make, n, 128, rule) for (name, make), n in chosen}
+
+
+def attacks_of(dataset: str, queries: int) -> dict[str, Any]:
+    table2 = {"PGD-20": PGD(20, 2 / 255)} if dataset == "cifar10" else {}
+    return {
+        "FGSM": FGSM(),
+        "PGD-40": PGD(40, 0.01),
+        **table2,
+        "DI2-FGSM": DI2FGSM(),
+        "Boundary": Boundary(1000),
+        "SPSA": SPSA(queries, samples=16),
+        "Square": Square(queries),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
     """Size and length."""
 
-    networks: Callable[[str], dict[str, Recipe]]  # of a data set
+    networks: Mapping[str, Recipe]
     test_images: int  # that are attacked
     queries: int  # of Square and SPSA, for each image
     epochs: int | None = None  # in the place of every network's own
+    attacks: Callable[[str, int], dict[str, Any]] = attacks_of
+    last: Any = dataclasses.field(default_factory=AutoAttack)  # on what withstands all others
+    flag_images: int = 64
 
 
-EPOCHS = {"ResNet": 4, "Neural ODE, t1 = 1": 6, "Neural ODE, t1 = 100": 6}
+DATASETS = ("mnist", "cifar10", "digits")
 PRESETS = {
-    "paper": Preset(_from_table_a1, 1000, 5000),
-    "cpu": Preset(lambda dataset: _small(EPOCHS), 100, 1000),
-    "smoke": Preset(lambda dataset: _small({"ResNet": 1, "Neural ODE, t1 = 1": 1}), 8, 34),
+    "paper": {name: Preset(_from_table_a1(name), 1000, 5000) for name in DATASETS[:2]},
+    "cpu": each(DATASETS, Preset(_small(4, 6, 6), 100, 1000)),
+    "smoke": each(DATASETS, Preset(_small(1, 1), 8, 34)),
 }
 
 
@@ -127,64 +156,56 @@ class Config(RunConfig):
 
     preset: str = "cpu"
     """paper (for a GPU), cpu (small networks, few epochs) or smoke."""
-    dataset: str = "mnist"
-    """mnist, cifar10 or digits (embedded; not with the preset paper)."""
+    dataset: str | None = None
+    """mnist (by default), cifar10 or digits (embedded; not with the preset paper)."""
     networks: tuple[str, ...] | None = None
     """Which networks, by name; by default all of the preset's. (The ResNet is trained anyhow.)"""
     seeds: int = 1
     """How many seeds of each."""
-    epochs: int | None = None
-    """Epochs; by default each network's own."""
-    test_images: int | None = None
-    """How many test images to attack (the first ones); by default the preset's."""
 
 
-def main(config: Config):
-    preset, every = _check(config)
-    networks = {name: every[name] for name in config.networks or every}
-    source = next(iter(every))
-    train, test = load_data(config, preset.test_images)
-    folder = config.out or Path("runs/natural") / f"{config.dataset}_{config.preset}"
-    settings = {"dataset": config.dataset, "preset": config.preset, "n": preset.test_images}
-    settings |= {"eps": list(EPS[config.dataset]), "queries": preset.queries, "early": EARLY}
-    settings |= {"epochs": {name: network.epochs for name, network in every.items()}}
-    runs = Runs.open(folder, KIND, settings, config, (train, test))
-
-    @cache
-    def trained(name: str, seed: int):
-        slug = f"{name}_{seed}".replace(" ", "").replace(",", "_")
-        return recipe.train(every[name], train, jax.random.key(seed), folder / "checkpoints" / slug)
-
-    def measure(name: str, seed: int):
-        predictor, record = trained(name, seed)
-        oracles = _oracles(predictor)
-        if name != source:  # the others see its images
-            oracles |= {source: trained(source, seed)[0]}
-        return record | _evaluate(predictor, oracles, test, config.dataset, preset, seed)
-
-    for seed in range(config.seeds):
-        for name in networks:
-            runs.record(f"{name}/{seed}", seed, partial(measure, name, seed))
-        trained.cache_clear()
-    name = f"natural_{config.dataset}_{config.preset}" if config.publish else None
-    present(tables(runs.result), figure(runs.result), runs.path, "natural.png", name)
-
-
-def _check(config: Config) -> tuple[Preset, dict[str, Recipe]]:
-    check_choice("preset", config.preset, PRESETS)
-    accepted = [name for name in EPS if config.preset != "paper" or name != "digits"]
-    check_choice(f"dataset for the preset {config.preset}", config.dataset, accepted)
+def plan(config: Config, presets: Mapping[str, Mapping[str, Preset]] = PRESETS) -> Plan:
+    preset = config.choose(presets)
     check_counts(config, "seeds")
-    preset = config.settle(PRESETS[config.preset])
-    networks = preset.networks(config.dataset)
+    dataset, every = str(config.dataset), dict(preset.networks)
     if config.networks is not None:
-        check_choices("network", config.networks, networks)
+        check_choices("network", config.networks, every)
     if preset.epochs is not None:
-        networks = {
-            name: dataclasses.replace(network, epochs=preset.epochs)
-            for name, network in networks.items()
-        }
-    return preset, networks
+        every = {n: dataclasses.replace(r, epochs=preset.epochs) for n, r in every.items()}
+    source = next(iter(every))
+    images, test = load_data(config, preset.test_images)
+    settings = {"dataset": dataset, "preset": config.preset, "test_images": preset.test_images}
+    settings |= {"eps": EPS[dataset], "queries": preset.queries, "early": EARLY}
+    settings |= {"epochs": {name: recipe.epochs for name, recipe in every.items()}}
+    attacks = preset.attacks(dataset, preset.queries)
+
+    def jobs(folder, _):
+        @cache
+        def trained(name: str, seed: int):
+            slug = f"{name}_{seed}".replace(" ", "").replace(",", "_")
+            return train(every[name], images, jax.random.key(seed), folder / slug)
+
+        def measured(name: str, seed: int):
+            predictor, record = trained(name, seed)
+            oracles = _oracles(predictor)
+            if name != source:  # the others see its images
+                oracles |= {source: trained(source, seed)[0]}
+            return record | measure(
+                predictor,
+                test,
+                preset.test_images,
+                {"linf": EPS[dataset]},
+                seed,
+                attacks=attacks,
+                anew=set(PAPERS_ATTACKS) & set(attacks),
+                oracles=oracles,
+                last=preset.last,
+                flag_images=preset.flag_images,
+            )
+
+        return seeded(config.seeds, config.networks or every, measured)
+
+    return Plan(f"{dataset}_{config.preset}", settings, (images, test), jobs)
 
 
 def _oracles(predictor: odejax.Predictor) -> dict[str, odejax.Predictor]:
@@ -199,49 +220,68 @@ def with_solve(predictor: Any, **changes) -> odejax.Predictor:
     return eqx.tree_at(lambda p: p.model.ode, predictor, predictor.model.ode.replace(**changes))
 
 
-def _attacks(dataset: str, preset: Preset) -> dict[str, Any]:
-    table2 = {"PGD-20": PGD(20, 2 / 255)} if dataset == "cifar10" else {}
-    return {
-        "FGSM": FGSM(),
-        "PGD-40": PGD(40, 0.01),
-        **table2,
-        "DI2-FGSM": DI2FGSM(),
-        "Boundary": Boundary(1000),
-        "SPSA": SPSA(preset.queries, samples=16),
-        "Square": Square(preset.queries),
-    }
+def printed(settings: Mapping[str, Any], name: str) -> dict[tuple, float]:
+    """The paper's figures beside a network's; a small one stands for the paper's."""
+    model = {"ResNet": "ResNet-50"}.get(name, name.split(", t1")[0])
+    return claimed(KIND, settings["dataset"], model, *PRINTED)
 
 
-def _evaluate(
-    predictor: odejax.Predictor,
-    oracles: Mapping[str, odejax.Predictor],
-    test: ArrayDataset,
-    dataset: str,
-    preset: Preset,
-    seed: int,
-) -> dict[str, Any]:
-    """Clean accuracy on all of `test`, and for each eps what every attack leaves."""
-    started = time.perf_counter()
-    key = jax.random.key(seed + 1)
-    attacked = test.take(slice(preset.test_images))
-    attacks = _attacks(dataset, preset)
-    intervals = bracket(
-        predictor,
-        *attacked,
-        [odejax.LinfBall(eps) for eps in EPS[dataset]],  # pyright: ignore[reportCallIssue]
-        attacks=attacks,
-        anew=set(PAPERS_ATTACKS) & set(attacks),
-        oracles=oracles,
-        last=LAST,
-        key=key,
-        flag_images=FLAG_IMAGES,
-    )
-    return {
-        "clean_accuracy": clean_accuracy(predictor, test, key=key),
-        "brackets": intervals.summaries(),
-        "evaluation_seconds": time.perf_counter() - started,
-    }
+def _reads(bracket: dict[str, Any]) -> dict[str, report.Read]:
+    """How to read robust accuracy under each attack, by transfer, and under all of them."""
+    reads = {name: report.attack(name) for name in bracket["per_attack"]}
+    for oracle in bracket["per_transfer"]:
+        reads[f"from: {oracle}"] = lambda b, oracle=oracle: b["per_transfer"][oracle]
+    return reads | {WORST: report.end("attacked")}
 
+
+def tables(result: dict[str, Any]) -> list[Any]:
+    """For each network robust accuracy under every attack, in %: mean ± deviation over seeds."""
+    settings, out = result["settings"], []
+    for name, records in report.by_name(result).items():
+        grid = report.at_each_eps(records)
+        clean = report.cell(record["clean_accuracy"] for record in records)
+        title = (
+            f"{settings['dataset']}, {name}: {clean} % clean (all test images); "
+            f"robust accuracy in %, the first {settings['test_images']}"
+        )
+        eps = [f"{row[0]['eps']:.3g}" for row in grid]
+        table = report.table(title, "L-infinity eps", *eps)
+        paper = printed(settings, name)
+        for attack, read in _reads(grid[0][0]).items():
+            table.add_row(attack, *(report.cell(map(read, row)) for row in grid))
+            figures = [paper.get((attack, "linf", round(row[0]["eps"], 6))) for row in grid]
+            if any(p is not None for p in figures):
+                table.add_row("  paper", *("" if p is None else f"{p:.1f}" for p in figures))
+        table.caption = f"flags: {report.flags_raised(records)}"
+        out.append(table)
+    return out
+
+
+def figure(result: dict[str, Any]):
+    """A panel for each network: robust accuracy under every attack against eps; the paper's."""
+    settings = result["settings"]
+
+    def draw(axis, name, records):
+        grid = report.at_each_eps(records)
+        eps = [0.0, *(row[0]["eps"] for row in grid)]
+        for attack, read in _reads(grid[0][0]).items():
+            label, style = attack, {"lw": 1, "ms": 3} | STYLES.get(attack, {})
+            if attack.startswith("from"):
+                label, style = "images of other networks", {"color": "#998ec3", "ls": ":", "lw": 1}
+            axis.plot(eps, report.curve(grid, read), label=label, **style)
+        for attack in STYLES:
+            color = STYLES[attack]["color"]
+            style = {"label": f"the paper, {attack}", "ms": 8, "color": color, "mec": "k"}
+            report.crosses(axis, printed(settings, name), attack, **style)
+        clean = np.mean([b["clean"] for b in grid[0]])  # of the images that are attacked
+        title = f"{name}\nclean {100 * clean:.1f} %, flags: {len(report.flags_of(records))}"
+        axis.set_title(title, fontsize=10)
+
+    title = report.setting_line(settings, f"preset {settings['preset']}")
+    return report.interval_panels(result, draw, ncols=3, title=title, size=(3.6, 4.3))
+
+
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"natural": figure})
 
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)

@@ -20,30 +20,30 @@ The lines cross; a point on several is measured once, and a finished one not aga
 """
 
 import dataclasses
-import time
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
-import jax
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
-import odejax
 from odejax.attacks import APGD, PGD
 from odejax.certificates import LinearRelaxation
-from odejax.evaluation import bracket
 from odejax.models import NmODE, NmODENet
-from odejax.training import clean_accuracy
 
-from ..lib.report import present
-from ..lib.run import RunConfig, check_choice, check_choices, load_data, run
-from ..lib.runs import Runs
+from ..lib import report
+from ..lib.measure import measure
+from ..lib.run import (
+    Experiment,
+    Job,
+    Plan,
+    RunConfig,
+    check_choice,
+    check_choices,
+    load_data,
+    run,
+)
 from .mnist import LEARNING_RATE, Network, row_sums, train_network
 
 KIND = "nmode_ablation"
@@ -142,69 +142,51 @@ class Config(RunConfig):
     """Which lines, by name."""
     seed: int = 0
     """Seed of initial weights, batches, and attacks."""
-    epochs: int | None = None
-    """Epochs; by default 10, the paper's for Fig. 9 (digits: 60). Twice as many for Fig. 10."""
-    test_images: int | None = None
-    """How many test images to attack (the first ones); by default 1,000 (digits: 250)."""
 
 
-def main(config: Config):
-    setting = _check(config)
-    train, test = load_data(config, setting.test_images)
-    folder = config.out or Path("runs/nmode_ablation") / config.dataset
-    settings = {"dataset": config.dataset, "seed": config.seed, "eps": EPS}
-    settings |= {"n": setting.test_images, "epochs": setting.epochs}
-    runs = Runs.open(folder, KIND, settings, config, (train, test))
+def plan(
+    config: Config,
+    sweeps_of: Callable[[Setting], dict[str, dict[str, Point]]] = sweeps,
+    attacks: Mapping[str, Any] = ATTACKS,
+) -> Plan:
+    check_choice("dataset", config.dataset, SETTINGS)
+    check_choices("sweep", config.sweeps, Config.sweeps)
+    setting, seed = config.settle(SETTINGS[config.dataset]), config.seed
+    images, test = load_data(config, setting.test_images)
+    settings = {"dataset": config.dataset, "seed": seed, "eps": EPS}
+    settings |= {"test_images": setting.test_images, "epochs": setting.epochs}
 
-    def measure(point: Point):
-        checkpoints = folder / "checkpoints" / point.name.replace(" ", "_")
+    def measured(point: Point, folder):
+        checkpoints = folder / point.name.replace(" ", "_")
         trained, record = train_network(
-            point.network(), train, point.epochs, point.width, config.seed, checkpoints
+            point.network(), images, point.epochs, point.width, seed, checkpoints
         )
         record |= {
             "W1": row_sums(trained.model.layers[0].weight),
             "W2": row_sums(trained.model.outputs.weight),
         }
-        return record | _evaluate(trained, test, setting, config.seed)
+        certificates = {"relaxed": LinearRelaxation()}
+        record |= measure(
+            trained,
+            test,
+            setting.test_images,
+            {"linf": (EPS,)},
+            seed,
+            attacks=attacks,
+            certificates=certificates,
+        )
+        (interval,) = record.pop("brackets")
+        return record | {"interval": interval, "median_radius": interval["median_radius"]}
 
-    lines = sweeps(setting)
-    of_lines = runs.result.setdefault("lines", {})
-    for line in config.sweeps:
-        of_lines[line] = {value: point.name for value, point in lines[line].items()}
-        for point in lines[line].values():
-            runs.record(point.name, config.seed, partial(measure, point))
-    runs.save()
-    console = Console()
-    for name, record in runs.result["runs"].items():
-        for flag, evidence in record["interval"]["flags"].items():
-            console.print(f"{name}: [bold]{flag}[/] ({evidence})")
-    name = f"nmode_ablation_{config.dataset}" if config.publish else None
-    present(tables(runs.result), figure(runs.result), runs.path, "ablation.png", name)
+    def jobs(folder, result):
+        lines = sweeps_of(setting)
+        for line in config.sweeps:
+            names = {value: point.name for value, point in lines[line].items()}
+            result.setdefault("lines", {})[line] = names
+            for point in lines[line].values():
+                yield Job(point.name, seed, partial(measured, point, folder))
 
-
-def _check(config: Config) -> Setting:
-    check_choice("dataset", config.dataset, SETTINGS)
-    check_choices("sweep", config.sweeps, Config.sweeps)
-    return config.settle(SETTINGS[config.dataset])
-
-
-def _evaluate(predictor, test, setting: Setting, seed: int) -> dict[str, Any]:
-    started = time.perf_counter()
-    key = jax.random.key(seed + 1)
-    measured = bracket(
-        predictor,
-        *test.take(slice(setting.test_images)),
-        odejax.LinfBall(EPS),  # pyright: ignore[reportCallIssue]
-        attacks=ATTACKS,
-        certificates={"relaxed": LinearRelaxation()},
-        key=key,
-    )
-    return {
-        "clean_accuracy": clean_accuracy(predictor, test, key=key),
-        "interval": measured.summary(),
-        "median_radius": float(np.median(measured.radius)),
-        "evaluation_seconds": time.perf_counter() - started,
-    }
+    return Plan(config.dataset, settings, (images, test), jobs)
 
 
 def _lines(result: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -215,16 +197,14 @@ def _lines(result: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     }
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
+def tables(result: dict[str, Any]) -> list[Any]:
     """Of each line; W1 and W2 are the mean row sums |w_i1| + |w_i2| + ... of both layers."""
     out = []
     for line, records in _lines(result).items():
-        title = "nmode, {dataset}: {line}; accuracy in % at eps {eps:g}, {n} test images"
+        title = "nmode, {dataset}: {line}; accuracy in % at eps {eps:g}, {test_images} test images"
         title = title.format(line=line, **result["settings"])
-        table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column(line)
-        for column in ("clean (all)", *ATTACKS, "certified", "radius", "W1", "W2"):
-            table.add_column(column, justify="right", no_wrap=True)
+        columns = ("clean (all)", *ATTACKS, "certified", "radius", "W1", "W2")
+        table = report.table(title, line, *columns, collapse_padding=False)
         for value, record in records.items():
             interval = record["interval"]
             table.add_row(
@@ -239,6 +219,14 @@ def tables(result: dict[str, Any]) -> list[Table]:
     return out
 
 
+def notes(result: dict[str, Any]) -> list[str]:
+    return [
+        f"{name}: [bold]{flag}[/] ({evidence})"
+        for name, record in result["runs"].items()
+        for flag, evidence in record["interval"]["flags"].items()
+    ]
+
+
 _LABELS = {
     "time": "integration time $t$ (Fig. 9)",
     "dimension": "neurons, $t$ = 1 (Fig. 10)",
@@ -251,21 +239,13 @@ _LABELS = {
 def figure(result: dict[str, Any]):
     """A panel for each line: clean, attacked and certified accuracy."""
     lines = _lines(result)
-    drawn, axes = plt.subplots(
-        1,
-        len(lines),
-        figsize=(3.0 * len(lines) + 0.6, 3.6),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis, (line, records) in zip(axes[0], lines.items(), strict=True):
+    drawn, axes = report.panels(lines.items(), size=(3.0, 2.7))
+    for (line, records), axis in axes:
         places = np.arange(len(records))
         intervals = [record["interval"] for record in records.values()]
-        attacked = 100 * np.array([interval["attacked"] for interval in intervals])
-        certified = 100 * np.array([interval["certified"] for interval in intervals])
-        clean = 100 * np.array([interval["clean"] for interval in intervals])
-        pgd = 100 * np.array([interval["per_attack"]["PGD-40"] for interval in intervals])
+        reads = (*map(report.end, ("attacked", "certified", "clean")), report.attack("PGD-40"))
+        values = ([100 * read(interval) for interval in intervals] for read in reads)
+        attacked, certified, clean, pgd = map(np.array, values)
         band = {"color": "0.9", "label": "the truth lies in here"}
         if line == "scale":  # no scale to draw lines along
             axis.bar(places, attacked - certified, 0.5, certified, **band)
@@ -273,25 +253,24 @@ def figure(result: dict[str, Any]):
             axis.fill_between(places, certified, attacked, **band)
         lines_of = "" if line == "scale" else "-"
         axis.plot(places, clean, "--", color="0.5", label="clean")
-        axis.plot(places, pgd, "s", ms=6, color="#ef8a62", label="PGD-40 alone")
+        axis.plot(places, pgd, "s", ms=6, color=report.ORANGE, label="PGD-40 alone")
         axis.plot(places, attacked, f"{lines_of}o", ms=4, color="#b2182b", label="attacked (both)")
         axis.plot(places, certified, f"{lines_of}o", ms=4, color="#2166ac", label="certified")
         ticks = [value.replace(", ", "\n") for value in records]
         axis.set_xticks(places, ticks, fontsize=8)
         axis.set_xlabel(_LABELS[line])
-        axis.set_ylim(-2, 102)
-        axis.grid(alpha=0.3, lw=0.5)
-    axes[0, 0].set_ylabel("accuracy (%)")
-    handles = axes[0, 0].get_legend_handles_labels()
-    drawn.legend(*handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+        report.accuracy_axis(axis)
+    report.legend_below(drawn, ncols=5, fontsize=9)
     settings = result["settings"]
     drawn.suptitle(
-        f"nmODE on {settings['dataset']}, L-infinity {settings['eps']:g}, the first "
-        f"{settings['n']} test images, {settings['epochs']} epochs (dimension: twice as many)",
+        f"nmODE, {report.setting_line(settings)}, L-infinity {settings['eps']:g}, "
+        f"{settings['epochs']} epochs (dimension: twice as many)",
         fontsize=11,
     )
     return drawn
 
 
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"ablation": figure}, notes)
+
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)

@@ -18,31 +18,25 @@ A finished network is not trained or attacked again, an interrupted one goes on 
 """
 
 import dataclasses
-import time
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
-import matplotlib.pyplot as plt
-import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 import odejax
 from odejax.attacks import APGD, PGD, AutoAttack, Targeted, dlr
 from odejax.data import crop_and_flip
-from odejax.evaluation import bracket
 from odejax.models import NmODE, PreActResNet, insert_before_classifier
 from odejax.plots.curves import AXIS_LABELS
-from odejax.training import TRADES, CrossEntropy, clean_accuracy
+from odejax.training import TRADES, CrossEntropy
 
 from ..ledger.printed import claimed
+from ..lib import report
+from ..lib.measure import measure
 from ..lib.recipe import Recipe, fitted, one_cycle, sgd, train
-from ..lib.report import present
-from ..lib.run import RunConfig, check_choice, check_choices, load_data, run
-from ..lib.runs import Runs
+from ..lib.run import Experiment, Job, Plan, RunConfig, check_choices, each, load_data, run
 
 KIND = "nmode_cifar"
 BATCH_SIZE = 128
@@ -55,7 +49,6 @@ STRONGEST = {
 TRAINED_AT = 8 / 255
 EPS = {"linf": (1 / 255, 2 / 255, 4 / 255, 8 / 255), "l2": (36 / 255,)}
 EPS_TRADES = {"linf": (8 / 255, 15 / 255), "l2": ()}
-BALLS = {"linf": odejax.LinfBall, "l2": odejax.L2Ball}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +83,12 @@ class Preset:
 
 
 PRESETS = {
-    "paper": Preset(18, 60, 60, 50_000, 1000),
-    "cpu": Preset(8, 4, 2, 10_000, 100, "APGD-CE and -T"),
-    "smoke": Preset(8, 1, 1, 256, 20, "APGD-CE and -T"),
+    preset: each(("cifar10", "cifar100"), sizes)
+    for preset, sizes in {
+        "paper": Preset(18, 60, 60, 50_000, 1000),
+        "cpu": Preset(8, 4, 2, 10_000, 100, "APGD-CE and -T"),
+        "smoke": Preset(8, 1, 1, 256, 20, "APGD-CE and -T"),
+    }.items()
 }
 
 
@@ -110,39 +106,46 @@ class Config(RunConfig):
     """Seed of initial weights, batches, and attacks."""
     epochs: int | None = None
     """Epochs of every network, and before that of the pretrained one; by default the preset's."""
-    test_images: int | None = None
-    """How many test images to attack (the first ones); by default the preset's."""
 
 
-def main(config: Config):
-    preset = _check(config)
-    images, test = load_data(config, preset.test_images)
+def plan(
+    config: Config,
+    presets: Mapping[str, Mapping[str, Preset]] = PRESETS,
+    networks: Mapping[str, Network] = NETWORKS,
+    attacks: Mapping[str, Any] = PAPERS_ATTACK | STRONGEST,
+    load: Callable[..., Any] = load_data,
+) -> Plan:
+    preset = config.choose(presets)
+    check_choices("network", config.networks, networks)
+    pretrained = config.epochs or preset.epochs_pretrained
+    preset = dataclasses.replace(preset, epochs_pretrained=pretrained)
+    images, test = load(config, preset.test_images)
     images = images.take(slice(preset.train_images))
-    folder = config.out or Path("runs/nmode_cifar") / f"{config.dataset}_{config.preset}"
     settings = {"dataset": config.dataset, "seed": config.seed} | dataclasses.asdict(preset)
-    runs = Runs.open(folder, KIND, settings, config, (images, test))
 
-    def measure(name: str):
-        predictor, record = train_network(name, images, preset, config.seed, folder / "checkpoints")
-        return record | _evaluate(NETWORKS[name], predictor, test, preset, config.seed)
+    def measured(name: str, folder) -> dict[str, Any]:
+        predictor, record = train_network(name, networks[name], images, preset, config.seed, folder)
+        return record | measure(
+            predictor,
+            test,
+            preset.test_images,
+            networks[name].eps,
+            config.seed,
+            attacks={name: attacks[name] for name in (*PAPERS_ATTACK, preset.strongest)},
+            batch_size=100,
+            flag_images=32,
+        )
 
-    for name in config.networks:
-        runs.record(name, config.seed, partial(measure, name))
-    name = f"nmode_{config.dataset}_{config.preset}" if config.publish else None
-    present([table(runs.result)], figure(runs.result), runs.path, "cifar.png", name)
+    def jobs(folder, _):
+        for name in config.networks:
+            yield Job(name, config.seed, partial(measured, name, folder))
+
+    return Plan(f"{config.dataset}_{config.preset}", settings, (images, test), jobs)
 
 
-def _check(config: Config) -> Preset:
-    check_choice("preset", config.preset, PRESETS)
-    check_choice("dataset", config.dataset, ("cifar10", "cifar100"))
-    check_choices("network", config.networks, NETWORKS)
-    preset = config.settle(PRESETS[config.preset])
-    return dataclasses.replace(preset, epochs_pretrained=config.epochs or preset.epochs_pretrained)
-
-
-def train_network(name: str, dataset, preset: Preset, seed: int, folder: Path):
+def train_network(name: str, network: Network, dataset, preset: Preset, seed: int, folder):
     """The network, and what there is to say about its training."""
-    network, key = NETWORKS[name], jax.random.key(seed)
+    key = jax.random.key(seed)
     make = partial(PreActResNet, depth=preset.depth)
     start = None
     if network.goes_on:
@@ -169,37 +172,12 @@ def _recipe(make, network: Network, epochs: int) -> Recipe:
     return Recipe(make, epochs, BATCH_SIZE, rule, network.objective, crop_and_flip)
 
 
-def _evaluate(network: Network, predictor, test, preset: Preset, seed: int) -> dict[str, Any]:
-    started = time.perf_counter()
-    key = jax.random.key(seed + 1)
-    attacked = test.take(slice(preset.test_images))
-    balls = {
-        ball: bracket(
-            predictor,
-            *attacked,
-            [BALLS[ball](eps) for eps in values],  # pyright: ignore[reportCallIssue]
-            attacks=PAPERS_ATTACK | {preset.strongest: STRONGEST[preset.strongest]},
-            anew=(*PAPERS_ATTACK, preset.strongest),
-            key=key,
-            batch_size=100,
-            flag_images=32,
-        ).summaries()
-        for ball, values in network.eps.items()
-    }
-    return {
-        "clean_accuracy": clean_accuracy(predictor, test, key=key),
-        "balls": balls,
-        "evaluation_seconds": time.perf_counter() - started,
-    }
-
-
-def table(result: dict[str, Any]) -> Table:
+def tables(result: dict[str, Any]) -> list[Any]:
     """Accuracy in %, in brackets the paper's."""
     settings = result["settings"]
     title = "nmode Tables 3 and 4: {dataset}, PreActResNet-{depth}, {test_images} test images"
-    shown = Table(title=title.format(**settings), box=SIMPLE_HEAD)
-    for column in ("", "norm", "eps, 1/255", "clean (all)", *PAPERS_ATTACK, settings["strongest"]):
-        shown.add_column(column, justify="right" if column else "left")
+    columns = ("norm", "eps, 1/255", "clean (all)", *PAPERS_ATTACK, settings["strongest"])
+    shown = report.table(title.format(**settings), "", *columns)
     for name, record in result["runs"].items():
         paper = claimed("nmode", settings["dataset"], name, "Table 3", "Table 4")
         clean = _cell(record["clean_accuracy"], paper.get(("clean", "", 0)))
@@ -209,7 +187,7 @@ def table(result: dict[str, Any]) -> Table:
                 pgd, strongest = interval["per_attack"].values()
                 pgd = _cell(pgd, paper.get((*PAPERS_ATTACK, ball, round(eps, 6))))
                 shown.add_row(name, ball, f"{255 * eps:g}", clean, pgd, _cell(strongest, None))
-    return shown
+    return [shown]
 
 
 def _cell(fraction: float, printed: float | None) -> str:
@@ -217,42 +195,29 @@ def _cell(fraction: float, printed: float | None) -> str:
 
 
 def figure(result: dict[str, Any]):
-    """L-infinity: what PGD and what AutoAttack leave, natural training left, TRADES right."""
-    drawn, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
-    for axis, prefix in zip(axes, ("ResNet", "TRADES"), strict=True):
-        for (name, record), color in zip(
-            ((n, r) for n, r in result["runs"].items() if n.startswith(prefix)),
-            ("0.35", "#b2182b"),
-            strict=False,
-        ):
-            intervals = record["balls"]["linf"]
-            eps = [0.0, *(255 * b["eps"] for b in intervals)]
-            for attack, style in zip(intervals[0]["per_attack"], (":s", "-o"), strict=True):
-                left = [intervals[0]["clean"], *(b["per_attack"][attack] for b in intervals)]
-                axis.plot(
-                    eps,
-                    100 * np.array(left),
-                    style,
-                    color=color,
-                    ms=4,
-                    label=f"{name}, {attack}",
-                )
+    """L-infinity, under PGD and AutoAttack: natural training to the left, TRADES to the right."""
+    titles = {"ResNet": "clean training (Fig. 8 b)", "TRADES": "TRADES (Table 4)"}
+    drawn, axes = report.panels(titles, size=(4.5, 3.0))
+    for prefix, axis in axes:
+        networks = [(n, r) for n, r in result["runs"].items() if n.startswith(prefix)]
+        for (name, record), color in zip(networks, ("0.35", "#b2182b"), strict=False):
+            grid = [[b] for b in record["balls"]["linf"]]
+            eps = [0.0, *(255 * row[0]["eps"] for row in grid)]
+            for attack, style in zip(grid[0][0]["per_attack"], (":s", "-o"), strict=True):
+                values = report.curve(grid, report.attack(attack))
+                axis.plot(eps, values, style, color=color, ms=4, label=f"{name}, {attack}")
+        report.accuracy_axis(axis)
         axis.set_xlabel(AXIS_LABELS["linf"] + " x 255")
-        axis.set_ylim(-2, 102)
-        axis.grid(alpha=0.3, lw=0.5)
+        axis.set_title(titles[prefix], fontsize=10)
         if axis.lines:
             axis.legend(frameon=False, fontsize=8)
-    axes[0].set_title("clean training (Fig. 8 b)", fontsize=10)
-    axes[1].set_title("TRADES (Table 4)", fontsize=10)
-    axes[0].set_ylabel("accuracy (%)")
     settings = result["settings"]
-    drawn.suptitle(
-        f"{settings['dataset']}, PreActResNet-{settings['depth']}, the first "
-        f"{settings['test_images']} test images",
-        fontsize=11,
-    )
+    title = report.setting_line(settings, f"PreActResNet-{settings['depth']}")
+    drawn.suptitle(title, fontsize=11)
     return drawn
 
 
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"cifar": figure}, stem="nmode")
+
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)

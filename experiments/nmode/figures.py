@@ -13,8 +13,6 @@
 Ends in seconds.
 """
 
-import dataclasses
-from pathlib import Path
 from typing import Any
 
 import diffrax
@@ -22,14 +20,12 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from rich.console import Console
 
-from odejax.evaluation import decode_array, encode_array, provenance, save_result
+from odejax.evaluation import decode_array, encode_array
 from odejax.models import NmODE, sin_squared
 from odejax.models.nmode import nmode_field
 
-from ..lib.report import copy_to_repository
-from ..lib.run import run
+from ..lib.run import Config, Experiment, Once, run
 from . import table1
 
 KIND = "nmode_figures"
@@ -42,34 +38,16 @@ _NMODE, _UNSTABLE, _BOUND = "#2166ac", "#b2182b", "0.4"
 _SLOPE = "the largest slope, $t$ = 1"
 
 
-@dataclasses.dataclass
-class Config:
-    """Solve, check against the theorem, and draw Figs. 2, 3 and 4."""
-
-    out: Path = Path("runs/nmode_figures")
-    """Run folder."""
-    publish: bool = False
-    """Also copy the result and figures into experiments/results and experiments/figures."""
+def plan(config: Config) -> Once:
+    return Once(lambda: {"attractor": attractor(), "example": example(), "epsilon": epsilon()})
 
 
-def main(config: Config):
-    result = {"attractor": attractor(), "example": example(), "epsilon": epsilon()}
-    path = config.out / "result.json"
-    save_result(path, KIND, provenance(0) | result)
-    figures = {"fig2": figure_2, "fig3": figure_3, "fig4": figure_4}
-    for name, draw in figures.items():
-        draw(result).savefig(config.out / f"{name}.png", dpi=150)
-        plt.close("all")
-        if config.publish:
-            copy_to_repository(config.out / f"{name}.png", f"nmode_{name}.png")
-    if config.publish:
-        copy_to_repository(path, "nmode_figures.json")
-    console = Console()
-    for t, spread, bound in zip(
-        ENDS, result["attractor"]["spread"], result["attractor"]["bound"], strict=True
-    ):
-        console.print(f"t = {t:g}: {STATES} states within {spread:.1e} (theorem: {bound:.1e})")
-    console.print(f"{path} and {', '.join(figures)} (png) written")
+def notes(result: dict[str, Any]) -> list[str]:
+    found = result["attractor"]
+    return [
+        f"t = {t:g}: {STATES} states within {spread:.1e} (theorem: {bound:.1e})"
+        for t, spread, bound in zip(ENDS, found["spread"], found["bound"], strict=True)
+    ]
 
 
 def trajectories(lam: float, y0, gamma, times) -> np.ndarray:
@@ -233,5 +211,10 @@ def figure_4(result: dict[str, Any]):
     return drawn
 
 
+FIGURES = {"fig2": figure_2, "fig3": figure_3, "fig4": figure_4}
+EXPERIMENT = Experiment(
+    KIND, __doc__, Config, plan, lambda result: [], FIGURES, notes, figure_stem="nmode"
+)
+
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)

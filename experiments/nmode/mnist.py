@@ -22,8 +22,7 @@ trained or attacked again: --resume.
 """
 
 import dataclasses
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,24 +39,34 @@ from odejax.certificates import (
     LinearRelaxation,
     StableMapping,
 )
-from odejax.evaluation import bracket, robust_accuracy
+from odejax.evaluation import robust_accuracy
 from odejax.models import MLP, DenseODENet, NmODE, NmODENet
+from odejax.plots import draw_interval
 from odejax.training import (
     TRADES,
     Adversarial,
     CrossEntropy,
     Penalised,
-    clean_accuracy,
     clip_weights,
     drift_penalty,
     row_sum_penalty,
 )
 
+from ..ledger.printed import claimed
+from ..lib import report
+from ..lib.measure import measure
 from ..lib.recipe import Recipe, Rule, adam, constant, train
-from ..lib.report import present
-from ..lib.run import RunConfig, check_choice, check_choices, check_counts, load_data, run
-from ..lib.runs import Runs
-from .report import figure, tables
+from ..lib.run import (
+    Experiment,
+    Plan,
+    RunConfig,
+    check_choice,
+    check_choices,
+    check_counts,
+    load_data,
+    run,
+    seeded,
+)
 
 KIND = "nmode_mnist"
 BATCH_SIZE = 256
@@ -71,7 +80,6 @@ ATTACKS = {
     },
     "l2": {"PGD-40": PGD(40, None), "AutoAttack": AutoAttack()},
 }
-BALLS = {"linf": odejax.LinfBall, "l2": odejax.L2Ball}
 CERTIFICATES = {
     "Eq. 4": StableMapping(),
     "finite t": FiniteTimeStableMapping(),
@@ -167,46 +175,46 @@ class Config(RunConfig):
     """Which networks, by name."""
     seeds: int = 3
     """How many seeds of each."""
-    epochs: int | None = None
-    """Epochs; by default 100, the paper's (digits: 60), of the neural ODEs 20 or 5."""
-    test_images: int | None = None
-    """How many test images to attack (the first ones); by default 1,000 (digits: 250)."""
 
 
-def main(config: Config):
-    setting = _check(config)
-    images, test = load_data(config, setting.test_images)
-    folder = config.out or Path("runs/nmode_mnist") / config.dataset
-    epochs = {
-        name: config.epochs or network.epochs or setting.epochs
-        for name, network in NETWORKS.items()
-    }
-    settings = {"dataset": config.dataset, "epochs": epochs, "n": setting.test_images}
-    runs = Runs.open(folder, KIND, settings, config, (images, test))
-
-    def measure(name: str, seed: int):
-        slug = name.replace(" ", "_").replace(",", "")
-        checkpoints = folder / "checkpoints" / f"{slug}_{seed}"
-        network = NETWORKS[name]
-        width = network.width or setting.width
-        trained, record = train_network(network, images, epochs[name], width, seed, checkpoints)
-        if isinstance(trained.model, (MLP, NmODENet)):
-            record |= row_sums(first_weight(trained.model))
-        record |= evaluate(name, trained, test, setting, seed)
-        return record | {"pgd_standardised": pgd_standardised(trained, images, test, setting, seed)}
-
-    for seed in range(config.seeds):
-        for name in config.networks:
-            runs.record(f"{name}/{seed}", seed, partial(measure, name, seed))
-    name = f"nmode_mnist_{config.dataset}" if config.publish else None
-    present(tables(runs.result), figure(runs.result), runs.path, "intervals.png", name)
-
-
-def _check(config: Config) -> Setting:
+def plan(
+    config: Config,
+    networks: Mapping[str, Network] = NETWORKS,
+    attacks: Mapping[str, dict[str, Any]] = ATTACKS,
+) -> Plan:
     check_choice("dataset", config.dataset, SETTINGS)
-    check_choices("network", config.networks, NETWORKS)
+    check_choices("network", config.networks, networks)
     check_counts(config, "seeds")
-    return config.settle(SETTINGS[config.dataset])
+    setting = config.settle(SETTINGS[config.dataset])
+    images, test = load_data(config, setting.test_images)
+    epochs = {n: config.epochs or net.epochs or setting.epochs for n, net in networks.items()}
+    settings = {"dataset": config.dataset, "epochs": epochs, "test_images": setting.test_images}
+
+    def jobs(folder, _):
+        def measured(name: str, seed: int):
+            checkpoints = folder / f"{name.replace(' ', '_').replace(',', '')}_{seed}"
+            network = networks[name]
+            width = network.width or setting.width
+            predictor, record = train_network(
+                network, images, epochs[name], width, seed, checkpoints
+            )
+            if isinstance(predictor.model, (MLP, NmODENet)):
+                record |= row_sums(first_weight(predictor.model))
+            record |= measure(
+                predictor,
+                test,
+                setting.test_images,
+                {"linf": setting.eps, "l2": setting.eps_l2},
+                seed,
+                attacks=attacks,
+                certificates={c: CERTIFICATES[c] for c in network.certificates},
+            )
+            standard = pgd_standardised(predictor, images, test, setting, seed)
+            return record | {"pgd_standardised": standard}
+
+        return seeded(config.seeds, config.networks, measured)
+
+    return Plan(config.dataset, settings, (images, test), jobs)
 
 
 def train_network(network: Network, dataset, epochs: int, width: int, seed: int, folder: Path):
@@ -220,32 +228,6 @@ def row_sums(weight) -> dict[str, float]:
     """tau = max_i sum_j |w_ij| (*nmode* Eq. 4), and the mean over i."""
     rows = np.abs(np.asarray(weight)).sum(axis=1)
     return {"tau": float(rows.max()), "mean_row_sum": float(rows.mean())}
-
-
-def evaluate(name: str, predictor, test, setting: Setting, seed: int) -> dict[str, Any]:
-    started = time.perf_counter()
-    key = jax.random.key(seed + 1)
-    certificates = {c: CERTIFICATES[c] for c in NETWORKS[name].certificates}
-    balls: dict[str, list] = {}
-    for ball, values in (("linf", setting.eps), ("l2", setting.eps_l2)):
-        intervals = bracket(
-            predictor,
-            *test.take(slice(setting.test_images)),
-            [BALLS[ball](eps) for eps in values],  # pyright: ignore[reportCallIssue]
-            attacks=ATTACKS[ball],
-            anew=ATTACKS[ball],
-            certificates=certificates,
-            key=key,
-        )
-        balls[ball] = [
-            interval.summary() | {"median_radius": float(np.median(interval.radius))}
-            for interval in intervals
-        ]
-    return {
-        "clean_accuracy": clean_accuracy(predictor, test, key=key),
-        "balls": balls,
-        "evaluation_seconds": time.perf_counter() - started,
-    }
 
 
 def pgd_standardised(predictor, train, test, setting: Setting, seed: int) -> list[dict[str, float]]:
@@ -269,5 +251,97 @@ def pgd_standardised(predictor, train, test, setting: Setting, seed: int) -> lis
     ]
 
 
+def _claimed(result: dict[str, Any], name: str, number: int) -> dict[tuple, float]:
+    """What a table of the paper has of a network; Tables 2 and 3 do not say which t1 nmODE has."""
+    model = name if number == 5 else name.split(" t=")[0]
+    return claimed("nmode", result["settings"]["dataset"], model, f"Table {number}")
+
+
+def tables(result: dict[str, Any]) -> list[Any]:
+    """Tables 2, 3 and 5, and what each certificate proves: mean ± deviation over the seeds.
+
+    The paper's figures are in rows of their own.
+    """
+    title = "nmode {}: {dataset}, the first {test_images} test images, accuracy in %"
+    settings, runs = result["settings"], report.by_name(result)
+    grids = {
+        (name, ball): report.at_each_eps(records, lambda record, ball=ball: record["balls"][ball])
+        for name, records in runs.items()
+        for ball in ("linf", "l2")
+    }
+
+    def made(what: str, *columns: str):
+        return report.table(title.format(what, **settings), *columns, names=2)
+
+    out = []
+    for number, ball, attacks in (
+        (2, "linf", ["PGD-40", "AutoPGD", "Square", "AutoAttack"]),
+        (3, "l2", ["PGD-40", "AutoAttack"]),
+    ):
+        out.append(made(f"Table {number}", ball, "eps", *attacks))
+        for name in runs:
+            paper = _claimed(result, name, number)
+            for row in grids[name, ball]:
+                eps = row[0]["eps"]
+                cells = (report.cell(map(report.attack(attack), row)) for attack in attacks)
+                out[-1].add_row(name, f"{eps:g}", *cells)
+                printed = [paper.get((attack, ball, round(eps, 6))) for attack in attacks]
+                if any(printed):
+                    out[-1].add_row("  paper", "", *(f"{p:.1f}" if p else "" for p in printed))
+    proven = [row[0]["per_certificate"] for grid in grids.values() for row in grid]
+    certificates = max(proven, key=len)
+    out.append(made("certified", "", "eps", *certificates))
+    for (name, ball), grid in grids.items():
+        for row in grid:
+            has = row[0]["per_certificate"]
+            cells = (
+                report.cell(b["per_certificate"][c] for b in row) if c in has else ""
+                for c in certificates
+            )
+            if has:
+                out[-1].add_row(name, f"{ball} {row[0]['eps']:g}", *cells)
+    columns = ("clean (all)", "PGD-40", "of std", "AutoAttack", "certified", "tau")
+    table = report.table(title.format("Table 5", **settings), "eps 0.05", *columns)
+    table.caption = "of std: PGD-40, eps in units of the pixels' deviation"
+    for name, records in runs.items():
+        last = grids[name, "linf"][-1]
+        tau = [record["tau"] for record in records if "tau" in record]
+        table.add_row(
+            name,
+            report.cell(record["clean_accuracy"] for record in records),
+            report.cell(map(report.attack("PGD-40"), last)),
+            report.cell(record["pgd_standardised"][-1]["PGD-40"] for record in records),
+            report.cell(map(report.attack("AutoAttack"), last)),
+            report.cell(b["certified"] for b in last) if last[0]["per_certificate"] else "",
+            f"{np.mean(tau):.1f}" if tau else "",
+        )
+        if paper := _claimed(result, name, 5):
+            figures = (paper["clean", "", 0], paper["PGD-40", "linf", 0.05])
+            table.add_row("  paper", *(f"{figure:.1f}" for figure in figures))
+    return [*out, table]
+
+
+def figure(result: dict[str, Any]):
+    """A panel for each network: the interval against eps, and what the paper has there."""
+
+    def draw(axis, name, records):
+        grid = report.at_each_eps(records, lambda record: record["balls"]["linf"])
+        eps = [0.0, *(row[0]["eps"] for row in grid)]
+        proof = report.curve(grid, report.end("certified"))
+        proven = proof if grid[0][0]["per_certificate"] else None
+        draw_interval(axis, eps, report.curve(grid, report.end("attacked")), proven)
+        pgd = report.curve(grid, report.attack("PGD-40"))
+        axis.plot(eps, pgd, ":s", ms=3, color=report.ORANGE, label="PGD-40 alone")
+        for number, marker in ((2, "x"), (5, "+")):
+            style = {"marker": marker, "label": f"paper, PGD (Table {number})"}
+            report.crosses(axis, _claimed(result, name, number), "PGD-40", **style)
+        axis.set_title(name, fontsize=9)
+
+    title = f"nmode Tables 2 and 5, {report.setting_line(result['settings'])}"
+    return report.interval_panels(result, draw, ncols=3, title=title, size=(2.4, 2.3))
+
+
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"intervals": figure})
+
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)

@@ -11,9 +11,8 @@ nmODE's in nothing but the activation. A finished network is not trained again: 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -21,17 +20,14 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from odejax import predict
 from odejax.data import brightness, gaussian_blur, gaussian_noise, resize
 from odejax.evaluation import decode_array, encode_array
 from odejax.models import ResNet
 
-from ..lib.report import present
-from ..lib.run import RunConfig, check_choice, load_data, run
-from ..lib.runs import Runs
+from ..lib import report
+from ..lib.run import Experiment, Job, Plan, RunConfig, check_choice, load_data, run
 from .mnist import NETWORKS, Network, train_network
 
 KIND = "nmode_perturbations"
@@ -92,51 +88,46 @@ class Config(RunConfig):
     """mnist, fashion_mnist or digits (embedded)."""
     seed: int = 0
     """Seed of initial weights, batches, and noise."""
-    epochs: int | None = None
-    """Epochs; by default 10 (digits: 60)."""
-    test_images: int | None = None
-    """How many test images (the first ones); by default 2,000 (digits: 500)."""
 
 
-def main(config: Config):
+def plan(config: Config, contenders: Mapping[str, Network] = CONTENDERS) -> Plan:
     check_choice("dataset", config.dataset, SETTINGS)
     setting = config.settle(SETTINGS[config.dataset])
-    train, test = load_data(config, setting.test_images)
+    dataset, test = load_data(config, setting.test_images)
     test = test.take(slice(setting.test_images))
     strengths = {name: list(p.strengths) for name, p in PERTURBATIONS.items()}
     strengths["resize"] = list(setting.sizes)
-    folder = config.out or Path("runs/nmode_perturbations") / config.dataset
     settings = {"dataset": config.dataset, "seed": config.seed, "epochs": setting.epochs}
-    settings |= {"n": setting.test_images, "strengths": strengths}
-    runs = Runs.open(folder, KIND, settings, config, (train, test))
+    settings |= {"test_images": setting.test_images, "strengths": strengths}
     key = jax.random.key(config.seed + 1)
-    images = {
-        (name, strength): perturb(name, test.pixels, strength, key)
-        for name, values in strengths.items()
-        for strength in values
-    }
 
-    def measure(name: str, network: Network):
-        width = network.width or setting.width
-        checkpoints = folder / "checkpoints" / name.replace(" ", "_")
-        predictor, record = train_network(
-            network, train, setting.epochs, width, config.seed, checkpoints
-        )
-        record["accuracy"] = {
-            kind: [_accuracy(predictor, images[kind, s], test.labels, key) for s in values]
-            for kind, values in strengths.items()
+    def jobs(folder, result):
+        images = {
+            (name, strength): perturb(name, test.pixels, strength, key)
+            for name, values in strengths.items()
+            for strength in values
         }
-        return record
+        result["example"] = {
+            name: encode_array(np.stack([images[name, s][0] for s in values]))
+            for name, values in strengths.items()
+        }
 
-    for name, network in CONTENDERS.items():
-        runs.record(name, config.seed, partial(measure, name, network))
-    runs.result["example"] = {
-        name: encode_array(np.stack([images[name, s][0] for s in values]))
-        for name, values in strengths.items()
-    }
-    runs.save()
-    name = f"nmode_perturbations_{config.dataset}" if config.publish else None
-    present(tables(runs.result), figure(runs.result), runs.path, "perturbations.png", name)
+        def measured(name: str, network: Network):
+            width = network.width or setting.width
+            checkpoints = folder / name.replace(" ", "_")
+            predictor, record = train_network(
+                network, dataset, setting.epochs, width, config.seed, checkpoints
+            )
+            record["accuracy"] = {
+                kind: [_accuracy(predictor, images[kind, s], test.labels, key) for s in values]
+                for kind, values in strengths.items()
+            }
+            return record
+
+        for name, network in contenders.items():
+            yield Job(name, config.seed, partial(measured, name, network))
+
+    return Plan(config.dataset, settings, (dataset, test), jobs)
 
 
 def perturb(name: str, images: np.ndarray, strength: float, key) -> np.ndarray:
@@ -150,14 +141,12 @@ def _accuracy(predictor, images, labels, key) -> float:
     return float(np.mean(predict(predictor, images, key=key).argmax(axis=1) == labels))
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
+def tables(result: dict[str, Any]) -> list[Any]:
     settings, out = result["settings"], []
     for kind, strengths in settings["strengths"].items():
-        title = f"{settings['dataset']}, {kind}: accuracy in %, {settings['n']} test images"
-        table = Table(title=title, box=SIMPLE_HEAD)
-        table.add_column(PERTURBATIONS[kind].label)
-        for strength in strengths:
-            table.add_column(f"{strength:g}", justify="right")
+        title = f"{report.setting_line(settings)}, {kind}: accuracy in %"
+        columns = [f"{strength:g}" for strength in strengths]
+        table = report.table(title, PERTURBATIONS[kind].label, *columns)
         for name, record in result["runs"].items():
             table.add_row(name, *(f"{100 * a:.1f}" for a in record["accuracy"][kind]))
         out.append(table)
@@ -191,16 +180,17 @@ def figure(result: dict[str, Any]):
         axis.set_ylim(0, 102)
         axis.grid(alpha=0.3, lw=0.5)
     axes[1, 0].set_ylabel("accuracy (%)")
-    handles = axes[1, 0].get_legend_handles_labels()
-    drawn.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
+    report.legend_below(drawn, ncols=4)
     settings = result["settings"]
     drawn.suptitle(
-        f"Natural perturbations: {settings['dataset']}, {settings['n']} test images, "
+        f"Natural perturbations: {settings['dataset']}, {settings['test_images']} test images, "
         f"{settings['epochs']} epochs on clean images",
         fontsize=11,
     )
     return drawn
 
 
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"perturbations": figure})
+
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)

@@ -8,23 +8,19 @@ every printed digit is the paper's, and by Dopri8 at 1e-8 relative, which differ
 One entry of the paper is a misprint, 0.0837, which its own columns give as 0.0891. Ends in seconds.
 """
 
-import dataclasses
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
-from odejax.evaluation import provenance, save_result
 from odejax.models import NmODE
 
 from ..ledger.printed import claims_of
-from ..lib.report import copy_to_repository
-from ..lib.run import run
+from ..lib import report
+from ..lib.run import Config, Experiment, Once, run
 
 KIND = "nmode_table1"
 LAM = 5.0
@@ -42,54 +38,35 @@ for claim in claims_of("nmode", "two neurons", "Table 1"):
     PAPER.setdefault((name, float(at)), []).append(claim.claimed)
 
 
-@dataclasses.dataclass
-class Config:
-    """Solve the six rows of Table 1 and print them beside the paper's."""
-
-    out: Path = Path("runs/nmode_table1")
-    """Run folder."""
-    publish: bool = False
-    """Also copy the result into experiments/results."""
-
-
-def main(config: Config):
-    rows = {name: table(settings) for name, settings in SOLVERS.items()}
-    title = "nmode Table 1 (in brackets: the paper)"
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=title)
-    shown.add_column("")
-    shown.add_column("t")
-    for column in COLUMNS:
-        shown.add_column(column, justify="right")
-    for (family, t), figures in PAPER.items():
-        ours = printed_row(rows["Dopri5, 1e-7"][family, t])
-        cells = [f"{o}\n({as_printed(p)})" for o, p in zip(ours, figures, strict=True)]
-        shown.add_row(family, f"{t:g}", *cells)
-    console = Console()
-    console.print(shown)
-    path = config.out / "result.json"
-    save_result(
-        path,
-        KIND,
-        provenance(0)
-        | {
+def plan(config: Config, chosen: Mapping[tuple[str, float], list[float]] = PAPER) -> Once:
+    def measure():
+        rows = {name: table(settings, chosen) for name, settings in SOLVERS.items()}
+        return {
             "columns": COLUMNS,
             "rows": [
                 {"family": family, "t": t, "paper": figures}
                 | {name: solved[family, t] for name, solved in rows.items()}
-                for (family, t), figures in PAPER.items()
+                for (family, t), figures in chosen.items()
             ],
-        },
-    )
-    if config.publish:
-        copy_to_repository(path, "nmode_table1.json")
-    console.print(f"{path} written")
+        }
+
+    return Once(measure)
 
 
-def table(settings) -> dict[tuple[str, float], list[float]]:
+def tables(result: dict[str, Any]) -> list[Any]:
+    shown = report.table("nmode Table 1 (in brackets: the paper)", "", "t", *COLUMNS, names=2)
+    for row in result["rows"]:
+        pairs = zip(printed_row(row["Dopri5, 1e-7"]), row["paper"], strict=True)
+        cells = [f"{ours}\n({as_printed(printed)})" for ours, printed in pairs]
+        shown.add_row(row["family"], f"{row['t']:g}", *cells)
+    return [shown]
+
+
+def table(settings, chosen) -> dict[tuple[str, float], list[float]]:
     """y1, y1', y2, y2' for every row."""
     gamma = np.concatenate([WEIGHTS @ X, WEIGHTS @ (X + PERTURBATION)])[[0, 2, 1, 3]]
     rows = {}
-    for family, t in PAPER:
+    for family, t in chosen:
         # P-nmODE grows to 1e9, and sin^2(y + gamma) oscillates as fast: very many steps.
         nmode = NmODE(LAM if family == "nmODE" else -LAM, t, max_steps=10**6, **settings)
         with jax.enable_x64(True):
@@ -110,5 +87,7 @@ def as_printed(value: float) -> str:
     return f"{np.floor(value / 1e7 + 1e-6) / 100:.2f}e9" if value > 1e8 else f"{value:.4f}"
 
 
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {})
+
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)

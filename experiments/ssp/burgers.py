@@ -15,17 +15,14 @@ SSPRK(2,2).
 """
 
 import dataclasses
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffrax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
-from odejax.evaluation import provenance, save_result
 from odejax.solvers import (
     SSPRK22,
     SSPRK33,
@@ -36,8 +33,8 @@ from odejax.solvers import (
     total_variation,
 )
 
-from ..lib.report import present
-from ..lib.run import check_counts, run
+from ..lib import report
+from ..lib.run import Config as Base, Experiment, Once, check_counts, run
 
 KIND = "ssp_burgers"
 # The step, and how many slopes it takes.
@@ -56,37 +53,40 @@ T1 = 0.4
 
 
 @dataclasses.dataclass
-class Config:
+class Config(Base):
     """Solve Burgers' equation past a shock and measure total variations."""
 
     cells: int = 200
     """How many cells, at least 5."""
-    out: Path = Path("runs") / KIND
-    """Run folder."""
-    publish: bool = False
-    """Also copy the result and figure into experiments/results and experiments/figures."""
 
 
-def main(config: Config):
+def plan(
+    config: Config,
+    methods: Mapping[str, tuple[Any, int]] = METHODS,
+    courants: Sequence[float] = COURANTS,
+    shown: float = SHOWN,
+) -> Once:
     check_counts(config, "cells")
     n = config.cells
-    initial = jnp.where((jnp.arange(n) + 0.5) / n < 0.5, 1.0, 0.0)
-    methods = {}
-    for name, (solver, slopes) in METHODS.items():
-        states = {c: burgers(initial, solver=solver, courant=c, t1=T1) for c in COURANTS}
-        methods[name] = {
+
+    def of_method(solver, slopes):
+        states = {c: burgers(initial, solver=solver, courant=c, t1=T1) for c in courants}
+        return {
             "slopes": slopes,
             "largest_variation": {
                 f"{c:g}": _finite(jnp.max(total_variation(us))) for c, us in states.items()
             },
-            "profile": [_finite(u) for u in states[SHOWN][-1]],
+            "profile": [_finite(u) for u in states[shown][-1]],
         }
-    result = provenance(0) | {"settings": {"cells": n, "t1": T1, "courant": SHOWN}}
-    result |= {"methods": methods}
-    path = config.out / "result.json"
-    save_result(path, KIND, result)
-    name = KIND if config.publish else None
-    present([table(result)], figure(result), path, "burgers.png", name)
+
+    initial = jnp.where((jnp.arange(n) + 0.5) / n < 0.5, 1.0, 0.0)
+    settings = {"cells": n, "t1": T1, "courant": shown}
+    return Once(
+        lambda: {
+            "settings": settings,
+            "methods": {name: of_method(*method) for name, method in methods.items()},
+        }
+    )
 
 
 def _finite(value) -> float | None:
@@ -94,22 +94,16 @@ def _finite(value) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def table(result: dict[str, Any]) -> Table:
+def tables(result: dict[str, Any]) -> list[Any]:
     """The largest total variation on the way, by method and Courant number."""
-    shown = Table(
-        title="largest total variation (2 at the start) by Courant number",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    shown.add_column("method")
-    columns = [f"{c:g}" for c in COURANTS]
-    for courant in columns:
-        shown.add_column(courant, justify="right", no_wrap=True)
-    for name, method in result["methods"].items():
+    methods = result["methods"]
+    columns = [*next(iter(methods.values()))["largest_variation"]]
+    title = "largest total variation (2 at the start) by Courant number"
+    shown = report.table(title, "method", *columns)
+    for name, method in methods.items():
         values = [method["largest_variation"][courant] for courant in columns]
         shown.add_row(name, *(_cell(value) for value in values))
-    return shown
+    return [shown]
 
 
 def _cell(value: float | None) -> str:
@@ -150,5 +144,7 @@ def figure(result: dict[str, Any]):
     return drawn
 
 
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"burgers": figure})
+
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)

@@ -30,10 +30,8 @@ network is not trained or attacked again, an interrupted one goes on from its la
 """
 
 import dataclasses
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import diffrax
@@ -42,24 +40,28 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 import odejax
-from odejax.attacks import FGSM, PGD, AutoAttack, RelativeStep, StepSize
+from odejax.attacks import FGSM, PGD, AutoAttack, RelativeStep
 from odejax.data import ArrayDataset, crop_and_flip
-from odejax.evaluation import bracket, robust_accuracy
+from odejax.evaluation import robust_accuracy
 from odejax.models import GroupNorm, PreActResNet, ResNet
-from odejax.plots.curves import AXIS_LABELS
 from odejax.solvers import SSPRK22, SSPRK33, LearnedRK2, PublishedMidpoint, growth_ratios
-from odejax.training import Adversarial, CrossEntropy, clean_accuracy
+from odejax.training import Adversarial, CrossEntropy
 
-from ..lib import recipe
-from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd
-from ..lib.report import present
-from ..lib.run import RunConfig, check_choice, check_choices, check_counts, load_data, run
-from ..lib.runs import Runs
-from ..lib.seeds import by_name, cell, flags_raised
+from ..lib import report
+from ..lib.measure import measure
+from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd, train
+from ..lib.run import (
+    Experiment,
+    Plan,
+    RunConfig,
+    check_choices,
+    check_counts,
+    load_data,
+    run,
+    seeded,
+)
 
 KIND = "ssp"
 # The ball of training and the step of PGD in it; the shares of the ball that are attacked.
@@ -72,8 +74,8 @@ SETTINGS = {
 SHARES = (0.25, 0.5, 1.0)
 TRAININGS = {"natural": None, "PGD-7": 7, "PGD-12": 12}
 SHOWN = "PGD-7"  # in tables and figures, of the paper's attacks
-STRONG = "PGD-50"  # not run again on what it broke in a smaller ball
 LAST = AutoAttack()  # on what withstands all others
+STRONG = "PGD-50"  # not run again on what it broke in a smaller ball
 NORMS = {"l1": 1, "l2": 2}
 # solver(blocks of each group): of one group, and of the three on CIFAR
 SOLVERS = {
@@ -94,6 +96,12 @@ COLORS = {
     "midpoint, published": "#e08214",
     "ark, published": "#8c510a",
 }
+
+
+def attacks_of(dataset: str) -> dict[str, Any]:
+    eps, step = SETTINGS[dataset]
+    papers = {f"PGD-{steps}": PGD(steps, RelativeStep(step / eps)) for steps in (7, 12)}
+    return {"FGSM": FGSM(), STRONG: PGD(50, None)} | papers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,53 +140,9 @@ class Config(RunConfig):
     """How many seeds of each."""
     depth: int | None = None
     """Blocks, on CIFAR in each group; by default 6; the paper also takes 10."""
-    epochs: int | None = None
-    """Epochs; by default the preset's."""
-    test_images: int | None = None
-    """How many test images to attack (the first ones); by default the preset's."""
 
 
-def main(config: Config):
-    preset = _check(config)
-    train, test = load_data(config, preset.test_images)
-    own = "" if config.depth is None else f"_depth_{config.depth}"
-    name = f"{config.dataset}_{config.preset}{own}"
-    folder = config.out or Path("runs") / KIND / name
-    eps, step = SETTINGS[train.name]
-    settings = {"dataset": config.dataset, "preset": config.preset} | dataclasses.asdict(preset)
-    settings |= {"eps": [share * eps for share in SHARES], "step": step}
-    runs = Runs.open(folder, KIND, settings, config, (train, test))
-
-    def measure(training: str, network: str, seed: int):
-        slug = f"{training}_{network}_{seed}".replace(" ", "")
-        chosen = _network(network, training, train.name, preset, config.preset)
-        predictor, record = recipe.train(
-            chosen, train, jax.random.key(seed), folder / "checkpoints" / slug
-        )
-        return record | _evaluate(predictor, test, TRAININGS[training] or 7, preset, seed)
-
-    for seed in range(config.seeds):
-        for training in config.trainings:
-            for network in config.networks:
-                trained = partial(measure, training, network, seed)
-                runs.record(f"{training}/{network}/{seed}", seed, trained)
-    published = f"{KIND}_{name}" if config.publish else None
-    present(tables(runs.result), figure(runs.result), runs.path, "ssp.png", published)
-
-
-def _check(config: Config) -> Preset:
-    check_choice("preset", config.preset, PRESETS)
-    datasets = PRESETS[config.preset]
-    config.dataset = config.dataset or next(iter(datasets))
-    check_choice(f"dataset for the preset {config.preset}", config.dataset, datasets)
-    check_choices("network", config.networks, SOLVERS)
-    check_choices("training", config.trainings, TRAININGS)
-    check_counts(config, "seeds", "depth")
-    preset = config.settle(datasets[config.dataset])
-    return preset if config.depth is None else dataclasses.replace(preset, depth=config.depth)
-
-
-def _network(name: str, training: str, dataset: str, preset: Preset, kind: str) -> Recipe:
+def recipe(name: str, training: str, dataset: str, preset: Preset, kind: str) -> Recipe:
     solver = SOLVERS[name](preset.depth)
     if dataset == "cifar10":
         if isinstance(solver, LearnedRK2):
@@ -202,34 +166,51 @@ def _network(name: str, training: str, dataset: str, preset: Preset, kind: str) 
     return Recipe(make, preset.epochs, preset.batch_size, rule, objective, augment)
 
 
-def _evaluate(
-    predictor: odejax.Predictor, test: ArrayDataset, k: int, preset: Preset, seed: int
-) -> dict[str, Any]:
-    started = time.perf_counter()
-    key = jax.random.key(seed + 1)
-    attacked = test.take(slice(preset.test_images))
-    eps, step = SETTINGS[test.name]
-    attacks = _attacks(RelativeStep(step / eps))
-    intervals = bracket(
-        predictor,
-        *attacked,
-        [odejax.LinfBall(share * eps) for share in SHARES],  # pyright: ignore[reportCallIssue]
-        attacks=attacks,
-        anew=set(attacks) - {STRONG},
-        last=LAST,
-        key=key,
-    )
-    return {
-        "clean_accuracy": clean_accuracy(predictor, test, key=key),
-        "brackets": intervals.summaries(),
-        "growth": _growth(predictor, attacked, PGD(k, step), eps, key),
-        "evaluation_seconds": time.perf_counter() - started,
-    }
+def plan(
+    config: Config,
+    recipe_of: Callable[..., Recipe] = recipe,
+    attacks: Callable[[str], dict[str, Any]] = attacks_of,
+    last: Any = LAST,
+) -> Plan:
+    preset = config.choose(PRESETS)
+    check_choices("network", config.networks, SOLVERS)
+    check_choices("training", config.trainings, TRAININGS)
+    check_counts(config, "seeds", "depth")
+    if config.depth is not None:
+        preset = dataclasses.replace(preset, depth=config.depth)
+    dataset = str(config.dataset)
+    eps, step = SETTINGS[dataset]
+    radii = [share * eps for share in SHARES]
+    images, test = load_data(config, preset.test_images)
+    settings = {"dataset": dataset, "preset": config.preset} | dataclasses.asdict(preset)
+    settings |= {"eps": radii, "step": step}
+    chosen = attacks(dataset)
 
+    def jobs(folder, _):
+        def measured(name: str, seed: int):
+            training, network = name.split("/")
+            slug = f"{training}_{network}_{seed}".replace(" ", "")
+            how = recipe_of(network, training, dataset, preset, config.preset)
+            predictor, record = train(how, images, jax.random.key(seed), folder / slug)
+            record |= measure(
+                predictor,
+                test,
+                preset.test_images,
+                {"linf": radii},
+                seed,
+                attacks=chosen,
+                anew=set(chosen) - {STRONG},
+                last=last,
+            )
+            attack, key = PGD(TRAININGS[training] or 7, step), jax.random.key(seed + 1)
+            attacked = test.take(slice(preset.test_images))
+            return record | {"growth": _growth(predictor, attacked, attack, eps, key)}
 
-def _attacks(step: StepSize) -> dict[str, Any]:
-    papers = {f"PGD-{steps}": PGD(steps, step) for steps in (7, 12)}
-    return {"FGSM": FGSM(), STRONG: PGD(50, None)} | papers
+        names = (f"{training}/{name}" for training in config.trainings for name in config.networks)
+        return seeded(config.seeds, names, measured)
+
+    own = "" if config.depth is None else f"_depth_{config.depth}"
+    return Plan(f"{dataset}_{config.preset}{own}", settings, (images, test), jobs)
 
 
 def _growth(
@@ -270,21 +251,16 @@ def _growth(
     return {name: measure(zs) for name, zs in perturbed.items()}
 
 
-def _by_training(result: dict[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def _by_training(result: dict[str, Any]) -> dict[str, dict[str, list[report.Record]]]:
     """The records of all seeds, by training and network."""
     found: dict[str, dict[str, list]] = {}
-    for name, records in by_name(result).items():
+    for name, records in report.by_name(result).items():
         training, network = name.split("/")
         found.setdefault(training, {})[network] = records
     return found
 
 
-def _at_each_eps(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The brackets of all seeds, eps by eps."""
-    return [list(row) for row in zip(*(record["brackets"] for record in records), strict=True)]
-
-
-def last_growth(records: list[dict[str, Any]]) -> float | None:
+def last_growth(records: list[report.Record]) -> float | None:
     """The growth ratio behind the last block, in l2; None where no image was moved."""
     last = [record["growth"]["attack"]["l2"][-1:] for record in records]
     values = [ratio for ratios in last for ratio in ratios]
@@ -296,37 +272,29 @@ def shown_growth(growth: float | None) -> str:
     return "-" if growth is None else f"{growth:.1f}"
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
-    """By training: what the paper's PGD leaves of each network, and all attacks, in %; growth.
+def tables(result: dict[str, Any]) -> list[Any]:
+    """By training: robust accuracy under the paper's PGD and under all attacks, in %; growth.
 
     The clean accuracy is of the attacked images, too.
     """
     settings, out = result["settings"], []
     for training, networks in _by_training(result).items():
-        table = Table(
-            title=f"{settings['dataset']}, {training}, {settings['test_images']} test images",
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-        )
-        table.add_column("network")
-        table.add_column("L-inf eps")
-        for eps in settings["eps"]:
-            table.add_column(f"{eps:.3g}", justify="right", no_wrap=True)
+        title = f"{settings['dataset']}, {training}, {settings['test_images']} test images"
+        eps = [f"{eps:.3g}" for eps in settings["eps"]]
+        table = report.table(title, "network", "L-inf eps", *eps, names=2)
         for name, records in networks.items():
-            grid = _at_each_eps(records)
-            clean = cell([b["clean"] for b in grid[0]])
-            rows = {
-                (name, SHOWN): lambda b: b["per_attack"][SHOWN],
-                (f"  clean {clean}", "all attacks"): lambda b: b["attacked"],
-            }
-            for heads, read in rows.items():
-                table.add_row(*heads, *(cell([read(b) for b in brackets]) for brackets in grid))
+            grid = report.at_each_eps(records)
+            clean = report.cell(b["clean"] for b in grid[0])
+            for heads, read in (
+                ((name, SHOWN), report.attack(SHOWN)),
+                ((f"  clean {clean}", "all attacks"), report.end("attacked")),
+            ):
+                table.add_row(*heads, *(report.cell(map(read, row)) for row in grid))
             table.add_row(f"  growth {shown_growth(last_growth(records))}", "")
-        flags = flags_raised(record for records in networks.values() for record in records)
+        flags = report.flags_raised(r for records in networks.values() for r in records)
         table.caption = (
             f"in %; growth: of PGD's perturbation in the largest ball, from the first block to "
-            f"the last, in l2; flags: {', '.join(flags) or 'none'}"
+            f"the last, in l2; flags: {flags}"
         )
         out.append(table)
     return out
@@ -347,8 +315,7 @@ def figure(result: dict[str, Any]):
         row[0].set_title(f"trained: {training}", fontsize=10)
         for axis, norm in zip(row[1:], NORMS, strict=True):
             _draw_growth(axis, networks, norm)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", ncols=len(handles), fontsize=9)
+    report.legend_below(drawn, ncols=7, fontsize=9)
     blocks = f"{settings['depth']} blocks" + (
         " a group" if settings["dataset"] == "cifar10" else ""
     )
@@ -357,24 +324,20 @@ def figure(result: dict[str, Any]):
     return drawn
 
 
-def _draw_accuracy(axis, networks: Mapping[str, list[dict[str, Any]]], eps: list[float]):
+def _draw_accuracy(axis, networks: Mapping[str, list[report.Record]], eps: list[float]):
     for name, records in networks.items():
-        grid = _at_each_eps(records)
-        clean = np.mean([b["clean"] for b in grid[0]])
+        grid = report.at_each_eps(records)
         for read, style in (
-            (lambda b: b["attacked"], {"ls": "-", "marker": "o", "label": name}),
-            (lambda b: b["per_attack"][SHOWN], {"ls": ":"}),
+            (report.end("attacked"), {"ls": "-", "marker": "o", "label": name}),
+            (report.attack(SHOWN), {"ls": ":"}),
         ):
-            left = [clean, *(np.mean([read(b) for b in brackets]) for brackets in grid)]
-            values = 100 * np.array(left)
+            values = report.curve(grid, read)
             axis.plot([0.0, *eps], values, color=COLORS[name], ms=3, lw=1.3, **style)
-    axis.set_ylim(-2, 102)
-    axis.set_xlabel(AXIS_LABELS["linf"])
+    report.accuracy_axis(axis, "linf")
     axis.set_ylabel(f"accuracy (%), all attacks; dotted: {SHOWN}", fontsize=9)
-    axis.grid(alpha=0.3, lw=0.5)
 
 
-def _draw_growth(axis, networks: Mapping[str, list[dict[str, Any]]], norm: str):
+def _draw_growth(axis, networks: Mapping[str, list[report.Record]], norm: str):
     for name, records in networks.items():
         for perturbation, style in (("attack", "-o"), ("random", ":")):
             ratios = [record["growth"][perturbation][norm] for record in records]
@@ -388,5 +351,7 @@ def _draw_growth(axis, networks: Mapping[str, list[dict[str, Any]]], norm: str):
     axis.grid(alpha=0.3, lw=0.5, which="both")
 
 
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"ssp": figure})
+
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)

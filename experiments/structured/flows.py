@@ -25,8 +25,7 @@ composition of gradients need not be one.
 """
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import diffrax
@@ -37,12 +36,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from odejax.evaluation import encode_array, provenance, save_result
+from odejax.evaluation import encode_array
 from odejax.models import GradientLayer, MassLayer, SplitLayer, SymplecticLayer, VolumeLayer
 from odejax.solvers import apply_layers, stack_layers
 
-from ..lib.report import present
-from ..lib.run import check_counts, run
+from ..lib.run import Config as Base, Experiment, Once, check_counts, run
 from .flows_figure import figure, tables
 
 KIND = "structured_flows"
@@ -152,28 +150,24 @@ FLOWS = {
 
 
 @dataclasses.dataclass
-class Config:
+class Config(Base):
     """Train structured networks and ResNets on a map and two flows, and roll the flows out."""
 
     seeds: int = 3
     """How many networks of each kind, every one with training data of its own."""
     steps: int = 2000
     """Steps of training."""
-    out: Path = Path("runs") / KIND
-    """Run folder."""
-    publish: bool = False
-    """Also copy the result and figure into experiments/results and experiments/figures."""
 
 
-def main(config: Config):
+def plan(config: Config, flows: Mapping[str, Flow] = FLOWS) -> Once:
     check_counts(config, "seeds", "steps")
     settings = {"seeds": config.seeds, "steps": config.steps, "points": POINTS} | SIZES
-    result = provenance(0) | {"settings": settings, "regression": regression(config)}
-    result |= {name: roll_out(flow, config) for name, flow in FLOWS.items()}
-    path = config.out / "result.json"
-    save_result(path, KIND, result)
-    name = KIND if config.publish else None
-    present(tables(result), figure(result), path, "flows.png", name)
+    return Once(
+        lambda: (
+            {"settings": settings, "regression": regression(config)}
+            | {name: roll_out(flow, config) for name, flow in flows.items()}
+        )
+    )
 
 
 def target(z: np.ndarray) -> np.ndarray:
@@ -334,5 +328,7 @@ def iterate(layers: eqx.Module, x: np.ndarray, steps: int) -> np.ndarray:
     return np.moveaxis(np.asarray(found, np.float64), 1, 2)
 
 
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"flows": figure})
+
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)

@@ -4,13 +4,13 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from odejax.evaluation import decode_array
 
+from ..lib import report
 
-def tables(result: dict[str, Any]) -> list[Table]:
+
+def tables(result: dict[str, Any]) -> list[Any]:
     """One for each experiment, a column for each network: the lowest and highest of the seeds."""
     errors = {"one_step": "error of one step", "error": "error of all steps"}
     largest = "largest_drift"
@@ -25,12 +25,9 @@ def tables(result: dict[str, Any]) -> list[Table]:
     ]
 
 
-def _table(title: str, experiment: dict[str, Any], measures: dict[str, str]) -> Table:
+def _table(title: str, experiment: dict[str, Any], measures: dict[str, str]) -> Any:
     nets = experiment["nets"]
-    shown = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    shown.add_column("")
-    for name in nets:
-        shown.add_column(name, justify="right", no_wrap=True)
+    shown = report.table(title, "", *nets)
     for size in ("layers", "weights"):
         shown.add_row(size, *(str(net[size]) for net in nets.values()))
     for measure, label in measures.items():

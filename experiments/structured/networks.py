@@ -29,23 +29,18 @@ network is not trained or attacked again: --resume.
 """
 
 import dataclasses
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 import odejax
 from odejax.attacks import PGD, AutoAttack, RelativeStep
 from odejax.certificates import LipschitzMargin
 from odejax.data import ArrayDataset, crop_and_flip
-from odejax.evaluation import bracket, certified_radii
+from odejax.evaluation import certified_radii
 from odejax.models import (
     FlexibleSteps,
     GradientFlow,
@@ -57,30 +52,24 @@ from odejax.models import (
     Unconstrained,
 )
 from odejax.plots import draw_interval
-from odejax.plots.curves import AXIS_LABELS
-from odejax.training import (
-    CrossEntropy,
-    Hinge,
-    Penalised,
-    clean_accuracy,
-    orthogonality_penalty,
-)
+from odejax.training import CrossEntropy, Hinge, Penalised, orthogonality_penalty
 
 from ..ledger.printed import claimed
-from ..lib import recipe
-from ..lib.recipe import Recipe, adam, one_cycle, sgd, staircase
-from ..lib.report import present
+from ..lib import report
+from ..lib.measure import measure
+from ..lib.recipe import Recipe, adam, one_cycle, sgd, staircase, train
 from ..lib.run import (
+    Experiment,
+    Plan,
     RunConfig,
     UsageError,
-    check_choice,
     check_choices,
     check_counts,
+    check_positive,
     load_data,
     run,
+    seeded,
 )
-from ..lib.runs import Runs
-from ..lib.seeds import by_name, cell, flags_raised
 
 KIND = "structured"
 TABLE, PAPERS_MARGIN = "l2 attack, margin 0.07", 0.07
@@ -144,67 +133,6 @@ class Config(RunConfig):
     """The factor of the penalty on maps of switching steps; by default the paper's, 0.01."""
     held_out: int | None = None
     """Choose without the test set: hold out so many random training images, and measure on them."""
-    epochs: int | None = None
-    """Epochs; by default the preset's."""
-    test_images: int | None = None
-    """How many test images to attack (the first ones); by default the preset's."""
-
-
-def main(config: Config):
-    preset = _check(config)
-    train, test = load_data(config, preset.test_images)
-    if config.held_out is not None:
-        train, test = _hold_out(train, config.held_out, preset.test_images)
-    chosen = ("temperature", "orthogonality", "held_out")
-    own = {name: getattr(config, name) for name in ("margin", *chosen)}
-    run_name = f"{config.dataset}_{config.preset}" + "".join(
-        f"_{name}_{value:g}" for name, value in own.items() if value is not None
-    )
-    folder = config.out or Path("runs") / KIND / run_name
-    settings: dict[str, Any] = {"dataset": config.dataset, "preset": config.preset}
-    settings |= dataclasses.asdict(preset) | {name: own[name] for name in chosen}
-    settings |= {name: list(settings[name]) for name in ("channels", "eps")}  # as JSON has them
-    runs = Runs.open(folder, KIND, settings, config, (train, test))
-    loss = Hinge(preset.margin)
-    if config.temperature is not None:
-        loss = CrossEntropy(config.temperature, preset.margin)
-
-    def measure(name: str, seed: int):
-        checkpoints = folder / "checkpoints" / f"{name}_{seed}".replace(" ", "_")
-        eta = config.orthogonality or ORTHOGONALITY
-        chosen = _recipe(name, config.preset, preset, loss, eta)
-        predictor, record = recipe.train(chosen, train, jax.random.key(seed), checkpoints)
-        return record | _evaluate(predictor, test, preset, seed)
-
-    for seed in range(config.seeds):
-        for name in config.networks:
-            runs.record(f"{name}/{seed}", seed, partial(measure, name, seed))
-    published = f"{KIND}_{run_name}" if config.publish else None
-    present([table(runs.result)], figure(runs.result), runs.path, "structured.png", published)
-
-
-def _check(config: Config) -> Preset:
-    check_choice("preset", config.preset, PRESETS)
-    datasets = PRESETS[config.preset]
-    config.dataset = config.dataset or next(iter(datasets))
-    check_choice(f"dataset for the preset {config.preset}", config.dataset, datasets)
-    check_choices("network", config.networks, NAMES)
-    check_counts(config, "seeds", "held_out")
-    preset = config.settle(datasets[config.dataset])
-    for name in ("margin", "temperature", "orthogonality"):
-        value = getattr(config, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise UsageError(f"{name} must be finite and positive; got {value}")
-    return preset if config.margin is None else dataclasses.replace(preset, margin=config.margin)
-
-
-def _hold_out(train: ArrayDataset, n: int, attacked: int) -> tuple[ArrayDataset, ArrayDataset]:
-    if not attacked <= n < len(train):
-        raise UsageError(
-            f"held-out must be at least the {attacked} images that are attacked, and less than the "
-            f"{len(train)} of {train.name}'s training set; got {n}"
-        )
-    return train.holdout(n)
 
 
 def network(name: str, preset: Preset) -> Callable[..., Any]:
@@ -215,7 +143,7 @@ def network(name: str, preset: Preset) -> Callable[..., Any]:
     return partial(LipschitzNet, width=preset.width, depth=preset.depth, sdp=SUCCESSORS[name])
 
 
-def _recipe(name: str, kind: str, preset: Preset, loss: Callable[..., Any], eta: float) -> Recipe:
+def recipe(name: str, kind: str, preset: Preset, loss: Callable[..., Any], eta: float) -> Recipe:
     make = network(name, preset)
     regime = REGIMES.get(name)
     if isinstance(regime, Structured) and regime.steps.switching:
@@ -226,31 +154,71 @@ def _recipe(name: str, kind: str, preset: Preset, loss: Callable[..., Any], eta:
     return Recipe(make, preset.epochs, preset.batch_size, adam(one_cycle(5e-3)), loss)
 
 
-def _evaluate(predictor: Any, test: ArrayDataset, preset: Preset, seed: int) -> dict[str, Any]:
-    started = time.perf_counter()
-    key = jax.random.key(seed + 1)
-    attacked, certificate = test.take(slice(preset.test_images)), LipschitzMargin()
-    intervals = bracket(
+def plan(config: Config, recipe_of: Callable[..., Recipe] = recipe, last: Any = LAST) -> Plan:
+    preset, images, test = _check(config)
+    loss = Hinge(preset.margin)
+    if config.temperature is not None:
+        loss = CrossEntropy(config.temperature, preset.margin)
+    chosen = ("temperature", "orthogonality", "held_out")
+    own = {name: getattr(config, name) for name in ("margin", *chosen)}
+    settings = {"dataset": config.dataset, "preset": config.preset}
+    settings |= dataclasses.asdict(preset) | {name: own[name] for name in chosen}
+
+    def jobs(folder, _):
+        def measured(name: str, seed: int):
+            eta = config.orthogonality or ORTHOGONALITY
+            how = recipe_of(name, config.preset, preset, loss, eta)
+            slug = f"{name}_{seed}".replace(" ", "_")
+            predictor, record = train(how, images, jax.random.key(seed), folder / slug)
+            return record | _evaluate(predictor, test, preset, seed, last)
+
+        return seeded(config.seeds, config.networks, measured)
+
+    name = f"{config.dataset}_{config.preset}" + "".join(
+        f"_{name}_{value:g}" for name, value in own.items() if value is not None
+    )
+    return Plan(name, settings, (images, test), jobs)
+
+
+def _check(config: Config) -> tuple[Preset, ArrayDataset, ArrayDataset]:
+    preset = config.choose(PRESETS)
+    check_choices("network", config.networks, NAMES)
+    check_counts(config, "seeds", "held_out")
+    check_positive(config, "margin", "temperature", "orthogonality")
+    if config.margin is not None:
+        preset = dataclasses.replace(preset, margin=config.margin)
+    images, test = load_data(config, preset.test_images)
+    n, attacked = config.held_out, preset.test_images
+    if n is None:
+        return preset, images, test
+    if not attacked <= n < len(images):
+        raise UsageError(
+            f"held-out must be at least the {attacked} images that are attacked, and less than the "
+            f"{len(images)} of {images.name}'s training set; got {n}"
+        )
+    return preset, *images.holdout(n)
+
+
+def _evaluate(predictor: Any, test: ArrayDataset, preset: Preset, seed: int, last: Any):
+    certificate = LipschitzMargin()
+    record = measure(
         predictor,
-        *attacked,
-        [odejax.L2Ball(eps) for eps in preset.eps],  # pyright: ignore[reportCallIssue]
+        test,
+        preset.test_images,
+        {"l2": preset.eps},
+        seed,
         attacks={PAPERS: PGD(10, RelativeStep(0.025)), STRONG: PGD(50)},
         anew={PAPERS},
         certificates=certificate,
-        last=LAST,
-        key=key,
+        last=last,
     )
-    radii = certified_radii(
-        predictor, test.pixels, test.labels, odejax.L2Ball(preset.eps[0]), certificate, key=key
-    )
-    return {
-        "clean_accuracy": clean_accuracy(predictor, test, key=key),
+    ball, key = odejax.L2Ball(preset.eps[0]), jax.random.key(seed + 1)
+    radii = certified_radii(predictor, test.pixels, test.labels, ball, certificate, key=key)
+    return record | {
         "lipschitz_bound": float(predictor.model.lipschitz_bound()),
         "steps": _steps(predictor.model),
-        "brackets": intervals.summaries(),
         "certified_of_all": [float(np.mean(radii >= eps)) for eps in preset.eps],
         "median_radius": float(np.median(radii)),
-        "evaluation_seconds": time.perf_counter() - started,
     }
 
 
@@ -284,95 +252,57 @@ def certified_area(record: dict[str, Any], eps: list[float]) -> float:
     return float(np.diff([0.0, *eps]) @ certified / eps[-1])
 
 
-def table(result: dict[str, Any]) -> Table:
-    """For each network and eps what the paper's attack leaves, all attacks, proofs; areas.
+def tables(result: dict[str, Any]) -> list[Any]:
+    """Robust accuracy of each network under the paper's attack and all attacks; proofs; areas.
 
     The clean accuracy is of the attacked images. What is certified of all test images has a column
     of its own, "of all".
     """
-    settings = result["settings"]
-    shown = Table(
-        title=f"{_setting(settings)}: accuracy in %, l2",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    runs = by_name(result)
+    settings, runs = result["settings"], report.by_name(result)
     claims = {name: _claimed(result, name) for name in runs}
     papers = ["paper"] if any(claims.values()) else []
-    shown.add_column("network")
-    for column in ("eps", "ten steps", "all attacks", "certified", "of all", *papers):
-        shown.add_column(column, justify="right", no_wrap=True)
-    reads = (
-        lambda b: b["per_attack"][PAPERS],
-        lambda b: b["attacked"],
-        lambda b: b["certified"],
-    )
+    columns = ("network", "eps", "ten steps", "all attacks", "certified", "of all", *papers)
+    table = report.table(f"{_setting(settings)}: accuracy in %, l2", *columns)
+    reads = (report.attack(PAPERS), report.end("attacked"), report.end("certified"))
     for name, records in runs.items():
+        grid = report.at_each_eps(records)
         constant = np.mean([record["lipschitz_bound"] for record in records])
-        clean = cell([record["brackets"][0]["clean"] for record in records])
+        clean = report.cell(b["clean"] for b in grid[0])
         heads = iter((name, f"  clean {clean}", f"  constant {constant:.3g}"))
         for i, eps in enumerate(settings["eps"]):
-            cells = [cell([read(record["brackets"][i]) for record in records]) for read in reads]
-            cells.append(cell([record["certified_of_all"][i] for record in records]))
+            cells = [report.cell(map(read, grid[i])) for read in reads]
+            cells.append(report.cell(record["certified_of_all"][i] for record in records))
             printed = claims[name].get((PAPERS, "l2", round(eps, 6)))
             paper = "" if printed is None else f"{printed:.1f}"
-            shown.add_row(next(heads, ""), f"{eps:.3g}", *cells, *(paper for _ in papers))
+            table.add_row(next(heads, ""), f"{eps:.3g}", *cells, *(paper for _ in papers))
         areas = [[area(r, settings["eps"], read) for r in records] for read in reads[:2]]
         areas.append([certified_area(r, settings["eps"]) for r in records])
-        shown.add_row(next(heads, ""), "area", *map(cell, areas), end_section=True)
-    flags = flags_raised(record for records in runs.values() for record in records)
-    shown.caption = (
+        table.add_row(next(heads, ""), "area", *map(report.cell, areas), end_section=True)
+    flags = report.flags_raised(record for records in runs.values() for record in records)
+    table.caption = (
         f"ten steps: the paper's attack; of all: certified of all images, not of the attacked "
-        f"alone; flags: {', '.join(flags) or 'none'}"
+        f"alone; flags: {flags}"
     )
-    return shown
+    return [table]
 
 
 def figure(result: dict[str, Any]):
     """A panel for each network: the paper's attack, all attacks, and what is certified."""
-    runs, settings = by_name(result), result["settings"]
-    columns = min(4, len(runs))
-    rows = -(-len(runs) // columns)
-    drawn, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(2.9 * columns + 0.6, 2.7 * rows + 0.8),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis in axes.flat[len(runs) :]:
-        axis.set_visible(False)
-    for axis, (name, records) in zip(axes.flat, runs.items(), strict=False):
-        eps = [0.0, *settings["eps"]]
+    settings = result["settings"]
 
-        def mean(read, records=records):
-            grid = zip(*(record["brackets"] for record in records), strict=True)
-            clean = np.mean([record["brackets"][0]["clean"] for record in records])
-            return 100 * np.array([clean, *(np.mean([read(b) for b in bs]) for bs in grid)])
-
-        attacked, certified = mean(lambda b: b["attacked"]), mean(lambda b: b["certified"])
-        draw_interval(axis, eps, attacked, certified)
-        weak = mean(lambda b: b["per_attack"][PAPERS])
-        axis.plot(eps, weak, ":s", ms=3, color="#ef8a62", label="ten steps of 0.025 eps")
+    def draw(axis, name, records):
+        grid, eps = report.at_each_eps(records), [0.0, *settings["eps"]]
+        ends = (report.curve(grid, report.end(which)) for which in ("attacked", "certified"))
+        draw_interval(axis, eps, *ends)
+        weak = report.curve(grid, report.attack(PAPERS))
+        axis.plot(eps, weak, ":s", ms=3, color=report.ORANGE, label="ten steps of 0.025 eps")
         printed = _claimed(result, name)
-        points = [(e, v) for (attack, _, e), v in printed.items() if attack == PAPERS]
-        if points:
-            axis.plot(*zip(*points, strict=True), "kx", ms=5, label="the paper")
+        report.crosses(axis, printed, PAPERS, marker="x", label="the paper")
         constant = np.mean([record["lipschitz_bound"] for record in records])
         axis.set_title(f"{name}\nproven constant {constant:.3g}", fontsize=9)
-        axis.grid(alpha=0.3, lw=0.5)
-        axis.set_ylim(-2, 102)
-        axis.tick_params(labelbottom=True)
-        axis.set_xlabel(AXIS_LABELS["l2"])
-    for row in axes:
-        row[0].set_ylabel("accuracy (%)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
-    drawn.suptitle(_setting(settings), fontsize=11)
-    return drawn
+
+    title = _setting(settings)
+    return report.interval_panels(result, draw, ncols=4, title=title, norm="l2", columns=4)
 
 
 def _setting(settings: dict[str, Any]) -> str:
@@ -384,5 +314,7 @@ def _setting(settings: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"structured": figure})
+
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)
