@@ -30,6 +30,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 
@@ -39,7 +40,10 @@ from odejax.attacks import EOT, FGSM, IFGSM, AutoAttack, CarliniWagnerLinf
 from odejax.data import ArrayDataset
 from odejax.evaluation import encode_array, transfer_matrix
 
+from ..ledger.printed import Claim
+from ..ledger.sources import FOLDER, Source, chosen, measured
 from ..lib.measure import brackets
+from ..lib.report import by_name
 from ..lib.run import (
     Experiment,
     Job,
@@ -51,7 +55,16 @@ from ..lib.run import (
     load_data,
     run,
 )
-from .networks import JOINED, NETWORKS, TRAININGS, Preset, printed_pairs, train_network
+from .networks import (
+    JOINED,
+    NETWORKS,
+    TABLES,
+    TRAININGS,
+    Preset,
+    printed_pairs,
+    shown,
+    train_network,
+)
 from .report import FIGURES, notes, tables
 
 KIND = "enresnet_cifar"
@@ -149,9 +162,9 @@ def plan(
             return train_network(make, name, training, train, held_out, preset, seed, folder)
 
         def evaluated(predictor, training: str, seed: int):
-            chosen = attacks if training == "robust" else {"IFGSM-20": attacks["IFGSM-20"]}
+            own = attacks if training == "robust" else {"IFGSM-20": attacks["IFGSM-20"]}
             last = rand if training == "robust" else None
-            return _evaluate(predictor, chosen, last, test, attacked, preset, seed)
+            return _evaluate(predictor, own, last, test, attacked, preset, seed)
 
         def trained(name: str, training: str, seed: int):
             predictor, record = network(name, training, seed)
@@ -279,7 +292,59 @@ def _blind(
     return {"per_attack": left}
 
 
-EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, FIGURES, notes, stem="enresnet")
+def _read(result: dict[str, Any], claim: Claim, name: str) -> dict[str, Any] | None:
+    settings = result["settings"]
+    attacked = {"n": settings["test_images"]}  # which blind attacks do not repeat
+    found = measured(by_name(result).get(name, []), claim, lambda record: attacked | record)
+    # A small network has a name of the paper's, but not its depth.
+    return found and {"network": shown(name, settings["depths"])} | found
+
+
+def _count_parameters(result: dict[str, Any], claim: Claim, name: str) -> dict[str, Any]:
+    """In millions; no weight is made for it."""
+    make = eqx.nn.make_with_state(NETWORKS[name](SIZES["paper"]))
+    classes = {"cifar10": 10, "cifar100": 100}[claim.dataset]
+    model, _ = eqx.filter_eval_shape(make, (32, 32, 3), classes, key=jax.random.key(0))
+    leaves = (leaf for leaf in jax.tree.leaves(model) if isinstance(leaf, jax.ShapeDtypeStruct))
+    return {"value": sum(leaf.size for leaf in leaves) / 1e6}
+
+
+def sources(claim: Claim) -> list[Source]:
+    if claim.paper != "enresnet":
+        return []
+    if claim.attack == "parameters, M":
+        command = "python -m experiments.ledger.claims"
+        return [Source("", "", command, _count_parameters, claim.model)]
+    if claim.is_quantity:
+        return []
+    # The prose of Section 4.2 repeats a row of Table 2, with another figure.
+    kind = next((kind for kind, tables in TABLES.items() if claim.table in tables), "robust")
+    if kind in JOINED:
+        pair = tuple(claim.model.split(JOINED[kind]))
+        known = pair in printed_pairs(kind, claim.dataset)
+    else:
+        known = claim.model in NETWORKS
+    if not known:
+        return []
+    return [
+        Source(
+            f"enresnet_{claim.dataset}_{preset}",
+            KIND,
+            f"python -m experiments.enresnet.cifar --preset {preset} --dataset {claim.dataset} "
+            f"{FOLDER}",
+            _read,
+            f"{kind}/{claim.model}",
+            SIZES[preset].epochs,
+            chosen(SIZES[preset], "train_images", "pgd_steps"),
+            smaller=preset == "cpu",
+        )
+        for preset in ("paper", "cpu")
+    ]
+
+
+EXPERIMENT = Experiment(
+    KIND, __doc__, Config, plan, tables, FIGURES, notes, sources=sources, stem="enresnet"
+)
 
 
 if __name__ == "__main__":

@@ -33,15 +33,24 @@ import matplotlib.pyplot as plt
 
 from odejax.evaluation import confidence_interval, load_result
 
+from ..enresnet import cifar
 from ..lib import report
 from ..lib.report import by_name, mean_and_deviation, shown
 from ..lib.run import Config as Base, Experiment, Once, check_choices, run
+from ..natural import tables as tables_of_natural
+from ..nmode import cifar as nmode_cifar, figures as nmode_figures, mnist, table1
 from ..nmode.table1 import as_printed
 from ..ssp import networks as ssp
+from ..structured import networks as structured
 from .printed import Claim, all_claims
-from .sources import Source, sources, why_no_command
+from .sources import Source
 
 KIND = "claims"
+# Those that measure claims.
+EXPERIMENTS = tuple(
+    script.EXPERIMENT
+    for script in (tables_of_natural, table1, nmode_figures, mnist, nmode_cifar, cifar, structured)
+)
 PAPERS = ("natural", "nmode", "enresnet", "ssp", "structured")
 RESULTS = Path(__file__).parents[1] / "results"
 COLORS = dict(zip(PAPERS, ("#7570b3", "#b2182b", "#1b9e77", "#e7298a", "#d95f02"), strict=True))
@@ -61,6 +70,18 @@ class Config(Base):
 
     papers: tuple[str, ...] = PAPERS
     """Which papers."""
+
+
+def sources(claim: Claim) -> list[Source]:
+    """How experiments measure a claim, that of the paper's size first; none if there is none."""
+    return [source for experiment in EXPERIMENTS for source in experiment.sources(claim)]
+
+
+def why_no_command(claim: Claim) -> str:
+    if claim.quoted:
+        return "quoted from another paper"
+    missing = claim.table if claim.is_quantity else claim.model
+    return f"no command measures it: no experiment has {claim.paper}'s {missing}"
 
 
 def ledger(papers: Collection[str], results: Path = RESULTS) -> list[dict[str, Any]]:

@@ -116,6 +116,7 @@ class Experiment:
     - `about`: for --help: what it makes, how long it takes, what the paper has.
     - `plan(config)`: what is measured.
     - `tables(result)`, `notes(result)`: what is printed; `figures`: drawn from the result, by name.
+    - `sources(claim)`: how it measures a claim of a paper, for the ledger; none of most.
     """
 
     kind: str
@@ -125,6 +126,7 @@ class Experiment:
     tables: Callable[[dict[str, Any]], Iterable[Any]]
     figures: Mapping[str, Callable[[dict[str, Any]], Any]]
     notes: Callable[[dict[str, Any]], list[str]] = lambda result: []
+    sources: Callable[[Any], list[Any]] = lambda claim: []
     stem: str | None = None
     figure_stem: str | None = None
 

@@ -40,7 +40,8 @@ from odejax.data import crop_and_flip
 from odejax.models import AbstractODENet, ConvODENet, PreActResNet, ResNet
 from odejax.training import TRADES, YOPO, Adversarial
 
-from ..ledger.printed import claimed
+from ..ledger.printed import Claim, claimed
+from ..ledger.sources import FOLDER, Source, from_brackets
 from ..lib import report
 from ..lib.measure import measure
 from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd, staircase, train
@@ -66,6 +67,8 @@ TRAINED_AT = odejax.LinfBall(8 / 255)
 PAPERS_ATTACKS = ("FGSM", "PGD-40", "PGD-20", "DI2-FGSM")  # run anew in every ball
 WORST = "all, then AutoAttack"
 EARLY = 0.1  # of the time, after which the solves stop that are attacked in the whole one's stead
+# The small networks that stand for the paper's.
+STAND_INS = {"ResNet-50": "ResNet", "Neural ODE": "Neural ODE, t1 = 1"}
 PRINTED = ("Section 4.2", "Table 1", "Table 2")
 STYLES: dict[str, dict[str, Any]] = {
     "FGSM": {"color": "#fdb863", "marker": "v"},
@@ -281,7 +284,34 @@ def figure(result: dict[str, Any]):
     return report.interval_panels(result, draw, ncols=3, title=title, size=(3.6, 4.3))
 
 
-EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"natural": figure})
+def sources(claim: Claim) -> list[Source]:
+    """What measures a claim of the paper: the network of its size first, then a small one."""
+    if claim.paper != KIND or claim.is_quantity:
+        return []
+    networks = PRESETS["paper"][claim.dataset].networks
+    if claim.table not in PRINTED or claim.model not in networks:
+        return []
+    stand_in = STAND_INS.get(claim.model, "")
+    small = PRESETS["cpu"][claim.dataset].networks
+    out = []
+    for preset, every, name in (("paper", networks, claim.model), ("cpu", small, stand_in)):
+        if name in every:
+            out.append(
+                Source(
+                    f"natural_{claim.dataset}_{preset}",
+                    KIND,
+                    f"python -m experiments.natural.tables --preset {preset} "
+                    f"--dataset {claim.dataset} {FOLDER}",
+                    from_brackets,
+                    name,
+                    every[name].epochs,
+                    smaller=preset == "cpu",
+                )
+            )
+    return out
+
+
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"natural": figure}, sources=sources)
 
 if __name__ == "__main__":
     run(EXPERIMENT)

@@ -32,7 +32,8 @@ from odejax.models import NmODE, PreActResNet, insert_before_classifier
 from odejax.plots.curves import AXIS_LABELS
 from odejax.training import TRADES, CrossEntropy
 
-from ..ledger.printed import claimed
+from ..ledger.printed import Claim, claimed
+from ..ledger.sources import FOLDER, Source, chosen, from_balls
 from ..lib import report
 from ..lib.measure import measure
 from ..lib.recipe import Recipe, fitted, one_cycle, sgd, train
@@ -217,7 +218,28 @@ def figure(result: dict[str, Any]):
     return drawn
 
 
-EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"cifar": figure}, stem="nmode")
+def sources(claim: Claim) -> list[Source]:
+    known = claim.paper == "nmode" and claim.dataset in PRESETS["paper"]
+    if claim.is_quantity or not known or claim.model not in NETWORKS:
+        return []
+    return [
+        Source(
+            f"nmode_{claim.dataset}_{preset}",
+            KIND,
+            f"python -m experiments.nmode.cifar --preset {preset} {FOLDER}",
+            from_balls,
+            claim.model,
+            PRESETS[preset][claim.dataset].epochs,
+            chosen(PRESETS[preset][claim.dataset], "depth", "train_images"),
+            smaller=preset == "cpu",
+        )
+        for preset in ("paper", "cpu")
+    ]
+
+
+EXPERIMENT = Experiment(
+    KIND, __doc__, Config, plan, tables, {"cifar": figure}, stem="nmode", sources=sources
+)
 
 if __name__ == "__main__":
     run(EXPERIMENT)

@@ -25,6 +25,8 @@ from odejax.evaluation import decode_array, encode_array
 from odejax.models import NmODE, sin_squared
 from odejax.models.nmode import nmode_field
 
+from ..ledger.printed import Claim
+from ..ledger.sources import Source
 from ..lib.run import Config, Experiment, Once, run
 from . import table1
 
@@ -211,9 +213,27 @@ def figure_4(result: dict[str, Any]):
     return drawn
 
 
+def _read(result: dict[str, Any], claim: Claim, name: str) -> dict[str, Any] | None:
+    return {"device": result["device"], "value": result["example"][claim.attack]}
+
+
+def sources(claim: Claim) -> list[Source]:
+    if claim.paper != "nmode" or not claim.is_quantity or claim.table == "Table 1":
+        return []
+    return [Source(KIND, KIND, "python -m experiments.nmode.figures", _read, claim.model)]
+
+
 FIGURES = {"fig2": figure_2, "fig3": figure_3, "fig4": figure_4}
 EXPERIMENT = Experiment(
-    KIND, __doc__, Config, plan, lambda result: [], FIGURES, notes, figure_stem="nmode"
+    KIND,
+    __doc__,
+    Config,
+    plan,
+    lambda result: [],
+    FIGURES,
+    notes,
+    figure_stem="nmode",
+    sources=sources,
 )
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import numpy as np
 
 from odejax.models import NmODE
 
-from ..ledger.printed import claims_of
+from ..ledger.printed import Claim, claims_of
+from ..ledger.sources import Source
 from ..lib import report
 from ..lib.run import Config, Experiment, Once, run
 
@@ -87,7 +88,22 @@ def as_printed(value: float) -> str:
     return f"{np.floor(value / 1e7 + 1e-6) / 100:.2f}e9" if value > 1e8 else f"{value:.4f}"
 
 
-EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {})
+def _read(result: dict[str, Any], claim: Claim, name: str) -> dict[str, Any] | None:
+    family, t = name.split(" t=")
+    for row in result["rows"]:
+        if (row["family"], f"{row['t']:g}") == (family, t):
+            ours = float(printed_row(row["Dopri5, 1e-7"])[COLUMNS.index(claim.attack)])
+            return {"device": result["device"], "value": ours}
+    return None
+
+
+def sources(claim: Claim) -> list[Source]:
+    if (claim.paper, claim.table) != ("nmode", "Table 1"):
+        return []
+    return [Source(KIND, KIND, "python -m experiments.nmode.table1", _read, claim.model)]
+
+
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {}, sources=sources)
 
 if __name__ == "__main__":
     run(EXPERIMENT)

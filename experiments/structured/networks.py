@@ -54,7 +54,8 @@ from odejax.models import (
 from odejax.plots import draw_interval
 from odejax.training import CrossEntropy, Hinge, Penalised, orthogonality_penalty
 
-from ..ledger.printed import claimed
+from ..ledger.printed import Claim, claimed
+from ..ledger.sources import FOLDER, Source, chosen, from_brackets
 from ..lib import report
 from ..lib.measure import measure
 from ..lib.recipe import Recipe, adam, one_cycle, sgd, staircase, train
@@ -159,10 +160,10 @@ def plan(config: Config, recipe_of: Callable[..., Recipe] = recipe, last: Any = 
     loss = Hinge(preset.margin)
     if config.temperature is not None:
         loss = CrossEntropy(config.temperature, preset.margin)
-    chosen = ("temperature", "orthogonality", "held_out")
-    own = {name: getattr(config, name) for name in ("margin", *chosen)}
+    asked = ("temperature", "orthogonality", "held_out")
+    own = {name: getattr(config, name) for name in ("margin", *asked)}
     settings = {"dataset": config.dataset, "preset": config.preset}
-    settings |= dataclasses.asdict(preset) | {name: own[name] for name in chosen}
+    settings |= dataclasses.asdict(preset) | {name: own[name] for name in asked}
 
     def jobs(folder, _):
         def measured(name: str, seed: int):
@@ -314,7 +315,26 @@ def _setting(settings: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"structured": figure})
+def sources(claim: Claim) -> list[Source]:
+    if claim.paper != KIND or claim.is_quantity or claim.model not in NAMES:
+        return []
+    preset = PRESETS["paper"][claim.dataset]
+    return [
+        Source(
+            f"structured_{claim.dataset}_paper",
+            KIND,
+            f"python -m experiments.structured.networks --preset paper {FOLDER}",
+            from_brackets,
+            claim.model,
+            preset.epochs,
+            chosen(preset, "margin"),
+        )
+    ]
+
+
+EXPERIMENT = Experiment(
+    KIND, __doc__, Config, plan, tables, {"structured": figure}, sources=sources
+)
 
 if __name__ == "__main__":
     run(EXPERIMENT)
