@@ -22,6 +22,8 @@ for robust training is judged under its own PGD.
 
 A finished network is not trained or attacked again, an interrupted one goes on from its last epoch:
 --resume.
+
+The preset cpu takes 19 minutes a seed on two CPU cores, --integrate 5 minutes more.
 """
 
 import dataclasses

@@ -10,6 +10,8 @@ say little of one.
 
 Preset paper: ResNet-56, trained as in He et al. (2016), here pre-activated; cpu: ResNet-14, 20
 epochs of Adam. A finished network is not trained or attacked again: --resume.
+
+The preset cpu takes 7 minutes on two CPU cores.
 """
 
 import dataclasses

@@ -12,6 +12,8 @@ eps, of every image. PGD is against the network itself; of the Runge-Kutta metho
 network as it was trained, solved adaptively. The growth is max_n |z_n - y_n| / |z_0 - y_0| in l2.
 The bounds are those of the theorems with K the largest norm of a Jacobian on the way: K is no
 smaller, so that no bound with this K proves anything, but also no bound with the true K is below.
+
+10 minutes on two CPU cores.
 """
 
 import dataclasses
@@ -341,7 +343,8 @@ def figure(result: dict[str, Any]):
     """Theorem 3.1, Theorem 3.2, and the networks of Section 3.3 layer by layer."""
     theorems, networks = result["theorems"], result["networks"]
     drawn, axes = plt.subplots(1, 3, figsize=(13, 5.4), layout="constrained", sharey=True)
-    panels = ((axes[0], ("Euler",), "Theorem 3.1"), (axes[1], tuple(SOLVERS)[1:], "Theorem 3.2"))
+    euler, *others = theorems["methods"]
+    panels = ((axes[0], (euler,), "Theorem 3.1"), (axes[1], others, "Theorem 3.2"))
     for axis, names, title in panels:
         for name in names:
             rows, color = theorems["methods"][name], COLORS[name]

@@ -15,6 +15,8 @@ the CPU, where its 5,000 queries take hours, by the first half of it, which foll
 Nothing here has a certificate: behind a convolutional net Eq. (4) bounds the part of nmODE alone.
 A finished network is not trained or attacked again, an interrupted one goes on from its last epoch:
 --resume.
+
+The preset cpu takes 55 minutes on one core.
 """
 
 import dataclasses

@@ -19,6 +19,9 @@ each certificate in turn. Its PGD-40 is also run with eps and step in units of t
 deviation, which is what the same numbers mean to a network that takes normalised images; the paper
 does not say whether its do. The paper's numbers are printed beside ours. A finished network is not
 trained or attacked again: --resume.
+
+With 250 test images 5 minutes of training and 6.5 of attacks for each network and seed on two
+CPU cores; the neural ODEs up to 53 minutes and 27.
 """
 
 import dataclasses

@@ -27,6 +27,8 @@ own in 60 % of them: in MNIST's ball of 0.3 a small network may learn nothing ot
 networks normalise their inputs; these take pixels as they are. On CIFAR a strided block takes the
 place of the first of the N in the second and third group; Tiny-ImageNet is left out. A finished
 network is not trained or attacked again, an interrupted one goes on from its last epoch: --resume.
+
+MNIST, PGD-7: 18 to 29 minutes of training and 3 to 9 of attacks a network on two CPU cores.
 """
 
 import dataclasses
