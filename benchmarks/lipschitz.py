@@ -16,7 +16,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from experiments.structured import PRESETS, REGIMES, SUCCESSORS, network
+from experiments.structured.networks import PRESETS, REGIMES, SUCCESSORS, network
 from odejax import Predictor
 from odejax.evaluation import provenance, save_result
 from odejax.training import Hinge

@@ -1,4 +1,4 @@
-"""Experiments: one script for each table and figure, run as `python -m experiments.NAME`."""
+"""A script for each table and figure, in a folder for each paper: `experiments.natural.tables`."""
 
 import importlib.metadata
 import os

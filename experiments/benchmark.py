@@ -10,34 +10,39 @@ and two figures in the run folder. Digits end in 6 minutes on 2 CPU cores, MNIST
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
-import optax
-from rich.console import Console
 
 import odejax
 from odejax import models
 from odejax.attacks import FGSM, PGD
 from odejax.certificates import FiniteTimeStableMapping, LipschitzMargin, StableMapping
-from odejax.evaluation import bracket, encode_array
-from odejax.training import CrossEntropy, fit, steps_per_epoch
+from odejax.evaluation import decode_array, encode_array
+from odejax.plots import perturbation_grid, robustness_curves
+from odejax.training import CrossEntropy
 
-from ._cli import UsageError, check_choice, check_choices, check_counts, load_data, run
-from ._report import figures, notes, publish, tables
-from ._runs import Runs
+from .lib import report
+from .lib.measure import brackets
+from .lib.recipe import Recipe, adam, one_cycle, train
+from .lib.run import (
+    Experiment,
+    Job,
+    Plan,
+    RunConfig,
+    UsageError,
+    check_choice,
+    check_choices,
+    load_data,
+    run,
+)
 
 KIND = "benchmark"
 BATCH_SIZE = 250  # of attacks and evaluation
-BALLS: dict[str, Callable[[float], odejax.AbstractBall]] = {
-    "linf": odejax.LinfBall,
-    "l2": odejax.L2Ball,
-}
+BALL_NAMES = {"linf": "L-infinity", "l2": "l2"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Setting:
     validation: int
     test_images: int
     batch_size: int
+    epochs: int | None = None  # in the place of every family's own
 
 
 FAMILIES = {
@@ -95,143 +101,87 @@ DATASETS = {
 
 
 @dataclasses.dataclass
-class Config:
+class Config(RunConfig):
     """Train every family, attack and certify it, and write the table, JSON and figures."""
 
     dataset: str = "digits"
     """digits (embedded), mnist, fashion_mnist, cifar10 or cifar100."""
-    data_dir: Path | None = None
-    """Folder of prepared TFDS data; by default $ODEJAX_DATA_DIR, else TFDS's own."""
     models: tuple[str, ...] = tuple(FAMILIES)
     """Which families, by name."""
     eps: tuple[float, ...] = ()
     """L-infinity radii, in pixels of [0, 1]; by default the data set's."""
     eps_l2: tuple[float, ...] = ()
     """l2 radii; by default the data set's."""
-    epochs: int | None = None
-    """Epochs for every family; by default each family's own."""
-    test_images: int | None = None
-    """How many test images to attack (the first ones); by default 500, of the digits 250."""
     seed: int = 0
     """Seed of initial weights, batches, and attacks."""
-    out: Path | None = None
-    """Run folder; by default runs/benchmark/DATASET."""
-    resume: bool = False
-    """Go on with the run in the folder."""
-    overwrite: bool = False
-    """Start anew in a folder that holds a run, whose result and checkpoints are lost."""
-    publish: bool = False
-    """Also copy the result and figures into experiments/results and experiments/figures."""
 
 
-def main(config: Config):
-    started = time.perf_counter()
-    setting = _check(config)
-    train, test = load_data(config, setting.test_images)
-    train, validation = train.holdout(setting.validation)
+def plan(config: Config, families: Mapping[str, Family] = FAMILIES, flag_images: int = 64) -> Plan:
+    setting, seed = _check(config, families), config.seed
+    images, test = load_data(config, setting.test_images)
+    images, validation = images.holdout(setting.validation)
+    settings = {"dataset": config.dataset, "epochs": config.epochs, "seed": seed}
+    settings |= {"linf": setting.eps, "l2": setting.eps_l2, "test_images": setting.test_images}
 
-    folder = config.out or Path("runs/benchmark") / config.dataset
-    settings = {"dataset": config.dataset, "epochs": config.epochs, "seed": config.seed}
-    settings |= {"linf": list(setting.eps), "l2": list(setting.eps_l2), "n": setting.test_images}
-    data = (train, validation, test)
-    runs = Runs.open(folder, KIND, settings, config, data, records="models")
-
-    def measure(name: str):
-        family = FAMILIES[name]
+    def measured(name: str, folder):
+        family = families[name]
         usual = family.epochs_on_digits if config.dataset == "digits" else family.epochs
-        checkpoints = folder / "checkpoints" / name
-        predictor, trained = _train(
-            family, config.epochs or usual, train, validation, setting, config.seed, checkpoints
+        rule = adam(one_cycle(family.learning_rate), clip=1.0)
+        epochs = config.epochs or usual
+        recipe = Recipe(family.make, epochs, setting.batch_size, rule, family.objective)
+        predictor, record = train(
+            recipe, images, jax.random.key(seed), folder / name, validation=validation
         )
-        return trained | _evaluate(family, predictor, test, setting, config.seed)
+        return record | _evaluate(family, predictor, test, setting, seed, flag_images)
 
-    for name in config.models:
-        runs.record(name, config.seed, partial(measure, name))
+    def jobs(folder, _):
+        for name in config.models:
+            yield Job(name, seed, partial(measured, name, folder), "models")
 
-    shown = {name: runs.result["models"][name] for name in config.models}
-    console = Console()
-    n = setting.test_images
-    heading = f"{config.dataset}: certified - attacked accuracy in %, the first {n} test images"
-    console.print(f"\n{heading}")
-    for table in tables(shown):
-        console.print(table)
-    for note in notes(shown):
-        console.print(note)
-    figures(shown, config.dataset, n, folder)
-    if config.publish:
-        publish(config.dataset, folder, runs.path)
-    minutes = (time.perf_counter() - started) / 60
-    console.print(f"{runs.path}, curves.png and images.png written after {minutes:.1f} minutes")
+    return Plan(str(config.dataset), settings, (images, validation, test), jobs)
 
 
-def _check(config: Config) -> Setting:
+def _check(config: Config, families: Mapping[str, Family]) -> Setting:
     check_choice("dataset", config.dataset, DATASETS)
-    check_choices("model", config.models, FAMILIES)
+    check_choices("model", config.models, families)
     for name, values in (("eps", config.eps), ("eps-l2", config.eps_l2)):
         if any(not 0 < value < float("inf") for value in values):
             raise UsageError(f"{name} must be finite and positive numbers; got {values}")
-    check_counts(config, "epochs", "test_images")
     if not 0 <= config.seed < 2**31 - 1:
         raise UsageError(f"seed must be between 0 and 2147483646; got {config.seed}")
     if config.out is not None and config.out.exists() and not config.out.is_dir():
         raise UsageError(f"out must be a folder; {config.out} is a file")
     if config.data_dir is not None and not config.data_dir.is_dir():
         raise UsageError(f"data-dir must be an existing folder; got {config.data_dir}")
-    setting = DATASETS[config.dataset]
+    setting = config.settle(DATASETS[config.dataset])
     return dataclasses.replace(
         setting,
         eps=tuple(sorted(config.eps)) or setting.eps,
         eps_l2=tuple(sorted(config.eps_l2)) or setting.eps_l2,
-        test_images=config.test_images or setting.test_images,
     )
 
 
-def _train(family, epochs, train, validation, setting, seed, folder):
-    key = jax.random.key(seed)
-    model, state = eqx.nn.make_with_state(family.make)(train.image_shape, train.n_classes, key=key)
-    steps = epochs * steps_per_epoch(len(train), setting.batch_size)
-    schedule = optax.cosine_onecycle_schedule(steps, family.learning_rate, pct_start=0.2)
-    started = time.perf_counter()
-    trained = fit(
-        model,
-        state,
-        train,
-        family.objective,
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)),
-        epochs=epochs,
-        batch_size=setting.batch_size,
-        key=jax.random.fold_in(key, 1),
-        checkpoint_dir=folder,
-        validation=validation,
-    )
-    size = sum(p.size for p in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))
-    return odejax.Predictor(trained.model, trained.state), {
-        "parameters": size,
-        "epochs": epochs,
-        "best_epoch": trained.best_epoch,
-        "training_seconds": time.perf_counter() - started,
-        "history": trained.history,
-    }
-
-
-def _evaluate(family: Family, predictor, test, setting: Setting, seed):
+def _evaluate(
+    family: Family, predictor, test, setting: Setting, seed: int, flag_images: int
+) -> dict[str, Any]:
     started = time.perf_counter()
     attacked = test.take(slice(setting.test_images))
     attacks = {"FGSM": FGSM(), "PGD-40": PGD(steps=40, step_size=None)}
     key = jax.random.key(seed + 1)  # the same for every eps: the same judge
     out: dict[str, Any] = {"balls": {}}
     for name, eps in (("linf", setting.eps), ("l2", setting.eps_l2)):
-        intervals = bracket(
+        intervals = brackets(
             predictor,
-            *attacked,
-            [BALLS[name](e) for e in eps],  # pyright: ignore[reportCallIssue]
+            attacked,
+            name,
+            eps,
             attacks=attacks,
             certificates=family.certificates,
             key=key,
             batch_size=BATCH_SIZE,
             draws=family.draws,
             # A look at the gradients is about the network, hardly about the norm: once.
-            flag_images=64 if name == "linf" else 0,
+            flag_images=flag_images if name == "linf" else 0,
         )
         if name == "linf":
             out["examples"] = _examples(attacked, intervals[len(eps) // 2])
@@ -263,5 +213,81 @@ def _examples(test, interval, count: int = 4):
     }
 
 
+def tables(result: dict[str, Any]) -> list[Any]:
+    """For each ball: clean accuracy, and certified - attacked accuracy at every eps, in percent."""
+    settings, results = result["settings"], result["models"]
+    title = "{dataset}: certified - attacked accuracy in %, the first {test_images} test images"
+    out: list[Any] = [title.format(**settings)]
+    first = next(iter(results.values()))
+    for ball in first["balls"]:
+        certified = any(model["balls"][ball]["certificates"] for model in results.values())
+        eps = [f"eps {b['eps']:.3g}" for b in first["balls"][ball]["brackets"]]
+        columns = (BALL_NAMES[ball], "clean", *eps, *(["radius"] if certified else []))
+        table = report.table(None, *columns, collapse_padding=False)
+        for name, model in results.items():
+            curves = model["balls"][ball]
+            cells = [f"{100 * curves['brackets'][0]['clean']:.1f}"]
+            for interval in curves["brackets"]:
+                low = f"{100 * interval['certified']:.1f}-" if curves["certificates"] else "<= "
+                cells.append(f"{low}{100 * interval['attacked']:.1f}")
+            if certified:
+                has = curves["certificates"] > 0
+                cells.append(f"{np.median(curves['radii']):.3f}" if has else "")
+            table.add_row(name, *cells)
+        out.append(table)
+    return out
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """What a reader of the tables must know: how sure, by which attacks, and the flags raised."""
+    results = result["models"]
+    brackets = {
+        name: [b for curves in model["balls"].values() for b in curves["brackets"]]
+        for name, model in results.items()
+    }
+    ends = ("clean", "attacked", "certified")
+    error = 100 * max(
+        max(b[end] - b[f"{end}_interval"][0], b[f"{end}_interval"][1] - b[end])
+        for all_ in brackets.values()
+        for b in all_
+        for end in ends
+    )
+    attacks = " and ".join(next(iter(brackets.values()))[0]["per_attack"])
+    out = [
+        f"Attacked: still correct under {attacks}, whichever is worse. <=: no certificate. "
+        f"Radius: the median certified one. 95 % sampling error: at most {error:.1f} points.",
+        "Clean accuracy on all test images: "
+        + ", ".join(f"{name} {100 * m['clean_accuracy']:.1f}" for name, m in results.items()),
+    ]
+    for name, all_ in brackets.items():
+        flags = sorted({flag for b in all_ for flag in b["flags"]})
+        if flags:
+            out.append(f"{name}: {', '.join(flags)}; stronger attacks may leave less.")
+    return out
+
+
+def curves(result: dict[str, Any]):
+    title = "{dataset}, {test_images} test images: how robust, really?"
+    return robustness_curves(result["models"], title=title.format(**result["settings"]))
+
+
+def images(result: dict[str, Any]):
+    """Four images that were broken, of each family; None if there is none."""
+    examples = {name: model["examples"] for name, model in result["models"].items()}
+    examples = {name: found for name, found in examples.items() if found}
+    if not examples:
+        return None
+    eps = next(iter(examples.values()))["eps"]
+    decoded = {
+        name: e | {which: decode_array(e[which]) for which in ("images", "x_adv")}
+        for name, e in examples.items()
+    }
+    title = f"{result['settings']['dataset']}: broken within L-infinity {eps:.3g}"
+    return perturbation_grid(decoded, title=title)
+
+
+FIGURES = {"curves": curves, "images": images}
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, FIGURES, notes)
+
 if __name__ == "__main__":
-    run(main, Config)
+    run(EXPERIMENT)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import claims, enresnet_cifar, nmode_cifar, nmode_mnist
-from experiments._claims import all_claims, claimed
-from experiments._cli import UsageError
+from experiments.enresnet import cifar as enresnet_cifar
+from experiments.ledger import claims
+from experiments.ledger.printed import all_claims, claimed
+from experiments.lib.run import UsageError, execute
+from experiments.nmode import cifar as nmode_cifar, mnist as nmode_mnist
 from odejax.evaluation import load_result, save_result
 
 # How many figures each table has, counted by hand in the papers' texts: rows times columns, without
@@ -213,7 +215,7 @@ def test_a_measurement_is_the_mean_over_the_seeds(tmp_path):
     assert attacked["flags"] == ["vanishing gradients"]
     assert (attacked["seeds"], attacked["n"]) == (2, 100)
     assert (attacked["papers_size"], attacked["papers_epochs"]) == ("yes", "yes")
-    assert "nmode_mnist --dataset mnist" in attacked["command"]
+    assert "nmode.mnist --dataset mnist" in attacked["command"]
     # A network whose size the paper does not give counts in none of the three.
     node = [e for e in entries if e["model"] == "NODE" and "instead" in e]
     assert {(e["attack"], e["not_measured"]) for e in node} == {("PGD-40", "size not given")}
@@ -227,7 +229,7 @@ def test_sixty_epochs_are_not_the_papers_thousand(tmp_path):
     ball = bracket(36 / 255, 10, 0) | {"per_attack": {"PGD-50": 0.2}}
     measured = {"device": "gpu", "clean_accuracy": 0.9, "balls": {"linf": [], "l2": [ball]}}
     for preset in ("cpu", "paper"):
-        settings = dataclasses.asdict(nmode_cifar.PRESETS[preset])
+        settings = dataclasses.asdict(nmode_cifar.PRESETS[preset]["cifar10"])
         result = {"settings": settings, "runs": {"ResNet + nmODE": measured}}
         save_result(tmp_path / f"nmode_cifar10_{preset}.json", "nmode_cifar", result)
         entries = claims.ledger(["nmode"], tmp_path)
@@ -245,7 +247,8 @@ def test_sixty_epochs_are_not_the_papers_thousand(tmp_path):
 
 
 def enresnet_settings():
-    settings = dataclasses.asdict(enresnet_cifar.PRESETS["paper"])
+    settings = dataclasses.asdict(enresnet_cifar.SIZES["paper"])
+    del settings["ball"]
     # As JSON has them.
     return settings | {"depths": {str(paper): d for paper, d in settings["depths"].items()}}
 
@@ -359,18 +362,18 @@ def test_numbers_of_parameters_are_the_papers():
 
 
 def test_the_committed_ledger_is_that_of_the_committed_results(tmp_path, capsys):
-    claims.main(claims.Config(out=tmp_path))
+    execute(claims.EXPERIMENT, claims.Config(out=tmp_path))
     shown = capsys.readouterr().out
     assert all(f"{paper} " in shown for paper in ("natural", "nmode", "enresnet", "structured"))
     assert max(map(len, shown.splitlines())) <= 80
     assert (tmp_path / "claims.png").stat().st_size > 10_000
-    ours = json.loads((tmp_path / "claims.json").read_text())
+    ours = json.loads((tmp_path / "result.json").read_text())
     committed = load_result(claims.RESULTS / "claims.json", "claims")
     assert (ours["claims"], ours["ssp"]) == (committed["claims"], committed["ssp"])
 
 
 def test_an_unknown_paper_is_named(tmp_path):
     with pytest.raises(UsageError, match="unknown paper 'resnet'; accepted: natural, nmode"):
-        claims.main(claims.Config(papers=("resnet",), out=tmp_path))
+        execute(claims.EXPERIMENT, claims.Config(papers=("resnet",), out=tmp_path))
     with pytest.raises(UsageError, match="no papers"):
-        claims.main(claims.Config(papers=(), out=tmp_path))
+        execute(claims.EXPERIMENT, claims.Config(papers=(), out=tmp_path))

@@ -12,9 +12,14 @@ import pytest
 from helpers import LinearLogits
 from rich.console import Console
 
-from experiments import _enresnet, _enresnet_report, enresnet_cifar, enresnet_fig4
-from experiments._claims import claims_of
-from experiments._cli import UsageError
+from experiments.enresnet import (
+    cifar as enresnet_cifar,
+    fig4 as enresnet_fig4,
+    networks as enresnet,
+    report as enresnet_report,
+)
+from experiments.ledger.printed import claims_of
+from experiments.lib.run import UsageError, execute
 from odejax import LinfBall, predict
 from odejax.attacks import PGD, AutoAttack
 from odejax.data import ArrayDataset, load
@@ -26,7 +31,7 @@ from odejax.solvers import RelativeNoise
 @pytest.mark.slow
 def test_fig4_keeps_its_principles_where_the_grid_resolves_the_solution(tmp_path):
     config = enresnet_fig4.Config(points=32, steps=120, out=tmp_path)
-    enresnet_fig4.main(config)
+    execute(enresnet_fig4.EXPERIMENT, config)
     result = json.loads((tmp_path / "result.json").read_text())
     assert (tmp_path / "fig4.png").stat().st_size > 10_000
     solutions = result["solutions"]
@@ -51,7 +56,7 @@ def test_fig4_shows_an_overflow_and_a_bound(tmp_path):
     settings = {"points": 4, "steps": 3}
     result = {"settings": settings, "terminal": picture, "solutions": solutions}
     console = Console(width=80, record=True)
-    console.print(enresnet_fig4.table(result))
+    console.print(*enresnet_fig4.tables(result))
     rows = [line.split() for line in console.export_text().splitlines()]
     assert ["smooth", "0.1", "0.12", "0.75", "1.25", "7"] in rows
     assert ["every", "step", "0", "0.12", "0.75", "1.25"] in rows
@@ -64,32 +69,29 @@ def test_fig4_shows_an_overflow_and_a_bound(tmp_path):
 
 def test_no_steps_are_refused():
     with pytest.raises(UsageError, match="steps must be at least 1; got 0"):
-        enresnet_fig4.main(enresnet_fig4.Config(steps=0))
+        execute(enresnet_fig4.EXPERIMENT, enresnet_fig4.Config(steps=0))
 
 
-@pytest.fixture
-def quick(monkeypatch, tmp_path):
+def quick(out, **settings):
     """The smoke preset on digits, with short attacks and networks that compile in a second."""
-    small = {"depth": 1, "width": 4}
-    monkeypatch.setitem(_enresnet.NETWORKS, "ResNet20", lambda _: partial(MLP, width=16))
-    ensemble = partial(EnResNet, members=2, noise=RelativeNoise(0.1), **small)
-    monkeypatch.setitem(_enresnet.NETWORKS, "En2 ResNet20", lambda _: ensemble)
-    attacks = {name: PGD(1, None) for name in enresnet_cifar.ATTACKS}
-    monkeypatch.setattr(enresnet_cifar, "ATTACKS", attacks)
-    monkeypatch.setattr(AutoAttack, "rand", lambda draws: AutoAttack({"APGD": PGD(2, None)}))
-    digits = load("digits", "train"), load("digits", "test")
-    monkeypatch.setattr(enresnet_cifar, "load_data", lambda config, n: digits)
-    smoke = dataclasses.replace(enresnet_cifar.PRESETS["smoke"], batch_size=64)
-    monkeypatch.setitem(enresnet_cifar.PRESETS, "smoke", smoke)
-    for module in (_enresnet, enresnet_cifar):
-        monkeypatch.setattr(module, "BALL", LinfBall(0.3))
-    return {"preset": "smoke", "out": tmp_path, "test_images": 40}
+    ensemble = partial(EnResNet, members=2, noise=RelativeNoise(0.1), depth=1, width=4)
+    smoke = dataclasses.replace(
+        enresnet_cifar.SIZES["smoke"], batch_size=64, ball=LinfBall(0.3), epochs=3, test_images=40
+    )
+    return execute(
+        enresnet_cifar.EXPERIMENT,
+        enresnet_cifar.Config(preset="smoke", out=out, **settings),
+        presets={"smoke": {"cifar10": smoke}},
+        known={"ResNet20": lambda _: partial(MLP, width=16), "En2 ResNet20": lambda _: ensemble},
+        attacks={name: PGD(1, None) for name in enresnet_cifar.ATTACKS},
+        rand=lambda draws: AutoAttack({"APGD": PGD(2, None)}),
+        load=lambda config, n: (load("digits", "train"), load("digits", "test")),
+    )
 
 
 @pytest.mark.slow
-def test_the_tables_are_of_what_was_trained_and_resume(quick, tmp_path):
-    config = enresnet_cifar.Config(**quick, epochs=3)
-    enresnet_cifar.main(config)
+def test_the_tables_are_of_what_was_trained_and_resume(tmp_path):
+    quick(tmp_path)
     runs = json.loads((tmp_path / "result.json").read_text())["runs"]
     pair = ("ResNet20", "En2 ResNet20")
     trained = {f"{training}/{name}/0" for training in ("natural", "robust") for name in pair}
@@ -105,7 +107,7 @@ def test_the_tables_are_of_what_was_trained_and_resume(quick, tmp_path):
 
     result = json.loads((tmp_path / "result.json").read_text())
     console = Console(width=200, record=True)
-    for table in _enresnet_report.tables(result):
+    for table in enresnet_report.tables(result):
         console.print(table)
     shown = console.export_text()
     assert all(f"Table{number}" in shown for number in (" 1", "s 2", " 3", " 7"))
@@ -116,46 +118,49 @@ def test_the_tables_are_of_what_was_trained_and_resume(quick, tmp_path):
     broken = any(runs[f"robust/{name}/0"]["example"]["labels"] for name in pair)
     assert (tmp_path / "fig6.png").exists() == broken
 
-    before = (tmp_path / "result.json").stat().st_mtime_ns
-    enresnet_cifar.main(enresnet_cifar.Config(**quick, epochs=3, resume=True))
-    assert (tmp_path / "result.json").stat().st_mtime_ns == before
+    before = (tmp_path / "result.json").read_bytes()
+    quick(tmp_path, resume=True)
+    assert (tmp_path / "result.json").read_bytes() == before
 
     # Networks are joined only where that is asked for.
     del result["runs"]["integrated/ResNet20 + En2 ResNet20/0"]
     without = {name: part for name, part in result.items() if name != "digest"}
     save_result(tmp_path / "result.json", enresnet_cifar.KIND, without)
-    enresnet_cifar.main(enresnet_cifar.Config(**quick, epochs=3, resume=True, integrate=False))
+    execute(
+        enresnet_cifar.EXPERIMENT,
+        enresnet_cifar.Config(**quick, epochs=3, resume=True, integrate=False),
+    )
     kept = json.loads((tmp_path / "result.json").read_text())["runs"]
     assert set(kept) == trained | blind
 
 
 def test_every_network_of_the_paper_is_built_with_its_depth():
-    preset = enresnet_cifar.PRESETS["paper"]
+    preset = enresnet_cifar.SIZES["paper"]
     for dataset, networks in (("cifar10", 14), ("cifar100", 6)):
-        tables = (*_enresnet.TABLES["natural"], *_enresnet.TABLES["robust"])
+        tables = (*enresnet.TABLES["natural"], *enresnet.TABLES["robust"])
         shown = {claim.model for claim in claims_of("enresnet", dataset, *tables)}
-        assert shown <= set(_enresnet.NETWORKS)
+        assert shown <= set(enresnet.NETWORKS)
         assert len(shown) == networks
         for kind in ("blind", "integrated"):
-            pairs = _enresnet.printed_pairs(kind, dataset)
-            assert {name for pair in pairs for name in pair} <= set(_enresnet.NETWORKS)
-    base = _enresnet.NETWORKS["ResNet110"](preset)
+            pairs = enresnet.printed_pairs(kind, dataset)
+            assert {name for pair in pairs for name in pair} <= set(enresnet.NETWORKS)
+    base = enresnet.NETWORKS["ResNet110"](preset)
     assert (base.func, base.keywords) == (PreActResNet, {"depth": 110})
-    ensemble = _enresnet.NETWORKS["En5 ResNet20"](preset).keywords
+    ensemble = enresnet.NETWORKS["En5 ResNet20"](preset).keywords
     assert (ensemble["members"], ensemble["depth"]) == (5, 20)
-    silent = _enresnet.NETWORKS["2 ResNet20, no noise"](preset).keywords
+    silent = enresnet.NETWORKS["2 ResNet20, no noise"](preset).keywords
     assert (silent["members"], float(np.asarray(silent["noise"].a))) == (2, 0.0)
-    wide = _enresnet.NETWORKS["En1 WRN-34-10"](preset).keywords
+    wide = enresnet.NETWORKS["En1 WRN-34-10"](preset).keywords
     assert (wide["depth"], wide["width"], wide["members"]) == (34, 10, 1)
-    small = {str(paper): ours for paper, ours in enresnet_cifar.PRESETS["cpu"].depths.items()}
-    assert _enresnet.shown("En1 ResNet20 & En1 ResNet32", small) == "En1 ResNet8 & En1 ResNet14"
+    small = {str(paper): ours for paper, ours in enresnet_cifar.SIZES["cpu"].depths.items()}
+    assert enresnet.shown("En1 ResNet20 & En1 ResNet32", small) == "En1 ResNet8 & En1 ResNet14"
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"preset": "large"}, "unknown preset 'large'; accepted: paper, cpu, smoke"),
-        ({"dataset": "mnist"}, "unknown dataset 'mnist'; accepted: cifar10, cifar100"),
+        ({"dataset": "mnist"}, "dataset for the preset cpu 'mnist'; accepted: cifar10, cifar100"),
         ({"networks": ("ResNet18",)}, "unknown network 'ResNet18'"),
         ({"trainings": ()}, "no trainings; accepted: natural, robust"),
         ({"seeds": 0}, "seeds must be at least 1; got 0"),
@@ -164,27 +169,25 @@ def test_every_network_of_the_paper_is_built_with_its_depth():
 )
 def test_wrong_arguments_are_named(settings, message):
     with pytest.raises(UsageError, match=message):
-        enresnet_cifar.main(enresnet_cifar.Config(**settings))
+        execute(enresnet_cifar.EXPERIMENT, enresnet_cifar.Config(**settings))
 
 
 def test_the_attacks_and_the_schedule_are_the_papers():
-    paper = enresnet_cifar.PRESETS["paper"]
+    paper = enresnet_cifar.SIZES["paper"]
     ifgsm, cw = enresnet_cifar.ATTACKS["IFGSM-20"], enresnet_cifar.ATTACKS["C&W"]
     assert (ifgsm.steps, ifgsm.step_size, ifgsm.random_start) == (20, 2 / 255, False)
     assert (cw.steps, cw.learning_rate, cw.c, cw.kappa) == (50, 6e-4, 10, 0)
-    assert float(_enresnet.BALL.eps) == pytest.approx(8 / 255)
-    assert _enresnet._step_size(paper) == pytest.approx(2 / 255)
+    assert float(enresnet.BALL.eps) == pytest.approx(8 / 255)
     assert (paper.train_images - paper.held_out, paper.pgd_steps) == (45_000, 10)
     assert paper.batch_size == 128
     steps = 45_000 // paper.batch_size
-    rate = _enresnet._rate(paper, steps)
+    rate = enresnet.schedule(paper)(steps, paper.epochs)
     for epoch, expected in ((0, 0.1), (79, 0.1), (80, 0.01), (119, 0.01), (120, 1e-3), (160, 1e-4)):
         assert float(rate(epoch * steps + 1)) == pytest.approx(expected)
 
 
-def test_a_blind_attack_is_made_on_the_oracle_and_judged_by_the_target(monkeypatch):
+def test_a_blind_attack_is_made_on_the_oracle_and_judged_by_the_target():
     two = {name: enresnet_cifar.ATTACKS[name] for name in ("FGSM", "IFGSM-20")}
-    monkeypatch.setattr(enresnet_cifar, "ATTACKS", two)
     data = load("digits", "test").take(slice(30))
     size = data.images[0].size
     target = LinearLogits(
@@ -193,9 +196,9 @@ def test_a_blind_attack_is_made_on_the_oracle_and_judged_by_the_target(monkeypat
     labels = predict(target, data.images, key=jax.random.key(0)).argmax(axis=1).astype(np.int32)
     data = ArrayDataset(data.images, labels)
     constant = LinearLogits(jnp.zeros((10, size)), jnp.zeros(10))
-    unmoved = enresnet_cifar._blind(target, constant, data, 0)["per_attack"]
+    unmoved = enresnet_cifar._blind(target, constant, data, 0, two, enresnet.BALL)["per_attack"]
     assert set(unmoved.values()) == {1.0}  # a constant oracle has no gradient to follow
-    attacked = enresnet_cifar._blind(target, target, data, 0)["per_attack"]
+    attacked = enresnet_cifar._blind(target, target, data, 0, two, enresnet.BALL)["per_attack"]
     assert attacked["IFGSM-20"] < 0.5
 
 
@@ -204,11 +207,11 @@ def test_the_tables_print_what_the_paper_has_and_nothing_where_it_has_nothing():
     record = {"clean_accuracy": 0.8, "per_attack": attacks}
     names = ("natural/En2 ResNet20", "natural/WRN-14-2", "robust/WRN-14-2")
     names += ("blind/ResNet20 <- En5 ResNet20", "integrated/ResNet20 + ResNet44")
-    depths = {str(depth): depth for depth in enresnet_cifar.PRESETS["paper"].depths}
+    depths = {str(depth): depth for depth in enresnet_cifar.SIZES["paper"].depths}
     result = {"settings": {"dataset": "cifar10", "depths": depths, "clean_images": 10_000}}
     result["runs"] = {f"{name}/{seed}": record for name in names for seed in (0, 1)}
     console = Console(width=120, record=True)
-    for table in _enresnet_report.tables(result):
+    for table in enresnet_report.tables(result):
         console.print(table)
     rows = [line.split() for line in console.export_text().splitlines()]
     printed = [row[1:] for row in rows if row[:1] == ["paper"]]

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import _cli, masking
+from experiments.lib import run as cli
+from experiments.natural import masking
 from odejax.evaluation import FLAGS, load_result
 
-RESULTS = sorted((Path(masking.__file__).parent / "results").glob("masking_*.json"))
+RESULTS = sorted((Path(masking.__file__).parents[1] / "results").glob("masking_*.json"))
 
 
 @pytest.fixture(params=RESULTS, ids=lambda path: path.stem)
@@ -36,7 +37,7 @@ def test_the_short_solve_raises_no_flag_and_the_long_one_hides(result):
 
 def test_tables_and_figure_are_drawn_from_the_result(result, tmp_path):
     console = Console(record=True, width=80, file=io.StringIO())
-    for table in masking._tables(result):
+    for table in masking.tables(result):
         console.print(table)
     text = console.export_text()
     for attack in next(iter(result["models"].values()))["standing"]:
@@ -59,6 +60,6 @@ def test_tables_and_figure_are_drawn_from_the_result(result, tmp_path):
 def test_wrong_arguments_end_with_one_line(arguments, message, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["masking", *arguments])
     with pytest.raises(SystemExit) as stop:
-        _cli.run(masking.main, masking.Config)
+        cli.run(masking.EXPERIMENT)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err

@@ -13,49 +13,51 @@ import pytest
 from rich.console import Console
 
 import odejax
-from experiments import (
-    _natural_report,
-    claims,
-    natural,
-    natural_causes,
-    natural_fig1,
-    natural_stability,
+from experiments.ledger import claims
+from experiments.ledger.printed import all_claims
+from experiments.lib.recipe import Recipe, adam, one_cycle, train
+from experiments.lib.run import UsageError, execute
+from experiments.natural import (
+    causes as natural_causes,
+    fig1 as natural_fig1,
+    stability as natural_stability,
+    tables as natural,
 )
-from experiments._claims import all_claims
-from experiments._cli import UsageError
 from odejax.attacks import FGSM, PGD, AutoAttack, Square, margin_loss
-from odejax.data import ArrayDataset, load
+from odejax.data import ArrayDataset
 from odejax.evaluation import save_result
 from odejax.models import MLP, DenseODENet, PreActResNet, ResNet, RevNet
 
 
-@pytest.fixture
-def quick(monkeypatch, tmp_path):
+def quick_presets() -> dict:
     """Two networks that compile in a second, and three short attacks."""
-    digits = load("digits", "train"), load("digits", "test")
-    monkeypatch.setattr(natural, "load_data", lambda config, n: digits)
     makes = {
         "ResNet": partial(MLP, width=32),
         "Neural ODE, t1 = 2": partial(DenseODENet, width=32, t1=2.0),
     }
-    networks = {
-        name: natural.Network(make, 4, 64, natural.one_cycle(5e-3)) for name, make in makes.items()
-    }
-    preset = natural.Preset(lambda dataset: networks, 24, 20)
-    monkeypatch.setitem(natural.PRESETS, "smoke", preset)
     attacks = {"FGSM": FGSM(), "PGD-40": PGD(10, 0.04), "Square": Square(20)}
-    monkeypatch.setattr(natural, "_attacks", lambda dataset, preset: attacks)
-    monkeypatch.setattr(natural, "LAST", AutoAttack({"APGD": PGD(10, None)}))
-    monkeypatch.setattr(natural, "FLAG_IMAGES", 0)
-    return {"preset": "smoke", "dataset": "digits", "out": tmp_path}
+    preset = natural.Preset(
+        {name: Recipe(make, 4, 64, adam(one_cycle(5e-3))) for name, make in makes.items()},
+        test_images=24,
+        queries=20,
+        attacks=lambda dataset, queries: attacks,
+        last=AutoAttack({"APGD": PGD(10, None)}),
+        flag_images=0,
+    )
+    return {"smoke": {"digits": preset}}
+
+
+def quick(out, **settings):
+    config = natural.Config(preset="smoke", dataset="digits", out=out, **settings)
+    return execute(natural.EXPERIMENT, config, presets=quick_presets())
 
 
 @pytest.mark.slow
-def test_the_worst_is_below_every_attack_and_a_run_resumes(quick, tmp_path):
-    natural.main(natural.Config(**quick, networks=("ResNet",)))
+def test_the_worst_is_below_every_attack_and_a_run_resumes(tmp_path):
+    quick(tmp_path, networks=("ResNet",))
     path = tmp_path / "result.json"
     first = json.loads(path.read_text())["runs"]
-    natural.main(natural.Config(**quick, resume=True))
+    quick(tmp_path, resume=True)
     result = json.loads(path.read_text())
     runs = result["runs"]
     assert list(runs) == ["ResNet/0", "Neural ODE, t1 = 2/0"]
@@ -74,19 +76,19 @@ def test_the_worst_is_below_every_attack_and_a_run_resumes(quick, tmp_path):
         squares = [b["per_attack"]["Square"] for b in record["brackets"]]
         assert squares == sorted(squares, reverse=True)
     console = Console(width=80, record=True)
-    for table in _natural_report.tables(result):
+    for table in natural.tables(result):
         console.print(table)
     text = console.export_text()
     assert "from: solve stopped early" in text
     assert f"{100 * worst[-1]:.1f}" in text
     assert (tmp_path / "natural.png").stat().st_size > 10_000
-    with pytest.raises(UsageError, match="was started with n 24, not 25"):
-        natural.main(natural.Config(**quick, resume=True, test_images=25))
+    with pytest.raises(UsageError, match="was started with test_images 24, not 25"):
+        quick(tmp_path, resume=True, test_images=25)
 
 
 @pytest.mark.slow
-def test_a_network_alone_still_sees_the_resnets_images(quick, tmp_path):
-    natural.main(natural.Config(**quick, networks=("Neural ODE, t1 = 2",)))
+def test_a_network_alone_still_sees_the_resnets_images(tmp_path):
+    quick(tmp_path, networks=("Neural ODE, t1 = 2",))
     (record,) = json.loads((tmp_path / "result.json").read_text())["runs"].values()
     for b in record["brackets"]:
         assert set(b["per_transfer"]) == {"solve stopped early", "ResNet"}
@@ -96,7 +98,7 @@ def test_a_network_alone_still_sees_the_resnets_images(quick, tmp_path):
 
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
 def test_the_papers_networks_are_those_of_its_tables(dataset):
-    networks = natural.PRESETS["paper"].networks(dataset)
+    networks = natural.PRESETS["paper"][dataset].networks
     tables = ("Section 4.2", "Table 1", "Table 2")
     printed = {c.model for c in all_claims() if (c.paper, c.dataset) == ("natural", dataset)}
     assert printed == set(networks)
@@ -111,7 +113,7 @@ def test_the_papers_networks_are_those_of_its_tables(dataset):
         for c in all_claims()
         if (c.paper, c.dataset) == ("natural", dataset) and c.table in tables and c.eps
     }
-    attacks = natural._attacks(dataset, natural.PRESETS["paper"])
+    attacks = natural.attacks_of(dataset, 5000)
     for attack, eps in grid:
         assert attack in attacks
         assert eps in np.round(natural.EPS[dataset], 6)
@@ -121,11 +123,11 @@ def test_the_papers_networks_are_those_of_its_tables(dataset):
 def test_yopo_takes_its_steps_through_the_first_layer_of_table_2s_network():
     images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
     data = ArrayDataset(images, np.arange(8, dtype=np.int32), 10, "noise")
-    network = natural.PRESETS["paper"].networks("cifar10")["PreActResNet-18, YOPO-5-3"]
+    network = natural.PRESETS["paper"]["cifar10"].networks["PreActResNet-18, YOPO-5-3"]
     small = dataclasses.replace(
         network, make=partial(PreActResNet, depth=8), epochs=1, batch_size=8, augment=None
     )
-    predictor, record = natural.train_network(small, data, 0, None)
+    predictor, record = train(small, data, jax.random.key(0))
     assert np.isfinite(record["last_epoch"]["loss"])
     rule: Any = network.objective
     assert rule.first(predictor.model) is predictor.model.stem
@@ -137,7 +139,7 @@ def test_yopo_takes_its_steps_through_the_first_layer_of_table_2s_network():
     [
         (
             natural_fig1,
-            {"preset": "paper"},
+            {"preset": "paper", "dataset": "digits"},
             "unknown dataset for the preset paper 'digits'; accepted: cifar10",
         ),
         (natural_fig1, {"seeds": 0}, "seeds must be at least 1; got 0"),
@@ -149,7 +151,7 @@ def test_yopo_takes_its_steps_through_the_first_layer_of_table_2s_network():
 )
 def test_the_other_scripts_name_wrong_arguments(script, settings, message):
     with pytest.raises(UsageError, match=message):
-        script.main(script.Config(**settings))
+        execute(script.EXPERIMENT, script.Config(**settings))
 
 
 def test_a_tighter_tolerance_takes_more_steps():
@@ -194,10 +196,10 @@ def test_the_walk_is_the_networks_own(make):
 )
 def test_wrong_arguments_are_named(settings, message):
     with pytest.raises(UsageError, match=message):
-        natural.main(natural.Config(**settings))
+        execute(natural.EXPERIMENT, natural.Config(**settings))
 
 
-def test_the_ledger_reads_the_papers_preset(tmp_path, monkeypatch):
+def test_the_ledger_reads_the_papers_preset(tmp_path):
     brackets = [
         {
             "eps": eps,
@@ -211,7 +213,7 @@ def test_the_ledger_reads_the_papers_preset(tmp_path, monkeypatch):
         for eps in natural.EPS["mnist"]
     ]
     runs = {"Neural ODE/0": {"device": "gpu", "clean_accuracy": 0.99, "brackets": brackets}}
-    networks = natural.PRESETS["paper"].networks("mnist")
+    networks = natural.PRESETS["paper"]["mnist"].networks
     epochs = {name: network.epochs for name, network in networks.items()}
 
     def save(epochs):
@@ -236,21 +238,21 @@ def test_the_ledger_reads_the_papers_preset(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_growth_stays_below_its_bounds(monkeypatch, tmp_path):
+def test_growth_stays_below_its_bounds(tmp_path):
     """The constant of the bounds is seen along the way: they are no proofs, and yet far away."""
 
-    def untrained(make, train, config, key, checkpoints):
-        make = eqx.nn.make_with_state(make)
-        return odejax.Predictor(*make(train.image_shape, width=config.width, key=key))
+    def untrained(recipe, dataset, key, folder):
+        make = eqx.nn.make_with_state(recipe.make)
+        return odejax.Predictor(*make(dataset.image_shape, key=key)), {}
 
-    monkeypatch.setattr(natural_stability, "_train", untrained)
-    monkeypatch.setattr(natural_stability, "STEPS", (2,))
-    solvers = {"Euler": diffrax.Euler(), "Heun": diffrax.Heun()}
-    monkeypatch.setattr(natural_stability, "SOLVERS", solvers)
-    networks = {"RevNet, h = 1": partial(RevNet, depth=2)}
-    monkeypatch.setattr(natural_stability, "NETWORKS", networks)
-    config = natural_stability.Config(width=4, test_images=12, eps=0.2, out=tmp_path)
-    natural_stability.main(config)
+    execute(
+        natural_stability.EXPERIMENT,
+        natural_stability.Config(width=4, test_images=12, eps=0.2, out=tmp_path),
+        train=untrained,
+        steps=(2,),
+        solvers={"Euler": diffrax.Euler(), "Heun": diffrax.Heun()},
+        networks={"RevNet, h = 1": partial(RevNet, depth=2)},
+    )
     result = json.loads((tmp_path / "result.json").read_text())
     theorems = result["theorems"]
     assert theorems["logarithmic_norm"] <= theorems["constant"]
@@ -272,14 +274,11 @@ def test_growth_stays_below_its_bounds(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_fig1_has_a_network_for_every_step_and_resumes(monkeypatch, tmp_path):
-    digits = load("digits", "train"), load("digits", "test")
-    monkeypatch.setattr(natural_fig1, "load_data", lambda config, n: digits)
-    monkeypatch.setattr(natural_fig1, "STEP_SIZES", (1.0, 1e-10))
+def test_fig1_has_a_network_for_every_step_and_resumes(tmp_path):
     make = partial(ResNet, width=8, depth=2)
-    monkeypatch.setattr(natural_fig1, "PreActResNet", lambda *a, depth, **k: make(*a, **k))
+    given = {"step_sizes": (1.0, 1e-10), "make": lambda *a, depth, **k: make(*a, **k)}
     config = natural_fig1.Config(epochs=6, test_images=16, out=tmp_path)
-    natural_fig1.main(config)
+    execute(natural_fig1.EXPERIMENT, config, **given)
     result = json.loads((tmp_path / "result.json").read_text())
     assert list(result["runs"]) == ["1/0", "1e-10/0"]
     # A step of 1e-10 leaves no more than the stem and the head.
@@ -289,27 +288,27 @@ def test_fig1_has_a_network_for_every_step_and_resumes(monkeypatch, tmp_path):
         assert set(record["transfer"]) == {"0.1", "0.3", "0.5"}
         assert list(record["own"]) == ["0.02", "0.1"]
         assert record["own"]["0.1"] <= record["own"]["0.02"] <= 1
-    natural_fig1.main(dataclasses.replace(config, resume=True))
+    execute(natural_fig1.EXPERIMENT, dataclasses.replace(config, resume=True), **given)
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert (tmp_path / "fig1.png").stat().st_size > 10_000
     console = Console(width=80, record=True)
-    console.print(natural_fig1.table(result))
+    console.print(*natural_fig1.tables(result))
     assert "own PGD 0.02" in console.export_text()
 
 
 @pytest.mark.slow
-def test_what_hides_gradients_is_told_apart(monkeypatch, tmp_path):
+def test_what_hides_gradients_is_told_apart(tmp_path):
     """Multiplied logits decide as before, and withstand the cross-entropy's gradient alone."""
-    digits = load("digits", "train"), load("digits", "test")
-    monkeypatch.setattr(natural_causes, "load_data", lambda config, n: digits)
-    monkeypatch.setattr(natural_causes, "TIMES", (1.0, 2.0))
-    monkeypatch.setattr(natural_causes, "TOLERANCES", ())
-    monkeypatch.setattr(natural_causes, "FACTORS", (1e4,))
-    monkeypatch.setattr(natural_causes, "STOPPED", (0.3,))
     attacks = {"PGD-40": PGD(10, 0.04), "PGD-40, margin": PGD(10, 0.04, loss=margin_loss)}
-    monkeypatch.setattr(natural_causes, "_attacks", lambda queries: attacks)
+    given = {
+        "times": (1.0, 2.0),
+        "tolerances": (),
+        "factors": (1e4,),
+        "stopped": (0.3,),
+        "attacks": lambda queries: attacks,
+    }
     config = natural_causes.Config(fields=("settling",), epochs=4, test_images=30, out=tmp_path)
-    natural_causes.main(config)
+    execute(natural_causes.EXPERIMENT, config, **given)
     result = json.loads((tmp_path / "result.json").read_text())
     plain, multiplied = natural_causes._lines(result, "factor")["settling"]
     assert plain["clean_accuracy"] == multiplied["clean_accuracy"]
@@ -323,7 +322,7 @@ def test_what_hides_gradients_is_told_apart(monkeypatch, tmp_path):
     assert twice["clean_accuracy"] > once["clean_accuracy"]
     for record in result["runs"].values():
         assert record["left"]["worst"] <= min(record["left"].values())
-    natural_causes.main(dataclasses.replace(config, resume=True))
+    execute(natural_causes.EXPERIMENT, dataclasses.replace(config, resume=True), **given)
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert (tmp_path / "causes.png").stat().st_size > 10_000
     console = Console(width=80, record=True)

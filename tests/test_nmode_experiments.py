@@ -1,6 +1,8 @@
 """The scripts of *nmode*: Table 1 digit for digit, the other tables and figures on few digits."""
 
+import dataclasses
 import json
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -9,15 +11,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import (
-    nmode_ablation,
-    nmode_cifar,
-    nmode_figures,
-    nmode_mnist,
-    nmode_perturbations,
-    nmode_table1,
+from experiments.lib.recipe import fitted
+from experiments.lib.run import UsageError, execute
+from experiments.nmode import (
+    ablation as nmode_ablation,
+    cifar as nmode_cifar,
+    figures as nmode_figures,
+    mnist as nmode_mnist,
+    perturbations as nmode_perturbations,
+    table1 as nmode_table1,
 )
-from experiments._cli import UsageError
 from odejax import data
 from odejax.attacks import PGD
 from odejax.models import MLP, NmODE, PreActResNet
@@ -28,10 +31,9 @@ from odejax.models import MLP, NmODE, PreActResNet
     [[("nmODE", 1.0), ("P-nmODE", 0.6)], pytest.param(nmode_table1.PAPER, marks=pytest.mark.slow)],
     ids=["two rows", "all rows"],
 )
-def test_table_1_is_the_papers_to_every_digit_but_its_misprint(chosen, monkeypatch, tmp_path):
+def test_table_1_is_the_papers_to_every_digit_but_its_misprint(chosen, tmp_path):
     paper = {row: nmode_table1.PAPER[row] for row in chosen}
-    monkeypatch.setattr(nmode_table1, "PAPER", paper)
-    nmode_table1.main(nmode_table1.Config(out=tmp_path))
+    execute(nmode_table1.EXPERIMENT, nmode_table1.Config(out=tmp_path), chosen=paper)
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert [(row["family"], row["t"]) for row in rows] == list(chosen)
     for row in rows:
@@ -45,20 +47,15 @@ def test_table_1_is_the_papers_to_every_digit_but_its_misprint(chosen, monkeypat
         np.testing.assert_allclose(row["Dopri8, 1e-8"], row["Dopri5, 1e-7"], rtol=5e-5, atol=1e-5)
 
 
-@pytest.fixture
-def quick(monkeypatch):
+@pytest.mark.slow
+def test_the_tables_resume_and_hold_the_interval(tmp_path):
+    quick = {"dataset": "digits", "epochs": 2, "seeds": 1, "test_images": 30}
     attacks = {
         ball: {name: PGD(3, None) for name in named} for ball, named in nmode_mnist.ATTACKS.items()
     }
-    monkeypatch.setattr(nmode_mnist, "ATTACKS", attacks)
-    return {"dataset": "digits", "epochs": 2, "seeds": 1, "test_images": 30}
-
-
-@pytest.mark.slow
-def test_the_tables_resume_and_hold_the_interval(quick, tmp_path):
     networks = ("ReLU", "nmODE+ t=0.05, clip")
     config = nmode_mnist.Config(networks=networks, out=tmp_path, **quick)
-    nmode_mnist.main(config)
+    execute(nmode_mnist.EXPERIMENT, config, attacks=attacks)
     result = json.loads((tmp_path / "result.json").read_text())
     assert set(result["runs"]) == {f"{name}/{seed}" for name in networks for seed in (0,)}
     expected = {"ReLU/0": 1, "nmODE+ t=0.05, clip/0": 4}
@@ -84,12 +81,12 @@ def test_the_tables_resume_and_hold_the_interval(quick, tmp_path):
     proven = result["runs"]["nmODE+ t=0.05, clip/0"]["balls"]["linf"][0]["per_certificate"]
     assert clip.split()[-4:] == [f"{100 * fraction:.1f}" for fraction in proven.values()]
 
-    before = (tmp_path / "result.json").stat().st_mtime_ns
+    before = (tmp_path / "result.json").read_bytes()
     assert (tmp_path / "intervals.png").stat().st_size > 10_000
 
     config.resume = True
-    nmode_mnist.main(config)  # nothing is left to do
-    assert (tmp_path / "result.json").stat().st_mtime_ns == before
+    execute(nmode_mnist.EXPERIMENT, config)  # nothing is left to do
+    assert (tmp_path / "result.json").read_bytes() == before
 
 
 def test_the_papers_numbers_stand_beside_its_own_data_alone():
@@ -99,7 +96,7 @@ def test_the_papers_numbers_stand_beside_its_own_data_alone():
     record = {"balls": {"linf": [interval], "l2": [interval]}, "clean_accuracy": 0.98}
     record |= {"pgd_standardised": [{"PGD-40": 0.9}]}
     for dataset, seen in (("mnist", True), ("digits", False)):
-        settings = {"dataset": dataset, "n": 10}
+        settings = {"dataset": dataset, "test_images": 10}
         result = {"settings": settings, "runs": {"NODE/0": record, "nmODE t=0.05/0": record}}
         console = Console(width=200, record=True)
         for table in nmode_mnist.tables(result):
@@ -126,7 +123,7 @@ def test_the_papers_numbers_stand_beside_its_own_data_alone():
 )
 def test_wrong_arguments_are_named(settings, message, tmp_path):
     with pytest.raises(UsageError, match=message):
-        nmode_mnist.main(nmode_mnist.Config(out=tmp_path, **settings))
+        execute(nmode_mnist.EXPERIMENT, nmode_mnist.Config(out=tmp_path, **settings))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -140,7 +137,7 @@ def test_every_network_is_made_and_optimised_as_it_says():
                 continue
             model, _ = eqx.nn.make_with_state(network.make)((8, 8, 1), key=key, width=16)
             params = eqx.filter(model, eqx.is_inexact_array)
-            optimizer = network.optimizer()
+            optimizer = network.optimizer(1, 1)
             zero = jax.tree.map(lambda p: 0 * p, params)
             updates, _ = optimizer.update(zero, optimizer.init(params), params)
             both = params, eqx.apply_updates(params, updates)
@@ -161,7 +158,7 @@ def test_every_network_is_made_and_optimised_as_it_says():
 
 @pytest.mark.slow
 def test_the_attractor_and_the_example_keep_to_the_theorem(tmp_path):
-    nmode_figures.main(nmode_figures.Config(out=tmp_path))
+    execute(nmode_figures.EXPERIMENT, nmode_figures.Config(out=tmp_path))
     result = json.loads((tmp_path / "result.json").read_text())
     attractor, example = result["attractor"], result["example"]
     assert np.all(np.array(attractor["spread"]) <= attractor["bound"])
@@ -179,12 +176,11 @@ def test_the_attractor_and_the_example_keep_to_the_theorem(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_ablation_resumes_and_draws(monkeypatch, tmp_path):
+def test_the_ablation_resumes_and_draws(tmp_path):
     attacks = {name: PGD(3, None) for name in nmode_ablation.ATTACKS}
-    monkeypatch.setattr(nmode_ablation, "ATTACKS", attacks)
     config = nmode_ablation.Config(dataset="digits", sweeps=("scale",), epochs=2, test_images=30)
     config.out = tmp_path
-    nmode_ablation.main(config)
+    execute(nmode_ablation.EXPERIMENT, config, attacks=attacks)
     result = json.loads((tmp_path / "result.json").read_text())
     assert len(result["runs"]) == 4
     for record in result["runs"].values():
@@ -192,12 +188,8 @@ def test_the_ablation_resumes_and_draws(monkeypatch, tmp_path):
         assert 0 <= interval["certified"] <= interval["attacked"] <= interval["clean"]
     assert (tmp_path / "ablation.png").stat().st_size > 10_000
 
-    def refuse(*_):
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr(nmode_ablation, "train_network", refuse)
     config.resume = True
-    nmode_ablation.main(config)
+    execute(nmode_ablation.EXPERIMENT, config, attacks={})  # nothing is measured again
     assert json.loads((tmp_path / "result.json").read_text()) == result
 
 
@@ -238,11 +230,10 @@ def test_every_dimension_and_time_is_what_its_name_says():
 
 
 @pytest.mark.slow
-def test_perturbed_digits(monkeypatch, tmp_path):
+def test_perturbed_digits(tmp_path):
     contenders = {name: nmode_perturbations.CONTENDERS[name] for name in ("ReLU", "nmODE t=1")}
-    monkeypatch.setattr(nmode_perturbations, "CONTENDERS", contenders)
     config = nmode_perturbations.Config(dataset="digits", epochs=5, test_images=100, out=tmp_path)
-    nmode_perturbations.main(config)
+    execute(nmode_perturbations.EXPERIMENT, config, contenders=contenders)
     result = json.loads((tmp_path / "result.json").read_text())
     for record in result["runs"].values():
         unperturbed = {accuracies[0] for accuracies in record["accuracy"].values()}
@@ -261,39 +252,42 @@ def test_scripts_name_wrong_arguments(script, tmp_path):
         ({"dataset": "digits", "test_images": 501}, "has 500 test images; got 501"),
     ):
         with pytest.raises(UsageError, match=message):
-            script.main(script.Config(out=tmp_path, **settings))
+            execute(script.EXPERIMENT, script.Config(out=tmp_path, **settings))
     with pytest.raises(UsageError, match="unknown sweep 'depth'; accepted: time"):
-        nmode_ablation.main(
-            nmode_ablation.Config(dataset="digits", sweeps=("depth",), out=tmp_path)
+        execute(
+            nmode_ablation.EXPERIMENT,
+            nmode_ablation.Config(dataset="digits", sweeps=("depth",), out=tmp_path),
         )
     with pytest.raises(UsageError, match="no sweeps; accepted: time"):
-        nmode_ablation.main(nmode_ablation.Config(dataset="digits", sweeps=(), out=tmp_path))
+        execute(
+            nmode_ablation.EXPERIMENT,
+            nmode_ablation.Config(dataset="digits", sweeps=(), out=tmp_path),
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_the_cifar_script_goes_on_from_a_pretrained_network(monkeypatch, tmp_path):
-    def digits(config, n):
-        return data.load("digits", "train"), data.load("digits", "test")
-
-    monkeypatch.setattr(nmode_cifar, "load_data", digits)
-    for attacks in (nmode_cifar.PAPERS_ATTACK, nmode_cifar.STRONGEST):
-        for name in attacks:
-            monkeypatch.setitem(attacks, name, PGD(2, None))
-    monkeypatch.setitem(nmode_cifar.EPS, "linf", (1 / 255,))
-    nmode_cifar.main(nmode_cifar.Config(preset="smoke", networks=("ResNet + nmODE",), out=tmp_path))
+def test_the_cifar_script_goes_on_from_a_pretrained_network(tmp_path):
+    name = "ResNet + nmODE"
+    network = dataclasses.replace(nmode_cifar.NETWORKS[name], eps={"linf": (1 / 255,), "l2": ()})
+    names = (*nmode_cifar.PAPERS_ATTACK, *nmode_cifar.STRONGEST)
+    execute(
+        nmode_cifar.EXPERIMENT,
+        nmode_cifar.Config(preset="smoke", networks=(name,), out=tmp_path),
+        networks={name: network},
+        attacks={name: PGD(2, None) for name in names},
+        load=lambda config, n: (data.load("digits", "train"), data.load("digits", "test")),
+    )
     record = json.loads((tmp_path / "result.json").read_text())["runs"]["ResNet + nmODE"]
-    for intervals in record["balls"].values():
-        assert 0 <= intervals[0]["attacked"] <= intervals[0]["clean"]
+    (interval,) = record["balls"]["linf"]
+    assert 0 <= interval["attacked"] <= interval["clean"]
     assert (tmp_path / "cifar.png").stat().st_size > 10_000
 
     # Read from the checkpoints: batch statistics go on too, nothing is left in inference mode.
     train = data.load("digits", "train").take(slice(256))
-    preset, folder = nmode_cifar.PRESETS["smoke"], tmp_path / "checkpoints"
-    model, state = eqx.nn.make_with_state(PreActResNet)((8, 8, 1), depth=8, key=jax.random.key(0))
-    first = nmode_cifar._fit(
-        model, state, nmode_cifar.PRETRAINED, train, 1, jax.random.key(0), folder / "pretrained"
-    )
-    second, _ = nmode_cifar.train_network("ResNet + nmODE", train, preset, 0, folder)
+    preset, folder = nmode_cifar.PRESETS["smoke"]["cifar10"], tmp_path / "checkpoints"
+    recipe = nmode_cifar._recipe(partial(PreActResNet, depth=8), nmode_cifar.PRETRAINED, 1)
+    first = fitted(recipe, train, jax.random.key(0), folder / "pretrained")
+    second, _ = nmode_cifar.train_network(name, network, train, preset, 0, folder)
     for one, other in zip(jax.tree.leaves(first.state), jax.tree.leaves(second.state), strict=True):
         assert not np.array_equal(one, other)

@@ -12,8 +12,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import digits
 
-from experiments._cli import UsageError
-from experiments._runs import Runs
+from experiments.lib.run import Runs, UsageError, command_line
 
 ROOT = Path(__file__).parents[1]
 NEW = SimpleNamespace(resume=False, overwrite=False)
@@ -42,7 +41,7 @@ def test_a_run_is_resumed_with_what_it_has(tmp_path):
 
 
 def test_without_a_run_resume_begins_one(tmp_path):
-    assert opened(tmp_path / "new", RESUME).result["runs"] == {}
+    assert "runs" not in opened(tmp_path / "new", RESUME).result
 
 
 def test_overwriting_removes_what_runs_have_made_and_nothing_else(tmp_path):
@@ -125,3 +124,12 @@ def test_a_script_that_is_stopped_while_it_trains_goes_on_where_it_was(tmp_path)
         assert again.poll() is None, again.stderr.read()
     again.kill()
     again.communicate()
+
+
+def test_a_stored_command_has_no_paths_of_the_machine():
+    given = ["x.py", "--dataset", "mnist", "--data-dir", "/a/b", "--out=/c", "--resume", "--seeds"]
+    given += ["2", "--networks", "nmODE t=1", "--out", "/d"]
+    command = command_line(given)
+    said = '--dataset mnist --data-dir FOLDER --seeds 2 --networks "nmODE t=1"'
+    assert command.endswith(said)
+    assert command.startswith("python -m ")

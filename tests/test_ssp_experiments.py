@@ -12,10 +12,11 @@ import pytest
 from helpers import digits
 from rich.console import Console
 
-from experiments import claims, natural, ssp
-from experiments._cli import UsageError
-from experiments.natural import Network, one_cycle
-from odejax.attacks import APGD, PGD, AutoAttack
+from experiments.ledger import claims
+from experiments.lib.recipe import Recipe, adam, one_cycle
+from experiments.lib.run import UsageError, execute
+from experiments.ssp import networks as ssp
+from odejax.attacks import APGD, PGD, AutoAttack, RelativeStep
 from odejax.models import ResNet
 from odejax.training import Adversarial, CrossEntropy, batch_logits
 
@@ -37,20 +38,21 @@ def run(tmp_path_factory):
         objective = CrossEntropy()
         if training != "natural":
             objective = Adversarial(PGD(2, 0.05, last=True), ssp.odejax.LinfBall(0.1))
-        return Network(make, 2, 64, one_cycle(2e-2), objective)
+        return Recipe(make, 2, 64, adam(one_cycle(2e-2)), objective)
 
     config = partial(
         ssp.Config, preset="smoke", test_images=8, out=folder, networks=("ResNet", "ark")
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ssp, "_network", network)
-        patch.setattr(ssp, "_attacks", lambda step: {"PGD-7": PGD(2, step), "PGD-50": APGD(3)})
-        patch.setattr(ssp, "LAST", AutoAttack({"APGD": APGD(4)}))
-        ssp.main(config(trainings=("natural",)))
-        ssp.main(config(resume=True))
-        result = json.loads((folder / "result.json").read_text())
-        patch.setattr(ssp, "train_network", None)  # nothing is trained again
-        ssp.main(config(resume=True))
+    attacks = {"PGD-7": PGD(2, RelativeStep(0.2)), "PGD-50": APGD(3)}
+    given = {
+        "recipe_of": network,
+        "attacks": lambda dataset: attacks,
+        "last": AutoAttack({"APGD": APGD(4)}),
+    }
+    execute(ssp.EXPERIMENT, config(trainings=("natural",)), **given)
+    execute(ssp.EXPERIMENT, config(resume=True), **given)
+    result = json.loads((folder / "result.json").read_text())
+    execute(ssp.EXPERIMENT, config(resume=True), recipe_of=None)  # nothing is trained again
     assert json.loads((folder / "result.json").read_text()) == result
     assert (folder / "ssp.png").exists()
     return folder, result
@@ -149,7 +151,7 @@ SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 def weights(name, dataset):
     """How many; the network is made and run without computing anything."""
     preset, shape = ssp.PRESETS["paper"][dataset], SHAPES[dataset]
-    make = eqx.nn.make_with_state(ssp._network(name, "natural", dataset, preset, "paper").make)
+    make = eqx.nn.make_with_state(ssp.recipe(name, "natural", dataset, preset, "paper").make)
 
     def made(key):
         model, state = make(shape, key=key)
@@ -178,7 +180,7 @@ def test_every_network_of_the_paper_is_made(name, dataset):
     preset = ssp.PRESETS["paper"][dataset]
     extra = 12 if name.startswith("ark") else 0
     assert weights(name, dataset) - weights("ResNet", dataset) == extra
-    recipe = ssp._network(name, "PGD-12", dataset, preset, "paper")
+    recipe = ssp.recipe(name, "PGD-12", dataset, preset, "paper")
     assert isinstance(recipe.objective, Adversarial)
     assert recipe.objective.attack.steps == 12
     assert recipe.rise == 0
@@ -187,17 +189,12 @@ def test_every_network_of_the_paper_is_made(name, dataset):
 def test_small_networks_are_trained_in_a_ball_that_grows():
     preset = ssp.PRESETS["cpu"]["mnist"]
     rises = [
-        ssp._network("ResNet", training, "mnist", preset, "cpu").rise for training in ssp.TRAININGS
+        ssp.recipe("ResNet", training, "mnist", preset, "cpu").rise for training in ssp.TRAININGS
     ]
     assert rises == [0, 0.6, 0.6]
-    training = ssp._network("ResNet", "PGD-7", "digits", ssp.PRESETS["smoke"]["digits"], "smoke")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(natural, "fit", lambda model, state, train, objective, *args, **kwargs: 1 / 0)
-        steps = []
-        patch.setattr(natural, "RisingEps", lambda objective, n: steps.append(n))
-        with pytest.raises(ZeroDivisionError):
-            natural.train_network(training, digits("train", 640), 0, None)
-    assert steps == [6]  # of ten
+    training = ssp.recipe("ResNet", "PGD-7", "digits", ssp.PRESETS["smoke"]["digits"], "smoke")
+    rising = training.over(10)
+    assert (rising.objective, rising.steps) == (training.objective, 6)
 
 
 @pytest.mark.parametrize(
@@ -212,4 +209,4 @@ def test_small_networks_are_trained_in_a_ball_that_grows():
 )
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(UsageError, match=message):
-        ssp.main(ssp.Config(**arguments))
+        execute(ssp.EXPERIMENT, ssp.Config(**arguments))

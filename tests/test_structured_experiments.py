@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import claims, ssp_burgers, structured
-from experiments._claims import all_claims
-from experiments._cli import UsageError
-from experiments.natural import Network, one_cycle, train_network
+from experiments.ledger import claims
+from experiments.ledger.printed import all_claims
+from experiments.lib.recipe import Recipe, adam, one_cycle, train
+from experiments.lib.run import UsageError, execute
+from experiments.ssp import burgers as ssp_burgers
+from experiments.structured import networks as structured
 from odejax.attacks import APGD, AutoAttack
 from odejax.data import load
 from odejax.evaluation import save_result
@@ -25,30 +27,29 @@ from odejax.solvers import SSPRK33
 from odejax.training import CrossEntropy, Hinge, Penalised
 
 
-def printed(table) -> str:
+def printed(*tables) -> str:
     console = Console(width=80, file=io.StringIO())
-    console.print(table)
+    for table in tables:
+        console.print(table)
     return console.file.getvalue()
 
 
-@pytest.fixture
-def quick(monkeypatch, tmp_path):
-    """One small network, which compiles fast, and a short last attack."""
+def quick_recipe(name, kind, preset, loss, eta):
+    """One small network, which compiles fast."""
     make = partial(LipschitzNet, width=2, depth=1, features=16)
+    return Recipe(make, 8, 64, adam(one_cycle(2e-2)), loss)
 
-    def recipe(name, kind, preset, loss, eta):
-        return Network(make, 8, 64, one_cycle(2e-2), loss)
 
-    monkeypatch.setattr(structured, "_recipe", recipe)
-    monkeypatch.setattr(structured, "LAST", AutoAttack({"APGD": APGD(steps=3)}))
-    return {"preset": "smoke", "test_images": 16, "out": tmp_path}
+QUICK = {"preset": "smoke", "test_images": 16}
+GIVEN = {"recipe_of": quick_recipe, "last": AutoAttack({"APGD": APGD(steps=3)})}
 
 
 @pytest.mark.slow
-def test_the_table_and_figure_hold_the_interval(quick, capsys):
+def test_the_table_and_figure_hold_the_interval(tmp_path):
     networks = ("convex potential",)
-    structured.main(structured.Config(**quick, networks=networks))
-    result = json.loads((quick["out"] / "result.json").read_text())
+    config = structured.Config(**QUICK, networks=networks, out=tmp_path)
+    execute(structured.EXPERIMENT, config, **GIVEN)
+    result = json.loads((tmp_path / "result.json").read_text())
     assert list(result["runs"]) == ["convex potential/0"]
     record = result["runs"]["convex potential/0"]
     for bracket in record["brackets"]:
@@ -56,40 +57,38 @@ def test_the_table_and_figure_hold_the_interval(quick, capsys):
     assert record["lipschitz_bound"] == pytest.approx(1, abs=1e-3)
     assert record["brackets"][0]["certified"] > 0
     assert record["steps"] == [1.0] * 2  # one of convolutions, one dense
-    text = printed(structured.table(result))
+    text = printed(*structured.tables(result))
     assert "convex potential" in text
     assert max(map(len, text.splitlines())) <= 80
     plt.close(structured.figure(result))
     # Nothing is trained or attacked again.
-    structured.main(structured.Config(**quick, networks=networks, resume=True))
-    assert json.loads((quick["out"] / "result.json").read_text()) == result
+    config.resume = True
+    execute(structured.EXPERIMENT, config, recipe_of=None)
+    assert json.loads((tmp_path / "result.json").read_text()) == result
 
 
-def test_held_out_images_and_a_loss_are_as_asked_for(quick, monkeypatch, capsys):
-    seen = {}
+def test_held_out_images_and_a_loss_are_as_asked_for(tmp_path):
+    losses = []
 
-    def evaluate(predictor, test, preset, seed):
-        seen["test"] = test
-        return {"held out": len(test)}
+    def recipe(name, kind, preset, loss, eta):
+        losses.append(loss)
+        raise KeyboardInterrupt
 
-    def trained(recipe, train, seed, checkpoints):
-        seen["train"], seen["loss"] = train, recipe.objective
-        return None, {}
-
-    monkeypatch.setattr(structured, "train_network", trained)
-    monkeypatch.setattr(structured, "_evaluate", evaluate)
-    for shown in ("present", "table", "figure"):
-        monkeypatch.setattr(structured, shown, lambda *args: None)
-    quick |= {"networks": ("convex potential",), "margin": 0.5, "temperature": 0.25}
-    structured.main(structured.Config(**quick, held_out=100))
-    assert seen["loss"] == CrossEntropy(0.25, 0.5)
-    assert seen["test"].split == "validation"
-    assert (len(seen["train"]), len(seen["test"])) == (len(load("digits", "train")) - 100, 100)
-    settings = json.loads((quick["out"] / "result.json").read_text())["settings"]
+    config = structured.Config(
+        **QUICK, networks=("convex potential",), margin=0.5, temperature=0.25, held_out=100
+    )
+    config.out = tmp_path
+    with pytest.raises(KeyboardInterrupt):
+        execute(structured.EXPERIMENT, config, recipe_of=recipe)
+    assert losses == [CrossEntropy(0.25, 0.5)]
+    train, test = structured.plan(config).data
+    assert test.split == "validation"
+    assert (len(train), len(test)) == (len(load("digits", "train")) - 100, 100)
+    settings = json.loads((tmp_path / "result.json").read_text())["settings"]
     shown = "digits, 16 held-out images, margin 0.5, temperature 0.25"
     assert structured._setting(settings) == shown
     with pytest.raises(UsageError, match="started with held_out 100, not 200"):
-        structured.main(structured.Config(**quick, held_out=200, resume=True))
+        execute(structured.EXPERIMENT, dataclasses.replace(config, held_out=200, resume=True))
 
 
 def test_areas_are_mean_accuracies_and_a_certified_one_promises_nothing_more():
@@ -115,7 +114,7 @@ def test_the_table_fits_with_several_seeds_and_the_papers_figures():
         for seed in range(2)
     }
     settings = dataclasses.asdict(preset) | {"dataset": "cifar10"}
-    text = printed(structured.table({"settings": settings, "runs": records}))
+    text = printed(*structured.tables({"settings": settings, "runs": records}))
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
     assert any(line.rstrip().endswith(" 79.4") for line in lines)  # the paper's, of non-expansive
@@ -125,7 +124,7 @@ def test_the_table_fits_with_several_seeds_and_the_papers_figures():
 @pytest.mark.parametrize("name", structured.NAMES)
 def test_switching_steps_alone_are_trained_with_a_penalty(name):
     preset = structured.PRESETS["smoke"]["digits"]
-    objective = structured._recipe(name, "smoke", preset, Hinge(1.0), 0.5).objective
+    objective = structured.recipe(name, "smoke", preset, Hinge(1.0), 0.5).objective
     assert isinstance(objective, Penalised) == ("switching" in name)
 
 
@@ -156,8 +155,8 @@ def test_every_name_makes_its_network(name):
 @pytest.mark.parametrize("eta", [1e-6, 10.0])
 def test_switching_steps_expand_where_maps_are_kept_orthogonal(eta):
     preset = dataclasses.replace(structured.PRESETS["smoke"]["digits"], depth=2, epochs=4)
-    recipe = structured._recipe("switching prescribed", "smoke", preset, Hinge(1.0), eta)
-    predictor, _ = train_network(recipe, load("digits", "train"), 0, None)
+    recipe = structured.recipe("switching prescribed", "smoke", preset, Hinge(1.0), eta)
+    predictor, _ = train(recipe, load("digits", "train"), jax.random.key(0))
     first, second = structured._steps(predictor.model)
     assert first > 0
     assert second < -1 if eta > 1 else second > -0.5
@@ -182,7 +181,7 @@ def test_switching_steps_expand_where_maps_are_kept_orthogonal(eta):
 )
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(UsageError, match=message):
-        structured.main(structured.Config(**arguments))
+        execute(structured.EXPERIMENT, structured.Config(**arguments))
 
 
 def test_the_ledger_reads_a_run_of_the_papers_size_alone(tmp_path):
@@ -218,34 +217,28 @@ def test_every_network_of_the_paper_is_one_of_the_experiment():
     assert models <= set(structured.NAMES)
 
 
-@pytest.fixture
-def two_methods(monkeypatch, tmp_path):
+@pytest.mark.slow
+def test_burgers_tells_the_methods_apart(tmp_path):
     methods = {
         "Euler": (diffrax.Euler(), 1),
         "midpoint, published": ssp_burgers.METHODS["midpoint, published"],
         "SSPRK(3,3)": (SSPRK33(), 3),
     }
-    monkeypatch.setattr(ssp_burgers, "METHODS", methods)
-    monkeypatch.setattr(ssp_burgers, "COURANTS", (0.8, 4.0))
-    monkeypatch.setattr(ssp_burgers, "SHOWN", 0.8)
-    return tmp_path
-
-
-@pytest.mark.slow
-def test_burgers_tells_the_methods_apart(two_methods, capsys):
-    ssp_burgers.main(ssp_burgers.Config(cells=100, out=two_methods))
-    result = json.loads((two_methods / "result.json").read_text())
+    config = ssp_burgers.Config(cells=100, out=tmp_path)
+    given = {"methods": methods, "courants": (0.8, 4.0), "shown": 0.8}
+    execute(ssp_burgers.EXPERIMENT, config, **given)
+    result = json.loads((tmp_path / "result.json").read_text())
     euler, stable = (
         result["methods"][name]["largest_variation"] for name in ("Euler", "SSPRK(3,3)")
     )
     assert euler["0.8"] > 2.2 > 2.01 > stable["0.8"]
     assert euler["4"] is None
-    assert "inf" in printed(ssp_burgers.table(result))
+    assert "inf" in printed(*ssp_burgers.tables(result))
     assert len(result["methods"]["Euler"]["profile"]) == 100
     assert np.isfinite(result["methods"]["SSPRK(3,3)"]["profile"]).all()
-    assert (two_methods / "burgers.png").exists()
+    assert (tmp_path / "burgers.png").exists()
 
 
 def test_burgers_needs_cells():
     with pytest.raises(UsageError, match="cells must be at least 1; got 0"):
-        ssp_burgers.main(ssp_burgers.Config(cells=0))
+        execute(ssp_burgers.EXPERIMENT, ssp_burgers.Config(cells=0))

@@ -12,9 +12,12 @@ import pytest
 from rich.console import Console
 from scipy.integrate import solve_ivp
 
-from experiments import _structured_flows_report, structured_flows
-from experiments._cli import UsageError
-from experiments.structured_flows import Config, iterate, target
+from experiments.lib.run import UsageError, execute
+from experiments.structured import (
+    flows as structured_flows,
+    flows_figure as structured_flows_report,
+)
+from experiments.structured.flows import Config, iterate, target
 from odejax.solvers import apply_layers
 
 SMALL = {"width": 4, "step_size": 0.25}
@@ -37,7 +40,7 @@ def measured(tmp_path_factory):
     flows = {
         name: dataclasses.replace(flow, steps=30) for name, flow in structured_flows.FLOWS.items()
     }
-    smaller = {"SIZES": SMALL, "POINTS": 256, "BATCH": 32, "FLOWS": flows}
+    smaller = {"SIZES": SMALL, "POINTS": 256, "BATCH": 32}
     smaller["REGRESSION"] = {"both": REGRESSION["both"]}
     found = {"train": [], "solve": []}
 
@@ -54,7 +57,7 @@ def measured(tmp_path_factory):
             patch.setattr(structured_flows, name, value)
         for name in found:
             patch.setattr(structured_flows, name, recorded(name, getattr(structured_flows, name)))
-        structured_flows.main(Config(seeds=2, steps=100, out=out))
+        execute(structured_flows.EXPERIMENT, Config(seeds=2, steps=100, out=out), flows=flows)
     return out, found
 
 
@@ -100,7 +103,7 @@ def test_the_result_counts_the_weights_of_one_seed(result):
 @pytest.mark.slow
 def test_the_figure_and_the_tables_are_written(result, folder):
     assert (folder / "flows.png").exists()
-    text = printed(*_structured_flows_report.tables(result))
+    text = printed(*structured_flows_report.tables(result))
     for net in ("both", "mass-preserving", "symplectic", "ResNet"):
         assert net in text
     assert max(map(len, text.splitlines())) <= 80
@@ -110,9 +113,7 @@ def test_the_widest_table_fits():
     """Three seeds far apart, in every cell."""
     values = [1.1e-5, 1.2e-3, 9.9e3]
     nets = {name: {"layers": 10, "weights": 1000, "test_error": values} for name in REGRESSION}
-    text = printed(
-        _structured_flows_report._table("", {"nets": nets}, {"test_error": "test error"})
-    )
+    text = printed(structured_flows_report._table("", {"nets": nets}, {"test_error": "test error"}))
     assert text.count("1.1e-5 to 9900") == 4
 
 
@@ -125,7 +126,7 @@ def test_the_widest_table_fits():
 )
 def test_wrong_arguments_are_named(arguments, message, tmp_path):
     with pytest.raises(UsageError, match=message):
-        structured_flows.main(Config(**arguments, out=tmp_path))
+        execute(structured_flows.EXPERIMENT, Config(**arguments, out=tmp_path))
     assert not list(tmp_path.iterdir())
 
 

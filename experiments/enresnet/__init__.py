@@ -1,0 +1,1 @@
+"""*enresnet*: ensembles of noisy ResNets."""

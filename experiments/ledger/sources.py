@@ -1,0 +1,80 @@
+"""How a claim of a paper is measured: by which command, and how its result is read."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..lib.report import by_name, mean_and_deviation
+from .printed import Claim
+
+FOLDER = "--data-dir FOLDER"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An experiment that measures some claims: `read(result, claim, network)`, or None.
+
+    A run with other `settings` measures none.
+    """
+
+    result: str  # its file in `experiments/results`; empty if it needs none
+    kind: str
+    command: str
+    read: Callable[[dict[str, Any], Claim, str], dict[str, Any] | None]
+    network: str = ""  # the claim's network, as the experiment calls it
+    epochs: int | None = None  # of the preset; None: nothing is trained
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    smaller: bool = False
+
+
+def measured(records: list[dict[str, Any]], claim: Claim, bracket_of) -> dict[str, Any] | None:
+    """The means over `records`, one for each seed."""
+    if not records:
+        return None
+    told = {"seeds": len(records), "device": records[0]["device"]}
+    if claim.attack == "clean":
+        if "clean_accuracy" not in records[0]:
+            return None
+        return told | _mean([record["clean_accuracy"] for record in records])
+    brackets = [bracket_of(record) for record in records]
+    if None in brackets or claim.attack not in brackets[0]["per_attack"]:
+        return None
+    first = brackets[0]
+    told |= _mean([b["per_attack"][claim.attack] for b in brackets])
+    if "n" in first:
+        told["n"] = first["n"]
+    if not claim.eps:  # of another ball than the claim's, which is not known
+        return told | ({"measured_eps": first["eps"]} if "eps" in first else {})
+    if "attacked" in first:  # a transfer attack has no interval
+        told |= {
+            "worst_attack": 100 * float(np.mean([b["attacked"] for b in brackets])),
+            "certified": 100 * float(np.mean([b["certified"] for b in brackets])),
+            "flags": sorted({flag for b in brackets for flag in b["flags"]}),
+        }
+    return told
+
+
+def _mean(fractions: list[float]) -> dict[str, float]:
+    mean, deviation = mean_and_deviation(fractions)
+    return {"papers_attack": mean} | ({} if deviation is None else {"deviation": deviation})
+
+
+def _at(brackets: list[dict[str, Any]], claim: Claim) -> dict[str, Any] | None:
+    """The one of the claim's eps."""
+    return next((b for b in brackets if np.isclose(b["eps"], claim.radius)), None)
+
+
+def from_balls(result: dict[str, Any], claim: Claim, name: str) -> dict[str, Any] | None:
+    records = by_name(result).get(name, [])
+    return measured(records, claim, lambda record: _at(record["balls"][claim.norm], claim))
+
+
+def from_brackets(result: dict[str, Any], claim: Claim, name: str) -> dict[str, Any] | None:
+    records = by_name(result).get(name, [])
+    return measured(records, claim, lambda record: _at(record["brackets"], claim))
+
+
+def chosen(preset: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(preset, name) for name in names}

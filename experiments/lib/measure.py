@@ -1,0 +1,66 @@
+"""What is measured of a trained network: the interval in several balls, and its clean accuracy."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import odejax
+from odejax.data import ArrayDataset
+from odejax.evaluation import Brackets, bracket
+from odejax.training import clean_accuracy
+
+BALLS = {"linf": odejax.LinfBall, "l2": odejax.L2Ball}
+
+
+def brackets(
+    predictor: Any, images: ArrayDataset, norm: str, eps: Sequence[float], **settings: Any
+) -> Brackets:
+    """`odejax.evaluation.bracket` on the images and labels of a data set, for every eps."""
+    balls = [BALLS[norm](radius) for radius in eps]
+    return bracket(predictor, *images, balls, **settings)  # pyright: ignore[reportCallIssue]
+
+
+def summaries(found: Brackets) -> list[dict[str, Any]]:
+    """Their numbers, and the median radius where there is a certificate."""
+    return [
+        b.summary() | ({"median_radius": float(np.median(b.radius))} if b.per_certificate else {})
+        for b in found
+    ]
+
+
+def measure(
+    predictor: Any,
+    test: ArrayDataset,
+    n: int,
+    eps: Mapping[str, Sequence[float]],
+    seed: int,
+    *,
+    attacks: Mapping[str, Any],
+    **settings: Any,
+) -> dict[str, Any]:
+    """Clean accuracy on all of `test`, and the interval of the first `n` images for every eps.
+
+    `eps` is by norm; the intervals are `brackets` of one norm, `balls` of several. `attacks` are by
+    name; where they depend on the norm, by norm and name.
+    """
+    started, key = time.perf_counter(), jax.random.key(seed + 1)
+    attacked = test.take(slice(n))
+    balls = {norm: [] for norm in eps}
+    for norm, radii in eps.items():
+        if not radii:
+            continue
+        chosen = attacks.get(norm, attacks)
+        anew = settings.get("anew", set(chosen))  # by default every attack in every ball
+        found = brackets(
+            predictor, attacked, norm, radii, key=key, attacks=chosen, **settings | {"anew": anew}
+        )
+        balls[norm] = summaries(found)
+    one_norm = len(balls) == 1
+    return {
+        "clean_accuracy": clean_accuracy(predictor, test, key=key),
+        **({"brackets": next(iter(balls.values()))} if one_norm else {"balls": balls}),
+        "evaluation_seconds": time.perf_counter() - started,
+    }

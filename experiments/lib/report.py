@@ -1,0 +1,208 @@
+"""What an experiment shows: tables and figures, drawn from its result alone, means over seeds."""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from odejax.plots.curves import AXIS_LABELS
+
+Record = dict[str, Any]
+Read = Callable[[dict[str, Any]], float]  # of a bracket's numbers
+KEPT = Path(__file__).parents[1]
+ORANGE = "#ef8a62"  # of the papers' own attacks
+
+
+def by_name(result: dict[str, Any]) -> dict[str, list[Record]]:
+    """The records of every name, one for each seed: runs are called "NAME/SEED", or "NAME"."""
+    found: dict[str, list] = {}
+    for run, record in result["runs"].items():
+        found.setdefault(run.rpartition("/")[0] or run, []).append(record)
+    return found
+
+
+def mean_and_deviation(fractions: list[float]) -> tuple[float, float | None]:
+    """In percent; no deviation of a single seed."""
+    percent = 100 * np.asarray(fractions)
+    return float(percent.mean()), float(percent.std(ddof=1)) if len(percent) > 1 else None
+
+
+def cell(fractions: Iterable[float]) -> str:
+    """The same as a table shows it."""
+    return shown(*mean_and_deviation([*fractions]))
+
+
+def shown(mean: float, deviation: float | None) -> str:
+    """With the deviation where there is one."""
+    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+
+
+def attack(name: str) -> Read:
+    """Robust accuracy under one attack."""
+    return lambda bracket: bracket["per_attack"][name]
+
+
+def end(name: str) -> Read:
+    """`clean`, `attacked` or `certified`."""
+    return lambda bracket: bracket[name]
+
+
+def flags_of(records: Iterable[Record]) -> list[str]:
+    """The names of all flags in the records' brackets."""
+    return sorted({flag for record in records for b in record["brackets"] for flag in b["flags"]})
+
+
+def flags_raised(records: Iterable[Record]) -> str:
+    return ", ".join(flags_of(records)) or "none"
+
+
+def at_each_eps(records: list[Record], of: Callable[[Record], list] | None = None) -> list[list]:
+    """The brackets of all seeds, eps by eps; `of(record)` has those of a record."""
+    of = of or (lambda record: record["brackets"])
+    return [list(row) for row in zip(*map(of, records), strict=True)]
+
+
+def curve(grid: list[list], read: Read) -> np.ndarray:
+    """In percent and as means over the seeds: clean accuracy, then `read` at each eps."""
+    clean = np.mean([b["clean"] for b in grid[0]])
+    return 100 * np.array([clean, *(np.mean([read(b) for b in row]) for row in grid)])
+
+
+def table(title: str | None, *columns: str, names: int = 1, **settings: Any) -> Table:
+    """An empty one; its first columns hold `names`, the others numbers."""
+    made = Table(
+        **{"title": title, "box": SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
+        | settings
+    )
+    for i, column in enumerate(columns):
+        number = i >= names
+        made.add_column(
+            column,
+            justify="right" if number else "left",
+            no_wrap=number,
+            overflow="fold",
+        )
+    return made
+
+
+def panels(
+    names: Iterable[Any], columns: int = 5, size: tuple[float, float] = (3.0, 2.7), **settings: Any
+) -> tuple[Any, Iterator[tuple[Any, Any]]]:
+    """A figure, and each name with an axis for it; what is left of the grid is hidden."""
+    names = list(names)
+    columns = min(columns, len(names))
+    rows = -(-len(names) // columns)
+    drawn, axes = plt.subplots(
+        rows,
+        columns,
+        **{
+            "figsize": (max(6.4, size[0] * columns + 0.6), size[1] * rows + 0.9),
+            "sharey": True,
+            "squeeze": False,
+            "layout": "constrained",
+        }
+        | settings,
+    )
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    return drawn, zip(names, axes.flat, strict=False)
+
+
+def accuracy_axis(axis: Any, norm: str | None = None, title: str | None = None):
+    """Percent upwards, and the radius to the right."""
+    axis.set_ylim(-2, 102)
+    axis.grid(alpha=0.3, lw=0.5)
+    if norm:
+        axis.set_xlabel(AXIS_LABELS[norm])
+    if title:
+        axis.set_title(title, fontsize=9)
+    if axis.get_subplotspec().is_first_col():
+        axis.set_ylabel("accuracy (%)")
+
+
+def legend_below(drawn: Any, ncols: int, **settings: Any):
+    """One legend for all axes, each label once."""
+    handles: dict[str, Any] = {}
+    for axis in drawn.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    settings = {"loc": "outside lower center", "frameon": False, "fontsize": 8} | settings
+    drawn.legend(handles.values(), handles.keys(), ncols=ncols, **settings)
+
+
+def setting_line(settings: Mapping[str, Any], *more: str) -> str:
+    """Which images were attacked."""
+    return ", ".join(
+        (settings["dataset"], f"the first {settings['test_images']} test images", *more)
+    )
+
+
+def shows(things: Iterable[Any]):
+    console = Console()
+    for thing in things:
+        console.print(thing, highlight=False)
+
+
+def published(
+    result: dict[str, Any],
+    figures: Mapping[str, Callable[[dict[str, Any]], Any]],
+    path: Path,
+    name: str | None,
+    figure_stem: str | None = None,
+) -> list[Path]:
+    """Draw the figures beside the result at `path`; all files. The repository keeps `name`'s.
+
+    A figure that cannot be drawn of this result is None.
+    """
+    written = [path]
+    for figure, draw in figures.items():
+        drawn = draw(result)
+        if drawn is None:
+            continue
+        written.append(path.parent / f"{figure}.png")
+        drawn.savefig(written[-1], dpi=150)
+        plt.close(drawn)
+    if name:
+        (KEPT / "results").mkdir(exist_ok=True)
+        shutil.copy(path, KEPT / "results" / f"{name}.json")
+        for file in written[1:]:
+            own = f"{figure_stem or name}" + (f"_{file.stem}" if len(figures) > 1 else "")
+            shutil.copy(file, KEPT / "figures" / f"{own}.png")
+    return written
+
+
+def interval_panels(
+    result: dict[str, Any],
+    draw: Callable[[Any, str, list[Record]], None],
+    *,
+    ncols: int,
+    title: str,
+    norm: str = "linf",
+    **settings: Any,
+):
+    """A panel for each network, drawn by `draw(axis, name, records)`; one legend for all."""
+    drawn, axes = panels(by_name(result).items(), **settings)
+    for (name, records), axis in axes:
+        draw(axis, name, records)
+        accuracy_axis(axis, norm)
+    legend_below(drawn, ncols)
+    drawn.suptitle(title, fontsize=11)
+    return drawn
+
+
+def crosses(axis: Any, printed: Mapping[tuple, float], attack: str, **style: Any):
+    """The paper's figures of an attack, if it has any: {(attack, norm, eps): percent}."""
+    points = [(at, value) for (name, norm, at), value in printed.items() if norm and name == attack]
+    if points:
+        style = {"marker": "X", "ls": "", "color": "k", "ms": 5} | style
+        axis.plot(*zip(*points, strict=True), **style)

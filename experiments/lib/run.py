@@ -1,0 +1,382 @@
+"""How every experiment is run: `Experiment`, its command line, its folder, and going on with it."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import tyro
+from rich.console import Console
+
+from odejax._paths import lock_folder, writable_folder
+from odejax.data import ArrayDataset, cache_dir, load
+from odejax.evaluation import ResultError, StateError, load_result, provenance, save_result
+from odejax.training import CheckpointError
+
+from .report import published, shows
+
+Setting = TypeVar("Setting")
+HIDDEN = {"--data-dir": "FOLDER", "--out": None}  # paths of the machine: in a stored command
+SWITCHES = ("--resume", "--overwrite", "--publish")
+
+
+class UsageError(ValueError):
+    """A wrong argument; the message says what is accepted."""
+
+
+@dataclasses.dataclass
+class Config:
+    """The options of every experiment."""
+
+    out: Path | None = None
+    """Run folder; by default runs/EXPERIMENT."""
+    publish: bool = False
+    """Also copy results and figures into experiments/results and experiments/figures."""
+
+
+@dataclasses.dataclass
+class RunConfig(Config):
+    """The options of every experiment that can be resumed."""
+
+    dataset: Any = "digits"
+    """Which images."""
+    epochs: int | None = None
+    """Epochs; by default the preset's."""
+    test_images: int | None = None
+    """How many test images to attack (the first ones); by default the preset's."""
+    data_dir: Path | None = None
+    """Folder of prepared TFDS data; by default $ODEJAX_DATA_DIR, else TFDS's own."""
+    resume: bool = False
+    """Go on with the run in the folder."""
+    overwrite: bool = False
+    """Start anew in a folder that holds a run, whose result and checkpoints are lost."""
+
+    def settle(self, setting: Setting) -> Setting:
+        """`setting` with the epochs and test images that were asked for in the place of its own."""
+        asked = {name: getattr(self, name) for name in ("epochs", "test_images")}
+        check_counts(self, *asked)
+        changes = {name: n for name, n in asked.items() if n}
+        return dataclasses.replace(setting, **changes)  # pyright: ignore[reportArgumentType]
+
+    def choose(self, presets: Mapping[str, Mapping[str, Setting]]) -> Setting:
+        """The setting of `presets` for the preset and data set asked for, by default its first."""
+        preset = getattr(self, "preset")  # noqa: B009  # of the experiments that have presets
+        check_choice("preset", preset, presets)
+        self.dataset = self.dataset or next(iter(presets[preset]))
+        check_choice(f"dataset for the preset {preset}", self.dataset, presets[preset])
+        return self.settle(presets[preset][self.dataset])
+
+
+class Job(NamedTuple):
+    """One measurement of a run, kept as `result[into][name]`, or `result[name]` if `into` is ""."""
+
+    name: str
+    seed: int
+    measure: Callable[[], dict[str, Any]]
+    into: str = "runs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run measures: `jobs(checkpoints' folder, result)`, one after another.
+
+    `name` is that of the run among those of the experiment, `data` all that it uses.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    data: Sequence[ArrayDataset]
+    jobs: Callable[[Path, dict[str, Any]], Iterable[Job]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Once:
+    """What is measured in one go, without a folder to resume."""
+
+    measure: Callable[[], dict[str, Any]]
+    name: str = ""
+    seed: int | None = 0  # None: nothing is computed that depends on where
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What is measured, and how it is shown.
+
+    - `kind`: in its results, of which `stem` and the plan's name are the file's name in
+      `experiments/results`.
+    - `about`: for --help: what it makes, how long it takes, what the paper has.
+    - `plan(config)`: what is measured.
+    - `tables(result)`, `notes(result)`: what is printed; `figures`: drawn from the result, by name.
+    - `sources(claim)`: how it measures a claim of a paper, for the ledger; none of most.
+    """
+
+    kind: str
+    about: str | None
+    config: type
+    plan: Callable[..., Plan | Once]
+    tables: Callable[[dict[str, Any]], Iterable[Any]]
+    figures: Mapping[str, Callable[[dict[str, Any]], Any]]
+    notes: Callable[[dict[str, Any]], list[str]] = lambda result: []
+    sources: Callable[[Any], list[Any]] = lambda claim: []
+    stem: str | None = None
+    figure_stem: str | None = None
+
+
+def run(experiment: Experiment) -> None:
+    """Run the experiment that the command line asks for.
+
+    What a user can mend ends with one line on standard error and exit code 2, Ctrl-C, or a
+    SIGTERM, with 130.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # imports had one of their own
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    enable_compilation_cache()
+    provenance(0)  # of the code as it is now, whatever is committed during the run
+    try:
+        config = _parse(experiment.config, experiment.about)
+        execute(experiment, config, command_line(sys.argv))
+    except (
+        UsageError,
+        ResultError,
+        CheckpointError,
+        StateError,
+        FloatingPointError,
+        OSError,  # a missing data set among them
+    ) as error:
+        sys.exit(_fail(str(error), 2))
+    except KeyboardInterrupt:
+        kept = "finished epochs and models are kept, go on with --resume"
+        resumes = issubclass(experiment.config, RunConfig)
+        sys.exit(_fail(f"interrupted; {kept if resumes else 'nothing was kept'}", 130))
+
+
+def execute(experiment: Experiment, config: Any, command: str = "", **given: Any) -> dict[str, Any]:
+    """Measure what is not measured yet, show and keep it; the result. `given`: to `plan`."""
+    started = time.perf_counter()
+    plan = experiment.plan(config, **given)
+    folder = config.out or Path("runs") / experiment.kind / plan.name
+    if isinstance(plan, Once):
+        path = folder / "result.json"
+        origin = {} if plan.seed is None else _origin(plan.seed, command)
+        result = origin | plan.measure()
+        save_result(path, experiment.kind, result)
+    else:
+        kept = Runs.open(folder, experiment.kind, plan.settings, config, plan.data, command)
+        for job in plan.jobs(folder / "checkpoints", kept.result):
+            kept.record(*job)
+        kept.save()
+        path, result = kept.path, kept.result
+    shows([*experiment.tables(result), *experiment.notes(result)])
+    name = "_".join(part for part in (experiment.stem or experiment.kind, plan.name) if part)
+    written = published(
+        result, experiment.figures, path, config.publish and name, experiment.figure_stem
+    )
+    minutes = (time.perf_counter() - started) / 60
+    Console().print(f"{', '.join(map(str, written))} written after {minutes:.1f} minutes")
+    return result
+
+
+@dataclasses.dataclass
+class Runs:
+    """A run's folder: `result` gains one record after another, each saved when it is there."""
+
+    path: Path
+    kind: str
+    result: dict[str, Any]
+    command: str = ""
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        kind: str,
+        settings: dict[str, Any],
+        config: Any,
+        data: Iterable[ArrayDataset],
+        command: str = "",
+    ) -> "Runs":
+        """The run in the folder, with `config.resume`, or a new one. `data`: all that it uses.
+
+        Raises `UsageError` where the folder holds a run and neither `resume` nor `overwrite` says
+        what becomes of it, where the run to be resumed was started with other settings or data, and
+        where another process is at work there.
+        """
+        try:
+            folder = writable_folder("--out", folder)
+            lock_folder("--out", folder)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        path = folder / "result.json"
+        settings = json.loads(json.dumps(settings))  # as they are read back
+        used = [dataset.provenance() for dataset in data]
+        runs = cls(path, kind, {"settings": settings, "data": used}, command)
+        if config.resume and path.exists():
+            earlier = load_result(path, kind)
+            for name, wanted in settings.items():
+                found = earlier["settings"].get(name)
+                if found != wanted:
+                    raise UsageError(
+                        f"--resume: {path} was started with {name} {found}, not {wanted}; "
+                        f"give the same arguments, --overwrite, or another --out"
+                    )
+            _check_data(path, earlier.get("data"), used)
+            runs.result |= earlier
+            return runs
+        if path.exists() and not config.overwrite:
+            raise UsageError(
+                f"{folder} holds a run: go on with it by --resume, start anew by --overwrite, or "
+                f"give another --out"
+            )
+        if config.overwrite:
+            _forget(folder)
+        runs.save()  # before anything else, so that --resume can tell which run it was
+        return runs
+
+    def record(self, name: str, seed: int, measure: Callable[[], dict[str, Any]], into="runs"):
+        """Keep what `measure` tells of `name`, and where it was measured, unless the run has it."""
+        records = self.result.setdefault(into, {}) if into else self.result
+        known = name in records
+        Console().print(f"[bold]{name}[/]" + (f": already in {self.path}" if known else ""))
+        if known:
+            return
+        origin = _origin(seed, self.command)
+        records[name] = origin | measure()
+        self.save()
+        # A process may map only so many pieces of memory, and every compiled program takes some.
+        jax.clear_caches()
+
+    def save(self) -> None:
+        save_result(self.path, self.kind, self.result)
+
+
+def _origin(seed: int, command: str) -> dict[str, Any]:
+    return provenance(seed) | ({"command": command} if command else {})
+
+
+def command_line(arguments: list[str]) -> str:
+    """The command as anybody can give it: without paths of this machine, and with no switches."""
+    spec = sys.modules["__main__"].__spec__
+    words, skip = ["python", "-m", spec.name if spec else Path(arguments[0]).stem], False
+    for word in arguments[1:]:
+        name, _, value = word.partition("=")
+        if skip or name in SWITCHES:
+            skip = False
+            continue
+        if name in HIDDEN:
+            skip = not value
+            words += [name, HIDDEN[name]] if HIDDEN[name] else []
+        else:
+            words.append(f'"{word}"' if re.search(r"[ ,=]", word) else word)
+    return " ".join(words)
+
+
+def seeded(seeds: int, names: Iterable[str], measure: Callable[[str, int], dict]) -> Iterable[Job]:
+    """A job for every seed and name, called "NAME/SEED"."""
+    names = tuple(names)
+    for seed in range(seeds):
+        for name in names:
+            yield Job(f"{name}/{seed}", seed, lambda name=name, seed=seed: measure(name, seed))
+
+
+def each(datasets: Iterable[str], setting: Setting) -> dict[str, Setting]:
+    """The same setting for each data set."""
+    return dict.fromkeys(datasets, setting)
+
+
+def check_choice(what: str, value: str, accepted: Collection[str]) -> None:
+    """`UsageError` for a name that is not among the accepted ones."""
+    if value not in accepted:
+        raise UsageError(f"unknown {what} {value!r}; accepted: {', '.join(accepted)}")
+
+
+def check_choices(what: str, values: Collection[str], accepted: Collection[str]) -> None:
+    """`UsageError` for an empty list of names, or one that is not among the accepted ones."""
+    if not values:
+        raise UsageError(f"no {what}s; accepted: {', '.join(accepted)}")
+    for value in values:
+        check_choice(what, value, accepted)
+
+
+def check_counts(config: Any, *names: str) -> None:
+    """`UsageError` for a field of `config` that is neither None nor at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{name.replace('_', '-')} must be at least 1; got {value}")
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """`UsageError` for a field of `config` that is neither None nor finite and positive."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise UsageError(f"{name} must be finite and positive; got {value}")
+
+
+def load_data(config: Any, test_images: int) -> tuple[ArrayDataset, ArrayDataset]:
+    """The training and the test set of `config.dataset`; `UsageError` where the latter is short."""
+    train, test = (
+        load(config.dataset, split, data_dir=config.data_dir) for split in ("train", "test")
+    )
+    if test_images > len(test):
+        raise UsageError(f"{test.name} has {len(test)} test images; got {test_images}")
+    return train, test
+
+
+def enable_compilation_cache():
+    """Keep compiled programs in `odejax.data.cache_dir() / "xla"` from one run to the next.
+
+    A cache that is set already, by $JAX_COMPILATION_CACHE_DIR or before, stays as it is.
+    """
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _parse(config: type, about: str | None) -> Any:
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            return tyro.cli(config, description=about)
+    except SystemExit as stop:
+        if stop.code != 2:
+            raise
+        # tyro explains itself in a box of several lines; its words, without the box.
+        words = re.sub(r"[─━│╭╮╰╯\s]+", " ", message.getvalue()).strip()
+        raise UsageError(words) from None
+
+
+def _fail(message: str, code: int) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _check_data(path: Path, found: Any, wanted: list[dict[str, Any]]):
+    """`UsageError` unless the run used these images and labels, and says so."""
+    if not isinstance(found, list):
+        raise UsageError(
+            f"--resume: {path} does not say which data it used; give --overwrite or another --out"
+        )
+    digests = {told["split"]: told["digest"] for told in found}
+    for told in wanted:
+        if (earlier := digests.get(told["split"])) != told["digest"]:
+            raise UsageError(
+                f"--resume: {path} was started with other {told['split']} images of "
+                f"{told['name']} (digest {str(earlier)[:12]}, not {told['digest'][:12]}); "
+                f"give the same data, --overwrite, or another --out"
+            )
+
+
+def _forget(folder: Path):
+    """Remove the checkpoints of an earlier run, and nothing that no run has made."""
+    for metrics in sorted((folder / "checkpoints").rglob("metrics.jsonl")):
+        shutil.rmtree(metrics.parent, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""*natural*: are neural ODEs robust by nature?"""

@@ -1,0 +1,385 @@
+"""*natural* Section 3: how perturbations grow from layer to layer, and what the theorems say.
+
+    python -m experiments.natural.stability                       # embedded digits
+
+Theorems 3.1 and 3.2: one field, that of a trained neural ODE, solved to t = 1 by Euler's and by
+Runge-Kutta methods of n equal steps, the same weights for every n. Section 3.3: ResNet, PolyNet,
+FractalNet and RevNet with h = 1, which the paper holds responsible for their failure, and a ResNet
+with h = 1/6.
+
+A perturbation is of the features behind the stem, by PGD-40 to its end or at random with the same
+eps, of every image. PGD is against the network itself; of the Runge-Kutta methods, against the
+network as it was trained, solved adaptively. The growth is max_n |z_n - y_n| / |z_0 - y_0| in l2.
+The bounds are those of the theorems with K the largest norm of a Jacobian on the way: K is no
+smaller, so that no bound with this K proves anything, but also no bound with the true K is below.
+
+10 minutes on two CPU cores.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+import odejax
+from odejax.attacks import PGD
+from odejax.evaluation import robust_accuracy
+from odejax.models import ConvODENet, FractalNet, PolyNet, ResNet, RevNet
+from odejax.solvers import (
+    SSPRK33,
+    growth_bound,
+    jacobian_norm,
+    layer_states,
+    layer_step,
+    logarithmic_norm,
+    perturbation_growth,
+    stack_layers,
+)
+from odejax.training import clean_accuracy
+
+from ..lib import report
+from ..lib.recipe import Recipe, adam, constant, train
+from ..lib.run import (
+    Experiment,
+    Job,
+    Plan,
+    RunConfig,
+    UsageError,
+    check_choice,
+    check_counts,
+    check_positive,
+    load_data,
+    run,
+)
+
+KIND = "natural_stability"
+BATCH_SIZE = 64
+SOLVERS: dict[str, Any] = {
+    "Euler": diffrax.Euler(),
+    "Heun": diffrax.Heun(),
+    "SSPRK33": SSPRK33(),
+    "Dopri5": diffrax.Dopri5(),
+}
+COLORS = {"Euler": "#b2182b", "Heun": "#7570b3", "SSPRK33": "#1b9e77", "Dopri5": "#2166ac"}
+STEPS = (1, 2, 4, 8, 16, 32)
+DEPTH = 6
+CURVES = (("PGD-40", "largest", "^"), ("PGD-40", "median", "o"), ("random", "median", "x"))
+CYCLE = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd")
+NETWORKS = {
+    "ResNet, h = 1": partial(ResNet, depth=DEPTH),
+    f"ResNet, h = 1/{DEPTH}": partial(ResNet, depth=DEPTH, step_size=1 / DEPTH),
+    "PolyNet, h = 1": partial(PolyNet, depth=DEPTH),
+    "FractalNet": partial(FractalNet, depth=DEPTH, columns=2),
+    "RevNet, h = 1": partial(RevNet, depth=DEPTH),
+}
+
+
+@dataclasses.dataclass
+class Config(RunConfig):
+    """Measure how adversarial perturbations grow, beside the bounds of *natural* Section 3."""
+
+    dataset: str = "digits"
+    """digits (embedded) or mnist."""
+    epochs: int = 20  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Epochs of each network."""
+    width: int = 16
+    """Channels of each network."""
+    test_images: int = 200  # pyright: ignore[reportIncompatibleVariableOverride]
+    """How many test images to attack (the first ones)."""
+    eps: float = 0.1
+    """Radius of the perturbation in L-infinity."""
+
+
+def plan(
+    config: Config,
+    networks: Mapping[str, Any] = NETWORKS,
+    solvers: Mapping[str, Any] = SOLVERS,
+    steps: Sequence[int] = STEPS,
+    train: Callable[..., Any] = train,
+) -> Plan:
+    check_choice("dataset", config.dataset, ("digits", "mnist"))
+    check_counts(config, "epochs", "width", "test_images")
+    if config.width % 2:
+        raise UsageError(f"width must be even, for RevNet's halves; got {config.width}")
+    check_positive(config, "eps")
+    images, test = load_data(config, config.test_images)
+    test = test.take(slice(config.test_images))
+    names = ("dataset", "epochs", "width", "eps", "test_images")
+    settings = {name: getattr(config, name) for name in names}
+    key = jax.random.key(0)
+
+    def jobs(folder, _):
+        def trained(name: str, make):
+            make = partial(make, width=config.width)
+            recipe = Recipe(make, config.epochs, BATCH_SIZE, adam(constant(3e-3)))
+            slug = name.replace(" ", "").replace("/", "-")
+            return train(recipe, images, key, folder / slug)[0]
+
+        def theorems():
+            ode = trained("neural ODE", ConvODENet)
+            return _theorems(ode, test, config, key, solvers, steps)
+
+        yield Job("theorems", 0, theorems, "")
+        for name, make in networks.items():
+
+            def layered(name=name, make=make):
+                return _layered(trained(name, make), test, config, key)
+
+            yield Job(name, 0, layered, "networks")
+
+    return Plan(config.dataset, settings, (images, test), jobs)
+
+
+def _attack(predictor, test, config: Config, key):
+    """What PGD-40 leaves, its images, and images at random corners of the same balls."""
+    ball = odejax.LinfBall(config.eps)
+    report = robust_accuracy(
+        predictor,
+        test.pixels,
+        test.labels,
+        ball,
+        PGD(40, None),
+        key=key,
+        stop_at_first_success=False,
+        attack_misclassified=True,
+    )
+    signs = np.where(jax.random.bernoulli(key, shape=test.pixels.shape), 1, -1)
+    corners = np.clip(test.pixels + config.eps * signs, 0, 1).astype(np.float32)
+    told: dict[str, Any] = {
+        "clean": clean_accuracy(predictor, test, key=key),
+        "attacked": report.accuracy,
+    }
+    return told, {"PGD-40": report.x_adv, "random": corners}
+
+
+def _theorems(ode: odejax.Predictor, test, config: Config, key, solvers, steps) -> dict[str, Any]:
+    """Growth and bound by method and number of steps, and what attacks leave by Euler's."""
+    told, perturbed = _attack(ode, test, config, key)
+    images = test.pixels
+    model, state = ode.model, ode.state
+    field = model.residual
+
+    def start(x):
+        return model.stem(x, state)[0]
+
+    def f(y):
+        return field(y, state)[0]
+
+    @jax.jit
+    @jax.vmap
+    def norms(x):
+        """The Jacobian's along the way, in 32 steps of Heun's method."""
+        layers: Any = stack_layers(lambda key: field, 32, key=key)
+        ys = layer_states(layers, start(x), state, solver=diffrax.Heun(), step_size=1 / 32)[::4]
+        along = [jax.vmap(partial(g, f, key=key))(ys) for g in (jacobian_norm, logarithmic_norm)]
+        return jnp.max(along[0]), jnp.mean(along[1])
+
+    k, mu = (np.asarray(values) for values in norms(jnp.asarray(images)))
+    constant = float(k.max())
+    left, own = {}, {}
+    for n in steps:
+        settings = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 1 / n}
+        solve = model.ode.replace(solver=diffrax.Euler(), adjoint=None, **settings)
+        network = eqx.tree_at(lambda p: p.model.ode, ode, solve)
+        left[str(n)], own[n] = _attack(network, test, config, key)
+    methods: dict[str, Any] = {}
+    for name, solver in solvers.items():
+        step, rows = layer_step(solver), []
+        for n in steps:
+            layers: Any = stack_layers(lambda key: field, n, key=key)
+            states = jax.jit(
+                jax.vmap(
+                    lambda x, layers=layers, solver=solver, n=n: layer_states(
+                        layers, start(x), state, solver=solver, step_size=1 / n
+                    )
+                )
+            )
+            ys = states(jnp.asarray(images))
+            moved = own[n] if name == "Euler" else perturbed
+            rows.append(
+                {"steps": n, "bound": float(growth_bound(step, constant / n, n))}
+                | {kind: _growth(ys, states(jnp.asarray(x))) for kind, x in moved.items()}
+            )
+        methods[name] = rows
+    return {
+        "constant": constant,
+        "logarithmic_norm": float(mu.max()),  # the mean along the way, of the worst image
+        "methods": methods,
+        "adaptive": told,
+        "euler": left,
+    }
+
+
+def _growth(ys, zs) -> dict[str, float]:
+    """The median and the largest growth over the images, (images, n + 1, ...) states each."""
+    growths = np.asarray(jax.vmap(perturbation_growth)(ys, zs))
+    return {"median": float(np.median(growths)), "largest": float(growths.max())}
+
+
+def _distances(ys, zs) -> np.ndarray:
+    difference = np.asarray(zs - ys)
+    return np.linalg.norm(difference.reshape(*difference.shape[:2], -1), axis=2)
+
+
+def _layered(predictor: odejax.Predictor, test, config: Config, key) -> dict[str, Any]:
+    """How distances grow from layer to layer, and (1 + h K)^n and its like."""
+    told, perturbed = _attack(predictor, test, config, key)
+    model: Any = predictor.model
+    state = predictor.state
+    walk: Any = _reversible_walk if isinstance(model, RevNet) else _walk
+
+    @jax.jit
+    @jax.vmap
+    def seen(x):
+        """All states, and the norms of the Jacobians of the fields at their arguments."""
+        states, visits = walk(model, state, x)
+        return states, jnp.stack([jacobian_norm(f, y, key=key) for f, y in visits])
+
+    ys, norms = seen(jnp.asarray(test.pixels))
+    constant = float(norms.max())
+    depth = ys.shape[1] - 1
+    told["constant"] = constant
+    if isinstance(model, RevNet):  # a layer is two half steps of Euler's method
+        step, h, per_layer = layer_step(None), model.step_size, 2
+    else:
+        step, h, per_layer = layer_step(model.solver), model.step_size, 1
+    told["bound"] = [
+        float(growth_bound(step, h * constant, per_layer * n)) for n in range(depth + 1)
+    ]
+    for kind, x in perturbed.items():
+        zs, _ = seen(jnp.asarray(x))
+        distances = _distances(ys, zs)
+        ratios = distances / distances[:, :1]
+        told[kind] = {
+            "median": np.median(ratios, axis=0).tolist(),
+            "largest": ratios.max(axis=0).tolist(),
+        }
+    return told
+
+
+def _walk(model, state, x):
+    """The states of a network built like `ResNet`, and its fields with their first arguments."""
+    ys = layer_states(
+        model.layers,
+        model.stem(x, state)[0],
+        state,
+        solver=model.solver,
+        step_size=model.step_size,
+    )
+    fields = [_layer(model.layers, i) for i in range(len(ys) - 1)]
+    return ys, [
+        (partial(_apply, field, state), y) for field, y in zip(fields, ys[:-1], strict=True)
+    ]
+
+
+def _reversible_walk(model: RevNet, state, x):
+    a, b = jnp.split(model.stem(x, state)[0], 2, axis=-1)
+    states, visits = [jnp.concatenate([a, b], axis=-1)], []
+    depth = model.layers[0].convs[0].kernel.shape[0]
+    for i in range(depth):
+        first, second = (partial(_apply, _layer(half, i), state) for half in model.layers)
+        visits.append((first, b))
+        a = a + model.step_size * first(b)
+        visits.append((second, a))
+        b = b + model.step_size * second(a)
+        states.append(jnp.concatenate([a, b], axis=-1))
+    return jnp.stack(states), visits
+
+
+def _layer(layers, i: int):
+    return jax.tree.map(lambda a: a[i] if eqx.is_array(a) else a, layers)
+
+
+def _apply(field, state, y):
+    return field(y, state)[0]
+
+
+def tables(result: dict[str, Any]) -> list[Any]:
+    """By method and steps; then by network."""
+    theorems = result["theorems"]
+    adaptive = theorems["adaptive"]
+    title = (
+        f"one field, to t = 1: K at least {theorems['constant']:.1f}, the logarithmic norm "
+        f"{theorems['logarithmic_norm']:.1f}; adaptive: {100 * adaptive['clean']:.1f} % clean, "
+        f"{100 * adaptive['attacked']:.1f} under PGD"
+    )
+    columns = ("steps", "growth, PGD", "largest", "random", "bound", "attacked")
+    first = report.table(title, "", *columns)
+    for name, rows in theorems["methods"].items():
+        for row in rows:
+            left = theorems["euler"][str(row["steps"])]["attacked"] if name == "Euler" else None
+            pgd, random = row["PGD-40"], row["random"]
+            first.add_row(
+                name,
+                str(row["steps"]),
+                f"{pgd['median']:.2f}",
+                f"{pgd['largest']:.2f}",
+                f"{random['median']:.2f}",
+                f"{row['bound']:.3g}",
+                "" if left is None else f"{100 * left:.1f}",
+            )
+    columns = ("clean", "attacked", "K", "growth, PGD", "largest", "random", "bound")
+    second = report.table(f"networks, eps {result['settings']['eps']}", "", *columns)
+    for name, told in result["networks"].items():
+        second.add_row(
+            name,
+            f"{100 * told['clean']:.1f}",
+            f"{100 * told['attacked']:.1f}",
+            f"{told['constant']:.1f}",
+            f"{max(told['PGD-40']['median']):.2f}",
+            f"{max(told['PGD-40']['largest']):.2f}",
+            f"{max(told['random']['median']):.2f}",
+            f"{max(told['bound']):.3g}",
+        )
+    return [first, second]
+
+
+def figure(result: dict[str, Any]):
+    """Theorem 3.1, Theorem 3.2, and the networks of Section 3.3 layer by layer."""
+    theorems, networks = result["theorems"], result["networks"]
+    drawn, axes = plt.subplots(1, 3, figsize=(13, 5.4), layout="constrained", sharey=True)
+    euler, *others = theorems["methods"]
+    panels = ((axes[0], (euler,), "Theorem 3.1"), (axes[1], others, "Theorem 3.2"))
+    for axis, names, title in panels:
+        for name in names:
+            rows, color = theorems["methods"][name], COLORS[name]
+            n = [row["steps"] for row in rows]
+            axis.plot([], [], color=color, label=name)
+            axis.plot(n, [row["bound"] for row in rows], "--", color=color)
+            for kind, which, marker in CURVES:
+                values = [row[kind][which] for row in rows]
+                axis.plot(n, values, f"-{marker}", ms=4, color=color)
+        axis.axhline(np.exp(theorems["constant"]), color="k", ls=":", lw=0.9, label="exp(K)")
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("steps n = 1 / h")
+        axis.set_title(f"{title}: one field, n steps")
+        axis.plot([], [], "k--", label="bound")
+        for kind, which, marker in CURVES:
+            axis.plot([], [], f"k-{marker}", ms=4, label=f"{kind}, {which}")
+    axes[0].set_ylabel("growth of a distance")
+    for (name, told), color in zip(networks.items(), CYCLE, strict=False):
+        n = range(len(told["bound"]))
+        axes[2].plot(n, told["bound"], "--", color=color, lw=0.9)
+        axes[2].plot(n, told["PGD-40"]["median"], "-o", ms=4, color=color, label=name)
+        axes[2].plot(n, told["random"]["median"], "-x", ms=4, color=color, alpha=0.5)
+    axes[2].set_xlabel("layer")
+    axes[2].set_title("Section 3.3: o PGD-40, x random, medians")
+    for axis in axes:
+        axis.set_yscale("log")
+        axis.set_ylim(0.3, 1e10)
+        axis.grid(alpha=0.3, lw=0.5)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+    return drawn
+
+
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"stability": figure})
+
+if __name__ == "__main__":
+    run(EXPERIMENT)

@@ -1,0 +1,317 @@
+"""*natural* Tables 1 and 2, Figs. 2 and 3: are neural ODEs robust by nature?
+
+    python -m experiments.natural.tables --data-dir DIR  # MNIST, small networks
+    python -m experiments.natural.tables --preset paper --data-dir DIR  # Table A1, for a GPU
+    python -m experiments.natural.tables --preset paper --dataset cifar10 --data-dir DIR
+
+A ResNet and convolutional neural ODEs (Dopri5), trained on clean images, under the paper's attacks
+and under those that masked gradients cannot fool:
+
+- FGSM, PGD-40 (step 0.01, random start) and DI2-FGSM, through the solver's own steps; Boundary,
+  1,000 queries; on CIFAR-10 PGD-20, of Table 2, whose adversarially trained networks are trained
+  here too;
+- Square and SPSA, which see no gradient; images made by PGD-40 on the margin of other networks: of
+  the ResNet, and of the same neural ODE with its solve stopped after a tenth of the time; and the
+  standard AutoAttack, on what withstands everything else, in this ball and in the smaller ones.
+
+What then is left is the attacked end of the interval; nothing here has a certificate, so the other
+end is 0.
+
+What the paper does not say is chosen here: the solver's tolerance is rtol = atol = 1e-3; its
+ResNet-50 is pre-activated, and trained as the neural ODE is; its PreActResNet-18s are trained by
+SGD for 100 epochs; DI2-FGSM takes 10 steps of eps / 4.
+On one core, shared: ResNet 2 minutes of training and 9 of attacks a seed, neural ODE with t1 = 1 14
+and 20. A finished network is not trained or attacked again, an interrupted one goes on from its
+last epoch: --resume.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+import odejax
+from odejax.attacks import DI2FGSM, FGSM, PGD, SPSA, AutoAttack, Boundary, Square
+from odejax.data import crop_and_flip
+from odejax.models import AbstractODENet, ConvODENet, PreActResNet, ResNet
+from odejax.training import TRADES, YOPO, Adversarial
+
+from ..ledger.printed import Claim, claimed
+from ..ledger.sources import FOLDER, Source, from_brackets
+from ..lib import report
+from ..lib.measure import measure
+from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd, staircase, train
+from ..lib.run import (
+    Experiment,
+    Plan,
+    RunConfig,
+    check_choices,
+    check_counts,
+    each,
+    load_data,
+    run,
+    seeded,
+)
+
+KIND = "natural"
+EPS = {
+    "digits": (0.1, 0.2, 0.3),
+    "mnist": (0.1, 0.2, 0.3, 0.4, 0.5),
+    "cifar10": tuple(eps / 255 for eps in (8, 12, 16, 20, 33, 50)),  # Fig. 3 turns at 33
+}
+TRAINED_AT = odejax.LinfBall(8 / 255)
+PAPERS_ATTACKS = ("FGSM", "PGD-40", "PGD-20", "DI2-FGSM")  # run anew in every ball
+WORST = "all, then AutoAttack"
+EARLY = 0.1  # of the time, after which the solves stop that are attacked in the whole one's stead
+# The small networks that stand for the paper's.
+STAND_INS = {"ResNet-50": "ResNet", "Neural ODE": "Neural ODE, t1 = 1"}
+PRINTED = ("Section 4.2", "Table 1", "Table 2")
+STYLES: dict[str, dict[str, Any]] = {
+    "FGSM": {"color": "#fdb863", "marker": "v"},
+    "PGD-40": {"color": "#ef8a62", "marker": "s"},
+    "PGD-20": {"color": "#e08214", "marker": "D"},
+    "DI2-FGSM": {"color": "#b35806", "marker": "^"},
+    "Boundary": {"color": "#7fbf7b"},
+    "SPSA": {"color": "#1b7837"},
+    "Square": {"color": "#5ab4ac"},
+    WORST: {"color": "#b2182b", "lw": 2.5, "marker": "o"},
+}
+
+
+def _from_table_a1(dataset: str) -> dict[str, Recipe]:
+    settings = {"mnist": (128, 4, 100.0, 100, 1e-3), "cifar10": (256, 5, 500.0, 200, 1e-4)}
+    width, layers, t1, epochs, rate = settings[dataset]
+    ode = partial(ConvODENet, width=width, layers=layers, t1=t1, max_steps=1024)
+    halved = adam(staircase(rate, 50, 0.5))
+    networks = {
+        "ResNet-50": Recipe(partial(PreActResNet, depth=50), epochs, 32, halved),
+        "Neural ODE": Recipe(ode, epochs, 32, halved),
+    }
+    if dataset == "cifar10":
+        attack = PGD(10, 2 / 255, last=True)
+        objectives = {
+            "PGD-10": Adversarial(attack, TRAINED_AT),
+            "TRADES-10": TRADES(TRAINED_AT, attack=attack),
+            "YOPO-5-3": YOPO(TRAINED_AT, lambda model: model.stem),
+        }
+        for name, objective in objectives.items():
+            make = partial(PreActResNet, depth=18)
+            rule = sgd(drops(0.1, 0.75, 0.9))  # after these shares of the epochs
+            networks[f"PreActResNet-18, {name}"] = Recipe(
+                make, 100, 128, rule, objective, crop_and_flip
+            )
+    return networks
+
+
+def _small(*epochs: int) -> dict[str, Recipe]:
+    """Networks that two CPU cores can train: 16 channels, two convolutions a field."""
+    makes = {
+        "ResNet": partial(ResNet, width=16, depth=4),
+        "Neural ODE, t1 = 1": partial(ConvODENet, width=16),
+        "Neural ODE, t1 = 100": partial(ConvODENet, width=16, t1=100.0, max_steps=1024),
+    }
+    rule = adam(one_cycle(5e-3))
+    chosen = zip(makes.items(), epochs, strict=False)
+    return {name: Recipe(make, n, 128, rule) for (name, make), n in chosen}
+
+
+def attacks_of(dataset: str, queries: int) -> dict[str, Any]:
+    table2 = {"PGD-20": PGD(20, 2 / 255)} if dataset == "cifar10" else {}
+    return {
+        "FGSM": FGSM(),
+        "PGD-40": PGD(40, 0.01),
+        **table2,
+        "DI2-FGSM": DI2FGSM(),
+        "Boundary": Boundary(1000),
+        "SPSA": SPSA(queries, samples=16),
+        "Square": Square(queries),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Size and length."""
+
+    networks: Mapping[str, Recipe]
+    test_images: int  # that are attacked
+    queries: int  # of Square and SPSA, for each image
+    epochs: int | None = None  # in the place of every network's own
+    attacks: Callable[[str, int], dict[str, Any]] = attacks_of
+    last: Any = dataclasses.field(default_factory=AutoAttack)  # on what withstands all others
+    flag_images: int = 64
+
+
+DATASETS = ("mnist", "cifar10", "digits")
+PRESETS = {
+    "paper": {name: Preset(_from_table_a1(name), 1000, 5000) for name in DATASETS[:2]},
+    "cpu": each(DATASETS, Preset(_small(4, 6, 6), 100, 1000)),
+    "smoke": each(DATASETS, Preset(_small(1, 1), 8, 34)),
+}
+
+
+@dataclasses.dataclass
+class Config(RunConfig):
+    """Train neural ODEs and ResNets, attack them as the paper does and by all else there is."""
+
+    preset: str = "cpu"
+    """paper (for a GPU), cpu (small networks, few epochs) or smoke."""
+    dataset: str | None = None
+    """mnist (by default), cifar10 or digits (embedded; not with the preset paper)."""
+    networks: tuple[str, ...] | None = None
+    """Which networks, by name; by default all of the preset's. (The ResNet is trained anyhow.)"""
+    seeds: int = 1
+    """How many seeds of each."""
+
+
+def plan(config: Config, presets: Mapping[str, Mapping[str, Preset]] = PRESETS) -> Plan:
+    preset = config.choose(presets)
+    check_counts(config, "seeds")
+    dataset, every = str(config.dataset), dict(preset.networks)
+    if config.networks is not None:
+        check_choices("network", config.networks, every)
+    if preset.epochs is not None:
+        every = {n: dataclasses.replace(r, epochs=preset.epochs) for n, r in every.items()}
+    source = next(iter(every))
+    images, test = load_data(config, preset.test_images)
+    settings = {"dataset": dataset, "preset": config.preset, "test_images": preset.test_images}
+    settings |= {"eps": EPS[dataset], "queries": preset.queries, "early": EARLY}
+    settings |= {"epochs": {name: recipe.epochs for name, recipe in every.items()}}
+    attacks = preset.attacks(dataset, preset.queries)
+
+    def jobs(folder, _):
+        @cache
+        def trained(name: str, seed: int):
+            slug = f"{name}_{seed}".replace(" ", "").replace(",", "_")
+            return train(every[name], images, jax.random.key(seed), folder / slug)
+
+        def measured(name: str, seed: int):
+            predictor, record = trained(name, seed)
+            oracles = _oracles(predictor)
+            if name != source:  # the others see its images
+                oracles |= {source: trained(source, seed)[0]}
+            return record | measure(
+                predictor,
+                test,
+                preset.test_images,
+                {"linf": EPS[dataset]},
+                seed,
+                attacks=attacks,
+                anew=set(PAPERS_ATTACKS) & set(attacks),
+                oracles=oracles,
+                last=preset.last,
+                flag_images=preset.flag_images,
+            )
+
+        return seeded(config.seeds, config.networks or every, measured)
+
+    return Plan(f"{dataset}_{config.preset}", settings, (images, test), jobs)
+
+
+def _oracles(predictor: odejax.Predictor) -> dict[str, odejax.Predictor]:
+    """Of a neural ODE, the one that stops early."""
+    if not isinstance(predictor.model, AbstractODENet):
+        return {}
+    return {"solve stopped early": with_solve(predictor, t1=EARLY * predictor.model.ode.t1)}
+
+
+def with_solve(predictor: Any, **changes) -> odejax.Predictor:
+    """The same weights solved otherwise."""
+    return eqx.tree_at(lambda p: p.model.ode, predictor, predictor.model.ode.replace(**changes))
+
+
+def printed(settings: Mapping[str, Any], name: str) -> dict[tuple, float]:
+    """The paper's figures beside a network's; a small one stands for the paper's."""
+    model = {"ResNet": "ResNet-50"}.get(name, name.split(", t1")[0])
+    return claimed(KIND, settings["dataset"], model, *PRINTED)
+
+
+def _reads(bracket: dict[str, Any]) -> dict[str, report.Read]:
+    """How to read robust accuracy under each attack, by transfer, and under all of them."""
+    reads = {name: report.attack(name) for name in bracket["per_attack"]}
+    for oracle in bracket["per_transfer"]:
+        reads[f"from: {oracle}"] = lambda b, oracle=oracle: b["per_transfer"][oracle]
+    return reads | {WORST: report.end("attacked")}
+
+
+def tables(result: dict[str, Any]) -> list[Any]:
+    """For each network robust accuracy under every attack, in %: mean ± deviation over seeds."""
+    settings, out = result["settings"], []
+    for name, records in report.by_name(result).items():
+        grid = report.at_each_eps(records)
+        clean = report.cell(record["clean_accuracy"] for record in records)
+        title = (
+            f"{settings['dataset']}, {name}: {clean} % clean (all test images); "
+            f"robust accuracy in %, the first {settings['test_images']}"
+        )
+        eps = [f"{row[0]['eps']:.3g}" for row in grid]
+        table = report.table(title, "L-infinity eps", *eps)
+        paper = printed(settings, name)
+        for attack, read in _reads(grid[0][0]).items():
+            table.add_row(attack, *(report.cell(map(read, row)) for row in grid))
+            figures = [paper.get((attack, "linf", round(row[0]["eps"], 6))) for row in grid]
+            if any(p is not None for p in figures):
+                table.add_row("  paper", *("" if p is None else f"{p:.1f}" for p in figures))
+        table.caption = f"flags: {report.flags_raised(records)}"
+        out.append(table)
+    return out
+
+
+def figure(result: dict[str, Any]):
+    """A panel for each network: robust accuracy under every attack against eps; the paper's."""
+    settings = result["settings"]
+
+    def draw(axis, name, records):
+        grid = report.at_each_eps(records)
+        eps = [0.0, *(row[0]["eps"] for row in grid)]
+        for attack, read in _reads(grid[0][0]).items():
+            label, style = attack, {"lw": 1, "ms": 3} | STYLES.get(attack, {})
+            if attack.startswith("from"):
+                label, style = "images of other networks", {"color": "#998ec3", "ls": ":", "lw": 1}
+            axis.plot(eps, report.curve(grid, read), label=label, **style)
+        for attack in STYLES:
+            color = STYLES[attack]["color"]
+            style = {"label": f"the paper, {attack}", "ms": 8, "color": color, "mec": "k"}
+            report.crosses(axis, printed(settings, name), attack, **style)
+        clean = np.mean([b["clean"] for b in grid[0]])  # of the images that are attacked
+        title = f"{name}\nclean {100 * clean:.1f} %, flags: {len(report.flags_of(records))}"
+        axis.set_title(title, fontsize=10)
+
+    title = report.setting_line(settings, f"preset {settings['preset']}")
+    return report.interval_panels(result, draw, ncols=3, title=title, size=(3.6, 4.3))
+
+
+def sources(claim: Claim) -> list[Source]:
+    """What measures a claim of the paper: the network of its size first, then a small one."""
+    if claim.paper != KIND or claim.is_quantity:
+        return []
+    networks = PRESETS["paper"][claim.dataset].networks
+    if claim.table not in PRINTED or claim.model not in networks:
+        return []
+    stand_in = STAND_INS.get(claim.model, "")
+    small = PRESETS["cpu"][claim.dataset].networks
+    out = []
+    for preset, every, name in (("paper", networks, claim.model), ("cpu", small, stand_in)):
+        if name in every:
+            out.append(
+                Source(
+                    f"natural_{claim.dataset}_{preset}",
+                    KIND,
+                    f"python -m experiments.natural.tables --preset {preset} "
+                    f"--dataset {claim.dataset} {FOLDER}",
+                    from_brackets,
+                    name,
+                    every[name].epochs,
+                    smaller=preset == "cpu",
+                )
+            )
+    return out
+
+
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"natural": figure}, sources=sources)
+
+if __name__ == "__main__":
+    run(EXPERIMENT)

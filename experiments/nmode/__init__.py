@@ -1,0 +1,1 @@
+"""*nmode*: nmODE, its tables and figures."""

@@ -1,0 +1,1 @@
+"""*ssp*: networks with strong-stability-preserving blocks."""

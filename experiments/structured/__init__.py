@@ -1,0 +1,1 @@
+"""*structured*: networks that are 1-Lipschitz by construction."""
