@@ -48,6 +48,7 @@ from odejax.attacks import FGSM, PGD, AutoAttack, RelativeStep
 from odejax.data import ArrayDataset, crop_and_flip
 from odejax.evaluation import robust_accuracy
 from odejax.models import GroupNorm, PreActResNet, ResNet
+from odejax.plots import plain_ticks
 from odejax.solvers import SSPRK22, SSPRK33, LearnedRK2, PublishedMidpoint, growth_ratios
 from odejax.training import Adversarial, CrossEntropy
 
@@ -347,7 +348,8 @@ def _draw_growth(axis, networks: Mapping[str, list[report.Record]], norm: str):
                 continue
             mean = np.mean(ratios, axis=0)
             axis.plot(range(1, len(mean) + 1), mean, style, ms=3, lw=1.3, color=COLORS[name])
-    axis.set_yscale("log")
+    axis.set_yscale("log", base=2)
+    plain_ticks(axis)
     axis.set_xlabel("block")
     axis.set_ylabel(f"growth in {norm}; dotted: random", fontsize=9)
     axis.grid(alpha=0.3, lw=0.5, which="both")
