@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -390,6 +391,27 @@ except CheckpointError as error:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert re.fullmatch(r"epoch 1 could not be saved in .*\n", ended.stdout), ended
     assert ended.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_waits_for_the_end_of_a_save(tmp_path, monkeypatch, number):
+    checkpoints = Checkpoints(tmp_path)
+    save = checkpoints._manager.save
+
+    def interrupted(*arguments, **settings):
+        signal.raise_signal(number)
+        save(*arguments, **settings)
+
+    monkeypatch.setattr(checkpoints._manager, "save", interrupted)
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(1, [np.ones(3)], {"history": []})
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+    np.testing.assert_array_equal(checkpoints.restore_arrays([np.zeros(3)])[0], np.ones(3))
+    checkpoints.close()
 
 
 def test_a_loss_that_is_nan_is_noticed():

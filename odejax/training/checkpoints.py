@@ -131,16 +131,22 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _uninterrupted():
-    """Ctrl-C waits for the end: in the middle of it Orbax's threads would each report a failure."""
+    """Ctrl-C, and a SIGTERM that does the same, wait for the end.
+
+    In the middle of it Orbax's threads would each report a failure.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    caught, before = [], signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    caught, before = [], {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: handler for s, handler in before.items() if callable(handler)}
+    for number in before:
+        signal.signal(number, lambda number, frame: caught.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if caught:
         raise KeyboardInterrupt
 
