@@ -27,9 +27,9 @@ class FlagKind:
     (0.1, 1e-12)
     """
 
-    def __init__(self, name: str, raised_if: str, why: str, what_to_do: str, **limits: float):
+    def __init__(self, name: str, raised_if: str, why: str, what_to_do: str, **limits: float | int):
         self.name, self.why, self.what_to_do = name, why, what_to_do
-        self.limits = limits
+        self.limits = {name: float(limit) for name, limit in limits.items()}
         self.raised_if = raised_if.format(**limits)
 
     def __getattr__(self, limit: str) -> float:

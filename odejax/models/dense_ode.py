@@ -60,7 +60,7 @@ class TanhField(AbstractDenseField):
     second: eqx.nn.Linear
     n_keys: ClassVar[int] = 2
 
-    def __init__(self, width: int, keys: Key):
+    def __init__(self, width: int, keys: Array):
         self.first, self.second = (eqx.nn.Linear(width, width, key=key) for key in keys)
 
     def __call__(self, t: float | Scalar, y: Vector) -> Vector:
@@ -91,7 +91,7 @@ class HopfieldField(AbstractDenseField):
     recurrent: eqx.nn.Linear
     n_keys: ClassVar[int] = 1
 
-    def __init__(self, width: int, keys: Key):
+    def __init__(self, width: int, keys: Array):
         self.recurrent = eqx.nn.Linear(width, width, key=keys[0])
 
     def __call__(self, t: float | Scalar, y: Vector) -> Vector:
