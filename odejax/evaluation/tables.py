@@ -1,16 +1,18 @@
 """Results as a notebook shows them: a title, a table, notes."""
 
+import abc
 import html
 
 
-class Shown:
+class Shown(abc.ABC):
     """What has a `table()` is shown as one, in a terminal and in a notebook.
 
     `table()` returns a title, the head of the columns, the rows, and notes below them.
     """
 
+    @abc.abstractmethod
     def table(self) -> tuple[str, list[str], list[list[str]], list[str]]:
-        raise NotImplementedError
+        """The title, the head, the rows and the notes."""
 
     def __repr__(self) -> str:
         title, head, rows, notes = self.table()

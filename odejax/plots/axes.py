@@ -33,7 +33,7 @@ def plain_ticks(axis: Axes):
             one.set_minor_formatter(NullFormatter())
 
 
-def set_title(figure: Figure, title: str, size: float = 11.0):
+def set_title(figure: Figure, title: str, size: float | int = 11):
     r"""Put a title above all panels, in as many lines as the figure's width asks for.
 
     - `figure`: of its final width, with the constrained layout, which makes room for the lines.
