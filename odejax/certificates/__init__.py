@@ -5,7 +5,10 @@ from .base import (
     AbstractLipschitzCertificate as AbstractLipschitzCertificate,
     CertificateResult as CertificateResult,
 )
-from .linear_relaxation import LinearRelaxation as LinearRelaxation
+from .bound_propagation import (
+    IntervalBounds as IntervalBounds,
+    LinearRelaxation as LinearRelaxation,
+)
 from .lipschitz_margin import LipschitzMargin as LipschitzMargin
 from .stable_mapping import (
     FiniteTimeStableMapping as FiniteTimeStableMapping,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._checks import check_count, check_instance, check_positive
-from ..solvers import AcceptedSteps
+from ..solvers import AcceptedSteps, GridSteps, RungeKutta
 
 
 class ODESolve(eqx.Module):
@@ -24,7 +24,7 @@ class ODESolve(eqx.Module):
       adapted to rtol = atol = 1e-3, as *nmode* has it; for constant steps pass
       `diffrax.ConstantStepSize()` and `dt0`. Under `vmap` every example has its own steps (and all
       wait for the slowest).
-    - `adjoint`: Diffrax's own, or `AcceptedSteps()`. None is the latter where it can be, for an
+    - `adjoint`: Diffrax's own, `AcceptedSteps()` or `GridSteps(n)` (see `on_grid`). None is the latter where it can be, for an
       explicit Runge-Kutta method, and else `diffrax.RecursiveCheckpointAdjoint()`: both give the
       gradient of the solver's own steps. Both are for first derivatives in reverse mode; for
       `jax.jvp` and second derivatives pass `diffrax.DirectAdjoint()`.
@@ -45,7 +45,7 @@ class ODESolve(eqx.Module):
 
     solver: diffrax.AbstractSolver
     stepsize_controller: diffrax.AbstractStepSizeController
-    adjoint: diffrax.AbstractAdjoint | AcceptedSteps
+    adjoint: diffrax.AbstractAdjoint | AcceptedSteps | GridSteps
     t1: float = eqx.field(static=True)
     dt0: float | None = eqx.field(static=True)
     max_steps: int = eqx.field(static=True)
@@ -56,7 +56,7 @@ class ODESolve(eqx.Module):
         solver: diffrax.AbstractSolver | None = None,
         stepsize_controller: diffrax.AbstractStepSizeController | None = None,
         dt0: float | None = None,
-        adjoint: diffrax.AbstractAdjoint | AcceptedSteps | None = None,
+        adjoint: diffrax.AbstractAdjoint | AcceptedSteps | GridSteps | None = None,
         max_steps: int = 256,
     ):
         check_positive(t1=t1, dt0=dt0)
@@ -80,6 +80,8 @@ class ODESolve(eqx.Module):
         """`field` must take what it is differentiated by from `args`: the continuous adjoint sees
         nothing that is closed over."""
         with jax.default_matmul_precision("highest"):
+            if isinstance(self.adjoint, GridSteps):
+                return self.adjoint(field, y0, args, solver=self.solver, t1=self.t1)
             if isinstance(self.adjoint, AcceptedSteps):
                 return self.adjoint(
                     field,
@@ -125,6 +127,30 @@ class ODESolve(eqx.Module):
             statistics["evaluations"] = steps * (stages - fsal) + fsal
         statistics["unsolved"] = (solution.result != diffrax.RESULTS.successful).astype(jnp.int32)
         return statistics
+
+    def on_grid(self, steps: int) -> "ODESolve":
+        """The same in so many equal steps, whatever the state: a network that can be certified.
+
+        An adaptive controller's steps depend on the image, and jump where one is rejected; a proof
+        about a grid says nothing of them. So the network on the grid is one of its own: evaluate,
+        attack and certify it.
+
+            >>> import equinox as eqx, odejax
+            >>> solve = odejax.models.ODESolve(t1=1.0).on_grid(4)
+            >>> solve.dt0
+            0.25
+
+        Raises `ValueError` for no steps, and for a solver that is not an explicit Runge-Kutta
+        method.
+        """
+        check_count(steps=steps)
+        RungeKutta(self.solver)  # which refuses others
+        return self.replace(
+            stepsize_controller=diffrax.ConstantStepSize(),
+            dt0=self.t1 / steps,
+            adjoint=GridSteps(steps),
+            max_steps=steps,
+        )
 
     def replace(self, **changes) -> "ODESolve":
         """The same with other settings; `TypeError` for a name that is none."""

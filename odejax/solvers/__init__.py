@@ -23,6 +23,7 @@ from .feynman_kac import (
 )
 from .flow_map import AbstractFlowMap as AbstractFlowMap
 from .fourier import FourierFlowMap as FourierFlowMap, periodic_flow_map as periodic_flow_map
+from .grid_steps import GridSteps as GridSteps
 from .layer_steps import (
     AbstractLayerStep as AbstractLayerStep,
     Composition as Composition,

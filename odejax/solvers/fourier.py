@@ -5,7 +5,7 @@ geometrically: a dozen harmonics replace the ODE solver, with more digits than t
 """
 
 import math
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import equinox as eqx
 import jax
@@ -47,8 +47,11 @@ class FourierFlowMap(AbstractFlowMap):
     slope_error: float = eqx.field(static=True)
     curvature_error: float = eqx.field(static=True)
 
-    def __call__(self, gamma: Float[Array, "..."]) -> Float[Array, "..."]:
-        return _series(self.coefficients, self.period, gamma)
+    def derivative(self, gamma: Float[Array, "..."], order: int) -> Float[Array, "..."]:
+        coefficients = self.coefficients
+        for _ in range(order):
+            coefficients = _differentiate(coefficients, self.period)
+        return _series(coefficients, self.period, gamma)
 
     def extremes(self, order: int) -> tuple[float, float]:
         """Bounds on the series' derivative: its extremes on a grid, and what it can gain between
@@ -211,7 +214,6 @@ def _powers(coefficients):
     return (tuple(p.tolist()), tuple(q.tolist())) if gain < 4 else None
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _series(coefficients, period, gamma):
     dtype = gamma.dtype
     coefficients = _visible(coefficients, float(jnp.finfo(dtype).eps) / 4)
@@ -226,9 +228,3 @@ def _series(coefficients, period, gamma):
         a, a_next = c.real + 2 * cos * a - a_next, a
         b, b_next = -c.imag + 2 * cos * b - b_next, b
     return (coefficients[0].real + cos * a - a_next + sin * b).astype(dtype)
-
-
-@_series.defjvp
-def _series_jvp(coefficients, period, primals, tangents):
-    slope = _series(_differentiate(coefficients, period), period, primals[0])
-    return _series(coefficients, period, primals[0]), slope * tangents[0]

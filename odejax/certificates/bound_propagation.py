@@ -1,0 +1,172 @@
+"""Bound propagation as certificates: of any deterministic network, from its program alone."""
+
+import abc
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._checks import check_count
+from .._predictor import Predictor
+from .._threat_model import AbstractBall, LinfBall
+from .._types import Image, Label, Logits, Scalar
+from ..models.ode_solve import ODESolve
+from ..relaxation import Graph, Interval, Propagation, depends_on, pull, trace
+from ..solvers import GridSteps
+from .base import AbstractCertificate
+
+
+class AbstractBoundPropagation(AbstractCertificate):
+    """Lower bounds on all margins z_label - z_j over ball and box, from the network's program.
+
+    A subclass defines `margins`. The radius asked for, `ball.eps`, is tried first; with
+    `bisections` the largest one that is proven is sought.
+    """
+
+    bisections: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def margins(
+        self, graph: Graph, x: Image, label: Label, ball: AbstractBall
+    ) -> Float[Array, " k"]:
+        """A lower bound on z_label - z_j over ball and box, for every j."""
+
+    def radius(self, predictor: Predictor, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
+        graph = trace(deterministic(predictor, x), x)
+        label = jnp.argmax(logits)
+
+        def proven(eps):
+            around = type(ball)(eps)  # pyright: ignore[reportCallIssue]
+            margins = self.margins(graph, x, label, around)
+            return jnp.all((margins > 0) | (jnp.arange(len(logits)) == label))
+
+        asked = jnp.asarray(ball.eps)
+        if not self.bisections:
+            return jnp.where(proven(asked), asked, 0.0)
+        # No image is further away than sqrt(n), in either norm.
+        furthest = 2 * x.size**0.5
+
+        def search(carry):
+            low, high, eps, left = carry
+            certified = proven(eps)
+            low, high = jnp.where(certified, eps, low), jnp.where(certified, high, eps)
+            found = jnp.isfinite(high)
+            left = jnp.where(found, left - 1, left)
+            return low, high, jnp.where(found, (low + high) / 2, 2 * eps), left
+
+        start = jnp.where(asked > 0, asked, 1e-3)
+        carry = jnp.zeros_like(start), jnp.full_like(start, jnp.inf), start, self.bisections + 1
+        low, _, _, _ = jax.lax.while_loop(
+            lambda carry: (carry[3] > 0) & (carry[0] < furthest), search, carry
+        )
+        return low
+
+
+class IntervalBounds(AbstractBoundPropagation):
+    """Interval arithmetic through the whole network: cheap, and wide.
+
+        c - |A| r <= A x + b <= c + |A| r,  c and r the interval's centre and radius
+
+    The last affine operations are taken together with the margin, as one.
+
+    - `bisections`: halvings of the radius (0: the radius asked for, or nothing).
+
+    Raises `ValueError` for a network that draws noise, and for a primitive without a rule.
+
+    Gowal et al. (2018), arXiv:1810.12715.
+    """
+
+    bisections: int = eqx.field(static=True, default=0)
+
+    def __check_init__(self):
+        check_count(0, bisections=self.bisections)
+
+    def margins(self, graph, x, label, ball):
+        return Margins(graph, x, ball, Propagation(tighten=False)).of_label(label, stop=True)
+
+
+class LinearRelaxation(AbstractBoundPropagation):
+    """Linear functions below and above every neuron, carried back to the image (CROWN).
+
+        a z + b <= f(z) <= c z + d  on the interval that z runs through
+
+    The lines take the place of every operation that is not affine; what is left of a margin is
+    linear in x, and its least value over ball and box is known. The intervals are found in the same
+    way, from the first operation to the last.
+
+    - `intermediate`: how the intervals are found: "linear" (CROWN), or "interval" (CROWN-IBP).
+    - `bisections`: halvings of the radius (0: the radius asked for, or nothing).
+    - `chunk`: how many linear functions are carried back at once (256); memory grows with it.
+
+    Raises `ValueError` for counts below 1, a network that draws noise, and for a primitive without
+    a rule.
+
+    Zhang et al. (2018), arXiv:1811.00866; Zhang et al. (2020), arXiv:1906.06316, for CROWN-IBP.
+    """
+
+    intermediate: Literal["linear", "interval"] = eqx.field(static=True, default="linear")
+    bisections: int = eqx.field(static=True, default=0)
+    chunk: int = eqx.field(static=True, default=256)
+
+    def __check_init__(self):
+        check_count(0, bisections=self.bisections)
+        check_count(2, chunk=self.chunk)
+        if self.intermediate not in ("linear", "interval"):
+            raise ValueError(f"intermediate must be linear or interval; got {self.intermediate!r}")
+
+    def margins(self, graph, x, label, ball):
+        found = Margins(graph, x, ball, Propagation(self.intermediate == "linear", self.chunk))
+        return jnp.maximum(found.of_label(label, stop=False), found.of_label(label, stop=True))
+
+
+class Margins:
+    """The bounds of a graph's values around an image, and what they prove of its margins."""
+
+    def __init__(self, graph: Graph, x: Image, ball: AbstractBall, propagation: Propagation):
+        self.graph, self.x, self.ball = graph, x, ball
+        box = Interval(jnp.maximum(x - ball.eps, ball.lower), jnp.minimum(x + ball.eps, ball.upper))
+        exact = isinstance(ball, LinfBall)  # the box is the ball
+        self.bounds = propagation.forward(graph, [box], self._over_ball, exact=exact)
+
+    def _over_ball(self, rows, offset):
+        """The least value of <rows, x'> + offset over the x' of ball and box."""
+        x = jnp.ravel(self.x)
+        rows = rows[0].reshape(len(offset), -1) if rows else jnp.zeros((len(offset), x.size))
+        return offset + rows @ x - self.ball.largest_gain(x, -rows) * (1 + 1e-5)
+
+    def least_of(self, rows: Float[Array, "r k"], *, stop: bool) -> Float[Array, " r"]:
+        """Lower bounds on <rows, z>; `stop`: from the intervals ahead of the last affine part."""
+        (out,) = self.graph.outputs
+        offset = jnp.zeros(len(rows), self.x.dtype)
+        return self._over_ball(*pull(self.graph.nodes, self.bounds, {out: rows}, offset, stop=stop))
+
+    def of_label(self, label: Label, *, stop: bool) -> Float[Array, " k"]:
+        """Lower bounds on z_label - z_j."""
+        (k,) = self.graph.shapes[self.graph.outputs[0]]
+        rows = jax.nn.one_hot(label, k, dtype=self.x.dtype) - jnp.eye(k, dtype=self.x.dtype)
+        return self.least_of(rows, stop=stop)
+
+
+def deterministic(predictor: Predictor, x: Image):
+    """`predictor` as a function of the image alone.
+
+    Raises `ValueError` where it draws noise, and where its ODE is solved in steps that depend on
+    the image.
+    """
+    ode = getattr(predictor.model, "ode", None)
+    if isinstance(ode, ODESolve) and not isinstance(ode.adjoint, GridSteps):
+        raise ValueError(
+            f"bound propagation certifies a neural ODE on a fixed grid: {type(predictor.model).__name__} "
+            f"is solved by {type(ode.stepsize_controller).__name__}, whose steps are no fixed program; "
+            f"make the network on a grid, eqx.tree_at(lambda m: m.ode, model, model.ode.on_grid(n)), "
+            f"and evaluate, attack and certify that one"
+        )
+    closed = jax.make_jaxpr(lambda x, key: predictor(x, key=key))(x, jax.random.key(0))
+    if depends_on(closed.jaxpr, [False, True])[0]:
+        raise ValueError(
+            f"bound propagation is about one function, and {type(predictor.model).__name__} draws "
+            f"noise: what is proven of one draw says nothing of the next"
+        )
+    return lambda x: predictor(x, key=jax.random.key(0))

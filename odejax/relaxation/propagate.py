@@ -1,0 +1,300 @@
+"""Bounds through a graph: intervals forwards, and linear functions backwards (CROWN).
+
+`Propagation` finds the interval of every value in the order of evaluation. An interval that comes
+from the operands' own is wide: each entry is taken as if the others were free. So where one is
+about to go into something that is not affine, it is tightened by the backward pass: the entry,
+as a linear function of what it is made of, goes back through all lines to the image, over whose
+ball its least value is known. Through a loop both passes are loops, so that a program is as long
+for 24 layers as for 3.
+
+Zhang et al. (2018), arXiv:1811.00866; Xu et al. (2020), arXiv:2002.12920.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from .._rounding import SUM_ROUNDING
+from .graph import Graph
+from .rules import Affine, Bound, Interval, Loop, Node, Unary, total
+
+Rows = dict[int, Float[Array, "r ..."]]  # of linear functions of values, by their numbers
+Offset = Float[Array, " r"]
+# What is known of a graph's values by their numbers; of a loop, at ("loop", its first result), that
+# of each turn, stacked.
+Bounds = dict[Any, Any]
+Finish = Callable[[Rows, Offset], Offset]  # lower bounds, of rows on a graph's inputs
+
+
+def pull(
+    nodes: Sequence[Node],
+    bounds: Bounds,
+    rows: Rows,
+    offset: Offset,
+    *,
+    stop: bool = False,
+) -> tuple[Rows, Offset]:
+    """Rows on the nodes' results as rows on what goes into them, and the constant that is left.
+
+    - `stop`: what is not affine is replaced by its interval.
+    """
+    rows = dict(rows)
+    for node in reversed(nodes):
+        here = [rows.pop(number, None) for number in node.outputs]
+        if all(row is None for row in here):
+            continue
+        here = [_or_zero(row, bounds[n], offset) for n, row in zip(node.outputs, here, strict=True)]
+        if stop and not isinstance(node.rule, Affine):
+            for number, row in zip(node.outputs, here, strict=True):
+                offset = offset + least(row, bounds[number].interval)
+            continue
+        if isinstance(node.rule, Loop):
+            moved, offset = _through_loop(node.rule, bounds["loop", node.outputs[0]], here, offset)
+        else:
+            xs = [bounds[number].interval for number in node.inputs]
+            moved, constant = node.rule.backward(here[0], bounds[node.outputs[0]], *xs)
+            offset = offset + constant
+        _add(rows, node.inputs, moved)
+    return rows, offset
+
+
+def least(rows: Float[Array, "r ..."], interval: Interval) -> Offset:
+    """The least value of <rows, y> for y anywhere in its interval."""
+    ends = jnp.where(rows > 0, rows * interval.low, rows * interval.high)
+    lost = 2 * SUM_ROUNDING * jnp.abs(rows) * interval.largest()
+    return total(jnp.where(rows == 0, 0.0, ends - lost))  # 0 times infinity among them
+
+
+def _add(rows: Rows, numbers: Iterable[int], more: Iterable[Array]):
+    for number, row in zip(numbers, more, strict=True):
+        rows[number] = rows[number] + row if number in rows else row
+
+
+def _or_zero(row: Array | None, bound: Bound, offset: Offset) -> Array:
+    return jnp.zeros((*offset.shape, *bound.size.shape), offset.dtype) if row is None else row
+
+
+def _through_loop(loop: Loop, kept: Bounds, rows: list[Array], offset: Offset):
+    """Rows behind a loop as rows ahead of it."""
+
+    def turn(carry, known):
+        item, bounds = known
+        return _through_turn(loop.body(item), bounds, *carry), None
+
+    (rows, offset), _ = lax.scan(turn, (rows, offset), (loop.items, kept), reverse=True)
+    return rows, offset
+
+
+def _through_turn(graph: Graph, bounds: Bounds, rows: list[Array], offset: Offset):
+    behind: Rows = {}
+    _add(behind, graph.outputs, rows)
+    ahead, offset = pull(graph.nodes, bounds, behind, offset)
+    return [_or_zero(ahead.get(n), bounds[n], offset) for n in graph.inputs], offset
+
+
+@dataclasses.dataclass(frozen=True)
+class Propagation:
+    """Finds the bounds of a graph's values.
+
+    - `tighten`: by backward passes, where a value goes into what is not affine.
+    - `chunk`: how many rows go back at once.
+    """
+
+    tighten: bool = True
+    chunk: int = 256
+
+    def forward(
+        self,
+        graph: Graph,
+        inputs: list[Interval],
+        finish: Finish,
+        *,
+        exact: bool = False,
+        inner: bool = False,
+    ) -> Bounds:
+        """The bounds of all values.
+
+        - `finish`: from rows on the inputs to lower bounds.
+        - `exact`: any point of the inputs' intervals can be meant, so that an affine operation on
+          them alone has the tightest intervals already.
+        - `inner`: the graph is a turn of a loop.
+        """
+        bounds: Bounds = {n: Bound(x, x.largest()) for n, x in zip(graph.inputs, inputs, strict=True)}
+        sought = _sought(graph, exact, inner) if self.tighten else {}
+        done: list[Node] = []
+        for nodes in _segments(graph.nodes):
+
+            def to_inputs(rows, offset, ahead=tuple(done), known=dict(bounds)):  # noqa: B006
+                return finish(*pull(ahead, known, rows, offset))
+
+            if isinstance(nodes[0].rule, Loop):
+                bounds |= self._loop(nodes[0], bounds, to_inputs)
+            else:
+                bounds |= self._straight(nodes, bounds, sought, to_inputs)
+            done += nodes
+        return bounds
+
+    def _straight(self, nodes: Sequence[Node], bounds: Bounds, sought: Mapping, finish: Finish) -> Bounds:
+        """The bounds of what nodes without a loop make.
+
+        One loop over all values that are tightened, so that the way from here to the image stands
+        in the program once.
+        """
+        made = [number for node in nodes for number in node.outputs]
+        into = {number for node in nodes for number in node.inputs}.difference(made)
+        tasks = [n for n in sought if n in made or n in into]
+        shapes = {}
+
+        def intervals(tightened) -> Bounds:
+            """Those of the operands' own, and for tasks no wider than what is known of them."""
+            known = dict(bounds)
+            for n in into.intersection(tasks):
+                known[n] = met(n, known[n], tightened)
+            for node in nodes:
+                (n,) = node.outputs
+                known[n] = node.rule.forward(*(known[i].interval for i in node.inputs))
+                if n in tasks:
+                    known[n] = met(n, known[n], tightened)
+            return {n: known[n] for n in (*made, *into)}
+
+        def met(n, bound: Bound, tightened) -> Bound:
+            (low, high), shape = bound.interval, bound.size.shape
+            shapes[n] = shape
+            if tightened is None:
+                return bound
+            below, above = tightened[:, tasks.index(n), : low.size]
+            # Where a backward pass gives no number the interval stands.
+            low, high = jnp.fmax(low, below.reshape(shape)), jnp.fmin(high, above.reshape(shape))
+            return Bound(Interval(low, jnp.maximum(low, high)), bound.size)
+
+        first = jax.eval_shape(intervals, None)
+        if not tasks:
+            return intervals(None)
+        sizes = [math.prod(shapes[n]) for n in tasks]
+        dtype = first[tasks[0]].size.dtype
+        half = min(self.chunk // 2, max(sizes))
+
+        def one_task(i, tightened):
+            known = bounds | intervals(tightened)
+            needed = lax.switch(
+                i,
+                [
+                    lambda n=n, size=size: jnp.pad(
+                        jnp.ravel(sought[n](known[n].interval)), (0, max(sizes) - size)
+                    )
+                    for n, size in zip(tasks, sizes, strict=True)
+                ],
+            )
+            order = jnp.argsort(~needed)  # what is needed comes first
+            order = jnp.concatenate([order, jnp.full(half, order[0])])
+
+            def begin(n, size):
+                def rows_of(index):
+                    ones = jax.nn.one_hot(index, size, dtype=dtype).reshape(half, *shapes[n])
+                    rows, offset = {n: jnp.concatenate([ones, -ones])}, jnp.zeros(2 * half, dtype)
+                    rows, offset = pull(nodes, known, rows, offset)
+                    return {i: _or_zero(rows.get(i), known[i], offset) for i in into}, offset
+
+                return rows_of
+
+            begins = [begin(n, size) for n, size in zip(tasks, sizes, strict=True)]
+
+            def some(carry):
+                k, tightened = carry
+                index = lax.dynamic_slice(order, (k,), (half,))
+                found = finish(*lax.switch(i, begins, index))
+                tightened = tightened.at[0, i, index].set(found[:half])
+                return k + half, tightened.at[1, i, index].set(-found[half:])
+
+            count = jnp.sum(needed)
+            start = jnp.zeros((), count.dtype), tightened
+            return lax.while_loop(lambda carry: carry[0] < count, some, start)[1]
+
+        nothing = jnp.full((len(tasks), max(sizes)), jnp.inf, dtype)
+        tightened = lax.fori_loop(0, len(tasks), one_task, jnp.stack([-nothing, nothing]))
+        return intervals(tightened)
+
+    def _loop(self, node: Node, around: Bounds, finish: Finish) -> Bounds:
+        """The bounds behind a loop, and those of each turn, stacked."""
+        loop: Loop = node.rule  # pyright: ignore[reportAssignmentType]
+        inputs = [around[n].interval for n in node.inputs]
+        plain = dataclasses.replace(self, tighten=False)
+        one = jax.eval_shape(lambda: plain.forward(loop.at(0), inputs, finish, inner=True))
+        nothing = jax.tree.map(lambda v: jnp.zeros((loop.length, *v.shape), v.dtype), one)
+
+        def turn(t, carry):
+            inputs, kept = carry
+
+            def from_turn(rows, offset):
+                rows = [_or_zero(rows.get(n), bounds, offset) for n, bounds in zip(body.inputs, first, strict=True)]
+
+                def earlier(k, carry):
+                    known = jax.tree.map(lambda v: v[t - 1 - k], kept)
+                    return _through_turn(loop.at(t - 1 - k), known, *carry)
+
+                rows, offset = lax.fori_loop(0, t, earlier, (rows, offset))
+                ahead: Rows = {}
+                _add(ahead, node.inputs, rows)
+                return finish(ahead, offset)
+
+            body = loop.at(t)
+            first = [Bound(x, x.largest()) for x in inputs]
+            bounds = self.forward(body, inputs, from_turn, inner=True)
+            kept = jax.tree.map(lambda all, one: all.at[t].set(one), kept, bounds)
+            return [bounds[n].interval for n in body.outputs], kept
+
+        ends, kept = lax.fori_loop(0, loop.length, turn, (inputs, nothing))
+        results = {n: Bound(end, end.largest()) for n, end in zip(node.outputs, ends, strict=True)}
+        return {**results, ("loop", node.outputs[0]): kept}
+
+
+def _segments(nodes: Sequence[Node]) -> Iterator[tuple[Node, ...]]:
+    """Each loop by itself, and all that stands between."""
+    for is_loop, some in itertools.groupby(nodes, lambda node: isinstance(node.rule, Loop)):
+        yield from ((node,) for node in some) if is_loop else (tuple(some),)
+
+
+def _sought(graph: Graph, exact: bool, inner: bool) -> dict[int, Callable]:
+    """The values that are tightened, and which entries of them, in the order of evaluation.
+
+    What is not affine looks at them, and an interval of their own operands would be wide. Of
+    what goes into kinks alone, the entries whose interval a kink lies in.
+    """
+    made_by = {number: node for node in graph.nodes for number in node.outputs}
+    looked_at: dict[int, bool] = {}  # whether at kinks alone
+    for node in graph.nodes:
+        if isinstance(node.rule, Affine | Loop):
+            continue
+        kink = isinstance(node.rule, Unary) and node.rule.function.kinked
+        for number in node.inputs:
+            while number in made_by and _entry_by_entry(made_by[number].rule, kink):
+                (number,) = made_by[number].inputs
+            if number in made_by:
+                maker = made_by[number]
+                tight = exact and len(maker.inputs) == 1 and maker.inputs[0] in graph.inputs
+                wide = not (isinstance(maker.rule, Unary) or tight)
+            else:
+                wide = inner
+            if wide:
+                looked_at[number] = looked_at.get(number, True) and kink
+    return {n: _crossing if looked_at[n] else _all for n in sorted(looked_at)}
+
+
+def _entry_by_entry(rule, copies: bool) -> bool:
+    """Whether the interval of the result is as tight as that of its operand; `copies`: equal."""
+    return isinstance(rule, Affine) and rule.elementwise and (rule.exact or not copies)
+
+
+def _crossing(x: Interval) -> Bool[Array, "..."]:
+    return (x.low < 0) & (x.high > 0)
+
+
+def _all(x: Interval) -> Bool[Array, "..."]:
+    return jnp.ones(x.low.shape, bool)

@@ -1,0 +1,314 @@
+"""Bounds through programs: never broken by samples, exact where they can be, CROWN's by hand."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from odejax import L2Ball, LinfBall
+from odejax.certificates.bound_propagation import Margins
+from odejax.models import GroupNorm, NmODE, conv2d
+from odejax.relaxation import Propagation, trace
+from odejax.relaxation.elementwise import (
+    ABS,
+    EXP,
+    LEAKY,
+    LOG,
+    RECIPROCAL,
+    RELU,
+    RSQRT,
+    SMOOTH,
+    SQRT,
+    SQUARE,
+    of_flow_map,
+)
+
+RNG = np.random.default_rng(0)
+
+
+def draw(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+# -- functions of one number ----------------------------------------------------------------------
+
+ELEMENTWISE = {
+    "relu": (RELU, jax.nn.relu, "any"),
+    "leaky": (LEAKY(0.1), partial(jax.nn.leaky_relu, negative_slope=0.1), "any"),
+    "abs": (ABS, jnp.abs, "any"),
+    "exp": (EXP, jnp.exp, "any"),
+    "square": (SQUARE, jnp.square, "any"),
+    "log": (LOG, jnp.log, "positive"),
+    "sqrt": (SQRT, jnp.sqrt, "positive"),
+    "rsqrt": (RSQRT, lax.rsqrt, "positive"),
+    "1/z, z > 0": (RECIPROCAL, jnp.reciprocal, "positive"),
+    "1/z, z < 0": (RECIPROCAL, jnp.reciprocal, "negative"),
+    "flow map": (of_flow_map(NmODE(3.0, 1.0).flow_map), NmODE(3.0, 1.0).flow_map, "any"),
+    **{
+        name: (function, getattr(lax, name) if hasattr(lax, name) else getattr(jnp, name), "any")
+        for name, function in SMOOTH.items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_lines_and_ranges_enclose_the_function(name):
+    function, f, domain = ELEMENTWISE[name]
+    ends = np.sort(3 * RNG.normal(size=(2, 500)), axis=0)
+    ends[:, :50] = ends[0, :50] + np.stack([np.zeros(50), 1e-3 * RNG.random(50)])  # narrow ones
+    if domain != "any":
+        ends = np.sort(np.abs(ends) + 0.01, axis=0)
+    if domain == "negative":
+        ends = -ends[::-1]
+    low, high = ends.astype(np.float32)
+    z = low + (high - low) * np.linspace(0, 1, 201)[:, None]
+    y = np.asarray(f(jnp.asarray(z, jnp.float32)), np.float64)
+    a, b, c, d = (np.asarray(v, np.float64) for v in function.lines(low, high))
+    tolerance = 1e-5 * (1 + np.abs(y).max(0) + np.abs(b) + np.abs(d))  # rounding is the rules'
+    assert (a * z + b <= y + tolerance).all()
+    assert (c * z + d >= y - tolerance).all()
+    least, most = function.range(low, high)
+    assert (least <= y + tolerance).all() and (most >= y - tolerance).all()
+
+
+def test_the_lower_line_of_relu_may_have_any_slope():
+    low, high = jnp.asarray([-1.0, -2.0]), jnp.asarray([2.0, 1.0])
+    for slope in (0.0, 0.3, 1.0):
+        lines = RELU.lines(low, high, jnp.full(2, slope))
+        assert lines.low_slope.tolist() == pytest.approx([slope] * 2)
+
+
+def test_a_reciprocal_across_zero_is_unbounded():
+    low, high = RECIPROCAL.range(jnp.asarray(-1.0), jnp.asarray(1.0))
+    assert (low, high) == (-np.inf, np.inf)
+
+
+# -- programs -------------------------------------------------------------------------------------
+
+W, V, K, C = draw(6, 16), draw(6, 6), draw(3, 3, 2, 2), draw(16)
+NORM = GroupNorm(2, groups=1)
+
+
+def image(x):
+    return x.reshape(2, 4, 2)
+
+
+def loop(x):
+    def turn(carry, w):
+        t, y = carry
+        return (t + 1.0, y + 0.3 * jnp.tanh(w @ y + 0.1 * t)), None
+
+    return lax.scan(turn, (0.0, W @ x), jnp.stack([V, V.T, -V]))[0][1]
+
+
+def reversed_loop(x):
+    def turn(carry, item):
+        y, z = carry
+        w, i = item
+        return (y + 0.2 * jax.nn.relu(w @ z), z - 0.1 * y * i), None
+
+    items = jnp.stack([V, 0.5 * V]), jnp.arange(2.0)
+    y, z = lax.scan(turn, (W @ x, W @ x[::-1]), items, reverse=True)[0]
+    return y * z
+
+
+def states(x):
+    def turn(y, _):
+        y = jax.nn.relu(V @ y)
+        return y, y
+
+    return lax.scan(turn, W @ x, None, length=3)[1].sum(0)
+
+
+@jax.custom_vjp
+def own_rule(x):
+    return jnp.sin(x)
+
+
+own_rule.defvjp(lambda x: (jnp.sin(x), None), lambda _, g: (g,))
+
+PROGRAMS = {
+    "linear": lambda x: W @ x + 1,
+    "relu": lambda x: jax.nn.relu(W @ x) @ V,
+    "leaky relu": lambda x: jax.nn.leaky_relu(W @ x) @ V,
+    "relu6": lambda x: jax.nn.relu6(W @ x) @ V,
+    "gelu": lambda x: jax.nn.gelu(W @ x) @ V,
+    "exact gelu": lambda x: jax.nn.gelu(W @ x, approximate=False) @ V,
+    "silu": lambda x: jax.nn.silu(W @ x) @ V,
+    "softplus": lambda x: jax.nn.softplus(W @ x) @ V,
+    "elu": lambda x: jax.nn.elu(W @ x) @ V,
+    "selu": lambda x: jax.nn.selu(W @ x) @ V,
+    "hard tanh": lambda x: jax.nn.hard_tanh(W @ x) @ V,
+    "logaddexp": lambda x: jnp.logaddexp(W @ x, C[:6]),
+    "softmax": lambda x: jax.nn.softmax(W @ x) @ V,
+    "log_softmax": lambda x: jax.nn.log_softmax(W @ x),
+    "tanh": lambda x: jnp.tanh(W @ x) @ V,
+    "sigmoid": lambda x: jax.nn.sigmoid(W @ x) @ V,
+    "sin, cos": lambda x: jnp.sin(W @ x) * jnp.cos(W @ x),
+    "square": lambda x: (W @ x) ** 2,
+    "cube": lambda x: (W @ x) ** 3,
+    "inverse square": lambda x: (jnp.abs(W @ x) + 1) ** -2,
+    "division": lambda x: (W @ x) / (2 + (V @ (W @ x)) ** 2),
+    "division of a constant": lambda x: C[:6] / (1 + jnp.exp(W @ x)),
+    "layer norm": lambda x: jax.nn.standardize(W @ x, epsilon=1e-3),
+    "group norm": lambda x: NORM(image(x), None)[0].ravel(),
+    "min and max": lambda x: jnp.maximum(W @ x, jnp.minimum(V @ (W @ x), 0.5)),
+    "clip": lambda x: jnp.clip(W @ x, -0.3, 0.7),
+    "where": lambda x: jnp.where(C > 0, x, 2 * x) @ W.T,
+    "largest": lambda x: (W @ x).reshape(2, 3).max(1),
+    "concatenation": lambda x: jnp.concatenate([W @ x, jnp.ones(2), -x]),
+    "stack and split": lambda x: sum(jnp.split(jnp.stack([W @ x, C[:6]]) ** 2, 2))[0],
+    "padding": lambda x: jnp.pad(W @ x, 2, constant_values=3.0)[::2],
+    "gather": lambda x: x[jnp.asarray([3, 1, 1])],
+    "cumulative sum": lambda x: jnp.cumsum(W @ x),
+    "flow map": lambda x: NmODE(3.0, 1.0)(W @ x) @ V,
+    "conv2d": lambda x: jax.nn.relu(conv2d(image(x), K, padding=1)).ravel(),
+    "strided convolution": lambda x: lax.conv_general_dilated(
+        image(x)[None], K, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ).ravel(),
+    "max pooling": lambda x: lax.reduce_window(
+        image(x), -jnp.inf, lax.max, (2, 3, 1), (1, 2, 1), "SAME"
+    ).ravel(),
+    "average pooling": lambda x: lax.reduce_window(
+        image(x), 0.0, lax.add, (2, 2, 1), (2, 2, 1), "VALID"
+    ).ravel(),
+    "loop": loop,
+    "reversed loop": reversed_loop,
+    "states of a loop": states,
+    "checkpoint": lambda x: jax.checkpoint(lambda y: jnp.tanh(W @ y))(x) @ V,
+    "custom_vjp": lambda x: own_rule(W @ x),
+    "vmap": lambda x: jax.vmap(lambda row: jax.nn.relu(row @ x))(W),
+}
+X = RNG.uniform(0.1, 0.9, 16).astype(np.float32)
+
+
+def bounds_of(function, ball, tighten):
+    """The interval of each result, from the rows +1 and -1 on it."""
+    graph = trace(function, jnp.asarray(X))
+    margins = Margins(graph, jnp.asarray(X), ball, Propagation(tighten, chunk=4))
+    (out,) = graph.outputs
+    n = graph.shapes[out][0]
+    rows = jnp.eye(n)
+    return margins.least_of(rows, stop=not tighten), -margins.least_of(-rows, stop=not tighten)
+
+
+def points(ball, n=500):
+    """Random points, and corners, of ball and box."""
+    moves = RNG.uniform(-1, 1, (n, 16))
+    corners = np.sign(moves)
+    moves = np.concatenate([moves, corners]).astype(np.float32)
+    moves /= np.linalg.norm(moves, axis=1, keepdims=True) if isinstance(ball, L2Ball) else 1
+    return np.clip(X + np.asarray(ball.eps) * moves, 0, 1)
+
+
+@pytest.mark.parametrize("tighten", [False, True], ids=["intervals", "linear"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_no_point_of_the_ball_is_outside_the_bounds(name, tighten):
+    function = PROGRAMS[name]
+    bounds = jax.jit(lambda ball: bounds_of(function, ball, tighten))
+    for ball in (LinfBall(0.0), LinfBall(0.02), LinfBall(0.2), L2Ball(0.1)):
+        low, high = bounds(ball)
+        y = jax.vmap(function)(points(ball))
+        assert (low <= y.min(0)).all() and (y.max(0) <= high).all(), ball
+        assert np.isfinite(low).all() and np.isfinite(high).all()
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_of_a_single_point_the_bounds_are_its_value(name):
+    low, high = jax.jit(lambda: bounds_of(PROGRAMS[name], LinfBall(0.0), True))()
+    y = PROGRAMS[name](jnp.asarray(X))
+    np.testing.assert_allclose(low, y, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(high, y, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["linear", "where", "gather", "padding", "average pooling"])
+def test_of_an_affine_program_the_bounds_are_attained(name):
+    function, eps = PROGRAMS[name], 0.05
+    low, high = bounds_of(function, LinfBall(eps), True)
+    jacobian = np.asarray(jax.jacobian(function)(jnp.asarray(X)))
+    reach = np.abs(jacobian).sum(1) * eps
+    np.testing.assert_allclose(low, function(X) - reach, atol=1e-4)
+    np.testing.assert_allclose(high, function(X) + reach, atol=1e-4)
+
+
+def test_two_layers_of_relu_have_the_bounds_of_crown_by_hand():
+    """Zhang et al. (2018), arXiv:1811.00866, written out in NumPy for one hidden layer."""
+    weights = draw(8, 16), draw(8), draw(3, 8), draw(3)
+    w, b, v, c = (a.astype(np.float64) for a in weights)
+    eps = 0.1
+    function = lambda x: weights[2] @ jax.nn.relu(weights[0] @ x + weights[1]) + weights[3]  # noqa: E731
+    box = np.maximum(X - eps, 0), np.minimum(X + eps, 1)
+    middle, reach = sum(box) / 2, (box[1] - box[0]) / 2
+    z, r = w @ middle + b, np.abs(w) @ reach
+    low, high = z - r, z + r
+    assert ((low < 0) & (high > 0)).any()
+    chord = np.where(low >= 0, 1.0, np.where(high <= 0, 0.0, high / (high - low)))
+    below = np.where((low < 0) & (high > 0), (high > -low) * 1.0, chord)
+    up, down = np.maximum(v, 0), np.minimum(v, 0)
+    rows = up * below + down * chord
+    constant = (down * np.where((low < 0) & (high > 0), -chord * low, 0.0)).sum(1)
+    lower = (rows @ w) @ middle - np.abs(rows @ w) @ reach + rows @ b + c + constant
+    found, _ = bounds_of(function, LinfBall(eps), True)
+    np.testing.assert_allclose(found, lower, atol=2e-4)
+
+
+def test_a_loop_has_the_bounds_of_its_turns_written_out():
+    def written_out(x):
+        y = W @ x
+        for t, w in enumerate((V, V.T, -V)):
+            y = y + 0.3 * jnp.tanh(w @ y + 0.1 * t)
+        return y
+
+    for ball in (LinfBall(0.05), L2Ball(0.2)):
+        for one, other in zip(
+            bounds_of(loop, ball, True), bounds_of(written_out, ball, True), strict=True
+        ):
+            np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_of_a_loop_the_program_is_as_long_for_many_turns_as_for_few():
+    def size(turns):
+        items = jnp.broadcast_to(0.1 * V, (turns, *V.shape))
+
+        def function(x):
+            return lax.scan(lambda y, w: (y + jax.nn.relu(w @ y), None), W @ x, items)[0]
+
+        lowered = jax.jit(lambda ball: bounds_of(function, ball, True)).lower(LinfBall(0.1))
+        return len(lowered.as_text().splitlines())
+
+    assert size(24) == size(3)
+
+
+def test_bounds_are_no_wider_when_they_are_tightened():
+    ball = LinfBall(0.05)
+    for name in ("relu", "gelu", "loop", "conv2d", "layer norm"):
+        (low, high), (wide_low, wide_high) = (
+            bounds_of(PROGRAMS[name], ball, tighten) for tighten in (True, False)
+        )
+        assert (high - low).mean() <= (wide_high - wide_low).mean() + 1e-4, name
+
+
+@pytest.mark.parametrize(
+    ("function", "primitive"),
+    [
+        (lambda x: jnp.sort(x), "sort"),
+        (lambda x: jnp.floor(W @ x), "floor"),
+        (lambda x: lax.while_loop(lambda y: y[0] > 0, lambda y: y - 1, W @ x), "while"),
+    ],
+)
+def test_a_primitive_without_a_rule_is_named(function, primitive):
+    with pytest.raises(ValueError, match=f"primitive {primitive} "):
+        trace(function, jnp.asarray(X))
+
+
+def test_what_does_not_depend_on_the_image_has_nothing_to_prove():
+    with pytest.raises(ValueError, match="do not depend on the image"):
+        trace(lambda x: jnp.ones(3), jnp.asarray(X))
+
+
+def test_a_nan_is_no_bound():
+    low, high = bounds_of(lambda x: (W * jnp.nan) @ jax.nn.relu(x), LinfBall(0.1), True)
+    assert not (low > -1e30).any() and not (high < 1e30).any()
