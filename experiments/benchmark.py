@@ -25,7 +25,7 @@ from odejax.evaluation import decode_array, encode_array
 from odejax.plots import perturbation_grid, robustness_curves
 from odejax.training import CrossEntropy
 
-from .lib import report
+from .lib import accuracy, report
 from .lib.measure import brackets
 from .lib.recipe import Recipe, adam, one_cycle, train
 from .lib.run import (
@@ -42,7 +42,6 @@ from .lib.run import (
 
 KIND = "benchmark"
 BATCH_SIZE = 250  # of attacks and evaluation
-BALL_NAMES = {"linf": "L-infinity", "l2": "l2"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +196,7 @@ def _evaluate(
 
 
 def _examples(test, interval, count: int = 4):
-    """A few images that an attack of this bracket broke, with what they became."""
+    """A few images, and adversarial examples of them from this bracket."""
     moved = np.abs(interval.x_adv - test.pixels).max(axis=(1, 2, 3)) > 0
     chosen = np.flatnonzero(moved)[:count]
     if len(chosen) == 0:
@@ -216,13 +215,12 @@ def _examples(test, interval, count: int = 4):
 def tables(result: dict[str, Any]) -> list[Any]:
     """For each ball: clean accuracy, and certified - attacked accuracy at every eps, in percent."""
     settings, results = result["settings"], result["models"]
-    title = "{dataset}: certified - attacked accuracy in %, the first {test_images} test images"
-    out: list[Any] = [title.format(**settings)]
+    out: list[Any] = [f"{report.setting_line(settings)}: certified - attacked accuracy in %"]
     first = next(iter(results.values()))
     for ball in first["balls"]:
         certified = any(model["balls"][ball]["certificates"] for model in results.values())
         eps = [f"eps {b['eps']:.3g}" for b in first["balls"][ball]["brackets"]]
-        columns = (BALL_NAMES[ball], "clean", *eps, *(["radius"] if certified else []))
+        columns = (accuracy.NORMS[ball], "clean", *eps, *(["radius"] if certified else []))
         table = report.table(None, *columns, collapse_padding=False)
         for name, model in results.items():
             curves = model["balls"][ball]
@@ -254,7 +252,7 @@ def notes(result: dict[str, Any]) -> list[str]:
     )
     attacks = " and ".join(next(iter(brackets.values()))[0]["per_attack"])
     out = [
-        f"Attacked: still correct under {attacks}, whichever is worse. <=: no certificate. "
+        f"Attacked: robust accuracy under {attacks} together. <=: no certificate. "
         f"Radius: the median certified one. 95 % sampling error: at most {error:.1f} points.",
         "Clean accuracy on all test images: "
         + ", ".join(f"{name} {100 * m['clean_accuracy']:.1f}" for name, m in results.items()),
@@ -262,28 +260,34 @@ def notes(result: dict[str, Any]) -> list[str]:
     for name, all_ in brackets.items():
         flags = sorted({flag for b in all_ for flag in b["flags"]})
         if flags:
-            out.append(f"{name}: {', '.join(flags)}; stronger attacks may leave less.")
+            out.append(f"{name}: {', '.join(flags)}; stronger attacks may succeed on more images.")
     return out
 
 
 def curves(result: dict[str, Any]):
-    title = "{dataset}, {test_images} test images: how robust, really?"
-    return robustness_curves(result["models"], title=title.format(**result["settings"]))
+    measured = {
+        f"{name}, {accuracy.NORMS[ball]}": accuracy.Measured([of["brackets"]], [], {})
+        for name, model in result["models"].items()
+        for ball, of in model["balls"].items()
+    }
+    title = f"{report.setting_line(result['settings'])}: {accuracy.overstated(measured, 'FGSM')}"
+    return robustness_curves(result["models"], title=title)
 
 
 def images(result: dict[str, Any]):
-    """Four images that were broken, of each family; None if there is none."""
+    """Four adversarial examples of each family; None if there is none."""
     examples = {name: model["examples"] for name, model in result["models"].items()}
-    examples = {name: found for name, found in examples.items() if found}
-    if not examples:
-        return None
-    eps = next(iter(examples.values()))["eps"]
-    decoded = {
+    examples = {
         name: e | {which: decode_array(e[which]) for which in ("images", "x_adv")}
         for name, e in examples.items()
+        if e
     }
-    title = f"{result['settings']['dataset']}: broken within L-infinity {eps:.3g}"
-    return perturbation_grid(decoded, title=title)
+    if not examples:
+        return None
+    eps, n = next(iter(examples.values()))["eps"], len(examples)
+    title = f"perturbations within L-infinity {eps:.3g} change the predictions of {n} families"
+    title = f"{result['settings']['dataset']}: {title}"
+    return perturbation_grid(examples, title=title)
 
 
 FIGURES = {"curves": curves, "images": images}

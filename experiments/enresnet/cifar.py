@@ -16,9 +16,9 @@ What is not as in the paper: attacks on the first 1,000 test images; a network w
 by its mean logits over 10 fixed draws; the noise has the variance of each example (in the authors'
 code, the batch's); BatchNorm is in inference mode inside the training's attack (there, in train
 mode); C&W is untargeted; IFGSM-20 and C&W count every iterate in the ball, not the last alone;
-natural networks are all trained as for Table 1. The learning rate of the mixture's weights, 0.1, is
-ours. Of the training images 5,000 are held out (cpu: 500) and the best epoch on them is kept, which
-for robust training is judged under its own PGD.
+natural networks are all trained as for Table 1. The paper does not give the learning rate of the
+mixture's weights; it is 0.1 here. Of the training images 5,000 are held out (cpu: 500) and the best
+epoch on them is kept, which for robust training is the best under its own PGD.
 
 A finished network is not trained or attacked again, an interrupted one goes on from its last epoch:
 --resume.
@@ -45,18 +45,9 @@ from odejax.evaluation import encode_array, transfer_matrix
 from ..ledger.printed import Claim
 from ..ledger.sources import FOLDER, Source, chosen, measured
 from ..lib.measure import brackets
+from ..lib.networks import NetworksConfig
 from ..lib.report import by_name
-from ..lib.run import (
-    Experiment,
-    Job,
-    Plan,
-    RunConfig,
-    check_choices,
-    check_counts,
-    each,
-    load_data,
-    run,
-)
+from ..lib.run import Experiment, Job, Plan, PresetConfig, check_choices, each, load_data, run
 from .networks import (
     JOINED,
     NETWORKS,
@@ -119,19 +110,15 @@ PRESETS = {name: each(("cifar10", "cifar100"), size) for name, size in SIZES.ite
 
 
 @dataclasses.dataclass
-class Config(RunConfig):
+class Config(PresetConfig, NetworksConfig):
     """Train ResNets and their noisy ensembles on CIFAR, attack them, print the tables."""
 
-    preset: str = "cpu"
-    """paper (for a GPU), cpu (ResNet-8, fewer images and epochs) or smoke."""
     dataset: str = "cifar10"
     """cifar10 or cifar100."""
     trainings: tuple[str, ...] = TRAININGS
     """natural, robust, or both."""
     networks: tuple[str, ...] | None = None
     """Which networks, by the paper's names; by default the preset's."""
-    seeds: int = 1
-    """How many seeds of each."""
     integrate: bool | None = None
     """Also join networks that were trained alone (Table 7); by default not with the preset cpu,
     where it takes five minutes more a seed."""
@@ -146,17 +133,14 @@ def plan(
     load: Callable[..., tuple[ArrayDataset, ArrayDataset]] = load_data,
 ) -> Plan:
     preset = config.choose(presets)
-    check_counts(config, "seeds")
-    names = preset.networks if config.networks is None else config.networks
-    check_choices("network", names, known)
+    chosen = config.chosen(known)
+    names = preset.networks if config.networks is None else chosen
     check_choices("training", config.trainings, TRAININGS)
     integrate = config.preset != "cpu" if config.integrate is None else config.integrate
     train, whole = load(config, preset.test_images)
     train, held_out = train.take(slice(preset.train_images)).holdout(preset.held_out)
     test, attacked = (whole.take(slice(n)) for n in (preset.clean_images, preset.test_images))
-    settings = {"dataset": config.dataset, "preset": config.preset} | dataclasses.asdict(preset)
-    for name in ("networks", "ball"):  # another run may add networks
-        settings.pop(name)
+    settings = config.settings(preset, "networks", "ball")  # another run may add networks
 
     def jobs(folder, _):
         def network(name: str, training: str, seed: int):
@@ -196,8 +180,7 @@ def plan(
                 joined = f"integrated/{JOINED['integrated'].join(members)}/{seed}"
                 yield Job(joined, seed, partial(integrated, members, seed))
 
-    name = f"{config.dataset}_{config.preset}"
-    return Plan(name, settings, (train, held_out, whole), jobs)
+    return Plan(config.run_name, settings, (train, held_out, whole), jobs)
 
 
 def _pairs(names: tuple[str, ...], published) -> list[tuple[str, str]]:
@@ -257,27 +240,27 @@ def draws_noise(predictor, images: ArrayDataset, key) -> bool:
 
 
 def _example(measured, attacked: ArrayDataset) -> dict[str, Any]:
-    """For Fig. 6: four images that were broken, by the attack that did it first."""
-    broken = np.flatnonzero((measured.x_adv != attacked.pixels).any(axis=(1, 2, 3)))[:4]
+    """For Fig. 6: four adversarial examples, of the first attack that succeeded on each image."""
+    first = np.flatnonzero((measured.x_adv != attacked.pixels).any(axis=(1, 2, 3)))[:4]
     classes = predict(measured.judge, measured.x_adv, key=jax.random.key(0)).argmax(axis=1)
     return {
-        "images": encode_array(attacked.pixels[broken]),
-        "x_adv": encode_array(measured.x_adv[broken]),
-        "labels": attacked.labels[broken].tolist(),
-        "predictions": classes[broken].tolist(),
+        "images": encode_array(attacked.pixels[first]),
+        "x_adv": encode_array(measured.x_adv[first]),
+        "labels": attacked.labels[first].tolist(),
+        "predictions": classes[first].tolist(),
     }
 
 
 def _blind(
     target, oracle, attacked: ArrayDataset, seed: int, attacks: Mapping[str, Any], ball
 ) -> dict[str, Any]:
-    """What each attack on the oracle leaves of the target."""
+    """Robust accuracy of the target on adversarial examples of the oracle, for each attack."""
     key = jax.random.key(seed + 1)
     random = draws_noise(oracle, attacked, key)
     judge = target
     if draws_noise(target, attacked, key):
         judge = odejax.MeanLogits(target, jax.random.split(key, JUDGE_DRAWS))
-    left = {}
+    accuracy = {}
     for name, attack in attacks.items():
         matrix = transfer_matrix(
             {"oracle": oracle},
@@ -290,16 +273,16 @@ def _blind(
             batch_size=_batch_size(EOT_DRAWS),
             progress=True,
         )
-        left[name] = float(matrix.accuracy[0, 0])
-    return {"per_attack": left}
+        accuracy[name] = float(matrix.accuracy[0, 0])
+    return {"per_attack": accuracy}
 
 
 def _read(result: dict[str, Any], claim: Claim, name: str) -> dict[str, Any] | None:
     settings = result["settings"]
     attacked = {"n": settings["test_images"]}  # which blind attacks do not repeat
-    found = measured(by_name(result).get(name, []), claim, lambda record: attacked | record)
+    entry = measured(by_name(result).get(name, []), claim, lambda record: attacked | record)
     # A small network has a name of the paper's, but not its depth.
-    return found and {"network": shown(name, settings["depths"])} | found
+    return entry and {"network": shown(name, settings["depths"])} | entry
 
 
 def _count_parameters(result: dict[str, Any], claim: Claim, name: str) -> dict[str, Any]:

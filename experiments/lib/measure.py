@@ -23,11 +23,11 @@ def brackets(
     return bracket(predictor, *images, balls, **settings)  # pyright: ignore[reportCallIssue]
 
 
-def summaries(found: Brackets) -> list[dict[str, Any]]:
+def summaries(measured: Brackets) -> list[dict[str, Any]]:
     """Their numbers, and the median radius where there is a certificate."""
     return [
         b.summary() | ({"median_radius": float(np.median(b.radius))} if b.per_certificate else {})
-        for b in found
+        for b in measured
     ]
 
 
@@ -54,10 +54,8 @@ def measure(
             continue
         chosen = attacks.get(norm, attacks)
         anew = settings.get("anew", set(chosen))  # by default every attack in every ball
-        found = brackets(
-            predictor, attacked, norm, radii, key=key, attacks=chosen, **settings | {"anew": anew}
-        )
-        balls[norm] = summaries(found)
+        given = settings | {"attacks": chosen, "anew": anew}
+        balls[norm] = summaries(brackets(predictor, attacked, norm, radii, key=key, **given))
     one_norm = len(balls) == 1
     return {
         "clean_accuracy": clean_accuracy(predictor, test, key=key),
