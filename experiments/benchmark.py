@@ -17,16 +17,14 @@ from typing import Any
 import jax
 import numpy as np
 
-import odejax
 from odejax import models
 from odejax.attacks import FGSM, PGD
 from odejax.certificates import FiniteTimeStableMapping, LipschitzMargin, StableMapping
-from odejax.evaluation import decode_array, encode_array
-from odejax.plots import perturbation_grid, robustness_curves
+from odejax.plots import robustness_curves
 from odejax.training import CrossEntropy
 
 from .lib import accuracy, report
-from .lib.measure import brackets
+from .lib.measure import brackets, examples, judged_accuracy
 from .lib.recipe import Recipe, adam, one_cycle, train
 from .lib.run import (
     Experiment,
@@ -183,33 +181,15 @@ def _evaluate(
             flag_images=flag_images if name == "linf" else 0,
         )
         if name == "linf":
-            out["examples"] = _examples(attacked, intervals[len(eps) // 2])
+            out["examples"] = examples(intervals[len(eps) // 2], attacked)
             # Any bracket's judge: they share the key, so they share the judge.
-            predictions = odejax.predict(intervals[0].judge, test.images, key=key).argmax(axis=1)
-            out["clean_accuracy"] = float(np.mean(predictions == test.labels))
+            out["clean_accuracy"] = judged_accuracy(intervals[0], test, key)
         out["balls"][name] = {
             "brackets": intervals.summaries(),
             "radii": (np.floor(intervals[-1].radius * 1e5) / 1e5).tolist(),
             "certificates": len(family.certificates),
         }
     return out | {"evaluation_seconds": time.perf_counter() - started}
-
-
-def _examples(test, interval, count: int = 4):
-    """A few images, and adversarial examples of them from this bracket."""
-    moved = np.abs(interval.x_adv - test.pixels).max(axis=(1, 2, 3)) > 0
-    chosen = np.flatnonzero(moved)[:count]
-    if len(chosen) == 0:
-        return None
-    key = jax.random.key(0)
-    predictions = odejax.predict(interval.judge, interval.x_adv[chosen], key=key).argmax(axis=1)
-    return {
-        "eps": interval.eps,
-        "images": encode_array(test.pixels[chosen]),
-        "x_adv": encode_array(interval.x_adv[chosen]),
-        "labels": test.labels[chosen].tolist(),
-        "predictions": predictions.tolist(),
-    }
 
 
 def tables(result: dict[str, Any]) -> list[Any]:
@@ -277,17 +257,9 @@ def curves(result: dict[str, Any]):
 def images(result: dict[str, Any]):
     """Four adversarial examples of each family; None if there is none."""
     examples = {name: model["examples"] for name, model in result["models"].items()}
-    examples = {
-        name: e | {which: decode_array(e[which]) for which in ("images", "x_adv")}
-        for name, e in examples.items()
-        if e
-    }
-    if not examples:
-        return None
-    eps, n = next(iter(examples.values()))["eps"], len(examples)
-    title = f"perturbations within L-infinity {eps:.3g} change the predictions of {n} families"
-    title = f"{result['settings']['dataset']}: {title}"
-    return perturbation_grid(examples, title=title)
+    eps = next((e["eps"] for e in examples.values() if e), 0.0)
+    title = f"perturbations within L-infinity {eps:.3g} change predictions"
+    return report.examples_figure(examples, f"{result['settings']['dataset']}: {title}")
 
 
 FIGURES = {"curves": curves, "images": images}

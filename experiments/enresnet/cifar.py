@@ -20,9 +20,6 @@ natural networks are all trained as for Table 1. The paper does not give the lea
 mixture's weights; it is 0.1 here. Of the training images 5,000 are held out (cpu: 500) and the best
 epoch on them is kept, which for robust training is the best under its own PGD.
 
-A finished network is not trained or attacked again, an interrupted one goes on from its last epoch:
---resume.
-
 The preset cpu takes 19 minutes a seed on two CPU cores, --integrate 5 minutes more.
 """
 
@@ -40,11 +37,11 @@ import odejax
 from odejax import predict
 from odejax.attacks import EOT, FGSM, IFGSM, AutoAttack, CarliniWagnerLinf
 from odejax.data import ArrayDataset
-from odejax.evaluation import encode_array, transfer_matrix
+from odejax.evaluation import transfer_matrix
 
 from ..ledger.printed import Claim
 from ..ledger.sources import FOLDER, Source, chosen, measured
-from ..lib.measure import brackets
+from ..lib.measure import brackets, examples, judged_accuracy
 from ..lib.networks import NetworksConfig
 from ..lib.report import by_name
 from ..lib.run import Experiment, Job, Plan, PresetConfig, check_choices, each, load_data, run
@@ -219,11 +216,10 @@ def _evaluate(
         flag_images=32,
     )
     batch_size = _batch_size(JUDGE_DRAWS if random else 1)
-    logits = predict(measured.judge, test.images, key=key, batch_size=batch_size)
     return measured.summary() | {
-        "clean_accuracy": float(np.mean(logits.argmax(axis=1) == test.labels)),
+        "clean_accuracy": judged_accuracy(measured, test, key, batch_size=batch_size),
         "evaluation_seconds": time.perf_counter() - started,
-        "example": _example(measured, attacked) if rand is not None else None,
+        "example": None if rand is None else examples(measured, attacked),
     }
 
 
@@ -237,18 +233,6 @@ def draws_noise(predictor, images: ArrayDataset, key) -> bool:
     some = images.images[:8]
     first, second = (predict(predictor, some, key=k) for k in jax.random.split(key))
     return not np.array_equal(first, second)
-
-
-def _example(measured, attacked: ArrayDataset) -> dict[str, Any]:
-    """For Fig. 6: four adversarial examples, of the first attack that succeeded on each image."""
-    first = np.flatnonzero((measured.x_adv != attacked.pixels).any(axis=(1, 2, 3)))[:4]
-    classes = predict(measured.judge, measured.x_adv, key=jax.random.key(0)).argmax(axis=1)
-    return {
-        "images": encode_array(attacked.pixels[first]),
-        "x_adv": encode_array(measured.x_adv[first]),
-        "labels": attacked.labels[first].tolist(),
-        "predictions": classes[first].tolist(),
-    }
 
 
 def _blind(

@@ -4,8 +4,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from odejax.evaluation import confidence_interval, decode_array
-from odejax.plots import colors, perturbation_grid, set_title
+from odejax.evaluation import confidence_interval
+from odejax.plots import colors, set_title
 
 from ..ledger.printed import claimed
 from ..lib import report
@@ -93,18 +93,15 @@ def notes(result: dict[str, Any]) -> list[str]:
 
 def adversarial_examples(result: dict[str, Any]) -> Figure | None:
     """Fig. 6, where an attack on a robust network succeeded."""
-    examples, eps = {}, 0.0
-    for name, records in _records(result, "robust").items():
-        example, own = records[0]["example"], shown(name, result["settings"]["depths"])
-        if example["labels"]:
-            decoded = {which: decode_array(example[which]) for which in ("images", "x_adv")}
-            # Under a small preset two networks of the paper may be one.
-            examples[own if name == own else f"{own} for {name}"] = example | decoded
-            eps = records[0]["eps"]
-    ball = f"L-infinity {255 * eps:.3g}/255"
-    data = result["settings"]["dataset"]
-    title = f"{data}: perturbations within {ball} change the predictions of PGD-trained networks"
-    return perturbation_grid(examples, title=title) if examples else None
+    settings, networks = result["settings"], _records(result, "robust")
+    examples, ball = {}, ""
+    for name, records in networks.items():
+        # Under a small preset two networks of the paper may be one.
+        own = shown(name, settings["depths"])
+        examples[own if name == own else f"{own} for {name}"] = records[0]["example"]
+        ball = f"L-infinity {255 * records[0]['eps']:.3g}/255"
+    title = f"perturbations within {ball} change the predictions of PGD-trained networks"
+    return report.examples_figure(examples, f"{settings['dataset']}: {title}")
 
 
 def curves(result: dict[str, Any]) -> Figure:

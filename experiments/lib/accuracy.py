@@ -181,8 +181,8 @@ def overstated(networks: Mapping[str, Measured], attack: str) -> str:
 
 def compared(networks: Mapping[str, Measured], ball: int = 0) -> str:
     """Robust accuracy under all attacks in one of the balls, as a sentence."""
-    attacked = {name: network.mean(ATTACKED)[1:][ball] for name, network in networks.items()}
-    shown = [f"{attacked[name]:.0f} % ({name})" for name in sorted(attacked, key=attacked.get)]
+    means = [(network.mean(ATTACKED)[1:][ball], name) for name, network in networks.items()]
+    shown = [f"{mean:.0f} % ({name})" for mean, name in sorted(means)]
     values = " and ".join(shown) if len(shown) < 3 else f"{shown[0]} to {shown[-1]}"
     eps = next(iter(networks.values())).eps[ball]
     return f"At eps {eps:.3g} robust accuracy is at most {values}"

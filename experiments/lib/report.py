@@ -15,7 +15,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from odejax.plots.curves import AXIS_LABELS
+from odejax.evaluation import decode_array
+from odejax.plots import AXIS_LABELS, perturbation_grid
 
 Record = dict[str, Any]
 Read = Callable[[dict[str, Any]], float]  # of a bracket's numbers
@@ -165,3 +166,13 @@ def published(
             own = f"{figure_stem or name}" + (f"_{file.stem}" if len(figures) > 1 else "")
             shutil.copy(file, KEPT / "figures" / f"{own}.png")
     return written
+
+
+def examples_figure(stored: Mapping[str, Record | None], title: str) -> Any:
+    """The adversarial examples that `measure.examples` stored, by network; None without any."""
+    decoded = {
+        name: e | {which: decode_array(e[which]) for which in ("images", "x_adv")}
+        for name, e in stored.items()
+        if e and e["labels"]
+    }
+    return perturbation_grid(decoded, title=title) if decoded else None

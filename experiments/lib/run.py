@@ -56,7 +56,8 @@ class RunConfig(Config):
     data_dir: Path | None = None
     """Folder of prepared TFDS data; by default $ODEJAX_DATA_DIR, else TFDS's own."""
     resume: bool = False
-    """Go on with the run in the folder."""
+    """Go on with the run in the folder: what is finished is not measured again, an interrupted
+    training goes on from its last epoch."""
     overwrite: bool = False
     """Start anew in a folder that holds a run, whose result and checkpoints are lost."""
 

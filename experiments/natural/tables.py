@@ -21,8 +21,7 @@ What the paper does not say is chosen here: the solver's tolerance is rtol = ato
 ResNet-50 is pre-activated, and trained as the neural ODE is; its PreActResNet-18s are trained by
 SGD for 100 epochs; DI2-FGSM takes 10 steps of eps / 4.
 On one core, shared: ResNet 2 minutes of training and 9 of attacks a seed, neural ODE with t1 = 1 14
-and 20. A finished network is not trained or attacked again, an interrupted one goes on from its
-last epoch: --resume.
+and 20.
 """
 
 import dataclasses

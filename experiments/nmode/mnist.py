@@ -17,7 +17,7 @@ Each network is attacked as in the paper (PGD-40, with steps of 0.01, which the 
 AutoPGD; Square with 5,000 queries; l2: PGD-40) and by the standard AutoAttack, and certified by
 each certificate in turn. Its PGD-40 is also run with eps and step in units of the pixels' standard
 deviation, which is what the same numbers mean to a network that takes normalised images; the paper
-does not say whether its do. A finished network is not trained or attacked again: --resume.
+does not say whether its do.
 
 With 250 test images 5 minutes of training and 6.5 of attacks for each network and seed on two
 CPU cores; the neural ODEs up to 53 minutes and 27.

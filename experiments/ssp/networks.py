@@ -25,8 +25,7 @@ pixel, clipped to [0, 1]. (No block here is certified, so the other end of every
 Paper: SGD at 0.1 for 200 epochs. The small presets take few steps of Adam, and let eps rise to its
 own in 60 % of them: in MNIST's ball of 0.3 a small network may learn nothing otherwise. The paper's
 networks normalise their inputs; these take pixels as they are. On CIFAR a strided block takes the
-place of the first of the N in the second and third group; Tiny-ImageNet is left out. A finished
-network is not trained or attacked again, an interrupted one goes on from its last epoch: --resume.
+place of the first of the N in the second and third group. Tiny-ImageNet is not measured.
 
 MNIST, PGD-7: 18 to 29 minutes of training and 3 to 9 of attacks a network on two CPU cores.
 """

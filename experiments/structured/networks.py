@@ -24,7 +24,7 @@ penalty |A^T A - I|^2; the JSON has all step sizes: negative ones expand. By the
 
 The table has also the mean accuracy over all eps up to the largest, interpolated but for what is
 certified. The paper's constrained layers have LeakyReLUs of slope 1/2; it trains for 100 epochs by
-SGD. A finished network is not trained or attacked again: --resume.
+SGD.
 
 On two CPU cores: digits 10 minutes for all networks; MNIST, unconstrained 13 minutes of training
 and 38 of attacks, non-expansive 10 and 10, SDP-based 5 to 10 and 5.
