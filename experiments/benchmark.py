@@ -26,17 +26,7 @@ from odejax.training import CrossEntropy
 from .lib import accuracy, report
 from .lib.measure import brackets, examples, judged_accuracy
 from .lib.recipe import Recipe, adam, one_cycle, train
-from .lib.run import (
-    Experiment,
-    Job,
-    Plan,
-    RunConfig,
-    UsageError,
-    check_choice,
-    check_choices,
-    load_data,
-    run,
-)
+from .lib.run import Experiment, Job, Plan, RunConfig, UsageError, check_choices, load_data, run
 
 KIND = "benchmark"
 BATCH_SIZE = 250  # of attacks and evaluation
@@ -139,7 +129,7 @@ def plan(config: Config, families: Mapping[str, Family] = FAMILIES, flag_images:
 
 
 def _check(config: Config, families: Mapping[str, Family]) -> Setting:
-    check_choice("dataset", config.dataset, DATASETS)
+    check_choices("dataset", [config.dataset], DATASETS)
     check_choices("model", config.models, families)
     for name, values in (("eps", config.eps), ("eps-l2", config.eps_l2)):
         if any(not 0 < value < float("inf") for value in values):
@@ -246,7 +236,7 @@ def notes(result: dict[str, Any]) -> list[str]:
 
 def curves(result: dict[str, Any]):
     measured = {
-        f"{name}, {accuracy.NORMS[ball]}": accuracy.Measured([of["brackets"]], [], {})
+        f"{name}, {accuracy.NORMS[ball]}": accuracy.Measured([of])
         for name, model in result["models"].items()
         for ball, of in model["balls"].items()
     }

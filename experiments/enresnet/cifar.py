@@ -64,45 +64,21 @@ _ALL_DEPTHS = (14, 20, 32, 34, 44, 110)
 _SMALL = {14: 8, 20: 8, 32: 14, 34: 14, 44: 14, 110: 20}
 SIZES = {
     "paper": Preset(
-        {depth: depth for depth in _ALL_DEPTHS},
-        epochs=200,
-        batch_size=128,
-        train_images=50_000,
-        held_out=5_000,
-        test_images=1_000,
-        clean_images=10_000,
-        pgd_steps=10,
-        draws=20,
-        networks=tuple(NETWORKS),
-        one_cycle=False,
+        {depth: depth for depth in _ALL_DEPTHS}, epochs=200, batch_size=128,
+        train_images=50_000, held_out=5_000, test_images=1_000, clean_images=10_000,
+        pgd_steps=10, draws=20, networks=tuple(NETWORKS), one_cycle=False,
     ),
     "cpu": Preset(
-        _SMALL,
-        epochs=4,
-        batch_size=32,
-        train_images=5_500,
-        held_out=500,
-        test_images=100,
-        clean_images=2_000,
-        pgd_steps=3,
-        draws=5,
-        networks=("ResNet20", "En1 ResNet20", "En2 ResNet20"),
-        one_cycle=True,
+        _SMALL, epochs=4, batch_size=32,
+        train_images=5_500, held_out=500, test_images=100, clean_images=2_000,
+        pgd_steps=3, draws=5, networks=("ResNet20", "En1 ResNet20", "En2 ResNet20"), one_cycle=True,
     ),
     "smoke": Preset(
-        _SMALL,
-        epochs=1,
-        batch_size=128,
-        train_images=320,
-        held_out=64,
-        test_images=8,
-        clean_images=64,
-        pgd_steps=1,
-        draws=1,
-        networks=("ResNet20", "En2 ResNet20"),
-        one_cycle=True,
+        _SMALL, epochs=1, batch_size=128,
+        train_images=320, held_out=64, test_images=8, clean_images=64,
+        pgd_steps=1, draws=1, networks=("ResNet20", "En2 ResNet20"), one_cycle=True,
     ),
-}
+}  # fmt: skip
 PRESETS = {name: each(("cifar10", "cifar100"), size) for name, size in SIZES.items()}
 
 

@@ -18,33 +18,29 @@ COLUMNS = 5  # of numbers in a table, so that it fits into 80 letters
 ATTACKED, CERTIFIED = report.end("attacked"), report.end("certified")
 
 
+def _stored(record: Record) -> list[Bracket]:
+    return record["brackets"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Measured:
     """A network in balls of one norm.
 
-    - `seeds`: for each seed the brackets of all eps.
-    - `clean`: for each seed the clean accuracy on all test images.
+    - `records`: one for each seed, with its clean accuracy on all test images.
     - `published`: what a paper reports, by its table: percent by (attack, norm, eps), as
       `ledger.printed.claimed` returns it.
     - `notes`: what else there is to say of it, each a few words.
+    - `brackets`: those of a record, by eps.
     """
 
-    seeds: list[list[Bracket]]
-    clean: list[float]
-    published: Mapping[str, Mapping[tuple, float]]
+    records: list[Record]
+    published: Mapping[str, Mapping[tuple, float]] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
+    brackets: Callable[[Record], list[Bracket]] = _stored
 
-    @classmethod
-    def of(
-        cls,
-        records: list[Record],
-        published: Mapping[str, Mapping[tuple, float]] | None = None,
-        *notes: str,
-        brackets: Callable[[Record], list[Bracket]] = lambda record: record["brackets"],
-    ) -> "Measured":
-        """From a record for each seed, whose brackets are `brackets(record)`."""
-        clean = [record["clean_accuracy"] for record in records]
-        return cls([*map(brackets, records)], clean, published or {}, notes)
+    @property
+    def seeds(self) -> list[list[Bracket]]:
+        return [self.brackets(record) for record in self.records]
 
     @property
     def first(self) -> Bracket:
@@ -127,7 +123,7 @@ def tables(
 
 def _head(name: str, network: Measured) -> list[str]:
     lines = [name, f"clean {report.cell(seed[0]['clean'] for seed in network.seeds)}"]
-    lines.append(f"all {report.cell(network.clean)}")
+    lines.append(f"all {report.cell(r['clean_accuracy'] for r in network.records)}")
     for source, figures in network.published.items():
         if ("clean", "", 0) in figures:
             lines.append(f"  {source} {figures['clean', '', 0]:.1f}")

@@ -201,7 +201,7 @@ def printed(settings: Mapping[str, Any], name: str) -> dict[tuple, float]:
 
 def _networks(result: dict[str, Any]) -> dict[str, accuracy.Measured]:
     return {
-        name: accuracy.Measured.of(records, {"paper": printed(result["settings"], name)})
+        name: accuracy.Measured(records, {"paper": printed(result["settings"], name)})
         for name, records in report.by_name(result).items()
     }
 

@@ -240,9 +240,8 @@ def _measured(result: dict[str, Any], ball: str) -> dict[str, accuracy.Measured]
         }
         tau = [record["tau"] for record in records if "tau" in record]
         notes = [f"tau {np.mean(tau):.1f}"] if tau else []
-        networks[name] = accuracy.Measured.of(
-            records, published, *notes, brackets=partial(_brackets, ball=ball)
-        )
+        of_ball = partial(_brackets, ball=ball)
+        networks[name] = accuracy.Measured(records, published, notes, of_ball)
     return networks
 
 
@@ -274,20 +273,16 @@ def figure(result: dict[str, Any]):
 
 def _finding(networks: dict[str, accuracy.Measured]) -> str:
     """What weight decay does to robust accuracy in the largest ball, as a sentence."""
-    changes = []
-    for plain, decayed in DECAYED.items():
-        if plain in networks and decayed in networks:
-            before, after = (
-                networks[name].mean(report.end("attacked"))[-1] for name in (plain, decayed)
-            )
-            changes.append(f"from {before:.0f} to {after:.0f} % ({plain})")
+    largest = {name: network.mean(accuracy.ATTACKED)[-1] for name, network in networks.items()}
+    changes = [
+        f"from {largest[plain]:.0f} to {largest[with_decay]:.0f} % ({plain})"
+        for plain, with_decay in DECAYED.items()
+        if {plain, with_decay} <= set(largest)
+    ]
     if not changes:
         return accuracy.compared(networks, -1)
-    eps = networks[plain].eps[-1]
-    return (
-        f"Weight decay of 1e-4 changes robust accuracy under all attacks at eps {eps:g} "
-        + " and ".join(changes)
-    )
+    where = f"robust accuracy under all attacks at eps {next(iter(networks.values())).eps[-1]:g}"
+    return f"Weight decay of 1e-4 changes {where} {' and '.join(changes)}"
 
 
 def sources(claim: Claim) -> list[Source]:

@@ -258,7 +258,7 @@ def _measured(records: list[report.Record]) -> accuracy.Measured:
         for perturbation in ("attack", "random")
         for norm in NORMS
     ]
-    return accuracy.Measured.of(records, None, *notes)
+    return accuracy.Measured(records, notes=notes)
 
 
 def tables(result: dict[str, Any]) -> list[Any]:

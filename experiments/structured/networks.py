@@ -220,9 +220,7 @@ def _networks(result: dict[str, Any]) -> dict[str, accuracy.Measured]:
         published = claimed(KIND, settings["dataset"], name, TABLE) if as_published else {}
         constant = np.mean([record["lipschitz_bound"] for record in records])
         note = f"constant {constant:.3g}"
-        networks[name] = accuracy.Measured.of(
-            records, {"paper": published}, note, brackets=_brackets
-        )
+        networks[name] = accuracy.Measured(records, {"paper": published}, [note], _brackets)
     return networks
 
 
