@@ -10,7 +10,7 @@
 - Tables 3 and 6: blind attacks, both ways. Table 7: networks that were trained alone, integrated
   (with the preset cpu only where asked for: --integrate).
 
-Tables 4, 5, 6 and 10 are of CIFAR-100 (--dataset cifar100); each shows what the run folder has.
+Tables 4, 5, 6 and 10 are of CIFAR-100 (--dataset cifar100). A table has what the run folder has.
 
 What is not as in the paper: attacks on the first 1,000 test images; a network with noise is judged
 by its mean logits over 10 fixed draws; the noise has the variance of each example (in the authors'

@@ -1,4 +1,4 @@
-"""What an experiment shows: tables and figures, drawn from its result alone, means over seeds."""
+"""Results of experiments as tables and figures: means over seeds, panels, where they are kept."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,7 +39,7 @@ def mean_and_deviation(fractions: list[float]) -> tuple[float, float | None]:
 
 
 def cell(fractions: Iterable[float]) -> str:
-    """The same as a table shows it."""
+    """Mean ± deviation, as a table has it."""
     return shown(*mean_and_deviation([*fractions]))
 
 
@@ -134,7 +134,7 @@ def setting_line(settings: Mapping[str, Any], *more: str) -> str:
     )
 
 
-def shows(things: Iterable[Any]):
+def print_all(things: Iterable[Any]):
     console = Console()
     for thing in things:
         console.print(thing, highlight=False)

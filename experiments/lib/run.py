@@ -22,7 +22,7 @@ from odejax.data import ArrayDataset, cache_dir, load
 from odejax.evaluation import ResultError, StateError, load_result, provenance, save_result
 from odejax.training import CheckpointError
 
-from .report import published, shows
+from .report import print_all, published
 
 Setting = TypeVar("Setting")
 HIDDEN = {"--data-dir": "FOLDER", "--out": None}  # paths of the machine: in a stored command
@@ -195,7 +195,7 @@ def execute(experiment: Experiment, config: Any, command: str = "", **given: Any
             kept.record(*job)
         kept.save()
         path, result = kept.path, kept.result
-    shows([*experiment.tables(result), *experiment.notes(result)])
+    print_all([*experiment.tables(result), *experiment.notes(result)])
     name = "_".join(part for part in (experiment.stem or experiment.kind, plan.name) if part)
     written = published(
         result, experiment.figures, path, config.publish and name, experiment.figure_stem

@@ -54,7 +54,7 @@ EPS = {
 TRAINED_AT = odejax.LinfBall(8 / 255)
 PAPERS_ATTACKS = ("FGSM", "PGD-40", "PGD-20", "DI2-FGSM")  # run anew in every ball
 EARLY = 0.1  # of the time, at which the solve stops whose adversarial examples are transferred
-# The small networks that stand for the paper's.
+# The small networks that replace the paper's.
 STAND_INS = {"ResNet-50": "ResNet", "Neural ODE": "Neural ODE, t1 = 1"}
 PRINTED = ("Section 4.2", "Table 1", "Table 2")
 
@@ -194,7 +194,7 @@ def with_solve(predictor: Any, **changes) -> odejax.Predictor:
 
 
 def printed(settings: Mapping[str, Any], name: str) -> dict[tuple, float]:
-    """The paper's figures beside a network's; a small one stands for the paper's."""
+    """The paper's figures for a network, or for the one that a small network replaces."""
     model = {"ResNet": "ResNet-50"}.get(name, name.split(", t1")[0])
     return claimed(KIND, settings["dataset"], model, *PRINTED)
 

@@ -6,7 +6,7 @@
 
 The 784-2048-activation-10 net on clean images (Adam 1e-3, batch 256), with ReLU, nmODE of t = 0.05
 and 1 (lambda = 3, the flow map: exact gradients) and nmODE+ in its three forms (and ReLU with its
-weight decay, to tell the two apart); and, in the place of the figures that the paper quotes, four
+weight decay, to separate the two); and, in the place of the figures that the paper quotes, four
 neural ODEs trained here: vanilla, on images attacked by PGD-10 (AT-NODE, eps 8/255), by TRADES with
 the same ball, and TisODE. They are fully connected, 128 wide, solved to t = 1 by Dopri5 at the
 paper's tolerances, and trained for 20 epochs (the two on attacked images, whose steps cost eleven
@@ -288,8 +288,8 @@ def _finding(networks: dict[str, accuracy.Measured]) -> str:
 def sources(claim: Claim) -> list[Source]:
     if claim.paper != "nmode" or claim.is_quantity or claim.dataset not in SETTINGS:
         return []
-    # Section 5.1.3 can be read as t = 0.05 on MNIST and t = 1 on Fashion-MNIST; the more
-    # robust of the two stands for Tables 2 and 3.
+    # Section 5.1.3 can be read as t = 0.05 on MNIST and t = 1 on Fashion-MNIST; Tables 2 and 3 are
+    # compared with the more robust of the two.
     name = "nmODE t=1" if claim.model == "nmODE" else claim.model
     if name not in NETWORKS:
         return []

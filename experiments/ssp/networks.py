@@ -19,8 +19,8 @@ and against PGD of K steps, and then attacked by
 
 The perturbation growth ratio of a block: the distance between the states behind it, of an image and
 of the same image attacked by PGD-K in the largest ball (K = 7 for the naturally trained), over that
-behind the first block. Beside it stands the growth of a random perturbation, of +-eps in every
-pixel, clipped to [0, 1]. (No block here is certified, so the other end of every interval is 0.)
+behind the first block. It is measured for a random perturbation too, of +-eps in every pixel,
+clipped to [0, 1]. (No block here is certified, so the other end of every interval is 0.)
 
 Paper: SGD at 0.1 for 200 epochs. The small presets take few steps of Adam, and let eps rise to its
 own in 60 % of them: in MNIST's ball of 0.3 a small network may learn nothing otherwise. The paper's
@@ -242,13 +242,13 @@ def mean_growth(records: list[report.Record], perturbation: str, norm: str) -> n
 def last_growth(
     records: list[report.Record], perturbation: str = "attack", norm: str = "l2"
 ) -> float | None:
-    """The same behind the last block; None where no image was moved."""
+    """The growth ratio behind the last block; None where no image was moved."""
     mean = mean_growth(records, perturbation, norm)
     return None if mean is None else float(mean[-1])
 
 
 def shown_growth(growth: float | None) -> str:
-    """The same as a table shows it."""
+    """A growth ratio as a table has it."""
     return "-" if growth is None else f"{growth:.1f}"
 
 

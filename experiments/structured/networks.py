@@ -8,7 +8,7 @@ The paper's architecture in its five regimes (unconstrained, naively constrained
 switching prescribed and flexible), and two kinds of later 1-Lipschitz layers (convex potential and
 SDP-based), trained on clean images with the paper's multi-class hinge loss, or with cross-entropy
 inside a margin (--temperature). To have radius eps certified, a network of constant 1 needs a
-margin of sqrt(2) eps; which to ask for, --held-out tells. In the l2 ball of each eps:
+margin of sqrt(2) eps; --held-out chooses it without the test set. In the l2 ball of each eps:
 
 - the paper's attack, PGD with ten steps of 0.025 eps: all of them together reach a quarter of eps;
 - PGD-50 with steps of 2.5 eps / 50, and the standard AutoAttack on images that these fail on and
