@@ -206,41 +206,38 @@ def tables(result: dict[str, Any]) -> list[Any]:
     return out
 
 
-def notes(result: dict[str, Any]) -> list[str]:
-    """What a reader of the tables must know: how sure, by which attacks, and the flags raised."""
-    results = result["models"]
-    brackets = {
-        name: [b for curves in model["balls"].values() for b in curves["brackets"]]
-        for name, model in results.items()
-    }
-    ends = ("clean", "attacked", "certified")
-    error = 100 * max(
-        max(b[end] - b[f"{end}_interval"][0], b[f"{end}_interval"][1] - b[end])
-        for all_ in brackets.values()
-        for b in all_
-        for end in ends
-    )
-    attacks = " and ".join(next(iter(brackets.values()))[0]["per_attack"])
-    out = [
-        f"Attacked: robust accuracy under {attacks} together. <=: no certificate. "
-        f"Radius: the median certified one. 95 % sampling error: at most {error:.1f} points.",
-        "Clean accuracy on all test images: "
-        + ", ".join(f"{name} {100 * m['clean_accuracy']:.1f}" for name, m in results.items()),
-    ]
-    for name, all_ in brackets.items():
-        flags = sorted({flag for b in all_ for flag in b["flags"]})
-        if flags:
-            out.append(f"{name}: {', '.join(flags)}; stronger attacks may succeed on more images.")
-    return out
-
-
-def curves(result: dict[str, Any]):
-    measured = {
+def _networks(result: dict[str, Any]) -> dict[str, accuracy.Measured]:
+    return {
         f"{name}, {accuracy.NORMS[ball]}": accuracy.Measured([of])
         for name, model in result["models"].items()
         for ball, of in model["balls"].items()
     }
-    title = f"{report.setting_line(result['settings'])}: {accuracy.overstated(measured, 'FGSM')}"
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """What a reader of the tables must know: how sure, by which attacks, and the flags raised."""
+    networks = _networks(result)
+    brackets = [bracket for network in networks.values() for bracket in network.seeds[0]]
+    error = 100 * max(
+        abs(bracket[end] - limit)
+        for bracket in brackets
+        for end in ("clean", "attacked", "certified")
+        for limit in bracket[f"{end}_interval"]
+    )
+    clean = {name: 100 * model["clean_accuracy"] for name, model in result["models"].items()}
+    flags = {name: ", ".join(network.flags) for name, network in networks.items()}
+    return [
+        f"Attacked: robust accuracy under {' and '.join(brackets[0]['per_attack'])} together. "
+        "<=: no certificate. Radius: the median certified one. "
+        f"95 % sampling error: at most {error:.1f} points.",
+        f"Clean accuracy on all test images: {', '.join(f'{n} {c:.1f}' for n, c in clean.items())}",
+        *(f"{n}: {f}; stronger attacks may succeed on more images." for n, f in flags.items() if f),
+    ]
+
+
+def curves(result: dict[str, Any]):
+    setting = report.setting_line(result["settings"])
+    title = f"{setting}: {accuracy.overstated(_networks(result), 'FGSM')}"
     return robustness_curves(result["models"], title=title)
 
 
