@@ -31,7 +31,7 @@ from odejax.training import clean_accuracy
 
 from ..lib import report
 from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd, train
-from ..lib.run import Experiment, Plan, RunConfig, check_counts, each, load_data, run, seeded
+from ..lib.run import Experiment, Plan, PresetConfig, check_counts, each, load_data, run, seeded
 
 KIND = "natural_fig1"
 STEP_SIZES = tuple(10.0**-k for k in range(11))
@@ -58,7 +58,7 @@ PRESETS = {
 
 
 @dataclasses.dataclass
-class Config(RunConfig):
+class Config(PresetConfig):
     """Train ResNets with smaller and smaller steps, attack them through another and themselves."""
 
     preset: str = "cpu"

@@ -39,7 +39,7 @@ from ..ledger.sources import FOLDER, Source, chosen, from_balls
 from ..lib import report
 from ..lib.measure import measure
 from ..lib.recipe import Recipe, fitted, one_cycle, sgd, train
-from ..lib.run import Experiment, Job, Plan, RunConfig, check_choices, each, load_data, run
+from ..lib.run import Experiment, Job, Plan, PresetConfig, check_choices, each, load_data, run
 
 KIND = "nmode_cifar"
 BATCH_SIZE = 128
@@ -96,7 +96,7 @@ PRESETS = {
 
 
 @dataclasses.dataclass
-class Config(RunConfig):
+class Config(PresetConfig):
     """Train ResNets with and without nmODE on CIFAR-10, attack them, print Tables 3 and 4."""
 
     preset: str = "cpu"
