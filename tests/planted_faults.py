@@ -561,7 +561,7 @@ FAULTS = [
     # Predictors, fingerprints, meshes
     Fault(
         "Mean logits draw anew for every attack",
-        "_predictor.py",
+        "_ensembles.py",
         "jax.vmap(lambda k: Checked(self.logits_fn)(x, key=k))(self.keys)",
         "jax.vmap(lambda k: Checked(self.logits_fn)(x, key=key))(self.keys)",
         ("tests/test_evaluation.py::test_mean_logits_are_the_mean_over_the_given_draws",),
@@ -710,14 +710,14 @@ FAULTS = [
     ),
     Fault(
         "The last attack alone decides who stands",
-        "evaluation/bracket.py",
+        "evaluation/ball_record.py",
         "self.still_correct = self.still_correct & report.still_correct",
         "self.still_correct = report.still_correct",
         ("tests/test_evaluation.py",),
     ),
     Fault(
         "The last certificate alone decides what is proven",
-        "evaluation/bracket.py",
+        "evaluation/ball_record.py",
         "self.certified_correct | proven",
         "proven",
         ("tests/test_evaluation.py", "tests/test_certificates.py"),

@@ -119,7 +119,7 @@ def test_the_first_of_several_balls_is_measured_as_it_would_be_alone():
 def attacked(monkeypatch):
     """Which images the last attack was run on, in the order of its calls."""
     calls = []
-    module = __import__("odejax.evaluation.bracket", fromlist=["robust_accuracy"])
+    module = __import__("odejax.evaluation.bracket_steps", fromlist=["robust_accuracy"])
     original = module.robust_accuracy
 
     def recorded(*arguments, **settings):
@@ -202,7 +202,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("at", range(7))
 def test_a_killed_bracket_of_several_balls_goes_on_where_it_was(at, tmp_path, monkeypatch):
-    module = __import__("odejax.evaluation.bracket", fromlist=["robust_accuracy"])
+    module = __import__("odejax.evaluation.bracket_steps", fromlist=["robust_accuracy"])
     original, ran = module.robust_accuracy, []
     settings = dict(last=EXACT, certificates=NearlyExact(), oracles={"same": predictor()})
     whole = measured(**settings)

@@ -319,7 +319,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("after", ["the first attack", "the attacks"])
 def test_a_killed_bracket_goes_on_where_it_was(tmp_path, monkeypatch, after):
-    path, module = tmp_path / "state.npz", sys.modules["odejax.evaluation.bracket"]
+    path, module = tmp_path / "state.npz", sys.modules["odejax.evaluation.bracket_steps"]
     original, ran = module.robust_accuracy, []
 
     def attacked(*arguments, **settings):

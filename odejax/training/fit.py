@@ -182,7 +182,8 @@ def fit(
             calls = run_epoch(run_steps, train, feed, order, replays=rule.replays, key=step_key)
             with closing(calls):
                 # Not in a function, whose argument would keep the arrays of an epoch ago.
-                for train, sums, step in calls:  # noqa: B007
+                for so_far in calls:
+                    train, sums, step = so_far
                     loss = float(sums[0]) / step
                     if not np.isfinite(loss):
                         raise _diverged("loss", epoch, step, run_folder)
