@@ -1,4 +1,4 @@
-"""What tells apart two networks, attacks or objectives: the same text in every process."""
+"""A digest of a network, attack or objective: the same in every process."""
 
 import dataclasses
 import functools
@@ -50,7 +50,7 @@ def _words(thing: Any, inside: tuple) -> Iterator[bytes]:
 
 
 def _held(thing: Any) -> list[Any] | None:
-    """What an object consists of; None of one that is told by its representation."""
+    """What an object consists of; None of one that is known by its representation."""
     if isinstance(thing, list | tuple):
         return list(thing)
     if isinstance(thing, Mapping):

@@ -286,7 +286,7 @@ def start(
 
 
 def step(attack: AbstractIterativeAttack, problem: AttackProblem, run_key: Key, i, state):
-    """The state after step `i`, with the key that belongs to it, whoever runs the loop.
+    """The state after step `i`, with the key of that step, in whatever loop.
 
     - `attack`, `problem`: what runs, and on what.
     - `run_key`, `state`: from `start`, or the state of the step before.

@@ -51,7 +51,7 @@ class BracketSteps:
         anew: frozenset[str],
         smaller: BallRecord | None,
     ):
-        """Every attack; what it broke in the ball of `smaller` is left out, but for `anew`."""
+        """Every attack, on images that it did not break in the ball of `smaller`; `anew` on all."""
         for i, (name, attack) in enumerate(attacks.items()):
             if name not in record.still_correct_under:
                 broken = _broken(name, None if name in anew else smaller)
@@ -67,7 +67,7 @@ class BracketSteps:
         attack: Callable,
         smaller: BallRecord | None,
     ):
-        """Images crafted on every oracle, to the attack's end: they are to fool another network."""
+        """Images crafted on every oracle, by all the steps of the attack: they are to transfer."""
         for name, oracle in oracles.items():
             if name not in record.still_correct_under:
                 broken = _broken(name, smaller)

@@ -38,7 +38,7 @@ from .._rounding import NORM_BOUND_ROUNDING
 from .._types import Scalar
 
 ITERATIONS = 7
-SMALL = 2**16  # entries of a matrix that takes no longer than its torus
+SMALL = 2**16  # entries of a matrix that is no slower than its torus
 
 
 @own_promotion
@@ -102,7 +102,7 @@ def conv_norm_bound(
     kernel, sizes = _on_a_torus(kernel, image_size, stride, circular, padding)
     if circular:
         return _gram_bound(_blocks(_waves(sizes, kernel.shape), kernel), iterations)
-    # Any torus will do: two iterations tell which to take, and a derivative of that there is not.
+    # Every torus gives a bound: two iterations choose one, and the choice has no derivative.
     waves = np.stack([_waves(sizes, kernel.shape, twist) for twist in _TWISTS])
     fixed = jax.lax.stop_gradient(kernel)
     rough = jax.lax.map(lambda waves: _gram_bound(_blocks(waves, fixed), 2), jnp.asarray(waves))

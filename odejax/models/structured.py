@@ -32,7 +32,7 @@ from .step_rules import AbstractSteps, NonExpansiveSteps
 class AbstractRegime(eqx.Module):
     """What keeps a network's layers in bounds.
 
-    `gain`: the norm of lifting convolutions and head; None leaves them as they are.
+    `gain`: the norm of lifting convolutions and head; None for no constraint.
     """
 
     gain: eqx.AbstractClassVar[float | None]
@@ -227,8 +227,8 @@ class StructuredNet(eqx.Module):
     def orthogonality(self) -> Scalar:
         """sum |A^T A - I|^2 over the maps of all gradient-flow steps (`ConvOperator`).
 
-        As a penalty it leaves contracting steps something that is proven, so that others may
-        expand: `Penalised(penalty=orthogonality_penalty)`.
+        As a penalty, `Penalised(penalty=orthogonality_penalty)`, it gives contracting steps a
+        constant that is proven to be below 1, so that others may expand.
         """
         pairs = [layer for layer in self.layers.layers if isinstance(layer, TwoFlows)]
         maps = [operator for pair in pairs for operator in pair.operators]

@@ -164,7 +164,7 @@ def _failing_once(what: str):
         failure = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     finally:
         sys.excepthook, sys.unraisablehook, threading.excepthook, log.disabled = before
-    # Out here: within, the new error would keep what Orbax left half done until Python ends.
+    # Out here: within, the new error would keep Orbax's unfinished work alive until Python ends.
     if failure is not None:
         with warnings.catch_warnings(action="ignore"):
             gc.collect()  # coroutines that were never run say so when they go

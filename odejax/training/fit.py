@@ -137,7 +137,7 @@ def fit(
 
     Raises `TrainingDiverged` when the loss or a weight stops being finite, naming the epoch and the
     last good checkpoint. Raises `CheckpointError` if `checkpoint_dir` holds another run (another
-    key, data, initial weights, model, objective, augmentation or batch size, functions told apart
+    key, data, initial weights, model, objective, augmentation or batch size, functions compared
     by their code; the optimizer's constants and `score` are not stored), or one of more epochs.
     Warns where solves of a neural ODE hit their step limit.
 

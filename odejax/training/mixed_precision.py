@@ -60,7 +60,7 @@ class _Cast(eqx.Module):
         def cast(leaf):
             return leaf.astype(self.dtype) if eqx.is_inexact_array(leaf) else leaf
 
-        # Norms are computed before rounding: nothing is proven, or even found, in 16 bits.
+        # Norms are computed before rounding: in 16 bits they would be neither proven nor accurate.
         model = jax.tree.map(cast, freeze(self.model))
         logits, state = model(x.astype(self.dtype), state, key=key)
         return logits.astype(x.dtype), state
