@@ -78,9 +78,9 @@ def _keep_share(config, items, share):
     """Of "2/4", the second quarter: the same tests in every worker, from all files."""
     number, n = map(int, share.split("/"))
     assert 1 <= number <= n, share
-    mine = [item for item in items if zlib.crc32(item.nodeid.encode()) % n == number - 1]
-    config.hook.pytest_deselected(items=[item for item in items if item not in mine])
-    items[:] = mine
+    kept = [item for item in items if zlib.crc32(item.nodeid.encode()) % n == number - 1]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 @pytest.fixture

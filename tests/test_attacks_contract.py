@@ -197,7 +197,7 @@ def test_attacks_say_the_queries_of_their_settings(name):
 
 
 # An attack of `all_attacks`, and a shorter one that it begins with: the same draws and steps, and
-# the worst image kept. Every example that falls must stay fallen.
+# the worst image kept. Every example that the shorter breaks must stay broken.
 SHORTER = {
     "PGD restarts": Restarts(PGD(steps=1, step_size=0.05), 1),
     "PGD EOT": EOT(PGD(steps=1, step_size=0.05), 2),
@@ -229,7 +229,7 @@ calls = Counter()
 
 
 class Told(eqx.Module):
-    """A linear network that tells how often it was really evaluated."""
+    """A linear network that counts how often it was really evaluated."""
 
     linear: LinearLogits
 
@@ -290,13 +290,13 @@ def test_images_and_networks_in_half_precision_are_attacked_in_float32(name):
     def attacked(x, key):
         return all_attacks[name](half, x, 3, ball, key=key)
 
-    found = jax.eval_shape(attacked, jax.ShapeDtypeStruct(IMAGE_SHAPE, jnp.bfloat16), KEY)
-    assert found.x_adv.dtype == found.margin.dtype == jnp.float32
+    result = jax.eval_shape(attacked, jax.ShapeDtypeStruct(IMAGE_SHAPE, jnp.bfloat16), KEY)
+    assert result.x_adv.dtype == result.margin.dtype == jnp.float32
 
 
 # Robust accuracy on a trained net. Where a longer attack contains the shorter one (the same draws
-# and steps, and the worst image kept) every example that falls must stay fallen; where it does not
-# (another eps, another schedule), the accuracy must not rise.
+# and steps, and the worst image kept) every example that it breaks must stay broken; where it does
+# not (another eps, another schedule), the accuracy must not rise.
 
 
 def still_correct(attack, ball, n=200):
@@ -344,18 +344,18 @@ growing = {
 @pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
 def test_a_longer_attack_breaks_all_that_the_shorter_one_did(attacks, ball_type):
     ball = ball_type(0.08 if ball_type is LinfBall else 0.5)
-    left = [still_correct(attack, ball, 100) for attack in attacks]
-    for shorter, longer in pairwise(left):
+    correct = [still_correct(attack, ball, 100) for attack in attacks]
+    for shorter, longer in pairwise(correct):
         assert not (longer & ~shorter).any()
-    assert left[-1].sum() < left[0].sum()
+    assert correct[-1].sum() < correct[0].sum()
 
 
 @pytest.mark.parametrize("ball_type", [pytest.param(LinfBall, marks=pytest.mark.slow), L2Ball])
 def test_robust_accuracy_does_not_rise_with_the_steps_of_apgd(ball_type):
     ball = ball_type(0.1 if ball_type is LinfBall else 0.6)
-    left = [still_correct(APGD(n), ball).mean() for n in (1, 20)]
-    assert left == sorted(left, reverse=True)
-    assert left[-1] < left[0]
+    accuracies = [still_correct(APGD(n), ball).mean() for n in (1, 20)]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert accuracies[-1] < accuracies[0]
 
 
 @pytest.mark.parametrize(

@@ -124,12 +124,12 @@ def test_trades_climbs_the_divergence():
         ]
         return with_and_without, jax.vmap(model.net)(random)
 
-    found = []
+    penalties = []
     for eps in (0.02, 0.05, 0.1):
         (without, with_it), random = losses(jnp.asarray(eps))
-        found.append(float(with_it) - float(without))
-        assert found[-1] > 2 * kl(clean, np.asarray(random)).mean()
-    assert found[0] < found[1] < found[2]
+        penalties.append(float(with_it) - float(without))
+        assert penalties[-1] > 2 * kl(clean, np.asarray(random)).mean()
+    assert penalties[0] < penalties[1] < penalties[2]
 
 
 def test_the_gradient_of_trades_is_that_of_both_predictions():
@@ -150,8 +150,8 @@ def test_the_gradient_of_trades_is_that_of_both_predictions():
     def gradients(model):
         return [eqx.filter_grad(loss)(model).net for loss in (trades, by_hand)]
 
-    ours, expected = gradients(model)
-    for a, e in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+    actual, expected = gradients(model)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-5)
         assert np.abs(e).max() > 1e-2
 
@@ -163,11 +163,11 @@ def test_training_with_trades_makes_a_network_more_robust():
     trades = train(make, objective=TRADES(ball, attack=PGD(4, None)), epochs=10)
     adversarial = train(make, objective=Adversarial(PGD(4, None), ball), epochs=10)
 
-    def left(predictor):
+    def robust(predictor):
         attack = PGD(20, None)
         return robust_accuracy(predictor, data.pixels, data.labels, ball, attack, key=KEY).accuracy
 
-    natural, hardened, madry = left(trained_mlp()), left(trades), left(adversarial)
+    natural, hardened, madry = robust(trained_mlp()), robust(trades), robust(adversarial)
     assert hardened > natural + 0.2
     assert abs(hardened - madry) < 0.2
 
@@ -317,9 +317,9 @@ def test_a_penalised_flow_comes_to_rest():
 
         def step(carry, _):
             weights, moments = carry
-            told, gradient = jax.value_and_grad(loss, has_aux=True)(weights)
+            energies, gradient = jax.value_and_grad(loss, has_aux=True)(weights)
             updates, moments = optimizer.update(gradient, moments)
-            return (optax.apply_updates(weights, updates), moments), told
+            return (optax.apply_updates(weights, updates), moments), energies
 
         return jax.lax.scan(step, (weights, optimizer.init(weights)), length=20)[1]
 
@@ -334,9 +334,9 @@ def test_the_energies_are_integrals_along_the_way():
     ys, slopes, jacobians = map(np.asarray, snapshots(model, state, IMAGES[0], 0.5, 16))
     rows = np.asarray(jax.random.normal(KEY, ys[0].shape)) @ jacobians
     energies = eqx.filter_jit(lambda m, x: m.energies(x, state, key=KEY))(model, IMAGES[0])
-    for found, vectors in zip(energies, (slopes, rows), strict=True):
+    for actual, vectors in zip(energies, (slopes, rows), strict=True):
         squares = np.mean(vectors**2, axis=1)
-        np.testing.assert_allclose(found, np.trapezoid(squares, dx=0.5 / 16), rtol=2e-2)
+        np.testing.assert_allclose(actual, np.trapezoid(squares, dx=0.5 / 16), rtol=2e-2)
 
 
 def test_the_energy_penalty_is_the_weighted_sum_of_mean_energies():
@@ -348,9 +348,9 @@ def test_the_energy_penalty_is_the_weighted_sum_of_mean_energies():
         keys = jax.random.split(KEY, 2)
         return penalty, jax.vmap(lambda x, k: model.energies(x, state, key=k))(IMAGES[:2], keys)
 
-    found, (kinetic, jacobian) = jax.tree.map(np.asarray, both(model))
+    actual, (kinetic, jacobian) = jax.tree.map(np.asarray, both(model))
     assert kinetic.min() > 0 < jacobian.min()
-    np.testing.assert_allclose(found, 2 * kinetic.mean() + 3 * jacobian.mean(), rtol=1e-5)
+    np.testing.assert_allclose(actual, 2 * kinetic.mean() + 3 * jacobian.mean(), rtol=1e-5)
 
 
 @pytest.mark.slow  # what is trained for is tested above

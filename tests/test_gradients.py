@@ -91,8 +91,8 @@ def flat(tree):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
-def assert_close(ours, theirs, **tolerance):
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+def assert_close(actual, expected, **tolerance):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, **tolerance)
 
 
@@ -254,10 +254,10 @@ def test_yopo_takes_networks_and_ensembles(cls, settings, first, how):
     x = np.clip(np.clip(x + 0.05 * np.sign(slope), IMAGES - 0.1, IMAGES + 0.1), 0, 1)
     after, (second, _) = slopes(params, static, state, x)
     assert float(after) > float(before) + 1e-3  # it climbs
-    (value, _), ours, _ = apply(rule, model)
+    (value, _), actual, _ = apply(rule, model)
     assert float(value) == pytest.approx(float(before + after) / 2, rel=1e-3)
     expected = (flat(gradient) + flat(second)) / 2
-    assert np.linalg.norm(flat(ours) - expected) / np.linalg.norm(expected) < 0.02
+    assert np.linalg.norm(flat(actual) - expected) / np.linalg.norm(expected) < 0.02
 
 
 def test_yopo_needs_a_second_time():

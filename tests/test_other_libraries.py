@@ -48,8 +48,8 @@ def test_a_flax_network():
         return network.apply(params, x[None])[0]
 
     report, labels = evaluate(logits_fn)
-    left = np.asarray(jax.jit(network.apply)(params, report.x_adv)).argmax(axis=1) == labels
-    np.testing.assert_array_equal(left, report.still_correct)
+    correct = np.asarray(jax.jit(network.apply)(params, report.x_adv)).argmax(axis=1) == labels
+    np.testing.assert_array_equal(correct, report.still_correct)
     assert 0 < report.accuracy < 1
 
 
@@ -62,6 +62,6 @@ def test_a_haiku_network():
         return network.apply(params, x[None])[0]
 
     report, labels = evaluate(logits_fn)
-    left = np.asarray(jax.jit(network.apply)(params, report.x_adv)).argmax(axis=1) == labels
-    np.testing.assert_array_equal(left, report.still_correct)
+    correct = np.asarray(jax.jit(network.apply)(params, report.x_adv)).argmax(axis=1) == labels
+    np.testing.assert_array_equal(correct, report.still_correct)
     assert 0 < report.accuracy < 1
