@@ -1,13 +1,14 @@
 """Attacks without gradients: their schedules, budgets, and what they find."""
 
 from collections import Counter
+from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import LinearLogits, constant_image, linear_logits
+from helpers import LinearLogits, attack_path, constant_image, linear_logits, run_attack
 
 from odejax import L2Ball, LinfBall
 from odejax.attacks import (
@@ -18,8 +19,6 @@ from odejax.attacks import (
     Boundary,
     Square,
     Targeted,
-    start,
-    step,
 )
 from odejax.attacks.boundary import _proposals
 from odejax.attacks.square import _bump
@@ -39,22 +38,8 @@ def usual_balls(**usual):
     ]
 
 
-@eqx.filter_jit
-def run(attack, logits_fn, x, y, ball, key=KEY):
-    return attack(logits_fn, x, y, ball, key=key)
-
-
-@eqx.filter_jit
-def path(attack, logits_fn, x, y, ball, key=KEY):
-    """The state before every step, and after the last, stacked."""
-    problem = AttackProblem(logits_fn, x, y, ball)
-    state, run_key = start(attack, problem, BestAdversarial.none(x), jnp.asarray(0), key)
-
-    def body(state, i):
-        return step(attack, problem, run_key, i, state), state
-
-    last, states = jax.lax.scan(body, state, jnp.arange(attack.n_steps))
-    return jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), states, last)
+run = partial(run_attack, key=KEY)
+path = partial(attack_path, key=KEY)
 
 
 def unmoved(x, *, key=None):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import LinearLogits, constant_image, digits, linear_logits, trained_mlp
+from helpers import LinearLogits, constant_image, digits, linear_logits, run_attack, trained_mlp
 
 from odejax import L2Ball, LinfBall, MeanLogits, predict
 from odejax.attacks import (
@@ -60,9 +60,7 @@ def slow(*case):
     return pytest.param(*case, marks=pytest.mark.slow)
 
 
-@eqx.filter_jit
-def run(attack, logits_fn, x, y, ball, key=KEY):
-    return attack(logits_fn, x, y, ball, key=key)
+run = functools.partial(run_attack, key=KEY)
 
 
 class NoisyLinear(eqx.Module):

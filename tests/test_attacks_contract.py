@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import equinox as eqx
@@ -18,6 +18,7 @@ from helpers import (
     constant_image,
     digits,
     linear_logits,
+    run_attack,
     stopping_attacks,
     trained_mlp,
 )
@@ -85,9 +86,7 @@ sample = pytest.mark.parametrize(
 )
 
 
-@eqx.filter_jit
-def run(attack, logits_fn, x, y, ball, key=KEY):
-    return attack(logits_fn, x, y, ball, key=key)
+run = partial(run_attack, key=KEY)
 
 
 traces, dtypes = Counter(), set()
@@ -228,7 +227,7 @@ def test_an_attack_breaks_all_that_its_beginning_did(name):
 calls = Counter()
 
 
-class Told(eqx.Module):
+class Counting(eqx.Module):
     """A linear network that counts how often it was really evaluated."""
 
     linear: LinearLogits
@@ -243,7 +242,7 @@ def evaluations(name, linear, eps):
     """The result on a grey image, and the evaluations that it took."""
     calls.clear()
     x, y = constant_image(0.5), jnp.asarray(0)
-    result = run(all_attacks[name], Told(linear), x, y, LinfBall(eps))
+    result = run(all_attacks[name], Counting(linear), x, y, LinfBall(eps))
     jax.effects_barrier()
     return result, calls["logits"]
 
@@ -419,7 +418,7 @@ def test_pgd_returns_the_best_of_its_restarts():
     x, ball = constant_image(0.45, (1, 1, 1)), LinfBall(0.2)
     best = run(Restarts(PGD(40, 0.01), 20), logits_fn, x, jnp.asarray(0), ball).margin
     single = [
-        float(run(PGD(40, 0.01), logits_fn, x, jnp.asarray(0), ball, jax.random.key(i)).margin)
+        float(run(PGD(40, 0.01), logits_fn, x, jnp.asarray(0), ball, key=jax.random.key(i)).margin)
         for i in range(20)
     ]
     np.testing.assert_allclose(best, 0.6, atol=0.03)

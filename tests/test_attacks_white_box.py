@@ -1,6 +1,6 @@
 """Attacks with gradients against closed forms, brute force and independent implementations."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import LinearLogits, constant_image, linear_logits
+from helpers import LinearLogits, attack_path, constant_image, linear_logits, run_attack
 from scipy.optimize import linprog
 
 from odejax import L2Ball, LinfBall
@@ -19,8 +19,6 @@ from odejax.attacks import (
     IFGSM,
     MIFGSM,
     PGD,
-    AttackProblem,
-    BestAdversarial,
     CarliniWagner,
     CarliniWagnerLinf,
     DeepFool,
@@ -30,8 +28,6 @@ from odejax.attacks import (
     cross_entropy,
     dlr,
     margin_loss,
-    start,
-    step,
 )
 from odejax.attacks.momentum import resize_and_pad
 
@@ -40,22 +36,8 @@ SHAPE = (4, 4, 1)
 each_ball = pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
 
 
-@eqx.filter_jit
-def run(attack, logits_fn, x, y, ball, key=KEY):
-    return attack(logits_fn, x, y, ball, key=key)
-
-
-@eqx.filter_jit
-def path(attack, logits_fn, x, y, ball, key=KEY):
-    """The state before every step, and after the last, stacked."""
-    problem = AttackProblem(logits_fn, x, y, ball)
-    state, run_key = start(attack, problem, BestAdversarial.none(x), jnp.asarray(0), key)
-
-    def body(state, i):
-        return step(attack, problem, run_key, i, state), state
-
-    last, states = jax.lax.scan(body, state, jnp.arange(attack.n_steps))
-    return jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), states, last)
+run = partial(run_attack, key=KEY)
+path = partial(attack_path, key=KEY)
 
 
 class Net(eqx.Module):
@@ -320,7 +302,7 @@ def test_auto_pgd_on_one_pixel_is_what_it_is_by_hand():
     states = next(
         states
         for seed in range(20)
-        if (states := path(attack, logits_fn, x, jnp.asarray(0), ball, jax.random.key(seed)))
+        if (states := path(attack, logits_fn, x, jnp.asarray(0), ball, key=jax.random.key(seed)))
         .x_adv[0, 0, 0, 0] > 0.5
     )  # fmt: skip
     expected = [0.6, 0.4, 0.5, 0.6, 0.5375, 0.509375, 0.51875, 0.5328125, 0.517578125, 0.5234375]
