@@ -30,7 +30,7 @@ import experiments  # noqa: E402, F401  (sets a flag that compiled programs are 
 # Before anything imports odejax: every annotated function then checks what it is given. That takes
 # a tenth of the suite's time and 10 s of every process that starts, so only `make test-slow` does.
 if os.environ.get("ODEJAX_CHECK_SHAPES"):
-    jaxtyping.install_import_hook("odejax", "beartype.beartype")
+    jaxtyping.install_import_hook("odejax", "type_checker.check")
 
 import odejax  # noqa: E402
 

@@ -27,7 +27,7 @@ class FlagKind:
     (0.1, 1e-12)
     """
 
-    def __init__(self, name: str, raised_if: str, why: str, what_to_do: str, **limits: float | int):
+    def __init__(self, name: str, raised_if: str, why: str, what_to_do: str, **limits: float):
         self.name, self.why, self.what_to_do = name, why, what_to_do
         self.limits = {name: float(limit) for name, limit in limits.items()}
         self.raised_if = raised_if.format(**limits)
@@ -88,7 +88,7 @@ EXPLODING = FlagKind(
     "exploding gradients",
     "for more than {share:.0%} of the images the margin's gradient is not finite, or promises over "
     "{factor:g} times the largest change along it in the ball",
-    "the gradient belongs to detail far smaller than the ball and points nowhere useful",
+    "the gradient belongs to detail far smaller than the ball: its direction is of no use",
     "attack without gradients (Square, SPSA), or through a smoother version of the network",
     share=0.1,
     factor=100,
@@ -196,7 +196,7 @@ TRANSFER = FlagKind(
 SOLVER_STEPS = FlagKind(
     "solver steps change with the input",
     "the number of solver steps differs within the ball for more than {share:.0%} of the images",
-    "to accept or reject a step is a jump of the output, and no gradient knows of it",
+    "the output jumps where a step is accepted or rejected, and gradients do not show jumps",
     "attack the same equation solved with fixed steps and transfer; attack without gradients",
     share=0.1,
 )
