@@ -1,6 +1,8 @@
 """TRADES, penalties and weight clipping: against hand computation, and composed with each other."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -12,7 +14,7 @@ from helpers import _maker, all_models, digits, linear_logits, train, trained_ml
 from scipy.special import log_softmax, softmax
 
 from odejax import LinfBall, Predictor
-from odejax.attacks import IFGSM, PGD, AttackResult
+from odejax.attacks import IFGSM, PGD, AbstractClimb, cross_entropy
 from odejax.evaluation import robust_accuracy
 from odejax.models import MLP, DenseODENet, NmODENet
 from odejax.training import (
@@ -32,6 +34,7 @@ from odejax.training import (
 KEY = jax.random.key(7)
 OBJECTIVES = (CrossEntropy, TRADES, Adversarial, Penalised)
 IMAGES, LABELS = np.asarray(digits().pixels[:16]), np.asarray(digits().labels[:16])
+BATCH = jnp.asarray(IMAGES), jnp.asarray(LABELS)
 NMODE = eqx.filter_jit(_maker(NmODENet, width=16))
 
 
@@ -39,9 +42,9 @@ NMODE = eqx.filter_jit(_maker(NmODENet, width=16))
 def value(objective, model, state):
     """Of an objective: the loss, and how many are right; of a penalty, that alone."""
     if isinstance(objective, OBJECTIVES):
-        loss, (_, correct) = objective(model, state, IMAGES, LABELS, key=KEY)
+        loss, (_, correct) = objective(model, state, *BATCH, key=KEY)
         return loss, correct
-    return objective(model, state, IMAGES, key=KEY)
+    return objective(model, state, BATCH[0], key=KEY)
 
 
 def first_weight(model):
@@ -84,15 +87,19 @@ def test_trades_is_cross_entropy_and_beta_times_the_divergence():
     np.testing.assert_allclose(loss, natural, rtol=1e-5)
 
 
-class Negative(eqx.Module):
+class Negative(AbstractClimb):
     """An attack whose image is known."""
 
-    loss: Callable | None = None
-    random_start: bool = True
+    steps: ClassVar[int] = 1
+    step_size: ClassVar[None] = None
+    loss: Callable = eqx.field(static=True, default=cross_entropy)
+    random_start: ClassVar[bool] = True
+    random: ClassVar[bool] = True
+    last: ClassVar[bool] = True
 
-    def __call__(self, logits_fn, x, y, ball, *, key):
-        nothing = jnp.zeros(())
-        return AttackResult(1 - x, nothing > 1, nothing, jnp.zeros((), int))
+    def step(self, problem, state, i, *, key):
+        adversarial = dataclasses.replace(state.adversarial, x_adv=1 - problem.x)
+        return dataclasses.replace(state, adversarial=adversarial)
 
 
 def test_trades_measures_the_divergence_from_the_clean_prediction():
@@ -120,7 +127,7 @@ def test_trades_climbs_the_divergence():
         keys = jax.random.split(KEY, 16)
         random = jax.vmap(lambda x, key: ball.sample(x, key=key))(IMAGES, keys)
         with_and_without = [
-            TRADES(ball, beta=beta)(model, state, IMAGES, LABELS, key=KEY)[0] for beta in (0.0, 1.0)
+            TRADES(ball, beta=beta)(model, state, *BATCH, key=KEY)[0] for beta in (0.0, 1.0)
         ]
         return with_and_without, jax.vmap(model.net)(random)
 
@@ -144,7 +151,7 @@ def test_the_gradient_of_trades_is_that_of_both_predictions():
 
     def trades(model):
         objective = TRADES(LinfBall(1.0), 2.0, Negative())
-        return objective(model, state, IMAGES, LABELS, key=KEY)[0]
+        return objective(model, state, *BATCH, key=KEY)[0]
 
     @eqx.filter_jit
     def gradients(model):
@@ -311,8 +318,8 @@ def test_a_penalised_flow_comes_to_rest():
 
         def loss(weights):
             model = eqx.combine(weights, static)
-            loss, _ = objective(model, state, IMAGES, LABELS, key=key)
-            natural, _ = CrossEntropy()(model, state, IMAGES, LABELS, key=key)
+            loss, _ = objective(model, state, *BATCH, key=key)
+            natural, _ = CrossEntropy()(model, state, *BATCH, key=key)
             return loss, loss - natural
 
         def step(carry, _):
@@ -382,7 +389,7 @@ def test_factors_of_energies_are_checked():
 def test_a_model_without_a_flow_has_no_drift_and_no_energies(penalty):
     model, state = eqx.filter_jit(all_models["MLP"])(KEY)
     with pytest.raises(ValueError, match="MLP has none"):
-        penalty(model, state, IMAGES, key=KEY)
+        penalty(model, state, BATCH[0], key=KEY)
     assert eqx.filter_eval_shape(Predictor(model, state), IMAGES[0]).shape == (10,)
 
 
