@@ -17,9 +17,9 @@ from ._mesh import to_host
 def fingerprint(*parts: Any) -> str:
     """A digest of arrays, constants, structure and functions, by their code and all they hold.
 
-    It does not depend on addresses, but may on the version of Python, whose code it reads. Of an
-    object that is no pytree, dataclass, container or function it sees the representation alone;
-    of a function not what its global names stand for.
+    It does not depend on addresses, but may on the version of Python, whose code it reads. An
+    object that is no pytree, dataclass, container or function enters by its representation alone.
+    The values of a function's global names do not enter.
     """
     digest = hashlib.sha256()
     for word in _words(parts, ()):

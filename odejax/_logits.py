@@ -113,7 +113,7 @@ def hoist(logits_fn: LogitsFn, x: Any, key: Key) -> Any:
 
 
 def _canonical(closed, function) -> _Program:
-    """The first program that reads the same: `jax.jit` knows programs by their identity.
+    """The first program that reads the same: `jax.jit` compares programs by their identity.
 
     A derivative rule (of `jax.custom_jvp` or `custom_vjp`) is no part of the text: programs with
     rules are the same only if they are of the same function.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows has none, and goes without locks
+except ImportError:  # Windows has none: no locks there
     fcntl = None
 
 
@@ -86,7 +86,7 @@ def lock_folder(name: str, folder: Path):
         raise ValueError(
             f"{name}: another process is at work in {folder}; wait for it, or choose another"
         ) from None
-    except OSError:  # a disk that knows no locks
+    except OSError:  # a disk without locks
         os.close(lock)
         return
     _LOCKS[folder] = lock

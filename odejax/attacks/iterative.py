@@ -207,7 +207,7 @@ class AbstractIterativeAttack(AbstractAttack):
     @property
     @abc.abstractmethod
     def black_box(self) -> bool:
-        """Whether it sees outputs alone, no gradients.
+        """Whether it uses outputs alone, no gradients.
 
         A single call then ends with its first success, so that `queries` say what it took; the
         others go on to the smallest margin.

@@ -57,7 +57,7 @@ class StreamedDataset:
 
     @cached_property
     def digest(self) -> int:
-        """Of ten images and labels, by which a checkpoint knows the data set."""
+        """Of ten images and labels, by which a checkpoint identifies the data set."""
         sampled_rows = np.linspace(0, len(self) - 1, 10, dtype=int).tolist()
         digest = 0
         for image, label in zip(*self._batch(sampled_rows, self.image_shape), strict=True):

@@ -12,8 +12,8 @@ The circular one is block diagonal in the Fourier basis, one (o, i) matrix for e
 the largest norm of those matrices is a proven bound for the zero-padded one. With a stride s it is
 a stride-1 convolution of the image's s x s phases, each a channel of its own.
 
-The image does not see how the torus is closed: it may be antiperiodic, x_{j + n} = -x_j, along
-either axis, which shifts the frequencies by half a step. Each of the four tori gives a bound, and
+How the torus is closed does not matter on the image: it may be antiperiodic, x_{j + n} = -x_j,
+along either axis, which shifts the frequencies by half a step. Each of the four tori gives a bound, and
 the least is the tighter where one of them has a frequency that the image is too small for: of the
 kernel (1, 1, 1) on n pixels the antiperiodic torus gives 1 + 2 cos(pi / (n + 1)), the norm itself,
 the periodic one 3. A kernel with peaks at 0 and at pi, as (1, 0, 1), has nothing of it.
@@ -206,16 +206,16 @@ def _all_taps(k, stride):
 def _anywhere(n, k, stride):
     """One axis of n pixels, with any number of zeros around: taps, and the side of the torus."""
     taps = _all_taps(k, stride)
-    # Wherever the image lies in its zeros, it touches at most this many pixels of a phase. What an
-    # output sees beyond the image must not come round to it on the other side.
+    # Wherever the image lies in its zeros, it touches at most this many pixels of a phase. The
+    # pixels beyond the image that an output depends on must not lie on its other side.
     return taps, -(-(n + stride - 1) // stride) + len(taps) - 1
 
 
 def _padded(n, k, stride, padding):
     """One axis of n pixels between `padding` zeros: taps, and the side of the torus.
 
-    Output j sees pixel stride j - padding + t through tap t. Cut into rows of `stride` from any
-    `shift` on, that is row j + a of phase b, t - padding + shift = stride a + b. The cut that needs
+    Output j depends on pixel stride j - padding + t through tap t. Cut into rows of `stride` from
+    any `shift` on, that is row j + a of phase b, t - padding + shift = stride a + b. The cut that needs
     the smallest torus is taken.
     """
     outputs = _outputs(n, k, stride, padding)

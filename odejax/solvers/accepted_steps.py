@@ -102,9 +102,9 @@ class AcceptedSteps(eqx.Module):
         """`diffrax.diffeqsolve` of y' = field(t, y, args) from 0 to `t1`, saving y(t1).
 
         What it is differentiated by, and what differs between the examples of a batch, must be in
-        `y0` and `args`. States of less than 32 bits are solved for in float32; the field sees, and
-        the end is, what they round to. Raises `ValueError` for a solver or controller that it does
-        not take (`supports`).
+        `y0` and `args`. States of less than 32 bits are solved for in float32; the field is
+        evaluated at, and the end is, what they round to. Raises `ValueError` for a solver or controller that
+        is not supported (`supports`).
         """
         if not self.supports(solver, stepsize_controller):
             raise ValueError(

@@ -186,7 +186,7 @@ def _is_key(leaf):
 
 
 def _as_data(leaf):
-    """Keys, which Orbax does not know, as the numbers they are."""
+    """Keys, which Orbax does not support, as the numbers they are."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 

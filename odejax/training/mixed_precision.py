@@ -17,8 +17,8 @@ class MixedPrecision(eqx.Module):
 
     Weights and images are rounded to `dtype` whenever the network is evaluated, attacks within the
     objective included; gradients, optimizer and batch statistics are float32. Evaluate what was
-    trained in float32, or as it was trained by `in_precision(model)`. What looks into the model,
-    as penalties do, goes around it: `Penalised(MixedPrecision(...), penalty=...)`.
+    trained in float32, or as it was trained by `in_precision(model)`. Penalties of the
+    weights are put around it: `Penalised(MixedPrecision(...), penalty=...)`.
 
     - `objective`: `CrossEntropy()` by default.
     - `dtype`: `jnp.bfloat16` by default.
