@@ -13,10 +13,10 @@ the largest norm of those matrices is a proven bound for the zero-padded one. Wi
 a stride-1 convolution of the image's s x s phases, each a channel of its own.
 
 How the torus is closed does not matter on the image: it may be antiperiodic, x_{j + n} = -x_j,
-along either axis, which shifts the frequencies by half a step. Each of the four tori gives a bound, and
-the least is the tighter where one of them has a frequency that the image is too small for: of the
+along either axis, which shifts the frequencies by half a step. Each of the four tori gives a bound.
+The smallest is tighter where one of them has a frequency that the image is too small for: of the
 kernel (1, 1, 1) on n pixels the antiperiodic torus gives 1 + 2 cos(pi / (n + 1)), the norm itself,
-the periodic one 3. A kernel with peaks at 0 and at pi, as (1, 0, 1), has nothing of it.
+the periodic one 3. For a kernel with peaks at 0 and at pi, as (1, 0, 1), all four are alike.
 
 The smallest singular value m of A comes from the same bound: with M >= ||A||_2,
 m^2 = M^2 - ||M^2 I - A^* A||_2.
@@ -215,8 +215,8 @@ def _padded(n, k, stride, padding):
     """One axis of n pixels between `padding` zeros: taps, and the side of the torus.
 
     Output j depends on pixel stride j - padding + t through tap t. Cut into rows of `stride` from
-    any `shift` on, that is row j + a of phase b, t - padding + shift = stride a + b. The cut that needs
-    the smallest torus is taken.
+    any `shift` on, that is row j + a of phase b, t - padding + shift = stride a + b. The cut that
+    needs the smallest torus is used.
     """
     outputs = _outputs(n, k, stride, padding)
     pixels = stride * outputs[:, None] - padding + np.arange(k)

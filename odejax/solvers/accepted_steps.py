@@ -103,8 +103,8 @@ class AcceptedSteps(eqx.Module):
 
         What it is differentiated by, and what differs between the examples of a batch, must be in
         `y0` and `args`. States of less than 32 bits are solved for in float32; the field is
-        evaluated at, and the end is, what they round to. Raises `ValueError` for a solver or controller that
-        is not supported (`supports`).
+        evaluated at, and the end is, what they round to. Raises `ValueError` for a solver or
+        controller that is not supported (`supports`).
         """
         if not self.supports(solver, stepsize_controller):
             raise ValueError(

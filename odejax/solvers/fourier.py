@@ -27,8 +27,8 @@ class FourierFlowMap(AbstractFlowMap):
 
     Half precision is computed in float32; as many harmonics are used as the dtype of gamma
     can resolve. A layer costs one range reduction, one sine, one cosine, and two multiply-adds for
-    each harmonic (four where the sum is too ill-conditioned for powers of the cosine). Derivatives are
-    the differentiated series, not the derivative of its evaluation.
+    each harmonic (four where the sum is too ill-conditioned for powers of the cosine). Derivatives
+    are the differentiated series, not the derivative of its evaluation.
 
     - `coefficients`, `period`: (c_0, ..., c_K), and the period.
     - `error`, `slope_error`, `curvature_error`: see `AbstractFlowMap`.
