@@ -16,7 +16,7 @@ How the torus is closed does not matter on the image: it may be antiperiodic, x_
 along either axis, which shifts the frequencies by half a step. Each of the four tori gives a bound.
 The smallest is tighter where one of them has a frequency that the image is too small for: of the
 kernel (1, 1, 1) on n pixels the antiperiodic torus gives 1 + 2 cos(pi / (n + 1)), the norm itself,
-the periodic one 3. For a kernel with peaks at 0 and at pi, as (1, 0, 1), all four are alike.
+the periodic one 3. A kernel with peaks at 0 and at pi, as (1, 0, 1), gains nothing.
 
 The smallest singular value m of A comes from the same bound: with M >= ||A||_2,
 m^2 = M^2 - ||M^2 I - A^* A||_2.
