@@ -233,15 +233,13 @@ def bracket(
         check_labels(labels, logits.shape[1])
         correct = logits.argmax(axis=1) == labels
         state = SavedState(state_path, arguments, logits)
-        saved = state.load()
-        if saved is None:
-            records = [BallRecord.empty(ball, correct, images) for ball in balls]
-        else:
+        if (saved := state.load()) is not None:
             records = records_from_arrays(saved, balls)
+        else:
+            records = [BallRecord.empty(ball, correct, images) for ball in balls]
 
-        settings: dict[str, Any] = {"judge": judge, "bits": bits, "progress": progress}
-        if state_path is not None:
-            settings["state_path"] = f"{state_path}.attack"
+        attack_path = None if state_path is None else f"{state_path}.attack"
+        settings = dict(judge=judge, bits=bits, state_path=attack_path, progress=progress)
         steps = BracketSteps(
             logits_fn,
             images,
