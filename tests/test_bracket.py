@@ -313,7 +313,7 @@ def test_a_relative_step_is_the_same_share_of_every_ball():
     for eps in (0.02, 0.1):
         one, other = (
             robust_accuracy(trained_mlp(), *data, LinfBall(eps), PGD(4, step), key=KEY)
-            for step in (RelativeStep(0.25), 0.25 * np.float32(eps))
+            for step in (RelativeStep(0.25), jnp.asarray(0.25 * eps))
         )
         np.testing.assert_allclose(one.x_adv, other.x_adv, atol=1e-6)
     with pytest.raises(ValueError, match=r"share must be finite and positive; got 0\.0"):

@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._threat_model import AbstractBall, LinfBall
 from .._types import Key, LogitsFn
@@ -13,8 +14,8 @@ from .robust_accuracy import robust_accuracy
 
 def attack_flags(
     logits_fn: LogitsFn,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: ArrayLike,
+    labels: ArrayLike,
     ball: AbstractBall,
     *,
     key: Key | int,

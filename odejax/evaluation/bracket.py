@@ -10,6 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._checks import check_arrays, check_count, check_labels
 from .._ensembles import MeanLogits
@@ -145,8 +146,8 @@ class Brackets(Shown, tuple[Bracket, ...]):
 @own_promotion
 def bracket(
     logits_fn: LogitsFn,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: ArrayLike,
+    labels: ArrayLike,
     balls: AbstractBall | Sequence[AbstractBall],
     *,
     attacks: Mapping[str, Callable] | Sequence[Callable] | Callable = (),

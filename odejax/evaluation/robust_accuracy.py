@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._checks import check_arrays, check_count, check_labels
 from .._inputs import as_key, as_method, method_name, warn_of_whole_box
@@ -81,8 +82,8 @@ class AttackReport(Shown):
 @own_promotion
 def robust_accuracy(
     logits_fn: LogitsFn,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: ArrayLike,
+    labels: ArrayLike,
     ball: AbstractBall,
     attack: Callable,
     *,

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._checks import check_arrays, check_labels
 from .._inputs import as_key
@@ -64,8 +65,8 @@ def solver_variants(predictor: Predictor, *, steps: int = 32) -> dict[str, Predi
 
 def gradient_cosines(
     logits_fn: LogitsFn,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: ArrayLike,
+    labels: ArrayLike,
     variants: Mapping[str, LogitsFn],
     *,
     key: Key | int,
@@ -93,8 +94,8 @@ def gradient_cosines(
 @own_promotion
 def solver_flags(
     predictor: LogitsFn,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: ArrayLike,
+    labels: ArrayLike,
     ball: AbstractBall,
     *,
     key: Key | int,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._checks import check_arrays, check_count
 from .._inputs import as_key, as_method
@@ -52,8 +53,8 @@ class TransferMatrix(Shown):
 
 def transfer_matrix(
     oracles: Mapping[str, LogitsFn],
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: ArrayLike,
+    labels: ArrayLike,
     ball: AbstractBall,
     attack: Callable,
     *,
