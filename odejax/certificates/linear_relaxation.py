@@ -2,8 +2,8 @@
 
 Over the interval that a neuron's gamma runs through in the ball, its activation lies between two
 parallel lines, y(gamma) = a gamma + [low, high]. The lines replace the activation in
-z_label - z_j, taken as one function; what is left is linear in x, and its least value over ball
-and box is known (CROWN, Zhang et al. 2018, with parallel lines).
+z_label - z_j, taken as one function. The result is linear in x, and its least value over ball and
+box is known (CROWN, Zhang et al. 2018, with parallel lines).
 """
 
 from collections.abc import Callable

@@ -27,9 +27,9 @@ class AbstractFlowMap(eqx.Module):
 
         y' = g(y, gamma),  y(0) = y0
 
-    `error`, `slope_error` and `curvature_error` are what compiling found: the largest error of y,
-    dy/dgamma and d2y/dgamma2 in float64, at points that were not used to fit. A subclass defines
-    `__call__` and `extremes`.
+    `error`, `slope_error` and `curvature_error` are measured when the map is compiled: the largest
+    error of y, dy/dgamma and d2y/dgamma2 in float64, at points that were not used to fit. A
+    subclass defines `__call__` and `extremes`.
 
         >>> import odejax
         >>> decay = lambda y, gamma: -y
