@@ -158,9 +158,9 @@ def from_torch(images) -> np.ndarray:
 
 
 class Peers:
-    """A classifier in PyTorch and images, as each library wants them.
+    """A classifier in PyTorch and images, in the form that each library needs.
 
-    Every method runs one attack and returns the images that it found, (n, h, w, c).
+    Every method runs one attack and returns its images, (n, h, w, c).
     """
 
     def __init__(self, name: str, images: np.ndarray, labels: np.ndarray):
@@ -182,8 +182,8 @@ class Peers:
 
         net = foolbox.PyTorchModel(self.net, bounds=(0, 1), device="cpu")
         run = getattr(foolbox.attacks, attack)(**settings)
-        found, _, _ = run(net, self.x, self.y, epsilons=eps)
-        return from_torch(found)
+        x_adv, _, _ = run(net, self.x, self.y, epsilons=eps)
+        return from_torch(x_adv)
 
     def art(self, attack: str, **settings) -> np.ndarray:
         import torch

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""The pre-activation ResNet in PyTorch's own layers, with the weights of ours."""
+"""The pre-activation ResNet in PyTorch's own layers, with the weights of odejax's."""
 
 import numpy as np
 import torch

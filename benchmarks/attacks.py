@@ -4,11 +4,12 @@
 
 On one set of weights and the same MNIST images (`$ODEJAX_DATA_DIR`), in one run on the CPU: PGD-40,
 APGD-CE with 100 steps, Square with 1,000 queries and the standard AutoAttack suite, with the robust
-accuracy that each leaves. odejax runs twice: "vmap" is every step on every image in one compiled
-program (not for AutoAttack), as the libraries' PGD does it; "robust_accuracy" lets broken images
-go. Seconds are medians without compilation, "x ours" is to the vmap (for AutoAttack, to
-robust_accuracy). "x limit" is the time divided by that of the evaluations alone: as many calls of
-the jitted, batched gradient (for Square, of the logits) as the attack makes, timed in turn with it.
+accuracy under each. odejax runs twice: "vmap" is every step on every image in one compiled program
+(not for AutoAttack), as the libraries' PGD does it; "robust_accuracy" stops attacking an image when
+an attack on it succeeds. Seconds are medians without compilation. "x odejax" is the time divided by
+that of the vmap (for AutoAttack, of robust_accuracy), "x limit" the time divided by that of the
+evaluations alone: as many calls of the jitted, batched gradient (for Square, of the logits) as the
+attack makes, timed in turn with it.
 
 The goals: PGD-40 and APGD at most 1.15 x limit, Square 1.3; PGD-40 (vmap) no slower than the
 fastest library and twice as fast as Foolbox and ART; AutoAttack three times as fast as its authors'
@@ -151,13 +152,13 @@ def evaluations(attack: AbstractIterativeAttack, gradients: bool, predictor, ima
 
 
 def run(name: str, job: Job, predictor, images, labels, quick: bool) -> dict:
-    """Seconds and robust accuracy of everybody at one job, and our distance from the limit."""
+    """Seconds and robust accuracy of every library at one job, and odejax's ratio to the limit."""
     peers = Peers(NETWORK, images, labels)
-    found = {}
+    adversarial = {}
 
     def kept(who, call):
         def timed():
-            found[who] = call()
+            adversarial[who] = call()
 
         return timed
 
@@ -184,7 +185,7 @@ def run(name: str, job: Job, predictor, images, labels, quick: bool) -> dict:
         who: {
             "seconds": seconds[who],
             "robust_accuracy": float(
-                1 - broken(predictor, found[who], images, labels, job.ball).mean()
+                1 - broken(predictor, adversarial[who], images, labels, job.ball).mean()
             ),
         }
         for who in calls
@@ -219,16 +220,17 @@ def main(quick: bool):
         n = min(job.images, 64) if quick else job.images
         images, labels = data.pixels[:n], data.labels[:n]
         result[name] = run(name, job, predictor, images, labels, quick)
-        ours = result[name].get("odejax, vmap", result[name]["odejax, robust_accuracy"])["seconds"]
+        whole = result[name]["odejax, robust_accuracy"]
+        unit = result[name].get("odejax, vmap", whole)["seconds"]
         title = f"{name}, {n} images, {job.ball.name} {float(job.ball.eps):g}"
         table = Table(title=f"{title} ({jax.devices()[0].device_kind})")
-        for column in ("", "seconds", "x ours", "robust accuracy", "x limit"):
+        for column in ("", "seconds", "x odejax", "robust accuracy", "x limit"):
             table.add_column(column, justify="right" if column else "left")
         for who, row in result[name].items():
             limit = f"{row['x_limit']:.2f}" if "x_limit" in row else ""
             accuracy = f"{100 * row['robust_accuracy']:.1f}"
             seconds = row["seconds"]
-            table.add_row(who, f"{seconds:.3f}", f"{seconds / ours:.2f}", accuracy, limit)
+            table.add_row(who, f"{seconds:.3f}", f"{seconds / unit:.2f}", accuracy, limit)
         console.print(table)
     bytes_used = memory(predictor, data.pixels[:256], data.labels[:256])
     console.print(bytes_used)

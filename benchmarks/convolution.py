@@ -42,7 +42,7 @@ def plain(x, kernel):
     )[0]
 
 
-def ours(x, kernel):
+def odejax_conv(x, kernel):
     return conv2d(x, kernel, padding=1)
 
 
@@ -93,9 +93,9 @@ def peer_jobs(kernels, images) -> dict[str, Callable]:
 def our_jobs(kernels, images) -> dict[str, Callable]:
     programs = {
         "XLA": gradients(plain),
-        "odejax": gradients(ours),
+        "odejax": gradients(odejax_conv),
         "XLA in scan": looped(gradients(plain)),
-        "odejax in scan": looped(gradients(ours)),
+        "odejax in scan": looped(gradients(odejax_conv)),
         f"XLA, {FORWARD}": lambda kernels, images: jax.vmap(plain, (0, None))(images, kernels[0]),
     }
     return {name: partial(jax.jit(f), kernels, images) for name, f in programs.items()}

@@ -4,14 +4,14 @@
     python -m benchmarks.neural_ode
 
 y(1) and its gradient by the weights and by y(0), batch 128, Dopri5 at rtol = atol = 1e-3, on the
-same weights in one run: ours (`AcceptedSteps`), Diffrax's default adjoint on the same convolutions,
-and, where the extra `peers` is installed, torchdiffeq's `odeint` and `odeint_adjoint` and torchode.
-Beside each stand
+same weights in one run: odejax (`AcceptedSteps`), Diffrax's default adjoint on the same
+convolutions, and, where the extra `peers` is installed, torchdiffeq's `odeint` and `odeint_adjoint`
+and torchode. For each also
 
 - its evaluations of the field (of the batch: where every example has its own steps, as in Diffrax
   and torchode, those of the one with the most),
 - "x cost": the time over evaluations x 1 (forward) or x 3 (gradient) x the time of one evaluation
-  in the same library, which is the least that differentiating those evaluations takes,
+  in the same library, which is the least that differentiating those evaluations costs,
 - the largest error of the gradient by the weights, relative to its largest entry, against a
   float64 solve at 1e-6,
 - what is held: for JAX all temporary memory of the compiled program, for PyTorch what autograd

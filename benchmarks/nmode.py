@@ -6,8 +6,8 @@
 One training step (forward, backward, Adam update) and one PGD-40, both at batch 256, on the same
 weights in one run: ReLU, GELU, the nmODE flow map, Diffrax's Dopri5 at the paper's tolerances
 (rtol = atol = 1e-3) and, where the extra `peers` is installed, torchdiffeq's `odeint` and
-`odeint_adjoint` with theirs. "x ReLU" compares with our ReLU net in the same rounds. The last
-column is the largest error of y(t1; gamma) against a float64 solve.
+`odeint_adjoint` with the same. "x ReLU" compares with the ReLU net of odejax in the same rounds.
+The last column is the largest error of y(t1; gamma) against a float64 solve.
 
 The goals: the flow map at most 1.3 times ReLU, and 30 times faster than torchdiffeq at t = 1.
 Writes `benchmarks/results/nmode.json`.
@@ -97,7 +97,7 @@ def peer_jobs(adjoint: bool, t1: float, images, labels) -> tuple[dict[str, Calla
     tolerance = {"rtol": 1e-3, "atol": 1e-3, "method": "dopri5"}
 
     class WithGamma(torch.nn.Module):
-        """gamma rides along as a state that stands still: the adjoint sees no other input."""
+        """gamma is in the state, with derivative 0: the adjoint differentiates nothing else."""
 
         def forward(self, t, state):
             y, gamma = state

@@ -5,8 +5,9 @@
 
 The step of *enresnet* Algorithm 1 (ten steps of 2/255 within 8/255 from a random start, then SGD
 with Nesterov momentum), BatchNorm in inference mode inside the attack, at batch 128 on the same
-weights: ours, and, where the extra `peers` is installed, PyTorch's. Beside ours stands its pure
-cost: ten gradients by the images and one by the weights, compiled and called one by one.
+weights: odejax's, and, where the extra `peers` is installed, PyTorch's. The table also has the pure
+cost of odejax's step: ten gradients by the images and one by the weights, compiled and called one
+by one.
 
 Then how long ResNet-20 and ResNet-110 take to compile. The goals: ahead of PyTorch, at most 1.1
 times the pure cost, and at most 1.5 times ResNet-20's time to compile for ResNet-110. Writes

@@ -21,14 +21,10 @@ from . import (
     solvers as solvers,
     training as training,
 )
+from ._ensembles import EnsembleLogits as EnsembleLogits, MeanLogits as MeanLogits
 from ._mesh import batch_mesh as batch_mesh
 from ._network_file import load_network as load_network, save_network as save_network
-from ._predictor import (
-    EnsembleLogits as EnsembleLogits,
-    MeanLogits as MeanLogits,
-    Predictor as Predictor,
-    predict as predict,
-)
+from ._predictor import Predictor as Predictor, predict as predict
 from ._threat_model import AbstractBall as AbstractBall, L2Ball as L2Ball, LinfBall as LinfBall
 from ._types import (
     Image as Image,

@@ -32,7 +32,7 @@ def vmap_batch(f: Callable, *, out_axes: Any = 0) -> Callable:
 
 
 def gather_batch(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
-    """`tree` of all examples, on a leading axis, and what takes this one's out of such a tree.
+    """`tree` of all examples, on a leading axis, and a function that selects this example's part.
 
     Outside a `vmap_batch` this is a batch of one.
     """

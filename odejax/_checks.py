@@ -1,4 +1,4 @@
-"""What bad input is told: one sentence that names the value and what is accepted.
+"""The checks of arguments: an error is one sentence that names the value and what is accepted.
 
 A value that is traced is not known yet, and passes.
 """

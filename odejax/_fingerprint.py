@@ -1,4 +1,4 @@
-"""What tells apart two networks, attacks or objectives: the same text in every process."""
+"""A digest of a network, attack or objective: the same in every process."""
 
 import dataclasses
 import functools
@@ -17,9 +17,9 @@ from ._mesh import to_host
 def fingerprint(*parts: Any) -> str:
     """A digest of arrays, constants, structure and functions, by their code and all they hold.
 
-    It does not depend on addresses, but may on the version of Python, whose code it reads. Of an
-    object that is no pytree, dataclass, container or function it sees the representation alone;
-    of a function not what its global names stand for.
+    It does not depend on addresses, but may on the version of Python, whose code it reads. An
+    object that is no pytree, dataclass, container or function enters by its representation alone.
+    The values of a function's global names do not enter.
     """
     digest = hashlib.sha256()
     for word in _words(parts, ()):
@@ -50,7 +50,7 @@ def _words(thing: Any, inside: tuple) -> Iterator[bytes]:
 
 
 def _held(thing: Any) -> list[Any] | None:
-    """What an object consists of; None of one that is told by its representation."""
+    """What an object consists of; None of one that is known by its representation."""
     if isinstance(thing, list | tuple):
         return list(thing)
     if isinstance(thing, Mapping):

@@ -23,7 +23,7 @@ def as_key(key: Any) -> Key:
 
 
 def as_method(name: str, method: Any) -> Callable:
-    """An attack or certificate; a class stands for the one without arguments.
+    """An attack or certificate; a class is called without arguments.
 
     Raises `ValueError` for what cannot be called, and for a class that needs arguments.
     """

@@ -1,8 +1,8 @@
-"""What is evaluated: a function of one image, whose logits are looked at, whose weights are leaves.
+"""What is evaluated: a function of one image, whose logits are checked, whose weights are leaves.
 
 `jax.jit` keeps a function, and all that it closes over, for the life of the process, and never
-looks at what its globals stand for again. A module's weights are arguments: they are let go with
-it, and another network of the same program needs no compilation.
+reads its globals again. A module's weights are arguments: they are freed with it, and another
+network of the same program needs no compilation.
 """
 
 import inspect
@@ -77,7 +77,7 @@ _PROGRAMS: OrderedDict[tuple, "_Program"] = OrderedDict()
 
 
 class _Program:
-    """A program, told from others by its identity; equal ones are the same (`_canonical`)."""
+    """A program, compared by its identity; equal ones are the same object (`_canonical`)."""
 
     def __init__(self, jaxpr: Jaxpr):
         self.jaxpr = jaxpr
@@ -113,7 +113,7 @@ def hoist(logits_fn: LogitsFn, x: Any, key: Key) -> Any:
 
 
 def _canonical(closed, function) -> _Program:
-    """The first program that reads the same: `jax.jit` knows programs by their identity.
+    """The first program that reads the same: `jax.jit` compares programs by their identity.
 
     A derivative rule (of `jax.custom_jvp` or `custom_vjp`) is no part of the text: programs with
     rules are the same only if they are of the same function.
@@ -121,16 +121,16 @@ def _canonical(closed, function) -> _Program:
     inner = fingerprint([part.consts for part in _closed_parts(closed.jaxpr)])
     shapes = tuple((jnp.shape(c), jnp.result_type(c)) for c in closed.consts)
     rules = _token(function) if _has_rules(closed.jaxpr) else None
-    told = (str(closed.jaxpr), shapes, inner, rules)
-    program = _PROGRAMS.setdefault(told, _Program(closed.jaxpr))
-    _PROGRAMS.move_to_end(told)
+    text = (str(closed.jaxpr), shapes, inner, rules)
+    program = _PROGRAMS.setdefault(text, _Program(closed.jaxpr))
+    _PROGRAMS.move_to_end(text)
     if len(_PROGRAMS) > _KEPT:
         _PROGRAMS.popitem(last=False)
     return program
 
 
 def _token(function) -> object:
-    """One for each function, and never another's, though an address may be given again."""
+    """One for each function, and never another's, though an address may be used again."""
     try:
         return _TOKENS.setdefault(function, object())
     except TypeError:  # what cannot be referred to weakly is known by nothing

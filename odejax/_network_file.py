@@ -64,6 +64,6 @@ def load_network(path: str | os.PathLike, like: Network) -> Network:
         raise ValueError(f"{file} is damaged, or was not written by save_network")
     try:
         return eqx.tree_deserialise_leaves(io.BytesIO(data), like)
-    except Exception as error:  # whatever Equinox and NumPy make of other leaves
+    except Exception as error:  # whatever Equinox and NumPy raise for other leaves
         reason = " ".join(str(error).split())[:150]
         raise ValueError(f"{file} holds a network of another structure: {reason}") from None

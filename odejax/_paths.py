@@ -8,7 +8,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows has none, and goes without locks
+except ImportError:  # Windows has none: no locks there
     fcntl = None
 
 
@@ -34,7 +34,7 @@ def writable_folder(name: str, path: str | os.PathLike) -> Path:
     folder = local_path(name, path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Written to, since the rights alone do not tell of a disk that is full or read only.
+        # Written to, since a disk may be full or read only whatever the rights are.
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"0")
     except OSError as error:
@@ -45,7 +45,7 @@ def writable_folder(name: str, path: str | os.PathLike) -> Path:
 def reserve_room(folder: Path, size: int):
     """Raise `OSError` where the disk, or the user's share of it, has no room for `size` bytes.
 
-    They are reserved for a moment, since free space does not tell of shares.
+    They are reserved for a moment, since the free space of a disk does not count shares.
     """
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
@@ -59,7 +59,7 @@ def reserve_room(folder: Path, size: int):
 
 @contextlib.contextmanager
 def written_whole(file: Path):
-    """A path to write to; it takes the place of `file` once it is complete, or leaves nothing."""
+    """A path to write to; it takes the place of `file` once it is complete; else it is removed."""
     temporary = file.with_name(f".{file.name}.tmp")
     try:
         yield temporary
@@ -67,7 +67,7 @@ def written_whole(file: Path):
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(file)  # a full disk does not say whose
+            error.filename = str(file)  # a full disk does not name the file
         raise
 
 
@@ -78,7 +78,7 @@ def lock_folder(name: str, folder: Path):
     """Keep other processes out of the folder; `ValueError` where one is at work in it already."""
     if folder in _LOCKS or fcntl is None:
         return
-    lock = os.open(folder, os.O_RDONLY)  # the folder itself, so that no file is left in it
+    lock = os.open(folder, os.O_RDONLY)  # the folder itself, so that no file is added to it
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -86,7 +86,7 @@ def lock_folder(name: str, folder: Path):
         raise ValueError(
             f"{name}: another process is at work in {folder}; wait for it, or choose another"
         ) from None
-    except OSError:  # a disk that knows no locks
+    except OSError:  # a disk without locks
         os.close(lock)
         return
     _LOCKS[folder] = lock

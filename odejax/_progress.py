@@ -1,4 +1,4 @@
-"""The progress of everything that takes long: what runs, how far, the time left, a note."""
+"""The progress of long calls: what runs, how far it is, the time remaining, a note."""
 
 import time
 
@@ -10,7 +10,7 @@ _LINE_SECONDS = 60.0
 
 
 class _Lines(Progress):
-    """A line now and then, for a log file that nobody watches as it grows."""
+    """A line now and then, for a log file."""
 
     def __init__(self, *columns, pause: float, **settings):
         super().__init__(*columns, disable=True, **settings)

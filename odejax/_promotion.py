@@ -12,8 +12,8 @@ F = TypeVar("F", bound=Callable)
 def own_promotion(function: F) -> F:
     """`function`, under JAX's defaults for rank and dtype promotion.
 
-    Whoever asks JAX to raise where ranks or dtypes differ means their own code: ours adds a bias
-    to an image, and float32 to what a network computes in.
+    A user may ask JAX to raise where ranks or dtypes differ, which is about the user's own code.
+    This library adds a bias to an image, and float32 to the dtype that a network computes in.
     """
 
     @functools.wraps(function)

@@ -98,9 +98,10 @@ class AbstractBall(eqx.Module):
     ) -> Float[Array, "*rows"]:
         """An upper bound on <w, x' - x> over the x' of ball and box, for x in the box.
 
-        Exact for the infinity norm. For the 2-norm the smaller of two: eps times the norm of what
-        of w the box leaves any room for, and the gain in the cube that holds ball and box. All of
-        it is matrix products, so that many w and, under `vmap`, many x cost little.
+        Exact for the infinity norm. For the 2-norm the smaller of two bounds: eps times the norm of
+        w, without the coordinates that the box does not let move, and the gain in the cube that
+        holds ball and box. Both are matrix products, so that many w and, under `vmap`, many x
+        cost little.
         """
 
     @abc.abstractmethod
@@ -283,7 +284,7 @@ def _reach(x: Image, w: Image, gap: Scalar, along: Callable[[Image], Image], box
     <w, d> grows with lambda, piecewise linearly and ever slower: lambda times the sum over what is
     free, plus what the others, at the end of their room, have given. Solving for lambda with those
     that are free at the last one (Newton's method) rises to the solution without passing it, and
-    is exact once nobody stops any more.
+    is exact once no further coordinate stops.
     """
     scale = jnp.sign(gap) / _positive(jnp.max(jnp.abs(w)))
     w, gap = w * scale, jnp.abs(gap * scale)

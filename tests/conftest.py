@@ -30,7 +30,7 @@ import experiments  # noqa: E402, F401  (sets a flag that compiled programs are 
 # Before anything imports odejax: every annotated function then checks what it is given. That takes
 # a tenth of the suite's time and 10 s of every process that starts, so only `make test-slow` does.
 if os.environ.get("ODEJAX_CHECK_SHAPES"):
-    jaxtyping.install_import_hook("odejax", "beartype.beartype")
+    jaxtyping.install_import_hook("odejax", "type_checker.check")
 
 import odejax  # noqa: E402
 
@@ -78,9 +78,9 @@ def _keep_share(config, items, share):
     """Of "2/4", the second quarter: the same tests in every worker, from all files."""
     number, n = map(int, share.split("/"))
     assert 1 <= number <= n, share
-    mine = [item for item in items if zlib.crc32(item.nodeid.encode()) % n == number - 1]
-    config.hook.pytest_deselected(items=[item for item in items if item not in mine])
-    items[:] = mine
+    kept = [item for item in items if zlib.crc32(item.nodeid.encode()) % n == number - 1]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 @pytest.fixture

@@ -129,10 +129,10 @@ def _mlp(key):
 
 
 def calls() -> dict[str, Call]:
-    found: dict[str, Call] = {}
+    entries: dict[str, Call] = {}
 
     def add(called, call, kinds, **good):
-        found[called] = Call(call, kinds, good)
+        entries[called] = Call(call, kinds, good)
 
     count, positive, share = "count", "positive", "fraction"
     climb = {"steps": count, "step_size": positive, "loss": "function"}
@@ -265,7 +265,7 @@ def calls() -> dict[str, Call]:
     add("MeanLogits", lambda logits_fn: odejax.predict(
         MeanLogits(logits_fn, jax.random.split(KEY, 2)), IMAGES, key=KEY),
         {"logits_fn": "function"}, logits_fn=linear)  # fmt: skip
-    return found
+    return entries
 
 
 ENDS = ("one sentence", "another sentence", "raised elsewhere", "accepted")
@@ -278,8 +278,8 @@ def outcome(call: Call, argument: str, value: Any) -> tuple[str, str]:
     except Exception as error:
         said = " ".join(str(error).split())
         frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-        ours = [f for f in frames if "site-packages" not in f and "fuzzing" not in f]
-        raised_here = bool(ours) and frames[-1] == ours[-1]
+        library = [f for f in frames if "site-packages" not in f and "fuzzing" not in f]
+        raised_here = bool(library) and frames[-1] == library[-1]
         if not (raised_here and type(error) is ValueError):
             return "raised elsewhere", f"{type(error).__name__}: {said[:150]}"
         names = _names(value)

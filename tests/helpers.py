@@ -20,7 +20,9 @@ from odejax.attacks import (
     MIFGSM,
     PGD,
     SPSA,
+    AttackProblem,
     AutoAttack,
+    BestAdversarial,
     Boundary,
     CarliniWagner,
     CarliniWagnerLinf,
@@ -29,6 +31,8 @@ from odejax.attacks import (
     Square,
     Targeted,
     dlr,
+    start,
+    step,
 )
 from odejax.certificates import (
     FiniteTimeStableMapping,
@@ -268,3 +272,22 @@ class NoisyLogits(eqx.Module):
 
     def __call__(self, x, *, key):
         return self.logits_fn(x) + self.size * jax.random.normal(key, (10,))
+
+
+@eqx.filter_jit
+def run_attack(attack, logits_fn, x, y, ball, key):
+    """A single call, as one compiled program."""
+    return attack(logits_fn, x, y, ball, key=key)
+
+
+@eqx.filter_jit
+def attack_path(attack, logits_fn, x, y, ball, key):
+    """The state before every step, and after the last, stacked."""
+    problem = AttackProblem(logits_fn, x, y, ball)
+    state, run_key = start(attack, problem, BestAdversarial.none(x), jnp.asarray(0), key)
+
+    def body(state, i):
+        return step(attack, problem, run_key, i, state), state
+
+    last, states = jax.lax.scan(body, state, jnp.arange(attack.n_steps))
+    return jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), states, last)

@@ -46,7 +46,7 @@ class Fault:
 FAULTS = [
     # Threat models
     Fault(
-        "The l2 projection leaves the box",
+        "The l2 projection is not clipped to the box",
         "_threat_model.py",
         "self.clip(x + self.shrink(x_adv - x))",
         "x + self.shrink(x_adv - x)",
@@ -88,7 +88,7 @@ FAULTS = [
         ("tests/test_threat_model.py", "tests/test_certificates.py"),
     ),
     Fault(
-        "The move to a hyperplane leaves the box",
+        "The move to a hyperplane ends outside the box",
         "_threat_model.py",
         "return jnp.sign(w) * jnp.minimum(size * rate, room)",
         "return jnp.sign(w) * size * rate",
@@ -283,7 +283,7 @@ FAULTS = [
         ("tests/test_attacks_white_box.py", "tests/test_attacks_contract.py"),
     ),
     Fault(
-        "SPSA's queries leave the box",
+        "SPSA's queries lie outside the box",
         "attacks/spsa.py",
         "jnp.clip(state.x_adv, lower, upper)",
         "state.x_adv",
@@ -495,7 +495,7 @@ FAULTS = [
         ("tests/test_accepted_steps.py",),
     ),
     Fault(
-        "Everyone in a batch takes the first one's gradient",
+        "Every example of a batch gets the first one's gradient",
         "_batch.py",
         "jax.tree.map(lambda a: a[index], of_all)",
         "jax.tree.map(lambda a: a[0], of_all)",
@@ -545,7 +545,7 @@ FAULTS = [
         ("tests/test_solve_statistics.py", "tests/test_models_contract.py"),
     ),
     Fault(
-        "A field that depends on time sees time 0",
+        "A field that depends on time is evaluated at time 0",
         "models/conv_ode.py",
         "return residual(y, state, t=t)[0]",
         "return residual(y, state)[0]",
@@ -561,7 +561,7 @@ FAULTS = [
     # Predictors, fingerprints, meshes
     Fault(
         "Mean logits draw anew for every attack",
-        "_predictor.py",
+        "_ensembles.py",
         "jax.vmap(lambda k: Checked(self.logits_fn)(x, key=k))(self.keys)",
         "jax.vmap(lambda k: Checked(self.logits_fn)(x, key=key))(self.keys)",
         ("tests/test_evaluation.py::test_mean_logits_are_the_mean_over_the_given_draws",),
@@ -581,7 +581,7 @@ FAULTS = [
         ("tests/test_fit.py", "tests/test_data.py"),
     ),
     Fault(
-        "A fingerprint does not see what functions close over",
+        "A fingerprint omits what functions close over",
         "_fingerprint.py",
         "thing.__kwdefaults__, cells]",
         "thing.__kwdefaults__]",
@@ -610,7 +610,7 @@ FAULTS = [
         ("tests/test_data.py",),
     ),
     Fault(
-        "A result's digest of its data does not see the labels",
+        "A result's digest of its data omits the labels",
         "data/dataset.py",
         "fingerprint(self.images, self.labels)",
         "fingerprint(self.images)",
@@ -632,7 +632,7 @@ FAULTS = [
     ),
     # Evaluation
     Fault(
-        "What a smaller ball broke stands again",
+        "An image broken in a smaller ball counts as correct in a larger one",
         "evaluation/robust_accuracy.py",
         "still_correct &= logits.argmax(axis=1) == labels",
         "still_correct = logits.argmax(axis=1) == labels",
@@ -684,14 +684,14 @@ FAULTS = [
         "self.queries[index[slots]] += to_host(adversarial.queries)[slots]",
         "self.queries[index[slots]] = to_host(adversarial.queries)[slots]",
         (
-            "tests/test_evaluation.py::test_only_images_that_stand_are_attacked_and_only_until_they_fall",
+            "tests/test_evaluation.py::test_only_correct_images_are_attacked_and_only_until_an_attack_succeeds",
         ),
     ),
     Fault(
         "A program is taken for another that reads the same",
         "_logits.py",
-        "told = (str(closed.jaxpr), shapes, inner, rules)",
-        "told = (shapes, inner, rules)",
+        "text = (str(closed.jaxpr), shapes, inner, rules)",
+        "text = (shapes, inner, rules)",
         ("tests/test_evaluation.py",),
     ),
     Fault(
@@ -702,22 +702,22 @@ FAULTS = [
         ("tests/test_attacks_compose.py::test_a_state_that_cannot_be_read_is_refused_by_name",),
     ),
     Fault(
-        "Probes leave the box",
+        "Probes lie outside the box",
         "evaluation/probes.py",
         "jnp.clip(beside, ball.lower + _H, ball.upper - _H)",
         "beside",
         ("tests/test_flags.py",),
     ),
     Fault(
-        "The last attack alone decides who stands",
-        "evaluation/bracket.py",
+        "The last attack alone decides which images are correct",
+        "evaluation/ball_record.py",
         "self.still_correct = self.still_correct & report.still_correct",
         "self.still_correct = report.still_correct",
         ("tests/test_evaluation.py",),
     ),
     Fault(
         "The last certificate alone decides what is proven",
-        "evaluation/bracket.py",
+        "evaluation/ball_record.py",
         "self.certified_correct | proven",
         "proven",
         ("tests/test_evaluation.py", "tests/test_certificates.py"),
@@ -739,8 +739,8 @@ FAULTS = [
     Fault(
         "What white-box attacks broke counts for the black box",
         "evaluation/flags.py",
-        "(still_correct & ~left).sum()",
-        "(~left).sum()",
+        "(still_correct & ~correct_under).sum()",
+        "(~correct_under).sum()",
         ("tests/test_flags.py",),
     ),
     Fault(
@@ -884,7 +884,7 @@ def plant(fault: Fault, folder: Path):
 def run_tests(folder: Path, tests) -> tuple[int, str]:
     """The exit status of pytest in `folder`, without what is slow, and its output."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    # Whatever a test starts must see this copy too, not an installed one.
+    # Processes that a test starts must import this copy too, not an installed one.
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(
@@ -945,12 +945,12 @@ def main() -> int:
     with ThreadPoolExecutor(options.jobs) as pool:
         for fault, (test, seconds, problem) in zip(faults, pool.map(hunt, faults), strict=True):
             caught += test is not None
-            told = test or ("an error" if problem else "NOT CAUGHT")
-            print(f"{fault.name}: {told} ({seconds:.0f} s)", flush=True)
+            outcome = test or ("an error" if problem else "NOT CAUGHT")
+            print(f"{fault.name}: {outcome} ({seconds:.0f} s)", flush=True)
             if problem:
                 print(problem, flush=True)
-            rows.append(f"| {fault.name} | {fault.file} | {told} |")
-            if options.table:  # as it grows, for whoever stops it
+            rows.append(f"| {fault.name} | {fault.file} | {outcome} |")
+            if options.table:  # as it grows, in case the run is stopped
                 options.table.write_text("\n".join(rows) + "\n")
     print(f"{caught} of {len(faults)} faults were caught")
     return int(caught < len(faults))

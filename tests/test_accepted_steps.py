@@ -44,8 +44,8 @@ def ode(adjoint, solver=None, **settings):
     return ODESolve(solver=solver, adjoint=adjoint, **settings)
 
 
-def assert_same(found, expected, tol=1e-13):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+def assert_same(actual, expected, tol=1e-13):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=tol)
 
 
@@ -76,8 +76,8 @@ def theirs():
     ids=["2, one by one", "2, the batch at once", "32, the batch at once"],
 )
 def test_values_and_gradients_are_those_of_checkpointed_reverse_mode(states, vmap):
-    ours = losses(ode(AcceptedSteps(states)), vmap)
-    assert_same(jax.jit(jax.value_and_grad(ours, (0, 1)))(*arguments()), theirs())
+    actual = losses(ode(AcceptedSteps(states)), vmap)
+    assert_same(jax.jit(jax.value_and_grad(actual, (0, 1)))(*arguments()), theirs())
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def test_values_and_gradients_are_those_of_checkpointed_reverse_mode(states, vma
 def test_every_explicit_method_is_differentiated(solver, settings):
     settings |= {"max_steps": 4096}
     theirs = losses(ode(diffrax.RecursiveCheckpointAdjoint(), solver, **settings))
-    found, expected = (
+    actual, expected = (
         jax.jit(jax.value_and_grad(f, (0, 1)))(*arguments())
         for f in (losses(ode(None, solver, **settings), vmap_batch), theirs)
     )
-    assert_same(found, expected, 1e-12)
+    assert_same(actual, expected, 1e-12)
 
 
 def test_the_gradient_of_an_accurate_solve_is_that_of_central_differences():
@@ -119,8 +119,8 @@ def test_per_example_gradients_are_those_of_a_loop():
     weights, starts = arguments()
     loss = losses(ode(AcceptedSteps()))
     gradient = jax.jit(jax.grad(lambda y: loss(weights, y[None])))
-    found = jax.jit(jax.vmap(jax.grad(lambda y: loss(weights, y[None]))))(starts)
-    assert_same(found, np.stack([gradient(y) for y in starts]))
+    actual = jax.jit(jax.vmap(jax.grad(lambda y: loss(weights, y[None]))))(starts)
+    assert_same(actual, np.stack([gradient(y) for y in starts]))
 
 
 def test_a_state_may_be_a_tree():
@@ -136,11 +136,11 @@ def test_a_state_may_be_a_tree():
 
         return jnp.sum(vmap_batch(one)(starts))
 
-    found, expected = (
+    actual, expected = (
         jax.jit(jax.grad(lambda w, a=a: loss(a, w)))(weights)
         for a in (AcceptedSteps(2), diffrax.RecursiveCheckpointAdjoint())
     )
-    assert_same(found, expected, 1e-12)  # the two programs round apart
+    assert_same(actual, expected, 1e-12)  # the two programs round apart
 
 
 def test_statistics_and_results_are_each_examples_own():
@@ -148,7 +148,7 @@ def test_statistics_and_results_are_each_examples_own():
     few = ode(AcceptedSteps(), max_steps=10)
     theirs = ode(diffrax.RecursiveCheckpointAdjoint(), max_steps=10)
 
-    def told(vmap, solver):
+    def successes_and_steps(vmap, solver):
         def one(y):
             solution = solver(field, y, weights)
             return solution.result == diffrax.RESULTS.successful, solution.stats["num_steps"]
@@ -156,10 +156,10 @@ def test_statistics_and_results_are_each_examples_own():
         return [np.asarray(a) for a in jax.jit(vmap(one))(starts)]
 
     for vmap in (jax.vmap, vmap_batch):
-        found, expected = told(vmap, few), told(jax.vmap, theirs)
-        assert 0 < found[0].sum() < len(starts)
-        for ours, expected_of_it in zip(found, expected, strict=True):
-            np.testing.assert_array_equal(ours, expected_of_it)
+        actual, expected = successes_and_steps(vmap, few), successes_and_steps(jax.vmap, theirs)
+        assert 0 < actual[0].sum() < len(starts)
+        for one, expected_one in zip(actual, expected, strict=True):
+            np.testing.assert_array_equal(one, expected_one)
 
 
 @pytest.mark.parametrize(
@@ -289,21 +289,21 @@ def test_as_many_steps_as_there_is_room_for(states):
 
         return jnp.sum(jnp.sin(jax.lax.scan(heun, starts, h * jnp.arange(16))[0]))
 
-    found, expected = (
+    actual, expected = (
         jax.jit(jax.grad(loss))(*arguments())
         for loss in (losses(ode(AcceptedSteps(states), diffrax.Heun(), **settings)), by_hand)
     )
-    assert_same(found, expected)
+    assert_same(actual, expected)
 
 
 def test_weights_may_be_vmapped_too():
     weights, starts = arguments()
     many = np.stack([weights, 2 * weights, weights.T])
     gradient = jax.grad(losses(ode(AcceptedSteps(2))), (0, 1))
-    found = jax.jit(jax.vmap(gradient, (0, None)))(many, starts)
+    actual = jax.jit(jax.vmap(gradient, (0, None)))(many, starts)
     gradient = jax.jit(gradient)
     each = [gradient(one, starts) for one in many]
-    assert_same(found, jax.tree.map(lambda *a: np.stack(a), *each), 1e-12)  # of two programs
+    assert_same(actual, jax.tree.map(lambda *a: np.stack(a), *each), 1e-12)  # of two programs
 
 
 def test_states_of_16_bits_are_solved_for_in_32():
@@ -318,11 +318,11 @@ def test_states_of_16_bits_are_solved_for_in_32():
         return solution.ys[0], solution
 
     y = jnp.ones(3, jnp.bfloat16)
-    found, solution = eqx.filter_jit(end)(y)
-    assert found.dtype == jnp.bfloat16
+    actual, solution = eqx.filter_jit(end)(y)
+    assert actual.dtype == jnp.bfloat16
     assert solution.result == diffrax.RESULTS.successful
     assert solution.stats["num_rejected_steps"] < 5
-    np.testing.assert_allclose(np.asarray(found, float), np.exp(-6.0), rtol=0.02)
+    np.testing.assert_allclose(np.asarray(actual, float), np.exp(-6.0), rtol=0.02)
     gradient = jax.jit(jax.grad(lambda y: end(y)[0][0].astype(jnp.float32)))(y)
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(gradient, float), [np.exp(-6.0), 0, 0], rtol=0.03)
@@ -367,6 +367,6 @@ def test_a_batch_spread_over_devices_has_the_same_gradient():
     starts = np.concatenate([starts, starts[:1]])
     expected = gradient(weights, starts)
     with jax.set_mesh(odejax.batch_mesh()):
-        found = gradient(weights, spread(starts))
-    assert len(found[1].sharding.device_set) == 8
-    assert_same(found, expected, 1e-12)
+        actual = gradient(weights, spread(starts))
+    assert len(actual[1].sharding.device_set) == 8
+    assert_same(actual, expected, 1e-12)

@@ -1,13 +1,14 @@
 """Attacks without gradients: their schedules, budgets, and what they find."""
 
 from collections import Counter
+from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import LinearLogits, constant_image, linear_logits
+from helpers import LinearLogits, attack_path, constant_image, linear_logits, run_attack
 
 from odejax import L2Ball, LinfBall
 from odejax.attacks import (
@@ -18,8 +19,6 @@ from odejax.attacks import (
     Boundary,
     Square,
     Targeted,
-    start,
-    step,
 )
 from odejax.attacks.boundary import _proposals
 from odejax.attacks.square import _bump
@@ -39,22 +38,8 @@ def usual_balls(**usual):
     ]
 
 
-@eqx.filter_jit
-def run(attack, logits_fn, x, y, ball, key=KEY):
-    return attack(logits_fn, x, y, ball, key=key)
-
-
-@eqx.filter_jit
-def path(attack, logits_fn, x, y, ball, key=KEY):
-    """The state before every step, and after the last, stacked."""
-    problem = AttackProblem(logits_fn, x, y, ball)
-    state, run_key = start(attack, problem, BestAdversarial.none(x), jnp.asarray(0), key)
-
-    def body(state, i):
-        return step(attack, problem, run_key, i, state), state
-
-    last, states = jax.lax.scan(body, state, jnp.arange(attack.n_steps))
-    return jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), states, last)
+run = partial(run_attack, key=KEY)
+path = partial(attack_path, key=KEY)
 
 
 def unmoved(x, *, key=None):
@@ -102,10 +87,10 @@ def test_a_budget_is_spent_to_the_last_query_and_no_further(attack, ball_type, b
 
         return [spent(n) for n in budgets]
 
-    found = [int(n) for n in queries(constant_image(0.5, SHAPE))]
+    counted = [int(n) for n in queries(constant_image(0.5, SHAPE))]
     jax.effects_barrier()
     # One more is the judge's.
-    assert found == [calls[n] for n in budgets] == [n + 1 for n in budgets]
+    assert counted == [calls[n] for n in budgets] == [n + 1 for n in budgets]
 
 
 @jax.custom_jvp
@@ -279,12 +264,12 @@ def walk(request):
 
 def test_every_point_that_is_kept_is_misclassified(walk):
     logits_fn, x, y, states = walk
-    found = states.walked > -11
-    assert found[-1400:].all()
+    has_start = states.walked > -11
+    assert has_start[-1400:].all()
     weight, bias = np.asarray(logits_fn.weight), np.asarray(logits_fn.bias)
-    labels = (states.point[found].reshape(found.sum(), -1) @ weight.T + bias).argmax(axis=1)
+    labels = (states.point[has_start].reshape(has_start.sum(), -1) @ weight.T + bias).argmax(axis=1)
     assert (labels != int(y)).all()
-    assert (states.point[~found] == np.asarray(x)).all()
+    assert (states.point[~has_start] == np.asarray(x)).all()
 
 
 def test_the_walk_never_goes_away_from_the_image(walk):
@@ -330,9 +315,9 @@ def test_the_defaults_are_those_of_the_natural_paper():
     ],
 )
 def test_steps_adapt_to_the_rate_of_success(counts, window, high, low, factor):
-    found, left = Boundary()._adapt(jnp.asarray(counts), window, high, low)
-    np.testing.assert_allclose(found, factor, rtol=1e-6)
-    assert tuple(left) == ((0, 0) if counts[1] >= window else counts)
+    change, counts_after = Boundary()._adapt(jnp.asarray(counts), window, high, low)
+    np.testing.assert_allclose(change, factor, rtol=1e-6)
+    assert tuple(counts_after) == ((0, 0) if counts[1] >= window else counts)
 
 
 class Fooled(eqx.Module):
@@ -475,13 +460,13 @@ def test_the_estimated_gradient_of_a_linear_loss_is_right_in_the_mean():
     logits_fn, x, n = linear_logits((3, 2, 1), 2), constant_image(0.5, (3, 2, 1)), 4000
     states = path(SPSA(2 * n + 2, n + 1, 0.05), logits_fn, x, jnp.asarray(0), LinfBall(0.2))
     w = np.float64(logits_fn.weight[1] - logits_fn.weight[0])
-    found = np.ravel(states.gradient[2 * n + 1]) / n
+    estimate = np.ravel(states.gradient[2 * n + 1]) / n
     deviation = np.sqrt((np.sum(w**2) - w**2) / n)
-    assert (np.abs(found - w) < 4 * deviation).all()
-    assert np.linalg.norm(found - w) > 1e-3 * np.linalg.norm(w)
+    assert (np.abs(estimate - w) < 4 * deviation).all()
+    assert np.linalg.norm(estimate - w) > 1e-3 * np.linalg.norm(w)
 
 
-def test_no_query_leaves_the_box():
+def test_every_query_lies_in_the_box():
     seen = []
 
     def logits_fn(x, *, key=None):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import LinearLogits, constant_image, digits, linear_logits, trained_mlp
+from helpers import LinearLogits, constant_image, digits, linear_logits, run_attack, trained_mlp
 
 from odejax import L2Ball, LinfBall, MeanLogits, predict
 from odejax.attacks import (
@@ -60,9 +60,7 @@ def slow(*case):
     return pytest.param(*case, marks=pytest.mark.slow)
 
 
-@eqx.filter_jit
-def run(attack, logits_fn, x, y, ball, key=KEY):
-    return attack(logits_fn, x, y, ball, key=key)
+run = functools.partial(run_attack, key=KEY)
 
 
 class NoisyLinear(eqx.Module):
@@ -210,7 +208,7 @@ def test_averaging_finds_what_noise_hides(ball_type):
 
 @eqx.filter_jit
 def run_by_hand(attack, logits_fn, x, y, ball, key, r):
-    """One run from nothing, with a key of its own: what it found."""
+    """One run from nothing, with a key of its own: its worst image."""
     problem = AttackProblem(logits_fn, x, y, ball)
     perturb_key, _ = jax.random.split(key)
     state, run_key = start(attack, problem, BestAdversarial.none(x), r, perturb_key)
@@ -231,16 +229,16 @@ def run_by_hand(attack, logits_fn, x, y, ball, key, r):
 def test_restarts_return_the_worst_of_runs_with_keys_of_their_own(attack, ball):
     data, logits_fn = digits("test"), trained_mlp()
     x, y = jnp.asarray(data.pixels[3]), jnp.asarray(data.labels[3])
-    found = [
+    runs = [
         run_by_hand(attack, logits_fn, x, y, ball, KEY, jnp.asarray(r, jnp.int32)) for r in range(4)
     ]
-    margins = [float(worst.margin) for worst in found]
+    margins = [float(worst.margin) for worst in runs]
     assert len(set(margins)) == 4
     for n in (1, 4):
         result = run(Restarts(attack, n), logits_fn, x, y, ball)
-        worst = found[int(np.argmin(margins[:n]))]
+        worst = runs[int(np.argmin(margins[:n]))]
         np.testing.assert_allclose(result.x_adv, worst.x_adv, atol=1e-6)
-        assert result.queries == sum(int(worst.queries) for worst in found[:n]) + 1
+        assert result.queries == sum(int(worst.queries) for worst in runs[:n]) + 1
         if n == 1:
             single = run(attack, logits_fn, x, y, ball)
             np.testing.assert_array_equal(single.x_adv, result.x_adv)
@@ -505,35 +503,35 @@ def same(one, other):
 
 
 @pytest.mark.usefixtures("unrehearsed")
-def test_a_sequence_leaves_what_every_part_leaves():
+def test_a_sequence_breaks_every_image_that_one_of_its_attacks_breaks():
     # Parts without draws, so that alone they do what they do in the sequence.
     parts = {
         "CW": CarliniWagnerLinf(4, 0.1),
         "IFGSM": IFGSM(2, 0.02),
     }
-    left, after = np.ones(60, bool), {}
+    still_correct, after = np.ones(60, bool), {}
     for name, attack in parts.items():
-        left &= evaluate(attack, n=60).still_correct
-        after[name] = left.mean()
+        still_correct &= evaluate(attack, n=60).still_correct
+        after[name] = still_correct.mean()
     report = evaluate(AutoAttack(parts), n=60)
-    np.testing.assert_array_equal(report.still_correct, left)
+    np.testing.assert_array_equal(report.still_correct, still_correct)
     assert report.after == after
     assert 0 < after["IFGSM"] < after["CW"] < 1
-    assert report.accuracy == left.mean()
+    assert report.accuracy == still_correct.mean()
 
 
 @pytest.mark.usefixtures("unrehearsed")
 def test_a_longer_sequence_breaks_all_that_its_beginning_did():
     names = list(SUITE.attacks)
-    left = [
+    reports = [
         evaluate(AutoAttack({name: SUITE.attacks[name] for name in names[:n]})) for n in (2, 3, 4)
     ]
-    for shorter, longer in pairwise(left):
+    for shorter, longer in pairwise(reports):
         assert not (longer.still_correct & ~shorter.still_correct).any()
         assert list(longer.after.items())[: len(shorter.after)] == list(shorter.after.items())
         assert (longer.queries >= shorter.queries).all()
-    assert left[-1].accuracy < left[0].accuracy
-    accuracies = list(left[-1].after.values())
+    assert reports[-1].accuracy < reports[0].accuracy
+    accuracies = list(reports[-1].after.values())
     assert accuracies == sorted(accuracies, reverse=True)
 
 
@@ -802,7 +800,7 @@ class Opaque:
         return self.net(x)
 
 
-def test_networks_that_no_fingerprint_tells_apart_are_told_by_their_logits(
+def test_networks_of_one_fingerprint_are_distinguished_by_their_logits(
     one_step_at_a_time, tmp_path
 ):
     path = tmp_path / "state.npz"

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import equinox as eqx
@@ -18,6 +18,7 @@ from helpers import (
     constant_image,
     digits,
     linear_logits,
+    run_attack,
     stopping_attacks,
     trained_mlp,
 )
@@ -85,9 +86,7 @@ sample = pytest.mark.parametrize(
 )
 
 
-@eqx.filter_jit
-def run(attack, logits_fn, x, y, ball, key=KEY):
-    return attack(logits_fn, x, y, ball, key=key)
+run = partial(run_attack, key=KEY)
 
 
 traces, dtypes = Counter(), set()
@@ -197,7 +196,7 @@ def test_attacks_say_the_queries_of_their_settings(name):
 
 
 # An attack of `all_attacks`, and a shorter one that it begins with: the same draws and steps, and
-# the worst image kept. Every example that falls must stay fallen.
+# the worst image kept. Every example that the shorter breaks must stay broken.
 SHORTER = {
     "PGD restarts": Restarts(PGD(steps=1, step_size=0.05), 1),
     "PGD EOT": EOT(PGD(steps=1, step_size=0.05), 2),
@@ -228,8 +227,8 @@ def test_an_attack_breaks_all_that_its_beginning_did(name):
 calls = Counter()
 
 
-class Told(eqx.Module):
-    """A linear network that tells how often it was really evaluated."""
+class Counting(eqx.Module):
+    """A linear network that counts how often it was really evaluated."""
 
     linear: LinearLogits
 
@@ -243,7 +242,7 @@ def evaluations(name, linear, eps):
     """The result on a grey image, and the evaluations that it took."""
     calls.clear()
     x, y = constant_image(0.5), jnp.asarray(0)
-    result = run(all_attacks[name], Told(linear), x, y, LinfBall(eps))
+    result = run(all_attacks[name], Counting(linear), x, y, LinfBall(eps))
     jax.effects_barrier()
     return result, calls["logits"]
 
@@ -290,13 +289,13 @@ def test_images_and_networks_in_half_precision_are_attacked_in_float32(name):
     def attacked(x, key):
         return all_attacks[name](half, x, 3, ball, key=key)
 
-    found = jax.eval_shape(attacked, jax.ShapeDtypeStruct(IMAGE_SHAPE, jnp.bfloat16), KEY)
-    assert found.x_adv.dtype == found.margin.dtype == jnp.float32
+    result = jax.eval_shape(attacked, jax.ShapeDtypeStruct(IMAGE_SHAPE, jnp.bfloat16), KEY)
+    assert result.x_adv.dtype == result.margin.dtype == jnp.float32
 
 
 # Robust accuracy on a trained net. Where a longer attack contains the shorter one (the same draws
-# and steps, and the worst image kept) every example that falls must stay fallen; where it does not
-# (another eps, another schedule), the accuracy must not rise.
+# and steps, and the worst image kept) every example that it breaks must stay broken; where it does
+# not (another eps, another schedule), the accuracy must not rise.
 
 
 def still_correct(attack, ball, n=200):
@@ -344,18 +343,18 @@ growing = {
 @pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
 def test_a_longer_attack_breaks_all_that_the_shorter_one_did(attacks, ball_type):
     ball = ball_type(0.08 if ball_type is LinfBall else 0.5)
-    left = [still_correct(attack, ball, 100) for attack in attacks]
-    for shorter, longer in pairwise(left):
+    correct = [still_correct(attack, ball, 100) for attack in attacks]
+    for shorter, longer in pairwise(correct):
         assert not (longer & ~shorter).any()
-    assert left[-1].sum() < left[0].sum()
+    assert correct[-1].sum() < correct[0].sum()
 
 
 @pytest.mark.parametrize("ball_type", [pytest.param(LinfBall, marks=pytest.mark.slow), L2Ball])
 def test_robust_accuracy_does_not_rise_with_the_steps_of_apgd(ball_type):
     ball = ball_type(0.1 if ball_type is LinfBall else 0.6)
-    left = [still_correct(APGD(n), ball).mean() for n in (1, 20)]
-    assert left == sorted(left, reverse=True)
-    assert left[-1] < left[0]
+    accuracies = [still_correct(APGD(n), ball).mean() for n in (1, 20)]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert accuracies[-1] < accuracies[0]
 
 
 @pytest.mark.parametrize(
@@ -419,7 +418,7 @@ def test_pgd_returns_the_best_of_its_restarts():
     x, ball = constant_image(0.45, (1, 1, 1)), LinfBall(0.2)
     best = run(Restarts(PGD(40, 0.01), 20), logits_fn, x, jnp.asarray(0), ball).margin
     single = [
-        float(run(PGD(40, 0.01), logits_fn, x, jnp.asarray(0), ball, jax.random.key(i)).margin)
+        float(run(PGD(40, 0.01), logits_fn, x, jnp.asarray(0), ball, key=jax.random.key(i)).margin)
         for i in range(20)
     ]
     np.testing.assert_allclose(best, 0.6, atol=0.03)

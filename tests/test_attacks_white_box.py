@@ -1,6 +1,6 @@
 """Attacks with gradients against closed forms, brute force and independent implementations."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import LinearLogits, constant_image, linear_logits
+from helpers import LinearLogits, attack_path, constant_image, linear_logits, run_attack
 from scipy.optimize import linprog
 
 from odejax import L2Ball, LinfBall
@@ -19,8 +19,6 @@ from odejax.attacks import (
     IFGSM,
     MIFGSM,
     PGD,
-    AttackProblem,
-    BestAdversarial,
     CarliniWagner,
     CarliniWagnerLinf,
     DeepFool,
@@ -30,8 +28,6 @@ from odejax.attacks import (
     cross_entropy,
     dlr,
     margin_loss,
-    start,
-    step,
 )
 from odejax.attacks.momentum import resize_and_pad
 
@@ -40,26 +36,12 @@ SHAPE = (4, 4, 1)
 each_ball = pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
 
 
-@eqx.filter_jit
-def run(attack, logits_fn, x, y, ball, key=KEY):
-    return attack(logits_fn, x, y, ball, key=key)
-
-
-@eqx.filter_jit
-def path(attack, logits_fn, x, y, ball, key=KEY):
-    """The state before every step, and after the last, stacked."""
-    problem = AttackProblem(logits_fn, x, y, ball)
-    state, run_key = start(attack, problem, BestAdversarial.none(x), jnp.asarray(0), key)
-
-    def body(state, i):
-        return step(attack, problem, run_key, i, state), state
-
-    last, states = jax.lax.scan(body, state, jnp.arange(attack.n_steps))
-    return jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), states, last)
+run = partial(run_attack, key=KEY)
+path = partial(attack_path, key=KEY)
 
 
 class Net(eqx.Module):
-    """A small smooth network, in JAX and, to be told apart from it, in NumPy at float64."""
+    """A small smooth network, in JAX and, to compare with, in NumPy at float64."""
 
     first: jax.Array
     shift: jax.Array
@@ -122,7 +104,7 @@ NEAREST = {
 }
 
 
-# Every attack in one ball, those that see more than two classes with four; FAB and DeepFool, whose
+# Every attack in one ball, those that use more than two classes with four; FAB and DeepFool, whose
 # steps are of the ball's own geometry, in both.
 FAST = {
     ("FAB", LinfBall, 4),
@@ -198,8 +180,8 @@ def test_the_boundary_is_crossed_where_the_box_holds_pixels_back(ball_type, atta
         distance = smallest_in_box(ball_type, logits_fn, x)
         y = jnp.asarray(0)
         slack = 1.02 if isinstance(attack, FAB) else 1.5
-        found = run(attack, logits_fn, x, y, ball_type(slack * distance))
-        assert found.margin < -1e-5  # not by rounding: `robust_accuracy` believes it
+        result = run(attack, logits_fn, x, y, ball_type(slack * distance))
+        assert result.margin < -1e-5  # not by rounding: `robust_accuracy` believes it
         assert not run(attack, logits_fn, x, y, ball_type(0.998 * distance)).success
 
 
@@ -258,7 +240,7 @@ STRONG = {
     "APGD on the margin": (Restarts(APGD(30, margin_loss), 8), set()),
     "APGD-T": (Targeted(Restarts(APGD(30, dlr), 4), 4), set()),
     "FAB": (Restarts(FAB(20), 8), set()),
-    # On two pixels it sees the corners of the L-infinity ball alone.
+    # On two pixels it visits the corners of the L-infinity ball alone.
     "Square": (Restarts(Square(150), 3), {1}),
 }
 
@@ -320,7 +302,7 @@ def test_auto_pgd_on_one_pixel_is_what_it_is_by_hand():
     states = next(
         states
         for seed in range(20)
-        if (states := path(attack, logits_fn, x, jnp.asarray(0), ball, jax.random.key(seed)))
+        if (states := path(attack, logits_fn, x, jnp.asarray(0), ball, key=jax.random.key(seed)))
         .x_adv[0, 0, 0, 0] > 0.5
     )  # fmt: skip
     expected = [0.6, 0.4, 0.5, 0.6, 0.5375, 0.509375, 0.51875, 0.5328125, 0.517578125, 0.5234375]
@@ -391,13 +373,13 @@ def test_auto_pgd_takes_the_steps_of_the_paper(ball_type):
             p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
             return -np.log(p[y]), logits_fn.gradient64(x, p - np.eye(4)[y])
 
-        found = np.asarray(path(attack, logits_fn, x, jnp.asarray(y), ball_type(eps)).x_adv)
-        np.testing.assert_allclose(ball_type(0.0).norm(found[0] - x), eps, rtol=0.5)
+        actual = np.asarray(path(attack, logits_fn, x, jnp.asarray(y), ball_type(eps)).x_adv)
+        np.testing.assert_allclose(ball_type(0.0).norm(actual[0] - x), eps, rtol=0.5)
         expected, why = auto_pgd64(
-            ball_type, loss_and_gradient, np.float64(x), np.float64(found[0]), eps, steps
+            ball_type, loss_and_gradient, np.float64(x), np.float64(actual[0]), eps, steps
         )
         # float32 against float64 over 50 steps (2e-5 seen); the smallest step is 1e-3 and more.
-        np.testing.assert_allclose(found, expected, atol=5e-5)
+        np.testing.assert_allclose(actual, expected, atol=5e-5)
         reasons += why
     # Both kinds of checkpoint were seen; in l2 also one that fails by the second condition alone.
     seen = {(bool(too_few), bool(stuck)) for too_few, stuck in reasons}
@@ -417,11 +399,11 @@ def test_momentum_is_gathered_as_published(ball_type, decay):
     y = int(jnp.argmax(logits_fn(x)))
     # An array, so that all decays are one program.
     attack = eqx.tree_at(lambda a: a.decay, MIFGSM(steps, eps / steps), jnp.asarray(decay))
-    found = path(attack, logits_fn, x, jnp.asarray(y), ball_type(eps))
+    states = path(attack, logits_fn, x, jnp.asarray(y), ball_type(eps))
     here, momentum = np.float64(x), np.zeros(shape)
     for k in range(steps + 1):
-        np.testing.assert_allclose(found.x_adv[k], here, atol=1e-6)
-        np.testing.assert_allclose(found.momentum[k], momentum, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(states.x_adv[k], here, atol=1e-6)
+        np.testing.assert_allclose(states.momentum[k], momentum, rtol=1e-3, atol=1e-4)
         z = logits_fn.logits64(here)
         p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
         gradient = logits_fn.gradient64(here, p - np.eye(4)[y])
@@ -626,8 +608,8 @@ def test_carlini_and_wagner_in_linf_minimise_equation_18(kappa):
     # An array, so that both are one program.
     attack = eqx.tree_at(lambda a: a.kappa, CarliniWagnerLinf(steps, rate, c), jnp.asarray(kappa))
     image, ball = jnp.asarray(x, jnp.float32), LinfBall(0.3)
-    found = path(attack, logits_fn, image, jnp.asarray(y), ball)
-    np.testing.assert_allclose((np.tanh(found.u[: steps + 1]) + 1) / 2, expected, atol=1e-5)
+    states = path(attack, logits_fn, image, jnp.asarray(y), ball)
+    np.testing.assert_allclose((np.tanh(states.u[: steps + 1]) + 1) / 2, expected, atol=1e-5)
     margins = [-margin64(logits_fn.logits64(moved), y) for moved in expected]
     assert margins[0] > 0 > min(margins)
     result = run(attack, logits_fn, image, jnp.asarray(y), ball)

@@ -85,12 +85,12 @@ def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(tmp_path, ca
 
     assert run(capsys, monkeypatch, *arguments, "--out", str(killed), "--resume")[0] == 0
     assert run(capsys, monkeypatch, *arguments, "--out", str(whole))[0] == 0
-    ours, theirs = (result(folder)["models"]["MLP"] for folder in (killed, whole))
-    assert [h["loss"] for h in ours["history"]] == [h["loss"] for h in theirs["history"]]
-    assert ours["balls"]["linf"]["radii"] == theirs["balls"]["linf"]["radii"]
+    resumed, at_once = (result(folder)["models"]["MLP"] for folder in (killed, whole))
+    assert [h["loss"] for h in resumed["history"]] == [h["loss"] for h in at_once["history"]]
+    assert resumed["balls"]["linf"]["radii"] == at_once["balls"]["linf"]["radii"]
     for ball in ("linf", "l2"):
         for one, other in zip(
-            ours["balls"][ball]["brackets"], theirs["balls"][ball]["brackets"], strict=True
+            resumed["balls"][ball]["brackets"], at_once["balls"][ball]["brackets"], strict=True
         ):
             assert one | {"seconds": 0} == other | {"seconds": 0}
 

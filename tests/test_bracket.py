@@ -65,10 +65,10 @@ def test_what_is_broken_in_a_ball_is_broken_in_all_larger_ones():
         reach = jnp.where(ball.eps < 0.06, 0.01, 0.0)
         return FGSM()(logits_fn, x, y, LinfBall(reach), key=key)
 
-    found = measured(attacks={"timid": timid}, anew={"timid"})
-    assert [b.per_attack["timid"] for b in found] == [0.6, 0.8, 0.8]
-    assert [b.attacked for b in found] == [0.6] * 3
-    for b in found:
+    brackets = measured(attacks={"timid": timid}, anew={"timid"})
+    assert [b.per_attack["timid"] for b in brackets] == [0.6, 0.8, 0.8]
+    assert [b.attacked for b in brackets] == [0.6] * 3
+    for b in brackets:
         moved = np.abs(b.x_adv - DATA.pixels).max(axis=(1, 2, 3))
         np.testing.assert_allclose(moved, [0.01, 0, 0, 0, 0], atol=1e-6)
 
@@ -80,8 +80,8 @@ def test_an_attack_that_could_repeat_a_perturbation_does_not_lose_it(anew):
     def attack(logits_fn, x, y, ball, *, key):
         return FGSM()(logits_fn, x, y, LinfBall(jnp.where(ball.eps < 0.06, 0.01, 0.0)), key=key)
 
-    found = measured(attacks={"weak": attack}, anew=anew)
-    assert [b.per_attack["weak"] for b in found] == ([0.6, 0.8, 0.8] if anew else [0.6] * 3)
+    brackets = measured(attacks={"weak": attack}, anew=anew)
+    assert [b.per_attack["weak"] for b in brackets] == ([0.6, 0.8, 0.8] if anew else [0.6] * 3)
     assert not seen
 
 
@@ -119,7 +119,7 @@ def test_the_first_of_several_balls_is_measured_as_it_would_be_alone():
 def attacked(monkeypatch):
     """Which images the last attack was run on, in the order of its calls."""
     calls = []
-    module = __import__("odejax.evaluation.bracket", fromlist=["robust_accuracy"])
+    module = __import__("odejax.evaluation.bracket_steps", fromlist=["robust_accuracy"])
     original = module.robust_accuracy
 
     def recorded(*arguments, **settings):
@@ -131,12 +131,12 @@ def attacked(monkeypatch):
     return calls
 
 
-def test_what_withstands_the_last_attack_is_not_attacked_in_smaller_balls(attacked):
-    found = measured(last=EXACT)
-    # Image 3 withstands at 0.2, image 2 at 0.1.
+def test_images_correct_under_the_last_attack_are_not_attacked_in_smaller_balls(attacked):
+    brackets = measured(last=EXACT)
+    # Image 3 is still correct at 0.2, image 2 at 0.1.
     assert attacked == [[1, 2, 3], [1, 2], [1]]
-    assert [b.n_last for b in found] == [1, 2, 3]
-    for eps, summary in zip(EPS, found.summaries(), strict=True):
+    assert [b.n_last for b in brackets] == [1, 2, 3]
+    for eps, summary in zip(EPS, brackets.summaries(), strict=True):
         assert summary["attacked"] == np.mean(eps < DISTANCES)
         assert summary["attacked_interval"][0] < summary["attacked"]
         assert summary["per_attack"] == {"weak": 0.6}
@@ -145,10 +145,10 @@ def test_what_withstands_the_last_attack_is_not_attacked_in_smaller_balls(attack
 
 
 def test_what_is_certified_is_not_attacked_last(attacked):
-    found = measured(last=EXACT, certificates=NearlyExact())
+    brackets = measured(last=EXACT, certificates=NearlyExact())
     assert attacked == [[1, 2], [1], []]
-    assert [b.certified for b in found] == [0.6, 0.4, 0.2]
-    assert [b.attacked for b in found] == [0.6, 0.4, 0.2]
+    assert [b.certified for b in brackets] == [0.6, 0.4, 0.2]
+    assert [b.attacked for b in brackets] == [0.6, 0.4, 0.2]
 
 
 def test_a_black_box_that_breaks_more_than_the_gradients_is_flagged():
@@ -171,7 +171,7 @@ def test_images_crafted_on_another_network_are_counted_and_flagged():
 
     data, attack = digits("test", 60), PGD(5)
     open_one, hidden = trained_mlp(), Hidden(trained_mlp())
-    found = bracket(
+    brackets = bracket(
         hidden,
         *data,
         [LinfBall(0.05), LinfBall(0.1)],
@@ -181,7 +181,7 @@ def test_images_crafted_on_another_network_are_counted_and_flagged():
         key=KEY,
         flag_images=0,
     )
-    for b in found:
+    for b in brackets:
         assert b.per_transfer["open"] == b.attacked < b.per_attack["PGD"] - 0.2
         assert "transfer beats white box" in {flag.name for flag in b.flags}
         judged = odejax.predict(hidden, b.x_adv, key=KEY).argmax(axis=1) == data.labels
@@ -202,7 +202,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("at", range(7))
 def test_a_killed_bracket_of_several_balls_goes_on_where_it_was(at, tmp_path, monkeypatch):
-    module = __import__("odejax.evaluation.bracket", fromlist=["robust_accuracy"])
+    module = __import__("odejax.evaluation.bracket_steps", fromlist=["robust_accuracy"])
     original, ran = module.robust_accuracy, []
     settings = dict(last=EXACT, certificates=NearlyExact(), oracles={"same": predictor()})
     whole = measured(**settings)
@@ -245,12 +245,12 @@ def test_short_forms_say_the_same_as_long_ones():
     ):
         images = np.asarray(arguments[1])
         images = images.astype(np.uint8) if images.dtype == np.int64 else images
-        found = bracket(
+        result = bracket(
             arguments[0], images, arguments[2], LinfBall(0.1), flag_images=0,
             **{"key": KEY, **settings},
         )  # fmt: skip
-        assert found.per_attack == expected.per_attack
-        np.testing.assert_array_equal(found.x_adv, expected.x_adv)
+        assert result.per_attack == expected.per_attack
+        np.testing.assert_array_equal(result.x_adv, expected.x_adv)
 
 
 @pytest.mark.parametrize(
@@ -284,9 +284,9 @@ def test_a_ball_larger_than_the_box_is_pointed_out():
 
 
 def test_a_bracket_without_an_attack_says_so():
-    found = bracket(predictor(), *DATA, LinfBall(0.1), key=KEY, flag_images=0)
-    assert found.attacked == found.clean == 0.8
-    assert [flag.name for flag in found.flags] == ["no attack"]
+    result = bracket(predictor(), *DATA, LinfBall(0.1), key=KEY, flag_images=0)
+    assert result.attacked == result.clean == 0.8
+    assert [flag.name for flag in result.flags] == ["no attack"]
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_a_relative_step_is_the_same_share_of_every_ball():
     for eps in (0.02, 0.1):
         one, other = (
             robust_accuracy(trained_mlp(), *data, LinfBall(eps), PGD(4, step), key=KEY)
-            for step in (RelativeStep(0.25), 0.25 * np.float32(eps))
+            for step in (RelativeStep(0.25), jnp.asarray(0.25 * eps))
         )
         np.testing.assert_allclose(one.x_adv, other.x_adv, atol=1e-6)
     with pytest.raises(ValueError, match=r"share must be finite and positive; got 0\.0"):
@@ -353,15 +353,15 @@ def test_rounding_to_two_levels_undoes_what_is_small():
 
 
 def test_results_are_shown_as_tables():
-    found = measured(last=EXACT, certificates=NearlyExact(), oracles={"same": predictor()})
+    brackets = measured(last=EXACT, certificates=NearlyExact(), oracles={"same": predictor()})
     report = robust_accuracy(predictor(), *DATA, LinfBall(0.1), WEAK, key=KEY)
     matrix = transfer_matrix({"a": predictor()}, *DATA, LinfBall(0.1), FGSM(), key=KEY)
-    for shown in (found, found[1], report, matrix):
+    for shown in (brackets, brackets[1], report, matrix):
         text, html = repr(shown), shown._repr_html_()
         assert len(text.splitlines()) >= 3
         assert max(map(len, text.splitlines())) <= 110
         _, head, rows, _ = shown.table()
         assert re.findall("<th>(.*?)</th>", html) == head
         assert len(re.findall("<tr>", html)) == 1 + len(rows)
-    assert "certified 40.0 % <= robust accuracy <= 40.0 %" in repr(found[1])
-    assert json.dumps(found.summaries())
+    assert "certified 40.0 % <= robust accuracy <= 40.0 %" in repr(brackets[1])
+    assert json.dumps(brackets.summaries())

@@ -320,7 +320,7 @@ def test_both_pairs_of_lines_enclose_the_activation(name):
 
 def test_a_perturbation_that_the_box_forbids_is_not_counted():
     # Black pixels cannot become darker: a network that only darkness could mislead is certain.
-    # Its margin is h_0 - h_1 + 1 = sum(x) + 1, which intervals of h_0 and h_1 alone do not see.
+    # Its margin is h_0 - h_1 + 1 = sum(x) + 1, which intervals of h_0 and h_1 alone do not show.
     model, state = build(_maker(MLP, width=4, depth=1), jax.random.key(0))
     third, rows = np.eye(10, dtype=np.float32)[3], np.array([2, 1, 0, 0], np.float32)
     first = np.tile(rows[:, None], 64), np.array([100, 100, 0, 0], np.float32)
@@ -557,7 +557,7 @@ def test_a_bracket_refuses_what_a_certificate_says_nothing_about_before_any_atta
 
 
 class OneConstant(eqx.Module):
-    """Logits A x of a matrix of norm 2, of which the norm is all that it tells."""
+    """Logits A x of a matrix of norm 2, of which it states the norm alone."""
 
     def __call__(self, x, state, *, key=None):
         return 2 * jnp.ravel(x)[:3], state

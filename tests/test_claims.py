@@ -155,20 +155,20 @@ def test_what_no_command_measures_says_why(tmp_path):
     }
 
 
-def bracket(eps, left, certified, flags=()):
+def bracket(eps, attacked, certified, flags=()):
     return {
         "eps": eps,
         "n": 100,
-        "attacked": left / 100,
+        "attacked": attacked / 100,
         "certified": certified / 100,
-        "per_attack": {"PGD-40": (left + 1) / 100},
+        "per_attack": {"PGD-40": (attacked + 1) / 100},
         "per_certificate": {"relaxed": certified / 100},
         "flags": dict.fromkeys(flags, "many"),
     }
 
 
-def record(clean, left, certified, flags=()):
-    linf = [bracket(eps, left, certified, flags) for eps in (0.01, 0.03, 0.05)]
+def record(clean, attacked, certified, flags=()):
+    linf = [bracket(eps, attacked, certified, flags) for eps in (0.01, 0.03, 0.05)]
     return {
         "device": "cpu",
         "clean_accuracy": clean / 100,
@@ -199,8 +199,8 @@ def test_a_measurement_is_the_mean_over_the_seeds(tmp_path):
         "not measured": 133 - 5,
     }
     short = next(e["instead"] for e in cut_short if e["table"] == "Table 5" and "instead" in e)
-    told = (short["papers_size"], short["papers_epochs"], short["trained_epochs"])
-    assert told == ("yes", "no", 1)
+    marks = (short["papers_size"], short["papers_epochs"], short["trained_epochs"])
+    assert marks == ("yes", "no", 1)
 
     entries = entries_of(epochs)
     measured = [entry for entry in entries if "not_measured" not in entry]
@@ -233,11 +233,11 @@ def test_sixty_epochs_are_not_the_papers_thousand(tmp_path):
         result = {"settings": settings, "runs": {"ResNet + nmODE": measured}}
         save_result(tmp_path / f"nmode_cifar10_{preset}.json", "nmode_cifar", result)
         entries = claims.ledger(["nmode"], tmp_path)
-        found = [e for e in entries if e["model"] == "ResNet + nmODE"]
+        of_net = [e for e in entries if e["model"] == "ResNet + nmODE"]
         kind = {"cpu": "smaller network", "paper": "its network, shorter training"}[preset]
-        assert [e["not_measured"] for e in found] == [kind, kind]
-        assert not any(map(claims.not_reached, found))  # 91.36 claimed, but not of this network
-        attacked = found[1]["instead"]
+        assert [e["not_measured"] for e in of_net] == [kind, kind]
+        assert not any(map(claims.not_reached, of_net))  # 91.36 claimed, but not of this network
+        attacked = of_net[1]["instead"]
         assert (attacked["papers_attack"], attacked["worst_attack"]) == (20, 10)
         assert (attacked["n"], attacked["seeds"]) == (100, 1)
         assert attacked["papers_size"] == {"cpu": "no", "paper": "yes"}[preset]
@@ -266,13 +266,13 @@ def test_blind_attacks_and_ensembles_are_found_by_their_kind(tmp_path):
 
     assert measured(settings | {"epochs": 1}) == []
     assert measured(settings | {"pgd_steps": 1}) == []
-    found = measured(settings)
-    assert [(e["table"], e["attack"], e["papers_attack"]) for e in found] == [
+    entries = measured(settings)
+    assert [(e["table"], e["attack"], e["papers_attack"]) for e in entries] == [
         ("Table 3", "FGSM", 60),
         ("Table 3", "IFGSM-20", 50),
         ("Table 3", "C&W", 70),
     ]
-    assert [e["n"] for e in found] == [1000, 1000, 1000]
+    assert [e["n"] for e in entries] == [1000, 1000, 1000]
 
 
 def test_a_figure_without_eps_is_compared_with_no_other_attack(tmp_path):
@@ -281,17 +281,17 @@ def test_a_figure_without_eps_is_compared_with_no_other_attack(tmp_path):
     runs = {"robust/En2 ResNet110/0": robust}
     result = {"settings": enresnet_settings(), "runs": runs}
     save_result(tmp_path / "enresnet_cifar10_paper.json", "enresnet_cifar", result)
-    found = [e for e in claims.ledger(["enresnet"], tmp_path) if e["model"] == "En2 ResNet110"]
-    found = {(e["table"], e["attack"]): e for e in found if "not_measured" not in e}
-    assert {key: claims.not_reached(entry) for key, entry in found.items()} == {
+    entries = [e for e in claims.ledger(["enresnet"], tmp_path) if e["model"] == "En2 ResNet110"]
+    entries = {(e["table"], e["attack"]): e for e in entries if "not_measured" not in e}
+    assert {key: claims.not_reached(entry) for key, entry in entries.items()} == {
         ("Table 2", "clean"): False,
         ("Table 2", "FGSM"): True,
         ("Table 2", "IFGSM-20"): True,
         ("Table 2", "C&W"): False,
         ("Section 4.2", "IFGSM-20"): True,  # the paper's second figure for the same
     }
-    assert found["Table 2", "C&W"]["papers_attack"] == 70
-    assert found["Table 2", "C&W"]["measured_eps"] == 8 / 255
+    assert entries["Table 2", "C&W"]["papers_attack"] == 70
+    assert entries["Table 2", "C&W"]["measured_eps"] == 8 / 255
 
 
 @pytest.mark.parametrize(("claim", "above"), [(44.0, False), (47.0, True)])
@@ -329,12 +329,12 @@ def test_the_committed_results_count_by_hand():
     attacked = [e for e in entries if "worst_attack" in e]
     assert len(attacked) == 9 + 2 + 4  # nmODE on MNIST
     for entry in entries:
-        found = entry.get("instead", entry)
-        if "papers_attack" in found:
-            assert found["seeds"] >= 1
-            assert found["papers_size"] in ("yes", "no", "not given")
-            assert found["papers_epochs"] in ("yes", "no", "not given")
-            assert ("n" in found) == (entry["attack"] != "clean")
+        measurement = entry.get("instead", entry)
+        if "papers_attack" in measurement:
+            assert measurement["seeds"] >= 1
+            assert measurement["papers_size"] in ("yes", "no", "not given")
+            assert measurement["papers_epochs"] in ("yes", "no", "not given")
+            assert ("n" in measurement) == (entry["attack"] != "clean")
 
     console = Console(width=80, record=True)
     console.print(claims.counts_table(entries))
@@ -347,18 +347,18 @@ def test_the_committed_results_count_by_hand():
 
 
 def test_numbers_of_parameters_are_the_papers():
-    found = {
+    sizes = {
         e["model"]: (e["claimed"], e["value"])
         for e in claims.ledger(["enresnet"])
         if e["attack"] == "parameters, M"
     }
-    assert set(found) == {"ResNet20", "ResNet44", "WRN-14-2"}
-    for theirs, ours in found.values():
-        assert ours == pytest.approx(theirs, abs=0.01)
+    assert set(sizes) == {"ResNet20", "ResNet44", "WRN-14-2"}
+    for paper, measured in sizes.values():
+        assert measured == pytest.approx(paper, abs=0.01)
     # With 10 classes the first two are the paper's to both digits. Each of the 90 others that
     # CIFAR-100 has costs 64 weights and a bias.
-    assert found["ResNet20"][1] - 90 * 65e-6 == pytest.approx(0.272282)
-    assert found["ResNet44"][1] - 90 * 65e-6 == pytest.approx(0.661146)
+    assert sizes["ResNet20"][1] - 90 * 65e-6 == pytest.approx(0.272282)
+    assert sizes["ResNet44"][1] - 90 * 65e-6 == pytest.approx(0.661146)
 
 
 def test_the_committed_ledger_is_that_of_the_committed_results(tmp_path, capsys):
@@ -367,9 +367,9 @@ def test_the_committed_ledger_is_that_of_the_committed_results(tmp_path, capsys)
     assert all(f"{paper} " in shown for paper in ("natural", "nmode", "enresnet", "structured"))
     assert max(map(len, shown.splitlines())) <= 80
     assert (tmp_path / "claims.png").stat().st_size > 10_000
-    ours = json.loads((tmp_path / "result.json").read_text())
+    written = json.loads((tmp_path / "result.json").read_text())
     committed = load_result(claims.RESULTS / "claims.json", "claims")
-    assert (ours["claims"], ours["ssp"]) == (committed["claims"], committed["ssp"])
+    assert (written["claims"], written["ssp"]) == (committed["claims"], committed["ssp"])
 
 
 def test_an_unknown_paper_is_named(tmp_path):

@@ -24,8 +24,8 @@ def test_the_contracts_hold_whatever_jax_is_set_to(settings):
     files = [str(TESTS / name) for name in CONTRACTS]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | settings
-    for ours in ("ODEJAX_CHECK_SHAPES", "ODEJAX_SHARE"):  # all of the tests, as users have them
-        environment.pop(ours, None)
+    for variable in ("ODEJAX_CHECK_SHAPES", "ODEJAX_SHARE"):  # all of the tests, as users have them
+        environment.pop(variable, None)
     done = subprocess.run(
         command, cwd=TESTS.parent, env=environment, capture_output=True, text=True
     )

@@ -1,6 +1,8 @@
 """TRADES, penalties and weight clipping: against hand computation, and composed with each other."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -12,7 +14,7 @@ from helpers import _maker, all_models, digits, linear_logits, train, trained_ml
 from scipy.special import log_softmax, softmax
 
 from odejax import LinfBall, Predictor
-from odejax.attacks import IFGSM, PGD, AttackResult
+from odejax.attacks import IFGSM, PGD, AbstractClimb, cross_entropy
 from odejax.evaluation import robust_accuracy
 from odejax.models import MLP, DenseODENet, NmODENet
 from odejax.training import (
@@ -32,6 +34,7 @@ from odejax.training import (
 KEY = jax.random.key(7)
 OBJECTIVES = (CrossEntropy, TRADES, Adversarial, Penalised)
 IMAGES, LABELS = np.asarray(digits().pixels[:16]), np.asarray(digits().labels[:16])
+BATCH = jnp.asarray(IMAGES), jnp.asarray(LABELS)
 NMODE = eqx.filter_jit(_maker(NmODENet, width=16))
 
 
@@ -39,9 +42,9 @@ NMODE = eqx.filter_jit(_maker(NmODENet, width=16))
 def value(objective, model, state):
     """Of an objective: the loss, and how many are right; of a penalty, that alone."""
     if isinstance(objective, OBJECTIVES):
-        loss, (_, correct) = objective(model, state, IMAGES, LABELS, key=KEY)
+        loss, (_, correct) = objective(model, state, *BATCH, key=KEY)
         return loss, correct
-    return objective(model, state, IMAGES, key=KEY)
+    return objective(model, state, BATCH[0], key=KEY)
 
 
 def first_weight(model):
@@ -84,15 +87,19 @@ def test_trades_is_cross_entropy_and_beta_times_the_divergence():
     np.testing.assert_allclose(loss, natural, rtol=1e-5)
 
 
-class Negative(eqx.Module):
+class Negative(AbstractClimb):
     """An attack whose image is known."""
 
-    loss: Callable | None = None
-    random_start: bool = True
+    steps: ClassVar[int] = 1
+    step_size: ClassVar[None] = None
+    loss: Callable = eqx.field(static=True, default=cross_entropy)
+    random_start: ClassVar[bool] = True
+    random: ClassVar[bool] = True
+    last: ClassVar[bool] = True
 
-    def __call__(self, logits_fn, x, y, ball, *, key):
-        nothing = jnp.zeros(())
-        return AttackResult(1 - x, nothing > 1, nothing, jnp.zeros((), int))
+    def step(self, problem, state, i, *, key):
+        adversarial = dataclasses.replace(state.adversarial, x_adv=1 - problem.x)
+        return dataclasses.replace(state, adversarial=adversarial)
 
 
 def test_trades_measures_the_divergence_from_the_clean_prediction():
@@ -120,16 +127,16 @@ def test_trades_climbs_the_divergence():
         keys = jax.random.split(KEY, 16)
         random = jax.vmap(lambda x, key: ball.sample(x, key=key))(IMAGES, keys)
         with_and_without = [
-            TRADES(ball, beta=beta)(model, state, IMAGES, LABELS, key=KEY)[0] for beta in (0.0, 1.0)
+            TRADES(ball, beta=beta)(model, state, *BATCH, key=KEY)[0] for beta in (0.0, 1.0)
         ]
         return with_and_without, jax.vmap(model.net)(random)
 
-    found = []
+    penalties = []
     for eps in (0.02, 0.05, 0.1):
         (without, with_it), random = losses(jnp.asarray(eps))
-        found.append(float(with_it) - float(without))
-        assert found[-1] > 2 * kl(clean, np.asarray(random)).mean()
-    assert found[0] < found[1] < found[2]
+        penalties.append(float(with_it) - float(without))
+        assert penalties[-1] > 2 * kl(clean, np.asarray(random)).mean()
+    assert penalties[0] < penalties[1] < penalties[2]
 
 
 def test_the_gradient_of_trades_is_that_of_both_predictions():
@@ -144,14 +151,14 @@ def test_the_gradient_of_trades_is_that_of_both_predictions():
 
     def trades(model):
         objective = TRADES(LinfBall(1.0), 2.0, Negative())
-        return objective(model, state, IMAGES, LABELS, key=KEY)[0]
+        return objective(model, state, *BATCH, key=KEY)[0]
 
     @eqx.filter_jit
     def gradients(model):
         return [eqx.filter_grad(loss)(model).net for loss in (trades, by_hand)]
 
-    ours, expected = gradients(model)
-    for a, e in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+    actual, expected = gradients(model)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-5)
         assert np.abs(e).max() > 1e-2
 
@@ -163,11 +170,11 @@ def test_training_with_trades_makes_a_network_more_robust():
     trades = train(make, objective=TRADES(ball, attack=PGD(4, None)), epochs=10)
     adversarial = train(make, objective=Adversarial(PGD(4, None), ball), epochs=10)
 
-    def left(predictor):
+    def robust(predictor):
         attack = PGD(20, None)
         return robust_accuracy(predictor, data.pixels, data.labels, ball, attack, key=KEY).accuracy
 
-    natural, hardened, madry = left(trained_mlp()), left(trades), left(adversarial)
+    natural, hardened, madry = robust(trained_mlp()), robust(trades), robust(adversarial)
     assert hardened > natural + 0.2
     assert abs(hardened - madry) < 0.2
 
@@ -311,15 +318,15 @@ def test_a_penalised_flow_comes_to_rest():
 
         def loss(weights):
             model = eqx.combine(weights, static)
-            loss, _ = objective(model, state, IMAGES, LABELS, key=key)
-            natural, _ = CrossEntropy()(model, state, IMAGES, LABELS, key=key)
+            loss, _ = objective(model, state, *BATCH, key=key)
+            natural, _ = CrossEntropy()(model, state, *BATCH, key=key)
             return loss, loss - natural
 
         def step(carry, _):
             weights, moments = carry
-            told, gradient = jax.value_and_grad(loss, has_aux=True)(weights)
+            energies, gradient = jax.value_and_grad(loss, has_aux=True)(weights)
             updates, moments = optimizer.update(gradient, moments)
-            return (optax.apply_updates(weights, updates), moments), told
+            return (optax.apply_updates(weights, updates), moments), energies
 
         return jax.lax.scan(step, (weights, optimizer.init(weights)), length=20)[1]
 
@@ -334,9 +341,9 @@ def test_the_energies_are_integrals_along_the_way():
     ys, slopes, jacobians = map(np.asarray, snapshots(model, state, IMAGES[0], 0.5, 16))
     rows = np.asarray(jax.random.normal(KEY, ys[0].shape)) @ jacobians
     energies = eqx.filter_jit(lambda m, x: m.energies(x, state, key=KEY))(model, IMAGES[0])
-    for found, vectors in zip(energies, (slopes, rows), strict=True):
+    for actual, vectors in zip(energies, (slopes, rows), strict=True):
         squares = np.mean(vectors**2, axis=1)
-        np.testing.assert_allclose(found, np.trapezoid(squares, dx=0.5 / 16), rtol=2e-2)
+        np.testing.assert_allclose(actual, np.trapezoid(squares, dx=0.5 / 16), rtol=2e-2)
 
 
 def test_the_energy_penalty_is_the_weighted_sum_of_mean_energies():
@@ -348,9 +355,9 @@ def test_the_energy_penalty_is_the_weighted_sum_of_mean_energies():
         keys = jax.random.split(KEY, 2)
         return penalty, jax.vmap(lambda x, k: model.energies(x, state, key=k))(IMAGES[:2], keys)
 
-    found, (kinetic, jacobian) = jax.tree.map(np.asarray, both(model))
+    actual, (kinetic, jacobian) = jax.tree.map(np.asarray, both(model))
     assert kinetic.min() > 0 < jacobian.min()
-    np.testing.assert_allclose(found, 2 * kinetic.mean() + 3 * jacobian.mean(), rtol=1e-5)
+    np.testing.assert_allclose(actual, 2 * kinetic.mean() + 3 * jacobian.mean(), rtol=1e-5)
 
 
 @pytest.mark.slow  # what is trained for is tested above
@@ -382,7 +389,7 @@ def test_factors_of_energies_are_checked():
 def test_a_model_without_a_flow_has_no_drift_and_no_energies(penalty):
     model, state = eqx.filter_jit(all_models["MLP"])(KEY)
     with pytest.raises(ValueError, match="MLP has none"):
-        penalty(model, state, IMAGES, key=KEY)
+        penalty(model, state, BATCH[0], key=KEY)
     assert eqx.filter_eval_shape(Predictor(model, state), IMAGES[0]).shape == (10,)
 
 

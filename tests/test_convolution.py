@@ -97,17 +97,17 @@ def test_values_and_both_gradients_are_xlas(size):
 
     @jax.jit
     def both(x, kernel):  # one program for all strides and paddings
-        out = {conv: [] for conv in ("ours", "xlas")}
+        out = {conv: [] for conv in ("odejax", "xla")}
         for stride, padding in CASES[size]:
-            for name, conv in (("ours", conv2d), ("xlas", plain)):
+            for name, conv in (("odejax", conv2d), ("xla", plain)):
                 conv = partial(conv, stride=stride, padding=padding)
                 y, pullback = jax.vjp(conv, x, kernel)
                 out[name].append((y, pullback(jnp.cos(3 * y))))
         return out
 
     out = both(x, kernel)
-    for ours, expected in zip(out["ours"], out["xlas"], strict=True):
-        assert_close(ours, expected)
+    for actual, expected in zip(out["odejax"], out["xla"], strict=True):
+        assert_close(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,8 @@ def test_odd_and_even_images_and_oblong_kernels(shape):
             for stride in (1, 2)
         ]
 
-    *ours, first, second = both(x, kernel)
-    assert_close(ours, [first, second])
+    *actual, first, second = both(x, kernel)
+    assert_close(actual, [first, second])
 
 
 def test_kernel_as_large_as_the_image_gives_one_pixel():
@@ -161,10 +161,10 @@ def test_per_example_kernel_gradients_are_those_of_a_loop():
     def loss(kernel, x, conv):
         return jnp.sum(jnp.sin(conv(x, kernel, stride=2, padding=1)))
 
-    ours = jax.jit(jax.vmap(lambda x: jax.grad(loss)(kernel, x, conv2d)))(xs)
-    assert ours.shape == (4, *kernel.shape)
+    actual = jax.jit(jax.vmap(lambda x: jax.grad(loss)(kernel, x, conv2d)))(xs)
+    assert actual.shape == (4, *kernel.shape)
     expected = jax.jit(lambda x: jax.grad(loss)(kernel, x, plain))
-    assert_close(ours, np.stack([expected(x) for x in xs]))
+    assert_close(actual, np.stack([expected(x) for x in xs]))
 
 
 def test_gradient_of_a_batched_loss_is_the_sum_over_examples():
@@ -173,25 +173,25 @@ def test_gradient_of_a_batched_loss_is_the_sum_over_examples():
     def loss(kernel, x, conv):
         return jnp.sum(jnp.sin(conv(x, kernel, stride=2, padding=1)))
 
-    ours = jax.jit(jax.grad(lambda k: jnp.sum(jax.vmap(lambda x: loss(k, x, conv2d))(xs))))
+    actual = jax.jit(jax.grad(lambda k: jnp.sum(jax.vmap(lambda x: loss(k, x, conv2d))(xs))))
     expected = jax.jit(lambda x: jax.grad(loss)(kernel, x, plain))
-    assert_close(ours(kernel), sum(np.asarray(expected(x)) for x in xs), 4e-6)
+    assert_close(actual(kernel), sum(np.asarray(expected(x)) for x in xs), 4e-6)
 
 
 @pytest.mark.parametrize("axis", [0, 2, -1])
 def test_vmap_over_images_along_any_axis(axis):
     xs, kernel = normal(14, 3, 7, 6, 2), normal(15, 3, 3, 2, 4)
-    ours = jax.jit(jax.vmap(conv2d, in_axes=(axis, None)))(np.moveaxis(xs, 0, axis), kernel)
+    actual = jax.jit(jax.vmap(conv2d, in_axes=(axis, None)))(np.moveaxis(xs, 0, axis), kernel)
     expected = jax.jit(plain)
-    assert_close(ours, np.stack([expected(x, kernel) for x in xs]))
+    assert_close(actual, np.stack([expected(x, kernel) for x in xs]))
 
 
 @pytest.mark.parametrize("axis", [0, 3, -1])
 def test_vmap_over_kernels_only(axis):
     x, kernels = normal(16, 7, 6, 2), normal(17, 3, 3, 3, 2, 4)
-    ours = jax.jit(jax.vmap(conv2d, in_axes=(None, axis)))(x, np.moveaxis(kernels, 0, axis))
+    actual = jax.jit(jax.vmap(conv2d, in_axes=(None, axis)))(x, np.moveaxis(kernels, 0, axis))
     expected = jax.jit(plain)
-    assert_close(ours, np.stack([expected(x, k) for k in kernels]))
+    assert_close(actual, np.stack([expected(x, k) for k in kernels]))
 
 
 def test_gradients_under_vmap_over_kernels_only():
@@ -200,11 +200,11 @@ def test_gradients_under_vmap_over_kernels_only():
     def loss(x, k, conv):
         return jnp.sum(jnp.sin(conv(x, k, padding=1)))
 
-    ours = jax.vmap(jax.grad(lambda x, k: loss(x, k, conv2d), (0, 1)), in_axes=(None, 0))
+    actual = jax.vmap(jax.grad(lambda x, k: loss(x, k, conv2d), (0, 1)), in_axes=(None, 0))
     one = jax.jit(jax.grad(lambda x, k: loss(x, k, plain), (0, 1)))
     expected = [one(x, k) for k in kernels]
     assert_close(
-        jax.jit(ours)(x, kernels), jax.tree.map(lambda *leaves: np.stack(leaves), *expected)
+        jax.jit(actual)(x, kernels), jax.tree.map(lambda *leaves: np.stack(leaves), *expected)
     )
 
 
@@ -212,12 +212,12 @@ def test_gradients_under_vmap_over_kernels_only():
 def test_ensembles_of_kernels_on_a_batch(order):
     xs, kernels = normal(20, 5, 7, 6, 2), normal(21, 3, 3, 3, 2, 4)
     if order == "members outside":
-        ours = jax.jit(jax.vmap(lambda k: jax.vmap(lambda x: conv2d(x, k))(xs)))(kernels)
+        actual = jax.jit(jax.vmap(lambda k: jax.vmap(lambda x: conv2d(x, k))(xs)))(kernels)
     else:
-        ours = jax.vmap(lambda x: jax.vmap(lambda k: conv2d(x, k))(kernels), out_axes=1)
-        ours = jax.jit(ours)(xs)
+        actual = jax.vmap(lambda x: jax.vmap(lambda k: conv2d(x, k))(kernels), out_axes=1)
+        actual = jax.jit(actual)(xs)
     expected = jax.jit(plain)
-    assert_close(ours, np.stack([np.stack([expected(x, k) for x in xs]) for k in kernels]))
+    assert_close(actual, np.stack([np.stack([expected(x, k) for x in xs]) for k in kernels]))
 
 
 def test_gradients_of_an_ensemble_on_its_own_images():
@@ -231,8 +231,8 @@ def test_gradients_of_an_ensemble_on_its_own_images():
             jnp.sum(jnp.sin(plain(x, k, stride=2))) for x, k in zip(xs, kernels, strict=True)
         )
 
-    ours, expected = (jax.jit(jax.grad(f, (0, 1)))(xs, kernels) for f in (loss, looped))
-    assert_close(ours, expected)
+    actual, expected = (jax.jit(jax.grad(f, (0, 1)))(xs, kernels) for f in (loss, looped))
+    assert_close(actual, expected)
 
 
 def _potential(conv, stride, padding):
@@ -262,14 +262,14 @@ def test_second_derivatives_in_both_compositions(stride, padding):
 
     @jax.jit
     def all_of_them(args):
-        ours = _potential(conv2d, stride, padding)
+        actual = _potential(conv2d, stride, padding)
         expected = forward_over_reverse(_potential(plain, stride, padding), args)
-        return expected, forward_over_reverse(ours, args), reverse_over_reverse(ours, args)
+        return expected, forward_over_reverse(actual, args), reverse_over_reverse(actual, args)
 
     with jax.enable_x64(True):
-        expected, *found = all_of_them(args)
-    for ours in found:
-        assert_close(ours, expected, 1e-13)
+        expected, *results = all_of_them(args)
+    for actual in results:
+        assert_close(actual, expected, 1e-13)
 
 
 THIRD = normal(25, 4, 5, 2).astype(np.float64), normal(26, 3, 2, 2, 2).astype(np.float64)
@@ -308,13 +308,13 @@ def test_third_derivatives_are_finite_differences_of_the_second():
         h = 1e-5
         beside = jax.tree.map(lambda a, d: jnp.stack([a + h * d, a - h * d]), args, along[-1])
         above, below = jax.vmap(of_order("fr"))(beside)
-        found = [of_order(modes)(args) for modes in ("fff", "frf", "rfr", "rrr")]
-        return jnp.stack(found), (above - below) / (2 * h)
+        actual = [of_order(modes)(args) for modes in ("fff", "frf", "rfr", "rrr")]
+        return jnp.stack(actual), (above - below) / (2 * h)
 
     with jax.enable_x64(True):
-        found, expected = map(np.asarray, run(THIRD))
+        actual, expected = map(np.asarray, run(THIRD))
     assert abs(expected) > 0.1
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -344,10 +344,10 @@ def test_values_and_gradients_inside_scan_are_those_outside():
             xs = jnp.stack([jnp.tanh(plain(x, kernel, padding=1)) for x in xs])
         return jnp.sum(xs**2)
 
-    ours, expected = (
+    actual, expected = (
         jax.jit(jax.value_and_grad(f, (0, 1)))(xs, kernels) for f in (scanned, looped)
     )
-    assert_close(ours, expected, 4e-6)
+    assert_close(actual, expected, 4e-6)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -367,7 +367,7 @@ def test_a_shared_kernel_never_has_one_gradient_per_example(stride):
         return jnp.sum(jax.vmap(lambda x: jax.grad(loss)(k, x))(xs), axis=0)
 
     assert largest_intermediate(shared, kernel) < per_example
-    assert largest_intermediate(one_by_one, kernel) >= per_example  # so the walk sees them
+    assert largest_intermediate(one_by_one, kernel) >= per_example  # so the walk counts them
 
 
 def test_matmul_precision_is_captured_when_called_and_reaches_the_gradients():

@@ -66,13 +66,13 @@ DIGESTS = {
 
 @pytest.mark.parametrize("split", DIGESTS)
 def test_the_digits_say_where_they_are_from_and_are_always_the_same(split):
-    told = load("digits", split).provenance()
-    assert json.loads(json.dumps(told)) == told
-    assert (told["name"], told["split"]) == ("digits", split)
-    assert told["n"] == len(load("digits", split))
-    assert told["source"].startswith(f"scikit-learn {sklearn.__version__} load_digits, 17 grey")
-    assert f"odejax.data.load('digits', '{split}')" in told["how_to_get"]
-    assert told["digest"] == DIGESTS[split]
+    stated = load("digits", split).provenance()
+    assert json.loads(json.dumps(stated)) == stated
+    assert (stated["name"], stated["split"]) == ("digits", split)
+    assert stated["n"] == len(load("digits", split))
+    assert stated["source"].startswith(f"scikit-learn {sklearn.__version__} load_digits, 17 grey")
+    assert f"odejax.data.load('digits', '{split}')" in stated["how_to_get"]
+    assert stated["digest"] == DIGESTS[split]
 
 
 @pytest.mark.parametrize(("name", "split"), [("minst", "train"), ("digits", "validation")])
@@ -155,10 +155,12 @@ def test_other_images_labels_or_order_have_another_digest_and_the_same_source():
     rest, held = data.holdout(4)
     others = [data.take(slice(8)), data.take(np.arange(10)[::-1]), rest, held]
     others.append(dataclasses.replace(data, labels=data.labels[::-1].copy()))
-    told = [other.provenance() for other in others]
-    assert [one["n"] for one in told] == [8, 10, 6, 4, 10]
-    assert {(one["source"], one["how_to_get"]) for one in told} == {("drawn by hand", "ask for it")}
-    assert len({one["digest"] for one in (whole, *told)}) == 6
+    stated = [other.provenance() for other in others]
+    assert [one["n"] for one in stated] == [8, 10, 6, 4, 10]
+    assert {(one["source"], one["how_to_get"]) for one in stated} == {
+        ("drawn by hand", "ask for it")
+    }
+    assert len({one["digest"] for one in (whole, *stated)}) == 6
     assert data.take(slice(None), split="part").provenance()["digest"] == whole["digest"]
     assert small_dataset().provenance()["source"] == "custom"
 
@@ -203,7 +205,7 @@ def test_a_holdout_of_none_or_all_is_refused(n):
         small_dataset().holdout(n)
 
 
-# Augmentation. Every pixel of the image has a value of its own, so windows can be told apart.
+# Augmentation. Every pixel of the image has a value of its own, so no two windows are alike.
 IMAGE = (1 + jnp.arange(8 * 6 * 2, dtype=jnp.float32).reshape(8, 6, 2)) / 100
 KEYS = jax.random.split(jax.random.key(0), 2000)
 
@@ -287,7 +289,7 @@ def test_mnist_pixels_have_the_published_mean_and_deviation():
 
 @pytest.fixture(scope="module")
 def decoded(tmp_path_factory):
-    """MNIST's test images, decoded once, and the cache folder where that left them."""
+    """MNIST's test images, decoded once, and the cache folder that holds them."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ODEJAX_CACHE_DIR", str(folder))
@@ -326,11 +328,11 @@ def test_a_second_load_takes_less_than_a_second(decoded, monkeypatch):
 
 @pytest.mark.data
 def test_prepared_data_says_its_version_and_how_its_images_are_stored(decoded):
-    told = decoded[0].provenance()
+    provenance = decoded[0].provenance()
     versions = [path.name for path in Path(os.environ["ODEJAX_DATA_DIR"]).glob("mnist/*")]
     sources = [f"TensorFlow Datasets mnist:{v}, images stored as PNG" for v in versions]
-    assert told["source"] in sources
-    assert "odejax[download] downloads mnist" in told["how_to_get"]
+    assert provenance["source"] in sources
+    assert "odejax[download] downloads mnist" in provenance["how_to_get"]
 
 
 @pytest.mark.slow
@@ -423,8 +425,8 @@ def test_what_a_killed_process_left_in_the_cache_is_removed(decoded, tmp_path, m
     module = importlib.import_module("odejax.data.load")
     monkeypatch.setattr(module, "_decode", kept(data))
     old, new = (tmp_path / "data" / f".tmp-{age}" for age in ("old", "new"))
-    for left in (old, new):
-        left.mkdir(parents=True)
+    for unfinished in (old, new):
+        unfinished.mkdir(parents=True)
     os.utime(old, (time.time() - 7200,) * 2)
     load("mnist", "test")
     assert not old.exists()

@@ -31,15 +31,15 @@ NAMES = {"odejax": odejax, "eqx": eqx, "jax": jax, "jnp": jnp, "np": np, "optax"
 
 def public(package):
     """The classes and functions that a package exports and that need an example, by name."""
-    for name, thing in vars(importlib.import_module(package)).items():
-        if name.startswith("_") or not getattr(thing, "__module__", "").startswith("odejax"):
+    for name, member in vars(importlib.import_module(package)).items():
+        if name.startswith("_") or not getattr(member, "__module__", "").startswith("odejax"):
             continue
-        if inspect.isclass(thing):
-            abstract = inspect.isabstract(thing) or getattr(thing, "_is_protocol", False)
-            if not abstract and not issubclass(thing, Exception):
-                yield name, thing
-        elif callable(thing):
-            yield name, thing
+        if inspect.isclass(member):
+            abstract = inspect.isabstract(member) or getattr(member, "_is_protocol", False)
+            if not abstract and not issubclass(member, Exception):
+                yield name, member
+        elif callable(member):
+            yield name, member
 
 
 def modules(package):
@@ -57,20 +57,20 @@ class Finder(doctest.DocTestFinder):
 
 
 def examples(module):
-    found = Finder().find(importlib.import_module(module), module, extraglobs={})
-    return [test for test in found if test.examples]
+    tests = Finder().find(importlib.import_module(module), module, extraglobs={})
+    return [test for test in tests if test.examples]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_public_name_has_an_example(package):
-    missing = [name for name, thing in public(package) if ">>> " not in (thing.__doc__ or "")]
+    missing = [name for name, member in public(package) if ">>> " not in (member.__doc__ or "")]
     assert not missing, f"{package}: no example in the docstrings of {', '.join(missing)}"
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_example_is_run(package):
     run = {test.name.rpartition(".")[2] for name in modules(package) for test in examples(name)}
-    assert {thing.__name__ for _, thing in public(package)} <= run
+    assert {member.__name__ for _, member in public(package)} <= run
 
 
 @pytest.mark.parametrize("module", [name for package in PACKAGES for name in modules(package)])

@@ -46,9 +46,9 @@ def test_a_mixture_is_the_weighted_mean_of_its_members(softmax, bases):
         each = [net(X, state, key=k)[0] for net, k in zip(model.nets, keys, strict=True)]
         return model(X, state, key=KEY)[0], each
 
-    found, each = logits(model, state)
+    actual, each = logits(model, state)
     expected = sum(w * np.asarray(z) for w, z in zip(weights, each, strict=True))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="draws noise"):
         eqx.filter_eval_shape(lambda model: model(X, state)[0], model)
 
@@ -71,8 +71,8 @@ def test_an_ensemble_is_the_mean_of_members_with_noise_of_their_own():
         each = jax.lax.map(alone, (arrays, jax.random.split(KEY, 2)))
         return model(X, state, key=KEY)[0], each
 
-    found, each = logits(KEY)
-    np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-4, atol=1e-5)
+    actual, each = logits(KEY)
+    np.testing.assert_allclose(actual, np.mean(each, axis=0), rtol=1e-4, atol=1e-5)
 
 
 def test_a_mixture_starts_with_equal_weights_and_refuses_none():
@@ -112,8 +112,8 @@ def test_separately_trained_networks_are_integrated():
         keys = jax.random.split(KEY)
         return plain, pair, [m(x) for m in members], [noisy(x, key=k) for k in keys]
 
-    found = logits(members, NoisyLogits(linear_logits(n_classes=10)), X)
-    (mean, weighted), pair, each, drawn = jax.tree.map(np.asarray, found)
+    actual = logits(members, NoisyLogits(linear_logits(n_classes=10)), X)
+    (mean, weighted), pair, each, drawn = jax.tree.map(np.asarray, actual)
     np.testing.assert_allclose(mean, np.mean(each, axis=0), rtol=1e-5, atol=1e-5)
     expected = sum(w * z for w, z in zip((0.5, 0.2, 0.3), each, strict=True))
     np.testing.assert_allclose(weighted, expected, rtol=1e-5, atol=1e-5)

@@ -149,7 +149,7 @@ def test_every_network_of_the_paper_is_built_with_its_depth():
     assert (silent["members"], float(np.asarray(silent["noise"].a))) == (2, 0.0)
     wide = enresnet.NETWORKS["En1 WRN-34-10"](preset).keywords
     assert (wide["depth"], wide["width"], wide["members"]) == (34, 10, 1)
-    small = {str(paper): ours for paper, ours in enresnet_cifar.SIZES["cpu"].depths.items()}
+    small = {str(paper): depth for paper, depth in enresnet_cifar.SIZES["cpu"].depths.items()}
     assert enresnet.shown("En1 ResNet20 & En1 ResNet32", small) == "En1 ResNet8 & En1 ResNet14"
 
 

@@ -115,7 +115,7 @@ def test_the_images_of_a_bracket_are_those_that_broke_it(measured):
 
 def test_the_strongest_attack_counts_even_where_it_came_first():
     weak = PGD(1, 1e-6, random_start=False)
-    found = bracket(
+    result = bracket(
         trained_mlp(),
         *digits("test", 100),
         LinfBall(0.08),
@@ -123,11 +123,11 @@ def test_the_strongest_attack_counts_even_where_it_came_first():
         key=KEY,
         flag_images=0,
     )
-    assert found.attacked == found.per_attack["strong"] < found.per_attack["weak"]
+    assert result.attacked == result.per_attack["strong"] < result.per_attack["weak"]
 
 
 def test_the_best_certificate_counts_even_where_it_came_first():
-    found = bracket(
+    result = bracket(
         trained_nmode(),
         *digits("test", 100),
         LinfBall(0.008),
@@ -136,8 +136,8 @@ def test_the_best_certificate_counts_even_where_it_came_first():
         key=KEY,
         flag_images=0,
     )
-    first, last = found.per_certificate.values()
-    assert found.certified == first > last
+    first, last = result.per_certificate.values()
+    assert result.certified == first > last
 
 
 def test_more_restarts_lose_nothing_that_fewer_found():
@@ -229,8 +229,8 @@ def test_the_confidence_interval_is_scipys_exact_one(n, fraction, level):
     successes = round(fraction * n)
     # SciPy's comes from a root search to 2e-12.
     expected = binomtest(successes, n).proportion_ci(level, method="exact")
-    found = confidence_interval(successes, n, level=level)
-    np.testing.assert_allclose(found, (expected.low, expected.high), rtol=0, atol=1e-11)
+    actual = confidence_interval(successes, n, level=level)
+    np.testing.assert_allclose(actual, (expected.low, expected.high), rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("noisy", [pytest.param(False, marks=pytest.mark.slow), True])
@@ -265,7 +265,7 @@ def test_a_report_counts_what_its_own_images_show():
     assert np.abs(report.x_adv - data.pixels).max() <= 0.08 + 1e-6
 
 
-def test_only_images_that_stand_are_attacked_and_only_until_they_fall():
+def test_only_correct_images_are_attacked_and_only_until_an_attack_succeeds():
     data = digits("test", 60)
     report = robust_accuracy(trained_mlp(), data.pixels, data.labels, LinfBall(0.08), PGD5, key=KEY)
     wrong = predict(trained_mlp(), data.images, key=KEY).argmax(axis=1) != data.labels
@@ -273,10 +273,10 @@ def test_only_images_that_stand_are_attacked_and_only_until_they_fall():
     np.testing.assert_array_equal(report.x_adv[wrong], data.pixels[wrong])
     assert set(report.queries[wrong]) == {1}
     assert set(report.queries[report.still_correct]) == {1 + 5 + 1}
-    fallen = ~wrong & ~report.still_correct
-    assert fallen.any()
-    assert set(report.queries[fallen]) <= set(range(2, 1 + 5 + 2))
-    assert min(report.queries[fallen]) < 1 + 5 + 1
+    broken = ~wrong & ~report.still_correct
+    assert broken.any()
+    assert set(report.queries[broken]) <= set(range(2, 1 + 5 + 2))
+    assert min(report.queries[broken]) < 1 + 5 + 1
 
 
 def test_images_already_broken_are_lost_without_another_attack():
@@ -319,7 +319,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("after", ["the first attack", "the attacks"])
 def test_a_killed_bracket_goes_on_where_it_was(tmp_path, monkeypatch, after):
-    path, module = tmp_path / "state.npz", sys.modules["odejax.evaluation.bracket"]
+    path, module = tmp_path / "state.npz", sys.modules["odejax.evaluation.bracket_steps"]
     original, ran = module.robust_accuracy, []
 
     def attacked(*arguments, **settings):
@@ -331,7 +331,7 @@ def test_a_killed_bracket_goes_on_where_it_was(tmp_path, monkeypatch, after):
     def certified(*arguments, **settings):
         raise Killed
 
-    def found(state_path=None):
+    def measured(state_path=None):
         return bracket(
             trained_nmode(),
             *digits("test", 40),
@@ -343,17 +343,17 @@ def test_a_killed_bracket_goes_on_where_it_was(tmp_path, monkeypatch, after):
             state_path=state_path,
         )
 
-    whole = found()
+    whole = measured()
     with monkeypatch.context() as patch:
         patch.setattr(module, "robust_accuracy", attacked)
         if after == "the attacks":
             patch.setattr(module, "certified_radii", certified)
         with pytest.raises(Killed):
-            found(path)
+            measured(path)
     first = ran.copy()
     monkeypatch.setattr(module, "robust_accuracy", attacked)
     ran.append("again")
-    again = found(path)
+    again = measured(path)
     assert [*first, *ran[len(first) + 1 :]] == ["FGSM", "PGD"]  # neither ran twice
     assert list(tmp_path.iterdir()) == []
     for field in dataclasses.fields(Bracket):
@@ -463,7 +463,7 @@ def boast(logits_fn, x, y, ball, *, key):
     return AttackResult(x, jnp.asarray(True), jnp.asarray(-1.0), jnp.asarray(1))
 
 
-def test_an_attack_that_leaves_the_ball_is_refused():
+def test_an_attack_whose_image_lies_outside_the_ball_is_refused():
     labels = predict(linear_logits(), PIXELS, key=KEY).argmax(axis=1)
     with pytest.raises(RuntimeError, match="outside the ball"):
         robust_accuracy(linear_logits(), PIXELS, labels, LinfBall(0.1), cheat, key=KEY)
@@ -692,13 +692,13 @@ def test_logits_that_are_not_finite_are_refused_with_their_index():
 
 
 class Rooted(eqx.Module):
-    """A linear network and, if so wanted, 0 times a root without a derivative at black pixels."""
+    """A linear network and, if `rooted`, 0 times a root without a derivative at black pixels."""
 
     linear: LinearLogits
-    wanted: jax.Array
+    rooted: jax.Array
 
     def __call__(self, x, *, key=None):
-        return self.linear(x) + 0.0 * jnp.sqrt(jnp.where(self.wanted, jnp.sum(x[:2, :2] ** 2), 1.0))
+        return self.linear(x) + 0.0 * jnp.sqrt(jnp.where(self.rooted, jnp.sum(x[:2, :2] ** 2), 1.0))
 
 
 @pytest.mark.parametrize(
@@ -716,17 +716,17 @@ def test_a_derivative_that_does_not_exist_saves_no_image(attack):
     images = rng.uniform(size=(20, *IMAGE_SHAPE)).astype(np.float32)
     images[:, :2, :2] = 0.0
     smooth, rooted = (
-        Rooted(linear_logits(n_classes=10), jnp.asarray(wanted)) for wanted in (False, True)
+        Rooted(linear_logits(n_classes=10), jnp.asarray(rooted)) for rooted in (False, True)
     )
     slope = eqx.filter_jit(jax.grad(lambda x, net: net(x)[0]))
     assert np.isfinite(slope(images[0], smooth)).all()
     assert np.isnan(slope(images[0], rooted)).any()
     labels = predict(smooth, images, key=KEY).argmax(axis=1)
-    left = [
+    accuracies = [
         robust_accuracy(net, images, labels, LinfBall(0.2), attack, key=KEY).accuracy
         for net in (smooth, rooted)
     ]
-    assert left[1] <= left[0] + 0.1 < 0.5
+    assert accuracies[1] <= accuracies[0] + 0.1 < 0.5
 
 
 def finite_at_the_image_alone(x, *, key=None):
@@ -834,10 +834,10 @@ def test_binary_and_missing_files_are_refused_by_name(tmp_path):
 
 
 def test_provenance_says_what_was_run_and_is_json():
-    told = json.loads(json.dumps(provenance(3)))
-    assert told["seed"] == 3
-    assert told["versions"]["jax"] == jax.__version__
-    assert told["device"].startswith(jax.devices()[0].platform)
+    stored = json.loads(json.dumps(provenance(3)))
+    assert stored["seed"] == 3
+    assert stored["versions"]["jax"] == jax.__version__
+    assert stored["device"].startswith(jax.devices()[0].platform)
 
 
 def test_a_process_names_the_commit_that_it_began_with(monkeypatch):

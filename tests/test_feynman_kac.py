@@ -113,7 +113,7 @@ def test_ornstein_uhlenbeck_has_the_moments_of_its_recursion(path):
     actual, error = path(0.0, CONSTANT, jax.random.key(2))
     exact = np.stack([mean, variance + mean**2])
     assert (np.abs(actual - exact) < STANDARD_ERRORS * np.asarray(error)).all()
-    # Precise enough to tell the recursion from the continuous process.
+    # Precise enough to distinguish the recursion from the continuous process.
     limit = np.exp(-THETA * T1) * np.asarray(X)
     assert (np.abs(limit - actual[0]) > STANDARD_ERRORS * np.asarray(error[0])).any()
 

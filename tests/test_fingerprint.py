@@ -102,7 +102,7 @@ def test_it_is_the_same_in_every_process():
         "from test_fingerprint import PAIRS, fingerprint;"
         "print([fingerprint(one()) for one, _ in PAIRS.values()])"
     )
-    told = [
+    printed = [
         subprocess.run(
             [sys.executable, "-c", program],
             env=os.environ | {"PYTHONHASHSEED": seed},
@@ -113,5 +113,5 @@ def test_it_is_the_same_in_every_process():
         ).stdout
         for seed in ("1", "2")
     ]
-    assert told[0] == told[1]
-    assert told[0].count(",") == len(PAIRS) - 1
+    assert printed[0] == printed[1]
+    assert printed[0].count(",") == len(PAIRS) - 1

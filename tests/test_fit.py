@@ -109,8 +109,8 @@ def test_clean_accuracy_is_the_fraction_of_right_classes():
     data = stripes(50, seed=1)
     labels = [np.argmax(result.model(x, result.state)[0]) for x in jnp.asarray(data.pixels)]
     expected = np.mean(np.array(labels) == data.labels)
-    found = clean_accuracy(Predictor(result.model, result.state), data, key=KEY)
-    assert found == pytest.approx(expected, abs=1e-12)
+    accuracy = clean_accuracy(Predictor(result.model, result.state), data, key=KEY)
+    assert accuracy == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_same_key_gives_the_same_weights_and_another_gives_others():
@@ -372,7 +372,7 @@ def never(*_, **__):
 
 
 def test_a_disk_that_takes_no_more_ends_a_save_in_one_sentence(tmp_path):
-    """The limit on a file's size stands for a disk that fills up within a save."""
+    """The limit on a file's size simulates a disk that fills up within a save."""
     code = """
 import pathlib, resource, signal, sys
 import numpy as np
@@ -563,7 +563,7 @@ def flip_a_bit(path, rng):
     path.write_bytes(content)
 
 
-def test_a_damaged_array_is_told_by_its_digest_and_the_whole_epoch_is_named(copy, monkeypatch):
+def test_a_damaged_array_is_detected_by_its_digest_and_the_whole_epoch_is_named(copy, monkeypatch):
     restore = Checkpoints._restore
 
     def one_bit_off(self, epoch, **what):

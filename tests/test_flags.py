@@ -77,7 +77,7 @@ def loud(network, x, key):
 
 
 def rippled(network, x, key):
-    """A ripple too small to matter, whose slope is all that the gradient sees."""
+    """A ripple too small to matter, whose slope dominates the gradient."""
     return network(x) + 1e-4 * jnp.sin(1e8 * jnp.mean(x)) * jnp.arange(10)
 
 
@@ -248,7 +248,7 @@ def test_steps_that_cannot_reach_the_surface_raise_a_flag(attack, ball, raised):
         assert "steps of" in flags[0].evidence
 
 
-# Flags that attacks raise. Two classes, told apart by which half of the image is brighter.
+# Flags that attacks raise. Two classes, by which half of the image is brighter.
 
 
 def halves(n, seed=0, size=8):
@@ -324,10 +324,10 @@ def test_a_valley_on_one_side_only_makes_more_restarts_help():
 # Flags among survivors.
 
 
-def mask(*fallen, n=100):
-    standing = np.ones(n, bool)
-    standing[list(fallen)] = False
-    return standing
+def mask(*broken, n=100):
+    still_correct = np.ones(n, bool)
+    still_correct[list(broken)] = False
+    return still_correct
 
 
 def test_a_black_box_that_breaks_more_raises_its_flag_and_one_image_is_chance():
@@ -363,7 +363,7 @@ class Hidden(eqx.Module):
     ],
     ids=["side by side", "in sequence"],
 )
-def test_the_bracket_sees_that_square_beats_a_hidden_gradient(attacks):
+def test_the_bracket_flags_that_square_beats_a_hidden_gradient(attacks):
     data = digits("test", 80)
 
     def flags(hide):

@@ -58,11 +58,11 @@ def apply(f, gamma):
 @eqx.filter_jit
 def derivatives(f, gamma, order):
     """The values of f and its derivatives up to `order`, by one program."""
-    found = []
+    values = []
     for _ in range(order + 1):
-        found.append(jax.vmap(f)(gamma))
+        values.append(jax.vmap(f)(gamma))
         f = jax.grad(f)
-    return found
+    return values
 
 
 def solved(gamma, lam, t1, **solver):
@@ -113,8 +113,8 @@ def test_first_and_second_derivatives_in_float32_are_differences_of_solves(t1):
     gamma = random_gamma(200)
     first = first_difference(lambda g: exact(g, t1), gamma.astype(np.float64))
     second = second_difference(lambda g: exact(g, t1), gamma.astype(np.float64))
-    _, ours, curvatures = derivatives(NmODE(3.0, t1), gamma, 2)
-    np.testing.assert_allclose(ours, first, rtol=0, atol=2e-6)
+    _, actual, curvatures = derivatives(NmODE(3.0, t1), gamma, 2)
+    np.testing.assert_allclose(actual, first, rtol=0, atol=2e-6)
     np.testing.assert_allclose(curvatures, second, rtol=0, atol=2e-5)
 
 
@@ -123,11 +123,11 @@ def test_forward_and_reverse_mode_agree_to_third_order():
 
     @jax.jit
     def by_forward_mode(gamma):
-        found, f = [], nmode
+        values, f = [], nmode
         for _ in range(3):
             f = jax.jacfwd(f)
-            found.append(jax.vmap(f)(gamma))
-        return found
+            values.append(jax.vmap(f)(gamma))
+        return values
 
     _, *reverse = derivatives(nmode, gamma, 3)
     for forward, backward in zip(by_forward_mode(gamma), reverse, strict=True):
@@ -170,8 +170,8 @@ def test_half_precision_keeps_its_dtype_and_its_digits(dtype, t1):
 def test_max_slope_is_between_sampled_slopes_and_the_theorem(lam, t1):
     nmode = NmODE(lam, t1)
     with jax.enable_x64(True):
-        _, found = derivatives(nmode, np.linspace(0, np.pi, 20_000), 1)
-        sampled = np.abs(np.asarray(found)).max()
+        _, slopes = derivatives(nmode, np.linspace(0, np.pi, 20_000), 1)
+        sampled = np.abs(np.asarray(slopes)).max()
     largest = nmode.flow_map.max_slope()
     assert sampled <= largest <= float(nmode.slope_bound()) * (1 + 1e-3)
     assert largest <= sampled * (1 + 1e-3)
@@ -232,8 +232,8 @@ def test_a_tolerance_below_what_can_be_checked_is_refused(tol):
 def test_the_solver_and_the_flow_map_agree(t1):
     gamma = random_gamma(200, np.float64)
     with jax.enable_x64(True):
-        found = solved(gamma, 3.0, t1, **TIGHT)
-        np.testing.assert_allclose(found, apply(NmODE(3.0, t1), gamma), rtol=0, atol=1e-8)
+        actual = solved(gamma, 3.0, t1, **TIGHT)
+        np.testing.assert_allclose(actual, apply(NmODE(3.0, t1), gamma), rtol=0, atol=1e-8)
 
 
 def test_learned_lam_and_t1_have_the_gradients_of_finite_differences():
@@ -243,11 +243,11 @@ def test_learned_lam_and_t1_have_the_gradients_of_finite_differences():
         def total(lam, t1):
             return jnp.sum(NmODE(lam, t1, **TIGHT)(jnp.asarray(gamma)))
 
-        ours = jax.jit(jax.grad(total, (0, 1)))(jnp.asarray(2.5), jnp.asarray(0.8))
+        actual = jax.jit(jax.grad(total, (0, 1)))(jnp.asarray(2.5), jnp.asarray(0.8))
     lam, t1, h = 2.5, 0.8, 1e-4
     by_lam = (exact(gamma, t1, lam + h).sum() - exact(gamma, t1, lam - h).sum()) / (2 * h)
     by_t1 = (exact(gamma, t1 + h, lam).sum() - exact(gamma, t1 - h, lam).sum()) / (2 * h)
-    np.testing.assert_allclose(ours, (by_lam, by_t1), rtol=1e-7)
+    np.testing.assert_allclose(actual, (by_lam, by_t1), rtol=1e-7)
 
 
 # nmODE^k, other activations, starting values: flow maps of every kind against Dopri8
@@ -285,7 +285,7 @@ def test_nmode_of_any_depth_is_its_solution_and_so_are_its_derivatives(name):
     with jax.enable_x64(True):
         wide = gamma.astype(np.float64)
         shifted = wide + h * np.arange(-2.0, 3.0)[:, None]
-        # One solve for all: to compile it is what takes the time.
+        # One solve for all: most of the time is compiling it.
         exact = NmODE(3.0, 1.0, y0=y0, activations=activations, **TIGHT)
         y = np.asarray(apply(exact, shifted))
         values, slopes, curvatures = map(np.asarray, derivatives(nmode, wide, 2))
@@ -331,17 +331,17 @@ def test_beyond_its_interval_a_map_is_constant_or_nothing():
         return -y + np.logaddexp(0, y + g)
 
     both = interval_flow_map(lambda y, g: -y + np.tanh(y + g), 1.0, -20.0, 20.0)
-    left = interval_flow_map(softplus_field, 1.0, -40.0, 5.0)
-    assert (both.saturates, left.saturates) == ((True, True), (True, False))
+    one_sided = interval_flow_map(softplus_field, 1.0, -40.0, 5.0)
+    assert (both.saturates, one_sided.saturates) == ((True, True), (True, False))
     far = np.asarray([-1e6, 1e6, np.nan, -20, 20], np.float32)
     y, slopes = map(np.asarray, derivatives(both, far, 1))
     np.testing.assert_allclose(y[:2], y[3:])
     assert np.isnan(y[2])
     np.testing.assert_array_equal(slopes[:2], 0.0)
     inside = np.linspace(-39.0, 4.9, 300, dtype=np.float32)
-    found = np.asarray(apply(left, np.concatenate([far[:3], inside])))
-    assert list(np.isnan(found[:3])) == [False, True, True]
-    np.testing.assert_allclose(found[3:], exact(inside, 1.0, field=softplus_field), atol=2e-6)
+    actual = np.asarray(apply(one_sided, np.concatenate([far[:3], inside])))
+    assert list(np.isnan(actual[:3])) == [False, True, True]
+    np.testing.assert_allclose(actual[3:], exact(inside, 1.0, field=softplus_field), atol=2e-6)
 
 
 @pytest.mark.parametrize(("lower", "upper"), [(1.0, 1.0), (2.0, 1.0), (0.0, float("inf"))])
@@ -530,9 +530,9 @@ def test_table_1_differences_are_those_of_the_printed_columns(family, t):
     # solutions differ by 1.1971. One is a misprint: 0.0837 should be 0.0891.
     y1, y1_bar, y2, y2_bar = (float(v) for v in TABLE_1[family, t])
     unit = 1e7 if (family, t) == ("P-nmODE", 5.0) else 1e-4
-    ours = [round((y1_bar - y1) / unit), round((y2_bar - y2) / unit)]
+    actual = [round((y1_bar - y1) / unit), round((y2_bar - y2) / unit)]
     printed = [round(float(d) / unit) for d in DIFFERENCES[family, t]]
     if (family, t) == ("P-nmODE", 0.6):
-        assert (printed[0], ours[0]) == (837, 891)
+        assert (printed[0], actual[0]) == (837, 891)
         printed[0] = 891
-    assert ours == printed
+    assert actual == printed

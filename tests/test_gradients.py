@@ -45,6 +45,7 @@ KEY = jax.random.key(4)
 BALL = LinfBall(0.1)
 IMAGES = np.asarray(digits().pixels[:12])
 LABELS = np.asarray(digits().labels[:12])
+BATCH = jnp.asarray(IMAGES), jnp.asarray(LABELS)
 
 
 def build(cls, **settings):
@@ -91,8 +92,8 @@ def flat(tree):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
-def assert_close(ours, theirs, **tolerance):
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+def assert_close(actual, expected, **tolerance):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, **tolerance)
 
 
@@ -148,7 +149,7 @@ def test_eps_rises_linearly_to_its_own(kind):
     @eqx.filter_jit
     def fixed(eps, params, static, state):
         plain = Derivative(objective(eps))
-        return plain(params, static, clone(state), None, IMAGES, LABELS, key=KEY)
+        return plain(params, static, clone(state), None, *BATCH, key=KEY)
 
     for eps in (0.025, 0.05, 0.075, 0.1, 0.1):
         (value, _), gradient, carry = apply(rule, model, carry)
@@ -254,10 +255,10 @@ def test_yopo_takes_networks_and_ensembles(cls, settings, first, how):
     x = np.clip(np.clip(x + 0.05 * np.sign(slope), IMAGES - 0.1, IMAGES + 0.1), 0, 1)
     after, (second, _) = slopes(params, static, state, x)
     assert float(after) > float(before) + 1e-3  # it climbs
-    (value, _), ours, _ = apply(rule, model)
+    (value, _), actual, _ = apply(rule, model)
     assert float(value) == pytest.approx(float(before + after) / 2, rel=1e-3)
     expected = (flat(gradient) + flat(second)) / 2
-    assert np.linalg.norm(flat(ours) - expected) / np.linalg.norm(expected) < 0.02
+    assert np.linalg.norm(flat(actual) - expected) / np.linalg.norm(expected) < 0.02
 
 
 def test_yopo_needs_a_second_time():
@@ -278,7 +279,7 @@ def attacked_images(objective, model, state):
                 return super().__call__(model, state, images, labels, key=key)
 
         spied = dataclasses.replace(objective, objective=Spy())
-        spied(model, clone(state), IMAGES, LABELS, key=KEY)
+        spied(model, clone(state), *BATCH, key=KEY)
         return seen[0]
 
     return np.asarray(images_seen(model, state))
@@ -319,9 +320,7 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_float32():
     params, static, state = model
     rule = Derivative(MixedPrecision())
     text = str(
-        jax.make_jaxpr(lambda p: rule(p, static, clone(state), None, IMAGES, LABELS, key=KEY))(
-            params
-        )
+        jax.make_jaxpr(lambda p: rule(p, static, clone(state), None, *BATCH, key=KEY))(params)
     )
     convolutions = [line for line in text.splitlines() if "odejax_conv2d" in line]
     assert convolutions

@@ -108,11 +108,11 @@ def test_symplectic_layers_keep_the_area_form(seed):
 
 
 def test_a_thousand_symplectic_layers_keep_the_area_form():
-    _, _, found = a_thousand("symplectic")
+    _, _, slope = a_thousand("symplectic")
     # As large as the entries that cancel in it allow.
-    rounding = 1e-12 * np.linalg.norm(found, 2) ** 2
-    np.testing.assert_allclose(found.T @ area_form() @ found, area_form(), rtol=0, atol=rounding)
-    assert np.abs(found - np.eye(N)).max() > 0.5
+    rounding = 1e-12 * np.linalg.norm(slope, 2) ** 2
+    np.testing.assert_allclose(slope.T @ area_form() @ slope, area_form(), rtol=0, atol=rounding)
+    assert np.abs(slope - np.eye(N)).max() > 0.5
 
 
 def test_volume_layers_keep_the_area_form_only_by_chance():
@@ -133,11 +133,11 @@ def test_the_sphere_step_is_the_cayley_transform():
         layer = one("sphere")
         return layer(y), layer.first(y), layer.second(y)
 
-    found, u, v = stepped(y)
+    actual, u, v = stepped(y)
     u, v = np.asarray(u, np.float64), np.asarray(v, np.float64)
     skew = 0.15 * (np.outer(u, v) - np.outer(v, u))  # h / 2 times S
     expected = np.linalg.solve(np.eye(N) - skew, (np.eye(N) + skew) @ np.asarray(y, np.float64))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def slope(kind, layer, y):
@@ -205,8 +205,8 @@ def test_the_flow_of_a_network_has_the_invariant(net):
         return (jax.jacfwd(model.flow) if invariant is None else model.flow)(y)
 
     y = state()
-    found = np.asarray(end_or_jacobian(y))
+    result = np.asarray(end_or_jacobian(y))
     if invariant is None:
-        assert np.linalg.det(found) == pytest.approx(1, abs=1e-4)
+        assert np.linalg.det(result) == pytest.approx(1, abs=1e-4)
     else:
-        assert float(invariant(found)) == pytest.approx(float(invariant(y)), abs=1e-5)
+        assert float(invariant(result)) == pytest.approx(float(invariant(y)), abs=1e-5)

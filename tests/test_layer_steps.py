@@ -44,16 +44,16 @@ def test_a_neumann_series_is_the_polynomial_of_a_linear_field(order):
     y = np.linspace(-1.0, 1.0, 5)
     expected = sum(np.linalg.matrix_power(h * matrix, k) @ y for k in range(order + 1))
     with jax.enable_x64(True):
-        found = jax.jit(lambda y: NeumannSeries(order)(lambda v: matrix @ v, y, h))(y)
-    np.testing.assert_allclose(found, expected, rtol=1e-14)
+        actual = jax.jit(lambda y: NeumannSeries(order)(lambda v: matrix @ v, y, h))(y)
+    np.testing.assert_allclose(actual, expected, rtol=1e-14)
 
 
 def test_a_long_neumann_series_is_a_backward_euler_step():
     h, matrix = 0.1, np.random.default_rng(1).normal(size=(5, 5))
     y = np.linspace(-1.0, 1.0, 5)
     with jax.enable_x64(True):
-        found = NeumannSeries(40)(lambda v: matrix @ v, jnp.asarray(y), h)
-    np.testing.assert_allclose(found, np.linalg.solve(np.eye(5) - h * matrix, y), rtol=1e-13)
+        actual = NeumannSeries(40)(lambda v: matrix @ v, jnp.asarray(y), h)
+    np.testing.assert_allclose(actual, np.linalg.solve(np.eye(5) - h * matrix, y), rtol=1e-13)
 
 
 def test_a_polynomial_step_applies_the_field_to_its_own_value():
@@ -158,10 +158,10 @@ def test_layers_of_any_step_are_a_loop():
         lambda key: Scaled(jax.random.normal(key, (3,))), 4, key=jax.random.key(4)
     )
     y, h = jnp.linspace(0.1, 1.0, 3), 0.5
-    found, _ = integrate_layers(
+    actual, _ = integrate_layers(
         layers, y, eqx.nn.State(layers), solver=NeumannSeries(), step_size=h
     )
     for weight in layers.weight:
         first = h * jnp.sin(weight * y)
         y = y + first + h * jnp.sin(weight * first)
-    np.testing.assert_allclose(found, y, rtol=1e-6)
+    np.testing.assert_allclose(actual, y, rtol=1e-6)

@@ -77,16 +77,16 @@ def test_shared_weights_are_diffrax_with_constant_steps(solver, x64):
         layer = Tanh(key)
         y0 = jnp.linspace(-1.0, 1.0, 6)
         layers = repeated(layer, depth)
-        ours, _ = integrate_layers(layers, y0, eqx.nn.State(layers), solver=solver, step_size=h)
-        theirs = diffrax.diffeqsolve(
+        actual, _ = integrate_layers(layers, y0, eqx.nn.State(layers), solver=solver, step_size=h)
+        expected = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, args: layer(y, None)[0]), solver, 0.0, h * depth, h, y0
         ).ys[0]
-        return ours, theirs
+        return actual, expected
 
     with jax.enable_x64(x64):
-        ours, theirs = both(jax.random.key(0))
-        assert ours.dtype == (jnp.float64 if x64 else jnp.float32)
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=16 * jnp.finfo(ours.dtype).eps)
+        actual, expected = both(jax.random.key(0))
+        assert actual.dtype == (jnp.float64 if x64 else jnp.float32)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=16 * jnp.finfo(actual.dtype).eps)
 
 
 @pytest.mark.parametrize("solver", [slow(diffrax.Euler()), SSPRK33(), diffrax.Dopri5()], ids=name)
@@ -96,7 +96,7 @@ def test_layers_with_weights_of_their_own_are_a_loop_in_values_and_gradients(sol
         layers = eqx.filter_jit(stack_layers)(Tanh, depth, key=jax.random.key(1))
         y0 = np.linspace(-1.0, 1.0, 6)
 
-        def ours(layers, y, h):
+        def integrated(layers, y, h):
             y, _ = integrate_layers(layers, y, eqx.nn.State(layers), solver=solver, step_size=h)
             return jnp.sum(y**3)
 
@@ -107,7 +107,7 @@ def test_layers_with_weights_of_their_own_are_a_loop_in_values_and_gradients(sol
 
         @jax.jit
         def both(*args):
-            return [jax.value_and_grad(f, (0, 1, 2))(*args) for f in (ours, looped)]
+            return [jax.value_and_grad(f, (0, 1, 2))(*args) for f in (integrated, looped)]
 
         actual, expected = both(layers, y0, h)
         for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
@@ -176,8 +176,8 @@ def test_batch_norm_state_goes_through_layers_and_stages(solver):
         np.testing.assert_allclose(out, expected, rtol=2e-5, atol=2e-5)
         for i, (layer, s) in enumerate(single):
             pairs = zip(statistics(layers, state), statistics(layer, s), strict=True)
-            for ours, theirs in pairs:
-                np.testing.assert_allclose(ours[i], theirs, rtol=1e-5, atol=1e-6)
+            for actual, expected in pairs:
+                np.testing.assert_allclose(actual[i], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_batch_norm_in_inference_uses_and_keeps_the_running_statistics():

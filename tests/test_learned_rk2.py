@@ -35,7 +35,7 @@ def test_a_step_is_the_blocks_formula(published):
 
         return jax.vmap(once)(step), step.coefficients()
 
-    found, coefficients = stepped(step)
+    actual, coefficients = stepped(step)
     for i in range(5):
         if published:
             b10, a21 = (1 / (1 + np.exp(-p[i])) for p in (step.first, step.second))
@@ -46,7 +46,7 @@ def test_a_step_is_the_blocks_formula(published):
         slope = np.tanh(matrix @ y)
         x1 = y + b10 * slope
         expected = a20 * y + b20 * slope + a21 * x1 + b21 * np.tanh(matrix @ x1)
-        np.testing.assert_allclose(found[i], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(actual[i], expected, rtol=1e-4, atol=1e-5)
 
 
 @REGIONS
@@ -92,9 +92,9 @@ def test_the_published_start_is_outside_the_region():
 def test_the_second_coefficient_is_learned_unless_published(published):
     # Of the coefficient, not of a step: there a21 cancels, and its gradient is rounding.
     slopes = jax.jit(jax.grad(lambda step: jnp.sum(step.coefficients().a21)))
-    found = slopes(random_step(10, published, 3))
-    assert (np.asarray(found.second) != 0).all() == (not published)
-    assert (np.asarray(found.first) != 0).all() == (not published)
+    actual = slopes(random_step(10, published, 3))
+    assert (np.asarray(actual.second) != 0).all() == (not published)
+    assert (np.asarray(actual.first) != 0).all() == (not published)
 
 
 def test_the_corner_of_the_region_is_ssprk22():
@@ -104,12 +104,12 @@ def test_the_corner_of_the_region_is_ssprk22():
 
     @jax.jit
     def stepped(step, y):
-        ours, ssprk22 = of_layer(step, 0), layer_step(SSPRK22())
-        return step.ssp_coefficient(), ours(jnp.sin, y, 0.7), ssprk22(jnp.sin, y, 0.7)
+        learned, ssprk22 = of_layer(step, 0), layer_step(SSPRK22())
+        return step.ssp_coefficient(), learned(jnp.sin, y, 0.7), ssprk22(jnp.sin, y, 0.7)
 
-    coefficient, found, expected = stepped(step, np.linspace(-1.0, 1.0, 5, dtype=np.float32))
+    coefficient, actual, expected = stepped(step, np.linspace(-1.0, 1.0, 5, dtype=np.float32))
     np.testing.assert_allclose(coefficient, 1.0, rtol=1e-6)
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_no_total_variation_grows_up_to_the_coefficient():

@@ -242,16 +242,16 @@ def test_float32_is_off_by_no_more_than_is_said(name):
             else a,
             model,
         )  # fmt: skip
-        predictor, said, found = frozen_and_its_error(moved, state, images)
+        predictor, stated, logits = frozen_and_its_error(moved, state, images)
         with jax.enable_x64(True):
             exact = jax.tree.map(
                 lambda a: np.asarray(a, np.float64) if eqx.is_inexact_array(a) else a, predictor
             )
             exact = np.asarray(many_logits(exact, images.astype(np.float64)))
-        off, said = np.linalg.norm(exact - np.asarray(found), axis=1), np.asarray(said)
-        assert (off < said).all()
+        off, stated = np.linalg.norm(exact - np.asarray(logits), axis=1), np.asarray(stated)
+        assert (off < stated).all()
         assert off.max() > 0
-        assert said.max() < 1e4 * off.max() + 1e-3
+        assert stated.max() < 1e4 * off.max() + 1e-3
 
 
 def test_what_rounding_may_cost_grows_with_the_radius_as_a_line():
@@ -549,8 +549,8 @@ def test_circular_convolutions_of_small_images(image_size, size):
 
 
 @eqx.filter_jit
-def orthogonality(thing):
-    return thing.orthogonality()
+def orthogonality(layer):
+    return layer.orthogonality()
 
 
 @pytest.mark.parametrize("size", [None, 1, 3])
@@ -568,8 +568,8 @@ def test_orthogonality_is_that_of_the_matrix_as_applied(size):
 @pytest.mark.parametrize("steps", [NonExpansiveSteps(), PrescribedSteps()])
 def test_only_networks_with_switching_steps_start_orthogonal(steps):
     model, _ = build(StructuredNet, SHAPE, regime=Structured(steps), channels=(4, 8), depth=2)
-    found = float(orthogonality(model))
-    assert found < 0.01 if steps.switching else found > 1
+    distance = float(orthogonality(model))
+    assert distance < 0.01 if steps.switching else distance > 1
 
 
 @pytest.mark.parametrize("steps", [NonExpansiveSteps(), PrescribedSteps(), FlexibleSteps()])

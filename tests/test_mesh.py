@@ -64,10 +64,10 @@ def weights(result):
 
 
 def assert_same(result, expected, tolerance):
-    for ours, theirs in zip(result.history, expected.history, strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=tolerance)
-    for ours, theirs in zip(weights(result), weights(expected), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+    for actual, reference in zip(result.history, expected.history, strict=True):
+        assert actual["loss"] == pytest.approx(reference["loss"], rel=tolerance)
+    for actual, reference in zip(weights(result), weights(expected), strict=True):
+        np.testing.assert_allclose(actual, reference, rtol=tolerance, atol=tolerance)
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ def stream(devices, name, folder):
         train(OBJECTIVES[name], streamed, epochs=1, checkpoint_dir=folder)
         result = train(OBJECTIVES[name], streamed, checkpoint_dir=folder)
     assert set(range(len(TRAIN))) <= set(rows.read)
-    assert len(rows.read) < 2 * len(TRAIN) + 40  # twice over, and some to tell it apart
+    assert len(rows.read) < 2 * len(TRAIN) + 40  # twice over, and some for the digest
     assert_same(result, expected, 0)
 
 

@@ -35,7 +35,7 @@ KEY = jax.random.key(42)
 LAYERED = [ResNet, SSPNet, PolyNet, FractalNet, RevNet, EnResNet]
 SHAPED = [MLP, *LAYERED, ConvODENet, DenseODENet, NmODENet, LipschitzNet]
 
-# Others of their class differ in a setting, which tests of that class see as well.
+# Others of their class differ in a setting, which tests of that class cover as well.
 VARIANTS = {
     "ResNet step 0.1",
     "SSPNet SSPRK22",
@@ -95,7 +95,7 @@ def result_of(name):
 def test_logits_have_one_float_for_each_class(name):
     logits = result_of(name)["logits"]
     assert logits.shape == (10,)
-    assert logits.dtype == jnp.result_type(float)  # float64 where JAX is told to
+    assert logits.dtype == jnp.result_type(float)  # float64 where JAX is set to
     assert np.isfinite(logits).all()
 
 

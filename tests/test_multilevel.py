@@ -142,7 +142,7 @@ def test_without_noise_it_is_the_deterministic_solution():
     assert out.plain_cost == pytest.approx(0, abs=1e-3)
 
 
-def test_paths_that_diverge_are_told():
+def test_paths_that_diverge_are_reported():
     with pytest.raises(FloatingPointError, match="paths of 8 steps are not finite"):
         multilevel_feynman_kac(
             square, lambda t, y: y**9, ConstantNoise(50.0), X, steps=(8,), standard_error=1.0,

@@ -260,11 +260,11 @@ def test_growth_stays_below_its_bounds(tmp_path):
         for row in rows:
             for kind in ("PGD-40", "random"):
                 assert 1 <= row[kind]["median"] <= row[kind]["largest"] <= row["bound"]
-    for name, told in result["networks"].items():
-        assert len(told["bound"]) == 3
+    for name, network in result["networks"].items():
+        assert len(network["bound"]) == 3
         for kind in ("PGD-40", "random"):
-            assert told[kind]["median"][0] == 1
-            for largest, bound in zip(told[kind]["largest"], told["bound"], strict=True):
+            assert network[kind]["median"][0] == 1
+            for largest, bound in zip(network[kind]["largest"], network["bound"], strict=True):
                 assert largest <= bound * (1 + 1e-5), name
     assert (tmp_path / "stability.png").stat().st_size > 10_000
     console = Console(width=80, record=True)

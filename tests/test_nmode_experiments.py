@@ -37,12 +37,12 @@ def test_table_1_is_the_papers_to_every_digit_but_its_misprint(chosen, tmp_path)
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert [(row["family"], row["t"]) for row in rows] == list(chosen)
     for row in rows:
-        ours = nmode_table1.printed_row(row["Dopri5, 1e-7"])
+        row_printed = nmode_table1.printed_row(row["Dopri5, 1e-7"])
         printed = [nmode_table1.as_printed(value) for value in row["paper"]]
         if (row["family"], row["t"]) == ("P-nmODE", 0.6):
-            assert (printed[2], ours[2]) == ("0.0837", "0.0891")
-            printed[2] = ours[2]
-        assert ours == printed
+            assert (printed[2], row_printed[2]) == ("0.0837", "0.0891")
+            printed[2] = row_printed[2]
+        assert row_printed == printed
         # The second solver agrees to what the first one's tolerance promises.
         np.testing.assert_allclose(row["Dopri8, 1e-8"], row["Dopri5, 1e-7"], rtol=5e-5, atol=1e-5)
 
@@ -67,9 +67,9 @@ def test_the_tables_resume_and_hold_the_interval(tmp_path):
         # The pixels' deviation is below 1: a smaller ball, which leaves more.
         for standardised in record["pgd_standardised"]:
             assert 0.3 < standardised["eps"] / standardised["eps_over_std"] < 0.5
-        left = [s["PGD-40"] for s in record["pgd_standardised"]]
-        assert left == sorted(left, reverse=True)
-        assert left[-1] >= record["balls"]["linf"][-1]["per_attack"]["PGD-40"]
+        accuracies = [s["PGD-40"] for s in record["pgd_standardised"]]
+        assert accuracies == sorted(accuracies, reverse=True)
+        assert accuracies[-1] >= record["balls"]["linf"][-1]["per_attack"]["PGD-40"]
         if "clip" in name:
             assert record["tau"] <= 0.05 * 64 * (1 + 1e-5)
     console = Console(width=200, record=True)
@@ -136,7 +136,7 @@ def test_every_network_is_made_and_optimised_as_it_says():
     @jax.jit
     def first_weights(key):
         """Before and after one update by a gradient of zero: decay and clipping alone act."""
-        found = {}
+        weights = {}
         for name, network in nmode_mnist.NETWORKS.items():
             if not network.certificates:  # the neural ODEs: no first weight, nothing done to it
                 continue
@@ -146,8 +146,8 @@ def test_every_network_is_made_and_optimised_as_it_says():
             zero = jax.tree.map(lambda p: 0 * p, params)
             updates, _ = optimizer.update(zero, optimizer.init(params), params)
             both = params, eqx.apply_updates(params, updates)
-            found[name] = [nmode_mnist.first_weight(p) for p in both]
-        return found
+            weights[name] = [nmode_mnist.first_weight(p) for p in both]
+        return weights
 
     for name, both in first_weights(jax.random.key(0)).items():
         before, weight = np.abs(both)

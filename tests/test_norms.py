@@ -34,8 +34,8 @@ def test_a_training_batch_is_normalised_and_moves_the_running_statistics(made):
         np.testing.assert_allclose(ys, expected, atol=1e-5)
         mean = 0.9 * mean + 0.1 * pixels.mean(0)
         variance = 0.9 * variance + 0.1 * pixels.var(0, ddof=1)
-    for ours, theirs in zip(state.get(norm.statistics), (mean, variance), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    for actual, expected in zip(state.get(norm.statistics), (mean, variance), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
     one, after = eqx.filter_jit(eqx.nn.inference_mode(norm))(np.float32(xs[0]), state)
     expected = (xs[0] - mean) / np.sqrt(variance + 1e-5) * [1, 2, 3] + [0.5, 0, -1]
     np.testing.assert_allclose(one, expected, atol=1e-5)

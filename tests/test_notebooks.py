@@ -11,7 +11,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-@pytest.mark.filterwarnings("default")  # the kernel's own machinery, not ours
+@pytest.mark.filterwarnings("default")  # the kernel's own machinery
 def test_notebook_runs(path, monkeypatch):
     # As users have it: notebooks compute more than they compile (see conftest.py).
     monkeypatch.delenv("XLA_FLAGS")

@@ -40,28 +40,22 @@ def evaluate(logits_fn):
     return report, labels
 
 
-def test_a_flax_network():
-    network = FlaxNet()
+@pytest.mark.parametrize(
+    "network",
+    [
+        FlaxNet(),
+        # Like flax's, a function of an image that holds its parameters.
+        pytest.param(hk.without_apply_rng(hk.transform(haiku_net)), marks=pytest.mark.slow),
+    ],
+    ids=["flax", "haiku"],
+)
+def test_a_network_is_attacked_as_a_function_of_one_image(network):
     params = jax.jit(network.init)(KEY, jnp.zeros((1, 8, 8, 1)))
 
     def logits_fn(x, *, key):
         return network.apply(params, x[None])[0]
 
     report, labels = evaluate(logits_fn)
-    left = np.asarray(jax.jit(network.apply)(params, report.x_adv)).argmax(axis=1) == labels
-    np.testing.assert_array_equal(left, report.still_correct)
-    assert 0 < report.accuracy < 1
-
-
-@pytest.mark.slow  # as flax's, a function of an image that holds its parameters
-def test_a_haiku_network():
-    network = hk.without_apply_rng(hk.transform(haiku_net))
-    params = jax.jit(network.init)(KEY, jnp.zeros((1, 8, 8, 1)))
-
-    def logits_fn(x, *, key):
-        return network.apply(params, x[None])[0]
-
-    report, labels = evaluate(logits_fn)
-    left = np.asarray(jax.jit(network.apply)(params, report.x_adv)).argmax(axis=1) == labels
-    np.testing.assert_array_equal(left, report.still_correct)
+    correct = np.asarray(jax.jit(network.apply)(params, report.x_adv)).argmax(axis=1) == labels
+    np.testing.assert_array_equal(correct, report.still_correct)
     assert 0 < report.accuracy < 1

@@ -90,8 +90,8 @@ def test_logits_gradients_and_statistics_are_those_of_pytorch(members, train):
     np.testing.assert_allclose(gradient, slope, rtol=0, atol=1e-9 * np.abs(slope).max())
     if train:
         for i, net in enumerate(nets):
-            ours = model if members is None else model.nets
-            updated = new_state.get(ours.head.norm.statistics)
+            trained = model if members is None else model.nets
+            updated = new_state.get(trained.head.norm.statistics)
             updated = updated if members is None else [a[i] for a in updated]
             theirs = net[-1].norm.running_mean, net[-1].norm.running_var
             for a, b in zip(updated, theirs, strict=True):

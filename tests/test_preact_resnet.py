@@ -17,7 +17,7 @@ KEY = jax.random.key(0)
 
 @pytest.mark.parametrize(
     ("make", "millions"),
-    # Three stages: He et al. 2016 (a), Table 6, whose shortcuts have no weights (ours have 0.003
+    # Three stages: He et al. 2016 (a), Table 6, whose shortcuts have no weights (here 0.003
     # million). Four: PyTorch's ResNets without their larger stem and classifier. Wide: their paper,
     # Tables 4 and 5, *enresnet* 4.3, and of WRN-34-10 TRADES.
     [
@@ -119,9 +119,9 @@ def test_it_is_the_network_of_the_paper_written_out(make, shape):
         logits = model.head.linear(norm_relu(model.head.norm, y).mean((0, 1)))
         return y, logits, Predictor(model, state)(x)
 
-    y, logits, ours = both(model, rng.uniform(size=(16, 16, 3)).astype(np.float32))
+    y, logits, actual = both(model, rng.uniform(size=(16, 16, 3)).astype(np.float32))
     assert y.shape == shape
-    np.testing.assert_allclose(ours, logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(actual, logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("depth", [2, 19, 21])

@@ -35,10 +35,10 @@ BALL = odejax.LinfBall(0.01)
 
 
 def job(folder, *, pause=0.0, state_path=None):
-    """The trained weights, its losses, and who still stands."""
+    """The trained weights, the losses, and which images are still correct."""
 
     def score(predictor, dataset, *, key):
-        time.sleep(pause)  # so that whoever wants to kill this run has the time to
+        time.sleep(pause)  # so that there is time to kill this run
         return clean_accuracy(predictor, dataset, key=key)
 
     model, state = eqx.nn.make_with_state(NmODENet)((8, 8, 1), width=16, key=jax.random.key(0))
@@ -115,14 +115,14 @@ def test_two_processes_are_one_device_and_survive_a_kill(tmp_path):
 
     result, expected = job(None)
     np.testing.assert_allclose(summary["losses"], expected["losses"], rtol=1e-4)
-    for ours, theirs in zip(arrays, weights(result), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    for actual, reference in zip(arrays, weights(result), strict=True):
+        np.testing.assert_allclose(actual, reference, rtol=1e-4, atol=1e-4)
     assert {**summary, "losses": 0} == {**expected, "losses": 0}
     assert 0 < np.mean(summary["interval"]) < 1
     others, other_summary = outcome(whole, 1)
     assert other_summary == summary
-    for ours, theirs in zip(others, arrays, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for actual, reference in zip(others, arrays, strict=True):
+        np.testing.assert_array_equal(actual, reference)
 
     processes = start(folder, again, pause=2.0)
     deadline = time.monotonic() + 240
@@ -139,8 +139,8 @@ def test_two_processes_are_one_device_and_survive_a_kill(tmp_path):
     finish(start(folder, again))
     resumed, resumed_summary = outcome(again)
     assert resumed_summary == summary
-    for ours, theirs in zip(resumed, arrays, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for actual, reference in zip(resumed, arrays, strict=True):
+        np.testing.assert_array_equal(actual, reference)
 
 
 def test_processes_without_a_mesh_are_refused(monkeypatch):

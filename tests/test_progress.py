@@ -25,7 +25,7 @@ def test_short_work_leaves_no_line_in_a_log_file(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_none_is_shown_where_none_is_wanted(capsys, monkeypatch):
+def test_none_is_shown_where_none_is_asked_for(capsys, monkeypatch):
     monkeypatch.setattr(_progress, "_LINE_SECONDS", 0.0)
     work(enabled=False)
     assert capsys.readouterr().out == ""

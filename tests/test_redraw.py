@@ -30,7 +30,7 @@ def test_every_figure_belongs_to_a_result_of_an_experiment():
     assert len(drawn) == 19
 
 
-@pytest.mark.parametrize("wanted", ["no such result"])
-def test_nothing_is_drawn_of_no_result(wanted, capsys):
-    redraw.main(wanted)
+@pytest.mark.parametrize("name", ["no such result"])
+def test_nothing_is_drawn_of_no_result(name, capsys):
+    redraw.main(name)
     assert capsys.readouterr().out == ""

@@ -32,7 +32,7 @@ def train(checkpoint_dir=None, pause=0.0):
     )
 
     def score(predictor, dataset, *, key):
-        time.sleep(pause)  # so that whoever wants to kill this run has the time to
+        time.sleep(pause)  # so that there is time to kill this run
         return clean_accuracy(predictor, dataset, key=key)
 
     return fit(
@@ -95,22 +95,22 @@ def test_a_killed_and_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_p
 
     uninterrupted = train()
     with np.load(f"{out}.npz") as saved:
-        found = [saved[name] for name in saved.files]
+        actual = [saved[name] for name in saved.files]
     expected = arrays(uninterrupted)
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(a, b)
-    told = json.loads(out.with_suffix(".json").read_text())
-    assert told["best_epoch"] == uninterrupted.best_epoch
-    assert without_timings(told["history"]) == without_timings(uninterrupted.history)
+    metadata = json.loads(out.with_suffix(".json").read_text())
+    assert metadata["best_epoch"] == uninterrupted.best_epoch
+    assert without_timings(metadata["history"]) == without_timings(uninterrupted.history)
     assert epochs_in(folder) == EPOCHS
 
 
 def main(folder, out, pause):
     result = train(folder, float(pause))
     np.savez(out, *arrays(result))
-    told = {"history": result.history, "best_epoch": result.best_epoch}
-    Path(out).with_suffix(".json").write_text(json.dumps(told))
+    metadata = {"history": result.history, "best_epoch": result.best_epoch}
+    Path(out).with_suffix(".json").write_text(json.dumps(metadata))
 
 
 if __name__ == "__main__":

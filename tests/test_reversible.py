@@ -50,14 +50,14 @@ def test_values_and_gradients_are_those_of_the_formula():
 
         return jax.value_and_grad(of, (0, 1))
 
-    def ours(layers, halves):
+    def reversible(layers, halves):
         state = eqx.nn.State(layers)
         return integrate_reversible(layers, halves, state, step_size=h)
 
     with jax.enable_x64(True):
         plain = loss(lambda layers, halves: written_out(layers, halves, h))
-        found, expected = (jax.jit(f)(layers, HALVES) for f in (loss(ours), plain))
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        actual, expected = (jax.jit(f)(layers, HALVES) for f in (loss(reversible), plain))
+        for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
 
 
@@ -96,7 +96,7 @@ def test_the_memory_of_a_gradient_does_not_grow_with_depth():
         def __call__(self, y, state):
             return jnp.tanh(self.weight * y), state
 
-    def ours(layers, halves):
+    def reversible(layers, halves):
         layers = tuple(map(Scale, layers))
         return integrate_reversible(layers, halves, eqx.nn.State(layers))
 
@@ -107,7 +107,7 @@ def test_the_memory_of_a_gradient_does_not_grow_with_depth():
 
         return jax.lax.scan(step, halves, layers)[0]
 
-    assert kept(64, ours) - kept(2, ours) < 1000
+    assert kept(64, reversible) - kept(2, reversible) < 1000
     assert kept(64, plain) - kept(2, plain) > 60 * 2 * 4000
 
 
@@ -133,8 +133,8 @@ def test_in_a_batch_no_example_has_a_weight_gradient_of_its_own():
 
     layers = tuple(map(Convolve, kernels))
     traced = [jax.jit(jax.grad(loss(vmap))).trace(layers) for vmap in (jax.vmap, vmap_batch)]
-    found = [jax.tree.leaves(t.lower().compile()(layers)) for t in traced]
-    for a, b in zip(*found, strict=True):
+    actual = [jax.tree.leaves(t.lower().compile()(layers)) for t in traced]
+    for a, b in zip(*actual, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     alone, at_once = (largest_intermediate_of(t.jaxpr.jaxpr) for t in traced)
     of_each = 6 * kernels[0].size  # one for each example, of all layers
@@ -171,8 +171,8 @@ def test_batch_statistics_are_those_of_the_state():
             y = y + 0.5 * second[0](x, second[1])[0]
         return x, y
 
-    found = eqx.filter_jit(integrate_reversible)(layers, halves, state, step_size=0.5)
-    for a, b in zip(found, loop(layers, state, halves), strict=True):
+    actual = eqx.filter_jit(integrate_reversible)(layers, halves, state, step_size=0.5)
+    for a, b in zip(actual, loop(layers, state, halves), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 

@@ -36,8 +36,8 @@ MEASURED = [summary(0.1, 0.7, 0.6, fgsm=0.75), summary(0.2, 0.4, 0.2, fgsm=0.6)]
 
 def line(axis, label):
     """Where a labelled curve is drawn: x and y."""
-    (found,) = [one for one in axis.lines if one.get_label() == label]
-    return np.asarray(found.get_xdata()), np.asarray(found.get_ydata())
+    (curve,) = [one for one in axis.lines if one.get_label() == label]
+    return np.asarray(curve.get_xdata()), np.asarray(curve.get_ydata())
 
 
 def legend(figure):
@@ -84,7 +84,7 @@ def brackets():
     def identity(x, key=None):
         return x.ravel()
 
-    found = evaluation.bracket(
+    measured = evaluation.bracket(
         identity,
         images,
         labels,
@@ -103,17 +103,17 @@ def brackets():
             certified=float((radius >= one.eps).mean()),
             per_certificate={certificates.LipschitzMargin.__name__: 0.0},
         )
-        for one in found
+        for one in measured
     ]
-    return found, certified, radius
+    return measured, certified, radius
 
 
 def test_a_bracket_several_and_their_summaries_show_the_same(brackets):
-    found, _, _ = brackets
-    expected = line(draw({"a": found.summaries()}).axes[0], ATTACKED)
-    for form in (found, list(found), [found[:1], found[1:]], iter(found)):
+    measured, _, _ = brackets
+    expected = line(draw({"a": measured.summaries()}).axes[0], ATTACKED)
+    for form in (measured, list(measured), [measured[:1], measured[1:]], iter(measured)):
         np.testing.assert_array_equal(line(draw({"a": form}).axes[0], ATTACKED), expected)
-    np.testing.assert_array_equal(line(draw({"a": found[1]}).axes[0], ATTACKED)[0], [0, 0.3])
+    np.testing.assert_array_equal(line(draw({"a": measured[1]}).axes[0], ATTACKED)[0], [0, 0.3])
 
 
 def test_the_radii_of_brackets_are_a_step_curve(brackets):

@@ -39,27 +39,28 @@ def test_evaluations_of_the_field_are_those_that_were_made(solver, dt0):
 
     controller = None if dt0 is None else diffrax.ConstantStepSize()
     ode = ODESolve(solver=solver, dt0=dt0, stepsize_controller=controller)
-    told = ode.statistics(jax.jit(lambda y: ode(field, y, None))(np.ones(2, np.float32)))
-    assert told["evaluations"] == len(calls)
-    assert told["unsolved"] == 0
+    statistics = ode.statistics(jax.jit(lambda y: ode(field, y, None))(np.ones(2, np.float32)))
+    assert statistics["evaluations"] == len(calls)
+    assert statistics["unsolved"] == 0
     if dt0 is not None:
-        assert (told["steps"], told["rejected"]) == (10, 0)
+        assert (statistics["steps"], statistics["rejected"]) == (10, 0)
     else:
-        assert 0 <= told["rejected"] < told["steps"]
+        assert 0 <= statistics["rejected"] < statistics["steps"]
 
 
 def test_evaluations_of_an_implicit_method_are_not_guessed():
     ode = ODESolve(solver=diffrax.Kvaerno3())
-    # Of shapes: what is told does not depend on the numbers, and an implicit solve compiles long.
-    told = []
+    # Of shapes: which statistics there are does not depend on the numbers, and an implicit solve
+    # compiles long.
+    statistics = []
 
     def solve(y):
-        told.append(ode.statistics(ode(lambda t, y, args: -y, y, None)))
+        statistics.append(ode.statistics(ode(lambda t, y, args: -y, y, None)))
         return y
 
     jax.eval_shape(solve, jnp.ones(2))
-    assert "evaluations" not in told[0]
-    assert "steps" in told[0]
+    assert "evaluations" not in statistics[0]
+    assert "steps" in statistics[0]
 
 
 def dark(n=32):

@@ -115,7 +115,7 @@ def test_a_tridiagonal_matrix_has_its_norm(n):
 
 @pytest.mark.parametrize(("size", "padding", "n"), [(3, 1, 1), (4, 1, 2), (5, 2, 1), (5, 2, 2)])
 def test_taps_that_never_meet_the_image_do_not_count(size, padding, n):
-    """However large they are: nothing of them is left to cancel."""
+    """However large they are: nothing of them has to cancel."""
     kernel = np.full((size, size, 1, 1), 1e9, np.float32)
     seen = slice(size - n - padding, n + padding)
     kernel[seen, seen] = np.random.default_rng(n).normal(size=kernel[seen, seen].shape)
@@ -175,7 +175,7 @@ def test_no_strided_convolution_exceeds_the_bound(image_size, size, stride, smal
 
 @pytest.mark.parametrize("case", range(4))
 def test_no_torus_is_too_small_for_its_stride(case, monkeypatch):
-    """Kernels larger than the image, taps that never meet it, pixels that no output sees."""
+    """Kernels larger than the image, taps that never meet it, pixels that no output depends on."""
     monkeypatch.setattr(spectral, "SMALL", 0)
     rng = np.random.default_rng(case)
     for _ in range(6):
@@ -219,9 +219,9 @@ def test_no_singular_value_lies_below_the_smallest(outputs):
     def smallest(kernel, high):
         return circular_conv_smallest_square(kernel, (7, 8), high)
 
-    found = np.asarray(smallest(kernels.astype(np.float32), high))
-    assert (values.min(axis=1) - 0.02 * high <= found).all()
-    assert (found <= values.min(axis=1)).all()
+    bound = np.asarray(smallest(kernels.astype(np.float32), high))
+    assert (values.min(axis=1) - 0.02 * high <= bound).all()
+    assert (bound <= values.min(axis=1)).all()
 
 
 def test_a_map_to_fewer_dimensions_has_smallest_value_zero():
@@ -236,9 +236,9 @@ def test_smallest_singular_values_of_matrices():
     matrices = np.linalg.qr(rng.normal(size=(12, 12)))[0][:, :7] + noise
     values = np.linalg.svd(matrices, compute_uv=False) ** 2
     high = np.float32(values.max(axis=1) * 1.0001)
-    found = np.asarray(smallest_squares(matrices.astype(np.float32), high))
-    assert (values.min(axis=1) - 0.02 * high <= found).all()
-    assert (found <= values.min(axis=1)).all()
+    bound = np.asarray(smallest_squares(matrices.astype(np.float32), high))
+    assert (values.min(axis=1) - 0.02 * high <= bound).all()
+    assert (bound <= values.min(axis=1)).all()
 
 
 def test_rounding_lifts_no_smallest_value_above_the_true_one():
@@ -248,9 +248,9 @@ def test_rounding_lifts_no_smallest_value_above_the_true_one():
     matrices = matrices.astype(np.float32)
     values = np.linalg.svd(matrices.astype(np.float64), compute_uv=False) ** 2
     high = np.nextafter(np.float32(values.max(axis=1)), np.float32(2))
-    found = np.asarray(smallest_squares(matrices, high))
-    assert (found <= values.min(axis=1)).all()
-    assert (found >= 0.999 * values.min(axis=1)).all()
+    bound = np.asarray(smallest_squares(matrices, high))
+    assert (bound <= values.min(axis=1)).all()
+    assert (bound >= 0.999 * values.min(axis=1)).all()
 
 
 @pytest.mark.parametrize(("stride", "circular"), [(0, False), (2, True)])
@@ -386,5 +386,5 @@ def test_the_bound_of_trained_kernels_is_within_a_few_percent(seed):
         assert not operator.circular
         true = zero_padded_norm(operator.kernel, operator.image_size, 1)
         bound = conv_bound(operator.kernel, operator.image_size, padding=1)
-        # The fewer pixels, the more of them lie at the edge, which the bound does not see.
+        # The fewer pixels, the more of them lie at the edge, which the bound does not use.
         assert true <= bound <= {8: 1.05, 4: 1.1}[operator.image_size[0]] * true

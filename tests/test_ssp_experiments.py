@@ -61,8 +61,8 @@ def run(tmp_path_factory):
 @pytest.mark.slow
 def test_every_network_of_every_training_is_measured(run):
     _, result = run
-    wanted = {f"{t}/{n}/0" for t in ("natural", "PGD-7") for n in ("ResNet", "ark")}
-    assert set(result["runs"]) == wanted
+    expected = {f"{t}/{n}/0" for t in ("natural", "PGD-7") for n in ("ResNet", "ark")}
+    assert set(result["runs"]) == expected
     for record in result["runs"].values():
         assert [b["eps"] for b in record["brackets"]] == pytest.approx([0.025, 0.05, 0.1])
         for b in record["brackets"]:
@@ -110,9 +110,9 @@ class Flat(eqx.Module):
 def test_growth_is_the_mean_over_the_images_that_were_moved():
     attack = PGD(2, 0.05, random_start=False)
     images = digits("test").take(slice(4))
-    found = ssp._growth(Flat(), images, attack, 0.1, jax.random.key(0))
-    assert found["attack"] == {"l1": [], "l2": []}
-    for ratios in found["random"].values():
+    growth = ssp._growth(Flat(), images, attack, 0.1, jax.random.key(0))
+    assert growth["attack"] == {"l1": [], "l2": []}
+    for ratios in growth["random"].values():
         assert ratios == pytest.approx([1, 2, 3], rel=1e-5)
 
 

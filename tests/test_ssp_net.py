@@ -117,7 +117,7 @@ def test_as_many_solvers_as_stages(count):
     ],
     ids=["ResNet", "SSPNet", "PreActResNet"],
 )
-def test_the_last_block_state_is_what_the_head_sees(make):
+def test_the_last_block_state_is_the_input_of_the_head(make):
     @jax.jit
     def compute(x):
         model, state = make()

@@ -33,11 +33,11 @@ def test_the_norm_of_a_matrix_is_approached_from_below():
         ]
 
     with jax.enable_x64(True):
-        found = [float(norm) for norm in norms(np.ones(12))]
-    assert found == sorted(found)
-    assert found[0] < 0.9 * truth
-    assert found[-1] == pytest.approx(truth, rel=1e-9)
-    assert max(found) <= truth * (1 + 1e-12)
+        estimates = [float(norm) for norm in norms(np.ones(12))]
+    assert estimates == sorted(estimates)
+    assert estimates[0] < 0.9 * truth
+    assert estimates[-1] == pytest.approx(truth, rel=1e-9)
+    assert max(estimates) <= truth * (1 + 1e-12)
 
 
 @jax.jit
@@ -50,9 +50,9 @@ def test_the_logarithmic_norm_of_a_matrix_is_its_symmetric_parts_largest_eigenva
     matrix = MATRIX + shift * np.eye(12)
     truth = np.linalg.eigvalsh((matrix + matrix.T) / 2).max()
     with jax.enable_x64(True):
-        found = float(_logarithmic_norm(matrix))
-    assert found == pytest.approx(truth, rel=1e-6)
-    assert (found < 0) == (shift < 0)
+        norm = float(_logarithmic_norm(matrix))
+    assert norm == pytest.approx(truth, rel=1e-6)
+    assert (norm < 0) == (shift < 0)
 
 
 def test_the_logarithmic_norm_of_a_flow_that_shrinks_all_alike_is_its_rate():
@@ -92,7 +92,7 @@ def test_theorem_3_1_holds_for_every_step_size(solver):
 
     @jax.jit
     def growths_and_bounds(starts):
-        found = []
+        pairs = []
         for n in (1, 4, 16, 64):
             layers = Sine(jnp.broadcast_to(MATRIX, (n, 12, 12)))
 
@@ -101,14 +101,14 @@ def test_theorem_3_1_holds_for_every_step_size(solver):
                 return layer_states(layers, v, state, solver=solver, step_size=1 / n)
 
             bound = growth_bound(layer_step(solver), constant / n, n)
-            found.append((perturbation_growth(*jax.vmap(states)(starts)), bound))
-        return found
+            pairs.append((perturbation_growth(*jax.vmap(states)(starts)), bound))
+        return pairs
 
     y = np.linspace(-1.0, 1.0, 12)
     z = y + 1e-3 * np.random.default_rng(1).normal(size=12)
     with jax.enable_x64(True):
-        found = growths_and_bounds(np.stack([y, z]))
-    for grown, bound in np.asarray(found):
+        pairs = growths_and_bounds(np.stack([y, z]))
+    for grown, bound in np.asarray(pairs):
         assert 1 <= grown <= bound
         if isinstance(solver, diffrax.Euler):
             assert bound <= np.exp(constant)

@@ -213,8 +213,8 @@ def test_the_ledger_reads_a_run_of_the_papers_size_alone(tmp_path):
         entries = claims.ledger(["structured"], tmp_path)
         return [e for e in entries if e.get("eps") == claim.eps and "not_measured" not in e]
 
-    (found,) = measured()
-    assert (found["papers_attack"], found["worst_attack"], found["certified"]) == (75, 50, 25)
+    (entry,) = measured()
+    assert (entry["papers_attack"], entry["worst_attack"], entry["certified"]) == (75, 50, 25)
     for other in ({"margin": 0.3}, {"epochs": 1}):
         result["settings"] = settings | other
         assert measured() == []

@@ -42,12 +42,12 @@ def measured(tmp_path_factory):
     }
     smaller = {"SIZES": SMALL, "POINTS": 256, "BATCH": 32}
     smaller["REGRESSION"] = {"both": REGRESSION["both"]}
-    found = {"train": [], "solve": []}
+    calls = {"train": [], "solve": []}
 
     def recorded(name, function):
         def call(*args):
-            found[name].append(function(*args))
-            return found[name][-1]
+            calls[name].append(function(*args))
+            return calls[name][-1]
 
         return call
 
@@ -55,10 +55,10 @@ def measured(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in smaller.items():
             patch.setattr(structured_flows, name, value)
-        for name in found:
+        for name in calls:
             patch.setattr(structured_flows, name, recorded(name, getattr(structured_flows, name)))
         execute(structured_flows.EXPERIMENT, Config(seeds=2, steps=100, out=out), flows=flows)
-    return out, found
+    return out, calls
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +74,8 @@ def result(folder):
 @pytest.fixture(scope="module")
 def pendulum(measured):
     """Both networks, trained, and exact states from where the test starts."""
-    found = measured[1]
-    return dict(zip(PENDULUM, found["train"][-2:], strict=True)), found["solve"][-1]
+    calls = measured[1]
+    return dict(zip(PENDULUM, calls["train"][-2:], strict=True)), calls["solve"][-1]
 
 
 @pytest.mark.slow
@@ -151,8 +151,8 @@ def test_the_trained_network_is_symplectic_and_the_resnet_is_not(pendulum):
     for name, layers in nets.items():
         net = one_seed(layers, 0)
         jacobian = jax.jit(jax.vmap(jax.jacfwd(lambda y, net=net: apply_layers(net, y))))
-        found = np.asarray(jacobian(jnp.asarray(exact[:, 0], jnp.float32)), np.float64)
-        off[name] = np.abs(np.linalg.det(found) - 1).max()
+        matrix = np.asarray(jacobian(jnp.asarray(exact[:, 0], jnp.float32)), np.float64)
+        off[name] = np.abs(np.linalg.det(matrix) - 1).max()
     assert off["symplectic"] < 1e-5
     assert off["ResNet"] > 1e-3
 

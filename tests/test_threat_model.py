@@ -194,7 +194,7 @@ def test_the_covering_radius_is_the_largest_norm_found_in_the_other_ball(ball_ty
 
 
 @each_ball
-def test_a_point_outside_ball_or_box_is_told_apart(ball_type):
+def test_a_point_outside_ball_or_box_is_not_contained(ball_type):
     ball, x = ball_type(0.1), np.full((1, 1, 1), 0.95, np.float32)
     assert contains(ball, x + np.float32(0.04), x)
     assert not contains(ball, x - np.float32(0.11), x)

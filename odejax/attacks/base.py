@@ -60,8 +60,8 @@ def logit_margin(logits: Logits, y: Label) -> Scalar:
 class AbstractAttack(eqx.Module):
     """`attack(logits_fn, x, y, ball, key=key) -> AttackResult` on one example; batch with `vmap`.
 
-    An attack is written as `perturb`, which may return any image: the call brings it into ball
-    and box and judges it by a fresh evaluation, so a result never claims more than it holds.
+    An attack is written as `perturb`, which may return any image: the call projects it to ball
+    and box, and its success is that of a fresh evaluation there.
     """
 
     @abc.abstractmethod

@@ -21,7 +21,7 @@ class CarliniWagnerLinf(AbstractIterativeAttack):
 
     *enresnet* Eqs. 17-18 with its constants, which are the defaults. So few and small steps move a
     pixel by at most 0.015; the ball, 8/255 there, does not bind. Where a smaller one does, the
-    network sees the iterate projected to it. Costs `steps` + 1 gradients.
+    network is evaluated at the iterate projected to it. Costs `steps` + 1 gradients.
 
     - `steps`: of Adam, 50 by default.
     - `learning_rate`: 6e-4 by default, in u.

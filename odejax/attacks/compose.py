@@ -1,6 +1,6 @@
 """Attacks made from attacks: averaged over noise, restarted, aimed at classes."""
 
-from typing import Any
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -12,7 +12,23 @@ from .._types import Key, Label
 from .iterative import AbstractIterativeAttack, AttackProblem, BestAdversarial, Draws
 
 
-class EOT(AbstractIterativeAttack):
+class AbstractComposedAttack(AbstractIterativeAttack):
+    """An attack made from a single other, `attack`, with as many steps."""
+
+    attack: eqx.AbstractVar[AbstractIterativeAttack]
+
+    @property
+    @final
+    def black_box(self) -> bool:
+        return self.attack.black_box
+
+    @property
+    @final
+    def n_steps(self) -> int:
+        return self.attack.n_steps
+
+
+class EOT(AbstractComposedAttack):
     """Expectation over transformation: an attack on the mean over draws of a network's noise.
 
     Losses and gradients are means over fresh draws of the network's noise, margins are those of the
@@ -41,16 +57,8 @@ class EOT(AbstractIterativeAttack):
         check_count(draws=self.draws)
 
     @property
-    def black_box(self) -> bool:
-        return self.attack.black_box
-
-    @property
     def n_runs(self) -> int:
         return self.attack.n_runs
-
-    @property
-    def n_steps(self) -> int:
-        return self.attack.n_steps
 
     @property
     def random(self) -> bool:
@@ -69,7 +77,7 @@ class EOT(AbstractIterativeAttack):
         return AttackProblem(draws, problem.x, problem.y, problem.ball, problem.target)
 
 
-class Restarts(AbstractIterativeAttack):
+class Restarts(AbstractComposedAttack):
     """`n` independent runs of an attack, of which the image with the smallest margin is returned.
 
     - `attack`: a single attack with randomness, such as `PGD()`.
@@ -98,16 +106,8 @@ class Restarts(AbstractIterativeAttack):
             raise ValueError(f"{name} has runs of its own: put the restarts inside it")
 
     @property
-    def black_box(self) -> bool:
-        return self.attack.black_box
-
-    @property
     def n_runs(self) -> int:
         return self.n
-
-    @property
-    def n_steps(self) -> int:
-        return self.attack.n_steps
 
     @property
     def random(self) -> bool:
@@ -131,7 +131,7 @@ class TargetedState(eqx.Module):
         return self.inner.adversarial
 
 
-class Targeted(AbstractIterativeAttack):
+class Targeted(AbstractComposedAttack):
     """The attack aimed at one wrong class after the other, most likely first.
 
     `classes` runs (of each of the attack's own), each towards the next of the classes ranked by
@@ -168,16 +168,8 @@ class Targeted(AbstractIterativeAttack):
             check_count(0, target=self.target)
 
     @property
-    def black_box(self) -> bool:
-        return self.attack.black_box
-
-    @property
     def n_runs(self) -> int:
         return self.attack.n_runs * (1 if self.target is not None else self.classes)
-
-    @property
-    def n_steps(self) -> int:
-        return self.attack.n_steps
 
     @property
     def random(self) -> bool:

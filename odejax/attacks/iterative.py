@@ -207,7 +207,7 @@ class AbstractIterativeAttack(AbstractAttack):
     @property
     @abc.abstractmethod
     def black_box(self) -> bool:
-        """Whether it sees outputs alone, no gradients.
+        """Whether it uses outputs alone, no gradients.
 
         A single call then ends with its first success, so that `queries` say what it took; the
         others go on to the smallest margin.
@@ -286,7 +286,7 @@ def start(
 
 
 def step(attack: AbstractIterativeAttack, problem: AttackProblem, run_key: Key, i, state):
-    """The state after step `i`, with the key that belongs to it, whoever runs the loop.
+    """The state after step `i`, with the key of that step, in whatever loop.
 
     - `attack`, `problem`: what runs, and on what.
     - `run_key`, `state`: from `start`, or the state of the step before.

@@ -57,9 +57,9 @@ class MIFGSM(AbstractClimb):
 class DI2FGSM(AbstractClimb):
     """MI-FGSM whose gradients are taken of a random resize and pad of the image.
 
-    With `probability` the network sees the iterate shrunk (bilinear) to a side of at least
-    `smallest` times its own, drawn uniformly, at a random place on black. An iterate that was not
-    shown whole was not judged; the last one is always shown whole.
+    With `probability` the network is evaluated at the iterate shrunk (bilinear) to a side of at
+    least `smallest` times its own, drawn uniformly, at a random place on black. Only an iterate
+    that was evaluated whole may be returned; the last one always is.
 
     - `steps`: 10 by default.
     - `step_size`: in the ball's norm. None, the default, is `default_step`.

@@ -31,9 +31,9 @@ class AbstractClimb(AbstractIterativeAttack):
     iterate is what is returned, and not evaluated.
 
     A `step_size` of None is `default_step`, 2.5 eps / steps; `RelativeStep(c)` is c eps, in a ball
-    of any size. Steps that add up to less than eps
-    never reach the ball's surface; `evaluation.bracket` flags them. Raises `ValueError` for fewer
-    than one step, or a step size that is not finite and positive.
+    of any size. Steps that add up to less than eps never reach the ball's surface;
+    `evaluation.bracket` flags them. Raises `ValueError` for fewer than one step, or a step size
+    that is not finite and positive.
     """
 
     steps: eqx.AbstractVar[int]
@@ -77,7 +77,7 @@ class AbstractClimb(AbstractIterativeAttack):
         whole: BoolScalar | bool = True,
         gather: Callable[[Image, Image], Image] = lambda momentum, gradient: gradient,
     ) -> ClimbState:
-        """One step. The network sees `view(x_adv)`, which is the iterate itself if `whole`."""
+        """One step, by the gradient at `view(x_adv)`, which is the iterate itself if `whole`."""
         ball, x_adv = problem.ball, state.x_adv
         seen, pull_back = jax.vjp(view, x_adv)
         _, gradient, logits = problem.value_and_gradient(self.loss, seen, key)

@@ -29,7 +29,7 @@ class SPSA(AbstractIterativeAttack):
         g = mean_s (loss(x + delta v_s) - loss(x - delta v_s)) / (2 delta) * v_s
 
     v_s are `samples` random signs; each iteration is one evaluation of the iterate and 2 `samples`
-    around it, where x is moved into the box by up to `delta` so that no query leaves
+    around it, where x is moved into the box by up to `delta` so that all queries lie in
     it, and ends in the ball. Exactly `n_queries` evaluations without gradients, fewer only after a
     success.
 

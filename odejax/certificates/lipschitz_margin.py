@@ -17,11 +17,11 @@ class LipschitzMargin(AbstractLipschitzCertificate):
         radius = (z_y - max_j z_j) / (sqrt(2) L)
 
     z_y - z_j is <e_y - e_j, z>, and ||e_y - e_j||_2 = sqrt(2). For every model that proves its
-    constant as `model.lipschitz_bound()`, from pixels in [0, 1] to logits. One that tells the
-    constant of every difference, `model.margin_bounds(y)`, is certified by these: the rows of its
-    last matrix may lie closer than sqrt(2) times its norm. What sums lose on the way is taken off:
-    the model must state it, as `model.float32_error(x, radius)`, how far float32 may take the
-    logits off, in l2, an affine function of the radius.
+    constant as `model.lipschitz_bound()`, from pixels in [0, 1] to logits. If the model also bounds
+    every difference, as `model.margin_bounds(y)`, these bounds are used: the rows of its last
+    matrix may lie closer than sqrt(2) times its norm. The float32 error is subtracted. The model
+    must state it as `model.float32_error(x, radius)`: how far float32 logits may be from the exact
+    ones, in l2, an affine function of the radius.
 
     Raises `ValueError` for a model without `lipschitz_bound` or `float32_error`.
 

@@ -56,7 +56,7 @@ class ArrayDataset:
             )
 
     def __iter__(self):
-        """The images and the labels, so that `*dataset` stands for both arguments."""
+        """The images and the labels, so that `*dataset` passes both arguments."""
         return iter((self.images, self.labels))
 
     def __len__(self) -> int:

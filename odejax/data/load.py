@@ -109,7 +109,7 @@ def _origin(name, split, version, encoding) -> dict[str, str]:
         "source": source + f"re-encoded as {encoding}",
         "how_to_get": (
             f"not by downloading {name}, of which TensorFlow Datasets stores every pixel as PNG: "
-            f"it takes a copy that was re-encoded as {encoding} and has the same digest"
+            f"you need a copy that was re-encoded as {encoding} and has the same digest"
         ),
     }
 
@@ -223,9 +223,9 @@ def _store(cached, images, labels, stored):
 
 def _forget_killed(folder):
     """Remove what a process that was killed an hour ago or more did not finish."""
-    for left in folder.glob(f"{_UNFINISHED}*"):
-        if time.time() - left.stat().st_mtime > 3600:
-            shutil.rmtree(left, ignore_errors=True)
+    for unfinished in folder.glob(f"{_UNFINISHED}*"):
+        if time.time() - unfinished.stat().st_mtime > 3600:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _prepare(name, folder):
@@ -233,7 +233,7 @@ def _prepare(name, folder):
     import tensorflow_datasets as tfds
 
     builder: Any = tfds.builder(name, data_dir=folder, file_format="array_record")
-    # Asked first: without it TFDS retries for minutes offline and leaves a half-made folder.
+    # Asked first: without it TFDS retries for minutes offline and makes half a folder.
     if builder.is_prepared():
         return
     missing = f"{name} is not prepared in {folder}"

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from .._types import Image, Key, Scalar
 
 
-def gaussian_noise(x: Image, strength: float | int | Scalar, *, key: Key) -> Image:
+def gaussian_noise(x: Image, strength: float | Scalar, *, key: Key) -> Image:
     """x + strength * N(0, I), cut to [0, 1].
 
     - `x`: an image (h, w, c) in [0, 1].
@@ -27,7 +27,7 @@ def gaussian_noise(x: Image, strength: float | int | Scalar, *, key: Key) -> Ima
     return jnp.clip(x + strength * jax.random.normal(key, x.shape, x.dtype), 0.0, 1.0)
 
 
-def brightness(x: Image, strength: float | int | Scalar) -> Image:
+def brightness(x: Image, strength: float | Scalar) -> Image:
     """x + strength, cut to [0, 1].
 
     - `x`: an image (h, w, c) in [0, 1].
@@ -41,7 +41,7 @@ def brightness(x: Image, strength: float | int | Scalar) -> Image:
     return jnp.clip(x + strength, 0.0, 1.0)
 
 
-def gaussian_blur(x: Image, size: float | int | Scalar) -> Image:
+def gaussian_blur(x: Image, size: float | Scalar) -> Image:
     """The image blurred by a Gaussian kernel of `size` x `size` pixels, edges repeated.
 
     The standard deviation is 0.3 ((size - 1) / 2 - 1) + 0.8, OpenCV's formula where only a size is
@@ -71,7 +71,7 @@ def gaussian_blur(x: Image, size: float | int | Scalar) -> Image:
     return jnp.clip(x, 0.0, 1.0)
 
 
-def resize(x: Image, size: float | int | Scalar) -> Image:
+def resize(x: Image, size: float | Scalar) -> Image:
     """The image interpolated (bilinear) to `size` x `size` pixels and back to its own size.
 
     - `x`: an image (h, w, c) in [0, 1].

@@ -14,7 +14,7 @@ _PART_BYTES = 2**20  # of a batch, that a thread reads at a time
 
 @dataclasses.dataclass(frozen=True)
 class StreamedDataset:
-    """What `fit` takes in the place of an `ArrayDataset` for data beyond memory.
+    """A data set beyond memory, for `fit` in the place of an `ArrayDataset`.
 
     Grain reads ahead in several threads, about a megabyte in each; each host reads the rows of its
     own devices. The order is `fit`'s, so a streamed run is the in-memory run.
@@ -57,7 +57,7 @@ class StreamedDataset:
 
     @cached_property
     def digest(self) -> int:
-        """Of ten images and labels, by which a checkpoint knows the data set."""
+        """Of ten images and labels, by which a checkpoint identifies the data set."""
         sampled_rows = np.linspace(0, len(self) - 1, 10, dtype=int).tolist()
         digest = 0
         for image, label in zip(*self._batch(sampled_rows, self.image_shape), strict=True):

@@ -1,8 +1,9 @@
-"""Flags that take attacks of their own: whether more effort breaks more."""
+"""Flags from attacks of their own: whether a stronger attack breaks more images."""
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._threat_model import AbstractBall, LinfBall
 from .._types import Key, LogitsFn
@@ -13,8 +14,8 @@ from .robust_accuracy import robust_accuracy
 
 def attack_flags(
     logits_fn: LogitsFn,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: ArrayLike,
+    labels: ArrayLike,
     ball: AbstractBall,
     *,
     key: Key | int,
@@ -23,8 +24,8 @@ def attack_flags(
 ) -> tuple[Flag, ...]:
     """The flags "unbounded attack fails", "more steps help", "more restarts help" (`FLAGS`).
 
-    Costs up to 40 + 400 + 400 + 100 gradients of every image, less where they fall early. The
-    arguments are those of `robust_accuracy`, and so is what is raised.
+    Costs up to 40 + 400 + 400 + 100 gradients of every image, fewer where an attack succeeds early.
+    The arguments are those of `robust_accuracy`, and so are the errors.
 
     >>> from odejax import LinfBall, data, evaluation
     >>> linear = lambda x: x.ravel()[:10]
@@ -60,7 +61,7 @@ def attack_flags(
             flags.append(kind(f"{broken} of {n} images more"))
     diameter = ball.covering_radius(LinfBall(1.0), images[0].size)
     everything = eqx.tree_at(lambda ball: ball.eps, ball, jnp.asarray(diameter))
-    left = int(still_correct(PGD(100), everything).sum())
-    if left > UNBOUNDED.share * n:
-        flags.append(UNBOUNDED(f"{left} of {n} images stand"))
+    survivors = int(still_correct(PGD(100), everything).sum())
+    if survivors > UNBOUNDED.share * n:
+        flags.append(UNBOUNDED(f"{survivors} of {n} images still correct"))
     return tuple(flags)

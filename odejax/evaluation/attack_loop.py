@@ -1,9 +1,9 @@
-"""One attack on many examples: a batch kept full of those that still stand.
+"""One attack on many examples, by continuous batching: a slot of the batch is never idle for long.
 
-Every slot of the batch holds one example at a step of its own. Whoever is broken or through leaves
-its slot to the next in the queue, so no evaluation is spent on an example that has fallen, and one
-shape is compiled for all. What becomes of an example depends on its own key alone: not on the batch
-size, the order, or where the loop was interrupted.
+Every slot of the batch holds one example at a step of its own. When the attack on it has succeeded,
+or has taken its last step, the next example of the queue takes the slot. So no evaluation is spent
+on an example that is done, and one shape is compiled for all. The result of an example depends on
+its own key alone: not on the batch size, the order, or where the loop was interrupted.
 """
 
 import time
@@ -20,7 +20,7 @@ from .._threat_model import AbstractBall
 from .._types import Key, LogitsFn
 from ..attacks import AbstractIterativeAttack, AttackProblem, BestAdversarial, start, step
 
-_CHUNK_SECONDS = 0.25  # between two looks at who has fallen
+_CHUNK_SECONDS = 0.25  # between two looks at which examples are done
 _COMPILE_SECONDS: list[float] = []  # of first calls in this process
 
 
@@ -60,10 +60,9 @@ class _SingleStepState(eqx.Module):
 
 
 class AttackLoop:
-    """Attacks `targets` (indices into `images`); what it finds goes to `x_adv`, `queries` and
-    `no_start`.
+    """Attacks `targets` (indices into `images`), and writes into `x_adv`, `queries`, `no_start`.
 
-    `advance()` is one stretch of work; `slots` and `queue` are all there is to save.
+    `advance()` takes a few steps; `slots` and `queue` are all there is to save.
     """
 
     def __init__(
@@ -93,8 +92,8 @@ class AttackLoop:
         self.queue = np.asarray(targets)
         self.loop = not _slow_in_loops(logits_fn, images[0])
         self.chunk, self.compiled, self.step_seconds = 1, False, 0.0
-        nobody = np.full(whole_batch(batch_size), -1)
-        self.slots = Slots(nobody, np.zeros_like(nobody), np.zeros_like(nobody), None, None)
+        free = np.full(whole_batch(batch_size), -1)
+        self.slots = Slots(free, np.zeros_like(free), np.zeros_like(free), None, None)
 
     @property
     def unfinished(self) -> bool:
@@ -108,7 +107,7 @@ class AttackLoop:
         return float(steps[busy].sum()) / (attack.n_runs * attack.n_steps)
 
     def advance(self) -> int:
-        """Fill the slots, work for about a quarter of a second, and return how many got through."""
+        """Fill the slots, work for about a quarter of a second, and return how many are done."""
         self._fill()
         started = time.perf_counter()
         slots = self.slots
@@ -158,8 +157,8 @@ class AttackLoop:
         self.queue, self.slots = np.array(arrays["queue"]), Slots(index, run, i, None, None)
         if "run_key" not in arrays:
             return
-        everybody = np.ones(len(index), bool)
-        self._start(everybody, fresh=everybody)  # for the structure of the state
+        every_slot = np.ones(len(index), bool)
+        self._start(every_slot, fresh=every_slot)  # for the structure of the state
 
         def padded(rows):
             return spread(jnp.asarray(np.concatenate([rows, np.repeat(rows[:1], more, axis=0)])))
@@ -238,7 +237,7 @@ class AttackLoop:
         self.chunk = int(np.clip(_CHUNK_SECONDS / self.step_seconds, 1, 4 * self.chunk))
 
     def _shrink(self):
-        """A smaller batch for the last ones, where that saves more than compiling it costs."""
+        """A smaller batch for the last examples, where that saves more than compiling it costs."""
         busy = np.flatnonzero(self.slots.index >= 0)
         size = len(self.slots.index)
         smaller = whole_batch(size // 4)
@@ -285,7 +284,7 @@ class _Batch(NamedTuple):
 
 @eqx.filter_jit
 def _advance(attack, logits_fn, batch: _Batch, i, state, chunk):
-    """Up to `chunk` steps of every busy slot that is not through."""
+    """Up to `chunk` steps of every busy slot whose run has not ended."""
 
     def unfinished(carry):
         k, i, state = carry

@@ -2,9 +2,7 @@
 
 import dataclasses
 import itertools
-import json
 import os
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -12,27 +10,26 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._checks import check_arrays, check_count, check_labels
+from .._ensembles import MeanLogits
 from .._inputs import as_key, as_method, as_methods, method_name
 from .._logits import hoist
 from .._paths import writable_file
-from .._predictor import MeanLogits, Predictor, predict
+from .._predictor import Predictor, predict
 from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
 from ..attacks import FGSM, PGD, margin_loss
-from .certified_radii import certified_radii
-from .flags import NO_ATTACK, Flag, is_black_box, parts_of, survivor_flags
+from .ball_record import BallRecord, records_from_arrays, records_to_arrays
+from .bracket_steps import BracketSteps
+from .flags import NO_ATTACK, Flag, parts_of
 from .intervals import confidence_interval, percent
-from .probes import masking_flags
-from .robust_accuracy import AttackReport, robust_accuracy
 from .saved_state import SavedState
-from .solver_flags import solver_flags
 from .tables import Shown
 
 TRANSFER_ATTACK = PGD(40, loss=margin_loss)
-_LAST_BATCH = 32  # few images are left for the last attack, and a batch is never smaller
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -50,8 +47,9 @@ class Bracket(Shown):
     - `still_correct`, `certified_correct`: (n,) bool, of which `attacked` and `certified` are the
       means; `still_correct_under`: by attack and network, those of `per_attack`, `per_transfer`.
     - `radius`: (n,) the largest certified radius in the ball's norm, 0 where misclassified.
-    - `x_adv`: (n, h, w, c), for each image one that broke it, if any attack found one in this ball.
-    - `judge`: the classifier that all of this is about: the network, or its mean over fixed draws.
+    - `x_adv`: (n, h, w, c), for each image an adversarial example in this ball, if an attack found
+      one; else the image.
+    - `judge`: the classifier that was measured: the network, or its mean over fixed draws.
 
     >>> images, labels = np.full((4, 1, 2, 1), 0.5, np.float32), np.zeros(4, int)
     >>> first_wins = lambda x: jnp.stack([x[0, 0, 0] + 0.1, x[0, 1, 0]])
@@ -148,8 +146,8 @@ class Brackets(Shown, tuple[Bracket, ...]):
 @own_promotion
 def bracket(
     logits_fn: LogitsFn,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: ArrayLike,
+    labels: ArrayLike,
     balls: AbstractBall | Sequence[AbstractBall],
     *,
     attacks: Mapping[str, Callable] | Sequence[Callable] | Callable = (),
@@ -168,9 +166,9 @@ def bracket(
 ) -> Any:  # of the one ball a Bracket, of several Brackets
     """Attack and certify every image, and return the interval with its reasons: a `Bracket`.
 
-    certified <= true <= attacked: the true robust accuracy is that of a perfect adversary. Of
-    several balls each has a `Bracket`, together they are `Brackets`: an image that is broken in
-    one ball is broken in all larger ones, and is not attacked there again.
+    certified <= true <= attacked: the true robust accuracy is that of a perfect adversary. Each of
+    several balls has a `Bracket`, and together they are `Brackets`: an image that is broken in one
+    ball is broken in all larger ones, and is not attacked there again.
 
     - `logits_fn`: a `Predictor`, or, without certificates, any function of one image.
     - `images` (n, h, w, c): floats in [0, 1], or uint8; `labels` (n,): classes. `*dataset` gives
@@ -179,9 +177,9 @@ def bracket(
     - `attacks`: by name, or named by their class. Each is run on every correctly classified image,
       so each has a robust accuracy of its own.
     - `certificates`: likewise; they need a `Predictor`.
-    - `last`: an attack for what is left, `AutoAttack()` as a rule: it is run on the images that no
-      attack breaks and no certificate proves, in the largest ball first. What withstands it there
-      is taken to do so in the smaller balls. It has no robust accuracy of its own.
+    - `last`: a last attack, `AutoAttack()` as a rule, on the images that no attack broke and no
+      certificate proved, in the largest ball first. An image that is still correct there is not
+      attacked in the smaller balls. It has no robust accuracy of its own.
     - `oracles`: networks by name, on which `transfer_attack` crafts images for this one.
     - `anew`: the attacks, by name, that are run in every ball on images that they broke in a
       smaller one as well, by default those of one step (FGSM), which cannot repeat a smaller
@@ -191,9 +189,9 @@ def bracket(
       logits over this many draws, fixed by `key` (`MeanLogits`).
     - `bits`: judge adversarial examples rounded to so many bits a pixel (`robust_accuracy`).
     - `flag_images`: how many images the network's gradients (and an ODE's solver) are checked on;
-      0 leaves the flags that attacks raise.
-    - `state_path`: a file that keeps what is known, and beside it, as `.attack`, the state of the
-      attack in work. A run that was killed goes on from them; both are deleted at the end.
+      0 for none of these flags.
+    - `state_path`: a file for what has been measured, and beside it, as `.attack`, one for the
+      attack that is running. A run that was killed goes on from them; both are deleted at the end.
     - `progress`: as for `robust_accuracy`.
 
     With certificates, everything is computed at the highest matrix precision, as they are.
@@ -208,101 +206,69 @@ def bracket(
     >>> brackets = evaluation.bracket(
     ...     linear, *few, [LinfBall(0.01), LinfBall(0.1)], attacks=attacks.PGD(5), key=0
     ... )
-    >>> [found.attacked <= found.clean for found in brackets]
+    >>> [one.attacked <= one.clean for one in brackets]
     [True, True]
     """
-    key = as_key(key)
+    key, several = as_key(key), not isinstance(balls, AbstractBall)
+    balls = _in_order(balls if several else (balls,))
     attacks, certificates = as_methods("attacks", attacks), as_methods("certificates", certificates)
     last = None if last is None else as_method("last", last)
     transfer_attack, oracles = as_method("transfer_attack", transfer_attack), dict(oracles or {})
-    several = not isinstance(balls, AbstractBall)
-    balls = _in_order(balls if several else (balls,))
-    anew = _runs_anew(attacks) if anew is None else frozenset(anew)
-    if unknown := sorted(anew - set(attacks)):
-        raise ValueError(f"anew names {unknown}; the attacks are {list(attacks)}")
-    if both := sorted(set(attacks) & set(oracles)):
-        raise ValueError(f"attacks and oracles must have different names; both have {both}")
-    if certificates and not isinstance(logits_fn, Predictor):
-        raise ValueError(f"certificates need a Predictor; got {method_name(logits_fn)}")
+    anew = _single_step(attacks) if anew is None else frozenset(anew)
+    _check_names(attacks, oracles, anew)
     check_count(batch_size=batch_size, draws=draws)
     check_count(0, flag_images=flag_images)
     images, labels = check_arrays(images, labels)
     if state_path is not None:
         state_path = writable_file("state_path", state_path)
-    for certificate in certificates.values():
-        # What it refuses must not come after hours of attacks.
-        eqx.filter_eval_shape(certificate, logits_fn, images[0], labels[0], balls[0], key=key)
+    _try_out(certificates, logits_fn, images[0], labels[0], balls[0], key)
+
     judge_key, flag_key, run_key = jax.random.split(key, 3)
-    parts = (logits_fn, attacks, certificates, last, oracles, transfer_attack, sorted(anew))
-    parts += (images, labels, balls, run_key, draws, bits)
+    arguments = (logits_fn, attacks, certificates, last, oracles, transfer_attack, sorted(anew))
+    arguments += (images, labels, balls, run_key, draws, bits)
     logits_fn = hoist(logits_fn, images[0], run_key)
     judge = MeanLogits(logits_fn, jax.random.split(judge_key, draws))
-    settings: dict[str, Any] = {"judge": judge, "bits": bits, "progress": progress}
-    if state_path is not None:
-        settings["state_path"] = f"{state_path}.attack"
-    run = _Runs(logits_fn, images, labels, run_key, batch_size, settings)
-    # Beside certificates as precise as these: what TF32 alone misclassifies is not broken.
+    # With certificates as precise as these: an image that TF32 alone misclassifies is not broken.
     with jax.default_matmul_precision("highest") if certificates else nullcontext():
         logits = predict(judge, images, key=judge_key, batch_size=batch_size)
         check_labels(labels, logits.shape[1])
         correct = logits.argmax(axis=1) == labels
-        state = SavedState(state_path, parts, logits)
-        saved = state.load()
-        if saved is None:
-            known = [_Known.nothing(correct, images) for _ in balls]
+        state = SavedState(state_path, arguments, logits)
+        if (saved := state.load()) is not None:
+            records = records_from_arrays(saved, balls)
         else:
-            known = _restore(saved)
+            records = [BallRecord.empty(ball, correct, images) for ball in balls]
 
-        def keep():
-            state.save(_arrays(known))
-
-        for at, (ball, here) in enumerate(zip(balls, known, strict=True)):
-            smaller = known[at - 1] if at else None
-            if flag_images and not here.probed:
-                probed = images[:flag_images], labels[:flag_images], ball
-                here.flags += masking_flags(logits_fn, *probed, key=flag_key)
-                here.flags += solver_flags(logits_fn, *probed, key=flag_key)
-                here.probed = True
-            for i, (name, attack) in enumerate(attacks.items()):
-                if name not in here.still_correct_under:
-                    before = None if name in anew else smaller
-                    run.attack(here, name, attack, ball, jax.random.fold_in(run_key, i), before)
-                    keep()
-            for name, oracle in oracles.items():
-                if name not in here.still_correct_under:
-                    run.transfer(here, name, oracle, transfer_attack, ball, smaller)
-                    keep()
+        attack_path = None if state_path is None else f"{state_path}.attack"
+        settings = dict(judge=judge, bits=bits, state_path=attack_path, progress=progress)
+        steps = BracketSteps(
+            logits_fn,
+            images,
+            labels,
+            run_key,
+            batch_size,
+            settings,
+            save=lambda: state.save(records_to_arrays(records)),
+        )
+        for smaller, record in zip([None, *records[:-1]], records, strict=True):
+            steps.probe(record, flag_images, key=flag_key)
+            steps.attack(record, attacks, anew, smaller)
+            steps.transfer(record, oracles, transfer_attack, smaller)
             if smaller is not None:
-                here.inherit(smaller)
-            if not (attacks or oracles or last or NO_ATTACK.name in dict(here.flags)):
-                here.flags.append(NO_ATTACK("attacked is the clean accuracy"))
-            here.compare(attacks, oracles)
-            for name, certificate in certificates.items():
-                if name not in here.per_certificate:
-                    started = time.perf_counter()
-                    assert isinstance(logits_fn, Predictor)
-                    radius = certified_radii(
-                        logits_fn, images, labels, ball, certificate, key=run_key
-                    )
-                    seconds = time.perf_counter() - started
-                    here.certify(name, radius, np.asarray(ball.eps), seconds)
-                    keep()
+                record.inherit(smaller)
+            if not (attacks or oracles or last):
+                record.add_flags([NO_ATTACK("attacked is the clean accuracy")])
+            record.compare_attacks(attacks, oracles)
+            steps.certify(record, certificates)
         if last is not None:
-            withstood = np.zeros(len(labels), bool)
-            for ball, here in zip(reversed(balls), reversed(known), strict=True):
-                if here.n_last is None:
-                    run.last(here, last, ball, withstood)
-                    keep()
-                withstood = withstood | here.withstood_last
-            for smaller, here in itertools.pairwise(known):
-                here.inherit(smaller)
-    for ball, here in zip(balls, known, strict=True):
-        here.check(ball)
+            steps.last_attack(records, last)
+            for smaller, record in itertools.pairwise(records):
+                record.inherit(smaller)
+    for record in records:
+        record.check()
     state.delete()
-    found = Brackets(
-        here.bracket(ball, attacks, oracles, judge) for ball, here in zip(balls, known, strict=True)
-    )
-    return found if several else found[0]
+    brackets = Brackets(_bracket_of(record, attacks, oracles, judge) for record in records)
+    return brackets if several else brackets[0]
 
 
 def _in_order(balls: Any) -> tuple[AbstractBall, ...]:
@@ -325,178 +291,49 @@ def _in_order(balls: Any) -> tuple[AbstractBall, ...]:
     return balls
 
 
-def _runs_anew(attacks: Mapping[str, Callable]) -> frozenset[str]:
+def _single_step(attacks: Mapping[str, Callable]) -> frozenset[str]:
+    """The attacks that cannot repeat a smaller perturbation."""
     return frozenset(name for name, attack in attacks.items() if parts_of(attack, FGSM))
 
 
-@dataclasses.dataclass
-class _Runs:
-    """Runs attacks with the settings that they share, and adds what they find to what is known."""
-
-    logits_fn: LogitsFn
-    images: np.ndarray
-    labels: np.ndarray
-    key: Key
-    batch_size: int
-    settings: dict[str, Any]
-
-    def attack(self, here: "_Known", name, attack, ball, key, smaller: "_Known | None"):
-        broken = None if smaller is None else ~smaller.still_correct_under[name]
-        here.add(name, self._report(self.logits_fn, attack, ball, key, broken), broken)
-
-    def transfer(self, here: "_Known", name, oracle, attack, ball, smaller: "_Known | None"):
-        """Images crafted on `oracle`, to the attack's end: they are to fool another network."""
-        broken = None if smaller is None else ~smaller.still_correct_under[name]
-        report = self._report(oracle, attack, ball, self.key, broken, stop_at_first_success=False)
-        here.add(name, report, broken)
-
-    def last(self, here: "_Known", attack, ball, withstood: np.ndarray):
-        """`attack` on what is in doubt in this ball; `withstood` a larger one, and so this."""
-        in_doubt = here.still_correct & ~here.certified_correct & ~withstood
-        size = min(self.batch_size, _LAST_BATCH)
-        report = self._report(self.logits_fn, attack, ball, self.key, ~in_doubt, batch_size=size)
-        here.add_last(method_name(attack), report, in_doubt)
-
-    def _report(self, logits_fn, attack, ball, key, already_broken, **settings) -> AttackReport:
-        settings = {"batch_size": self.batch_size, **self.settings, **settings}
-        return robust_accuracy(
-            logits_fn,
-            self.images,
-            self.labels,
-            ball,
-            attack,
-            key=key,
-            already_broken=already_broken,
-            **settings,
-        )
+def _check_names(attacks: Collection[str], oracles: Collection[str], anew: frozenset[str]):
+    if unknown := sorted(anew - set(attacks)):
+        raise ValueError(f"anew names {unknown}; the attacks are {list(attacks)}")
+    if both := sorted(set(attacks) & set(oracles)):
+        raise ValueError(f"attacks and oracles must have different names; both have {both}")
 
 
-@dataclasses.dataclass
-class _Known:
-    """What attacks and certificates have found so far in one ball; the names are `Bracket`'s."""
-
-    correct: np.ndarray  # without an attack
-    still_correct: np.ndarray
-    certified_correct: np.ndarray
-    withstood_last: np.ndarray
-    has_adversarial: np.ndarray  # whether x_adv holds an image that broke it
-    radius: np.ndarray
-    x_adv: np.ndarray
-    still_correct_under: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    per_certificate: dict[str, float] = dataclasses.field(default_factory=dict)
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    flags: list[Flag] = dataclasses.field(default_factory=list)
-    n_last: int | None = None
-    probed: bool = False
-
-    @staticmethod
-    def nothing(correct: np.ndarray, images: np.ndarray) -> "_Known":
-        none = np.zeros(len(correct), bool)
-        return _Known(correct, correct, none, none, none, np.zeros(len(correct)), images.copy())
-
-    def add(self, name: str, report: AttackReport, already_broken: np.ndarray | None):
-        attacked = self.correct if already_broken is None else self.correct & ~already_broken
-        self._take(name, report, attacked)
-        self.still_correct = self.still_correct & report.still_correct
-        self.still_correct_under[name] = report.still_correct
-
-    def add_last(self, name: str, report: AttackReport, in_doubt: np.ndarray):
-        self._take(name, report, in_doubt)
-        self.withstood_last, self.n_last = report.still_correct, int(in_doubt.sum())
-
-    def _take(self, name: str, report: AttackReport, attacked: np.ndarray):
-        broken = attacked & ~report.still_correct
-        fresh = broken & ~self.has_adversarial
-        self.x_adv[fresh] = report.x_adv[fresh]
-        self.has_adversarial = self.has_adversarial | broken
-        self.still_correct = self.still_correct & ~broken
-        self.seconds[name] = self.seconds.get(name, 0.0) + report.seconds
-        self.flags += report.flags
-
-    def inherit(self, smaller: "_Known"):
-        """What is broken in a smaller ball is broken in this one, by the same image."""
-        fresh = smaller.has_adversarial & ~self.has_adversarial
-        self.x_adv[fresh] = smaller.x_adv[fresh]
-        self.has_adversarial = self.has_adversarial | fresh
-        self.still_correct = self.still_correct & smaller.still_correct
-
-    def compare(self, attacks: Mapping[str, Callable], oracles: Collection[str]):
-        """Add the flags that attacks raise among themselves."""
-        white, black, transfer = {}, {}, {}
-        for name, left in self.still_correct_under.items():
-            if name in oracles:
-                transfer[name] = left
-            else:
-                (black if is_black_box(attacks[name]) else white)[name] = left
-        raised = survivor_flags(white, black, transfer)
-        self.flags += [flag for flag in raised if flag not in self.flags]
-
-    def certify(self, name: str, radius: np.ndarray, eps: np.ndarray, seconds: float):
-        proven = self.correct & (radius >= eps) & (radius > 0)
-        self.per_certificate[name] = float(proven.mean())
-        self.certified_correct = self.certified_correct | proven
-        self.radius = np.maximum(self.radius, radius)
-        self.seconds[name] = seconds
-
-    def check(self, ball: AbstractBall):
-        """Raise `RuntimeError` where an attack broke what a certificate has proven."""
-        broken = np.flatnonzero(self.certified_correct & ~self.still_correct)
-        if len(broken):
-            raise RuntimeError(
-                f"{len(broken)} certified images were broken within "
-                f"{type(ball).__name__}({np.asarray(ball.eps)}), the first at index {broken[0]}: a "
-                f"certificate or an attack is wrong"
-            )
-
-    def bracket(self, ball: AbstractBall, attacks, oracles, judge: MeanLogits) -> Bracket:
-        def accuracies(names):
-            return {name: float(self.still_correct_under[name].mean()) for name in names}
-
-        return Bracket(
-            ball=ball.name,
-            eps=float(f"{np.asarray(ball.eps):.7g}"),  # as given: float32 has no more digits
-            n=len(self.correct),
-            clean=float(self.correct.mean()),
-            certified=float(self.certified_correct.mean()),
-            attacked=float(self.still_correct.mean()),
-            per_attack=accuracies(attacks),
-            per_transfer=accuracies(oracles),
-            per_certificate=self.per_certificate,
-            n_last=self.n_last,
-            flags=tuple(self.flags),
-            seconds=self.seconds,
-            still_correct=self.still_correct,
-            still_correct_under=self.still_correct_under,
-            certified_correct=self.certified_correct,
-            radius=self.radius,
-            x_adv=self.x_adv,
-            judge=judge,
-        )
+def _try_out(certificates: Mapping[str, Callable], logits_fn: LogitsFn, x, y, ball, key: Key):
+    """Trace the certificates: what one refuses must not come after hours of attacks."""
+    if certificates and not isinstance(logits_fn, Predictor):
+        raise ValueError(f"certificates need a Predictor; got {method_name(logits_fn)}")
+    for certificate in certificates.values():
+        eqx.filter_eval_shape(certificate, logits_fn, x, y, ball, key=key)
 
 
-_ARRAYS = (
-    "correct", "still_correct", "certified_correct", "withstood_last", "has_adversarial", "radius",
-    "x_adv",
-)  # fmt: skip
-_REST = ("per_certificate", "seconds", "flags", "n_last", "probed")
+def _bracket_of(
+    record: BallRecord, attacks: Collection[str], oracles: Collection[str], judge: MeanLogits
+) -> Bracket:
+    def accuracies(names):
+        return {name: float(record.still_correct_under[name].mean()) for name in names}
 
-
-def _arrays(known: Sequence[_Known]) -> dict[str, np.ndarray]:
-    """All that is known of every ball, as arrays."""
-    arrays, rest = {}, []
-    for i, here in enumerate(known):
-        arrays |= {f"{i}/{name}": getattr(here, name) for name in _ARRAYS}
-        under = here.still_correct_under
-        arrays |= {f"{i}/under/{j}": left for j, left in enumerate(under.values())}
-        rest.append({name: getattr(here, name) for name in _REST} | {"under": list(under)})
-    return arrays | {"rest": np.asarray(json.dumps(rest))}
-
-
-def _restore(saved: Mapping[str, np.ndarray]) -> list[_Known]:
-    known = []
-    for i, rest in enumerate(json.loads(str(saved["rest"]))):
-        under = {name: saved[f"{i}/under/{j}"] for j, name in enumerate(rest.pop("under"))}
-        rest["flags"] = [Flag(*flag) for flag in rest["flags"]]
-        arrays = {name: saved[f"{i}/{name}"] for name in _ARRAYS}
-        known.append(_Known(**arrays, still_correct_under=under, **rest))
-    return known
+    return Bracket(
+        ball=record.ball.name,
+        eps=float(f"{np.asarray(record.ball.eps):.7g}"),  # as given: float32 has no more digits
+        n=len(record.correct),
+        clean=float(record.correct.mean()),
+        certified=float(record.certified_correct.mean()),
+        attacked=float(record.still_correct.mean()),
+        per_attack=accuracies(attacks),
+        per_transfer=accuracies(oracles),
+        per_certificate=record.per_certificate,
+        n_last=record.n_last,
+        flags=tuple(record.flags),
+        seconds=record.seconds,
+        still_correct=record.still_correct,
+        still_correct_under=record.still_correct_under,
+        certified_correct=record.certified_correct,
+        radius=record.radius,
+        x_adv=record.x_adv,
+        judge=judge,
+    )

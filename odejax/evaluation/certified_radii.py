@@ -5,6 +5,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._checks import check_arrays, check_count, check_instance, check_labels
 from .._inputs import as_key, as_method
@@ -19,8 +20,8 @@ from .._types import Key
 @own_promotion
 def certified_radii(
     predictor: Predictor,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: ArrayLike,
+    labels: ArrayLike,
     ball: AbstractBall,
     certificate: Callable,
     *,

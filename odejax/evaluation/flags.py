@@ -2,8 +2,8 @@
 
 A. Athalye, N. Carlini and D. Wagner, "Obfuscated gradients give a false sense of security", ICML
 2018, arXiv:1802.00420; N. Carlini et al., "On evaluating adversarial robustness", 2019,
-arXiv:1902.06705. `probes` looks at the network, `attack_flags` attacks it, the rest compare what
-attacks found.
+arXiv:1902.06705. `probes` looks at the network, `attack_flags` attacks it, and the other flags
+compare the results of attacks.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from ..attacks import EOT, AbstractClimb, AutoAttack
 class FlagKind:
     """A flag that may be raised: when, why it matters, what to do. Its limits are attributes.
 
-    - `raised_if`: text in which {limit} stands for a limit, as it is used.
+    - `raised_if`: a text, in which {limit} is replaced by that limit.
     - `limits`: numbers by name; shares of the images are fractions.
 
     >>> kind = odejax.evaluation.FLAGS["vanishing gradients"]
@@ -27,7 +27,7 @@ class FlagKind:
     (0.1, 1e-12)
     """
 
-    def __init__(self, name: str, raised_if: str, why: str, what_to_do: str, **limits: float | int):
+    def __init__(self, name: str, raised_if: str, why: str, what_to_do: str, **limits: float):
         self.name, self.why, self.what_to_do = name, why, what_to_do
         self.limits = {name: float(limit) for name, limit in limits.items()}
         self.raised_if = raised_if.format(**limits)
@@ -79,7 +79,7 @@ SOFTMAX = FlagKind(
 VANISHING = FlagKind(
     "vanishing gradients",
     "for more than {share:.0%} of the images the cross-entropy's input gradient is below {least:g}",
-    "gradient attacks on the cross-entropy stand still",
+    "gradient attacks on the cross-entropy do not move",
     "attack with the DLR or margin loss, which do not saturate; attack without gradients",
     share=0.1,
     least=1e-12,
@@ -87,8 +87,8 @@ VANISHING = FlagKind(
 EXPLODING = FlagKind(
     "exploding gradients",
     "for more than {share:.0%} of the images the margin's gradient is not finite, or promises over "
-    "{factor:g} times the change that is found anywhere along it in the ball",
-    "the gradient belongs to detail far smaller than the ball and points nowhere useful",
+    "{factor:g} times the largest change along it in the ball",
+    "the gradient belongs to detail far smaller than the ball: its direction is of no use",
     "attack without gradients (Square, SPSA), or through a smoother version of the network",
     share=0.1,
     factor=100,
@@ -169,7 +169,7 @@ MORE_RESTARTS = FlagKind(
     "more restarts help",
     "{many:g} runs of APGD (40 steps) break more than {share:.0%} of the images (at least "
     "{least:g}) that one does not break",
-    "what is found depends on where the search begins: the loss has many local maxima",
+    "the result depends on where the search begins: the loss has many local maxima",
     "raise the restarts until nothing changes; attack without gradients",
     many=10,
     share=0.05,
@@ -196,7 +196,7 @@ TRANSFER = FlagKind(
 SOLVER_STEPS = FlagKind(
     "solver steps change with the input",
     "the number of solver steps differs within the ball for more than {share:.0%} of the images",
-    "to accept or reject a step is a jump of the output, and no gradient knows of it",
+    "the output jumps where a step is accepted or rejected, and gradients do not show jumps",
     "attack the same equation solved with fixed steps and transfer; attack without gradients",
     share=0.1,
 )
@@ -235,7 +235,10 @@ def survivor_flags(
     still_correct = np.logical_and.reduce(list(white_box.values()))
     flags = []
     for kind, others in ((BLACK_BOX, black_box), (TRANSFER, transfer or {})):
-        broken = {other: int((still_correct & ~left).sum()) for other, left in others.items()}
+        broken = {
+            name: int((still_correct & ~correct_under).sum())
+            for name, correct_under in others.items()
+        }
         best = max(broken, key=broken.__getitem__, default=None)
         if best is None or broken[best] < kind.least:
             continue
@@ -294,10 +297,10 @@ def sequence_flags(
     last_white = max((i for i, one in enumerate(black) if not one), default=-1)
     if last_white < 0:
         return ()
-    left = targets & ((broken_by < 0) | (broken_by > last_white))
+    survivors = targets & ((broken_by < 0) | (broken_by > last_white))
     late = {name: i for i, name in enumerate(attack.attacks) if i > last_white}
     return survivor_flags(
-        {"before": left}, {name: left & (broken_by != i) for name, i in late.items()}
+        {"before": survivors}, {name: survivors & (broken_by != i) for name, i in late.items()}
     )
 
 

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._checks import check_arrays, check_count, check_labels
 from .._inputs import as_key
@@ -37,8 +38,8 @@ _RAY = int(ROUGH.steps)  # steps along the gradient
 @own_promotion
 def masking_flags(
     logits_fn: LogitsFn,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: ArrayLike,
+    labels: ArrayLike,
     ball: AbstractBall,
     *,
     key: Key | int,
@@ -81,7 +82,7 @@ def masking_flags(
     precision = jnp.asarray(_precision(logits_fn, images[0]))
     parts = [slice(i, i + batch_size) for i in range(0, len(images), batch_size)]
     probes = [_probe(logits_fn, images[p], labels[p], ball, precision, probe_key) for p in parts]
-    size, wrong, promised, found, turns, finite = (
+    size, wrong, promised, measured, turns, finite = (
         np.concatenate([to_host(p) for p in part]) for part in zip(*probes, strict=True)
     )
 
@@ -90,7 +91,7 @@ def masking_flags(
             flags.append(kind(f"{bad.sum()} of {len(bad)} images{what}"))
 
     raise_if(VANISHING, size < VANISHING.least)
-    explodes = ~np.isfinite(promised) | (promised > EXPLODING.factor * found)
+    explodes = ~np.isfinite(promised) | (promised > EXPLODING.factor * measured)
     raise_if(EXPLODING, explodes & (promised != 0))
     raise_if(WRONG_GRADIENT, wrong > WRONG_GRADIENT.error, f", median {np.median(wrong):.2g}")
     raise_if(NOT_FINITE, ~finite)
@@ -128,7 +129,7 @@ def _probe(logits_fn, images, labels, ball, precision, key):
         # inside the box that the differences stay in it.
         beside = x + _BESIDE * jax.random.uniform(beside_key, x.shape, x.dtype, -1.0, 1.0)
         beside = jnp.clip(beside, ball.lower + _H, ball.upper - _H)
-        # Mapped, not unrolled: what takes time here is compiling the network.
+        # Mapped, not unrolled: most of the time here is compiling the network.
         (z, _), ((cross, gradient), (_, there)) = jax.lax.map(gradients, jnp.stack([x, beside]))
         signs = jax.random.rademacher(signs_key, (_PROBES, *x.shape), x.dtype)
         along = ball.eps * ball.steepest(gradient)
@@ -148,8 +149,8 @@ def _probe(logits_fn, images, labels, ball, precision, key):
 
         rises = jnp.sign(jnp.diff(values) * (jnp.abs(jnp.diff(values)) > noise * _H))
         turns = jnp.sum(rises[1:] * rises[:-1] < 0)
-        found = jnp.max(jnp.abs(values - values[0]))
+        measured = jnp.max(jnp.abs(values - values[0]))
         promised = ball.eps * ball.dual_norm(gradient)
-        return jnp.max(jnp.abs(cross)), wrong, promised, found, turns, finite
+        return jnp.max(jnp.abs(cross)), wrong, promised, measured, turns, finite
 
     return jax.vmap(one)(images, labels, jax.random.split(key, len(images)))

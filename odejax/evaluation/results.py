@@ -22,7 +22,7 @@ _PACKAGES = ("odejax", "jax", "jaxlib", "equinox", "diffrax", "optax", "numpy")
 
 
 class ResultError(ValueError):
-    """A result file that is not one of ours, or of another version."""
+    """A file that `save_result` did not write, or another version of it did."""
 
 
 def provenance(seed: int) -> dict[str, Any]:
@@ -79,10 +79,10 @@ def load_result(path: str | os.PathLike, kind: str) -> dict[str, Any]:
         result = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ResultError(f"the result file {path} cannot be read: {error}") from None
-    found = (result.get("format"), result.get("kind")) if isinstance(result, dict) else None
-    if found != (FORMAT, kind):
+    saved = (result.get("format"), result.get("kind")) if isinstance(result, dict) else None
+    if saved != (FORMAT, kind):
         raise ResultError(
-            f"{path} has (format, kind) {found}; this version of odejax reads {(FORMAT, kind)}"
+            f"{path} has (format, kind) {saved}; this version of odejax reads {(FORMAT, kind)}"
         )
     if result.pop("digest", None) != _digest(result):
         raise ResultError(f"{path} is damaged or was edited: it differs from its digest")
@@ -90,7 +90,7 @@ def load_result(path: str | os.PathLike, kind: str) -> dict[str, Any]:
 
 
 def _digest(result: dict[str, Any]) -> str:
-    """Of the figures as they are read back, however the file is laid out."""
+    """Of the numbers as they are read back, however the file is laid out."""
     read = json.loads(json.dumps(result))  # where keys are text, and are sorted as such
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 

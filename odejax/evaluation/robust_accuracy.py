@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._checks import check_arrays, check_count, check_labels
 from .._inputs import as_key, as_method, method_name, warn_of_whole_box
@@ -81,8 +82,8 @@ class AttackReport(Shown):
 @own_promotion
 def robust_accuracy(
     logits_fn: LogitsFn,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: ArrayLike,
+    labels: ArrayLike,
     ball: AbstractBall,
     attack: Callable,
     *,
@@ -99,7 +100,8 @@ def robust_accuracy(
     """Attack every correctly classified image, and count those that are still correct.
 
     Only correctly classified images are attacked. When an attack succeeds on an image, the next
-    image takes its slot in the batch; an `AutoAttack` hands on what one attack did not break.
+    image takes its slot in the batch. An `AutoAttack` runs each attack on the images that the ones
+    before it did not break.
     Image i draws from `fold_in(key, i)`, so the result does not depend on `batch_size`.
 
     - `logits_fn(x, key=key)` or `logits_fn(x)`: one image (h, w, c) to its logits (k,).
@@ -113,7 +115,7 @@ def robust_accuracy(
     - `bits`: judge adversarial examples as images of so many bits a pixel, 8 as a rule: they are
       rounded within the ball first. The images must be such themselves.
     - `already_broken`: (n,) bool, images that this attack broke within a smaller ball; they count
-      as broken without another attack.
+      as broken and are not attacked again.
     - `stop_at_first_success`: whether an image's attack ends with its first success. By default
       only if `logits_fn` gives the judge's logits under any key, and nothing is rounded: else a
       lucky draw would end it.
@@ -126,8 +128,8 @@ def robust_accuracy(
 
     Raises `ValueError` for images of another form, no images, pixels outside [0, 1], labels out of
     range, logits of another form, several eps; `FloatingPointError` where logits are not finite, at
-    the images or at what an attack evaluates in the ball; `RuntimeError` for an attack that leaves
-    ball or box; `StateError` for a state file of another evaluation.
+    the images or at what an attack evaluates in the ball; `RuntimeError` for an attack whose
+    images lie outside ball or box; `StateError` for a state file of another evaluation.
 
     >>> few = odejax.data.load("digits", "test").take(slice(20))
     >>> ink_on_the_left = lambda x: jnp.stack([x[:, :4].sum(), x[:, 4:].sum()])
@@ -192,7 +194,7 @@ def robust_accuracy(
                 continue
             before = still_correct.copy()
             targets = before | misclassified if attack_misclassified and stage == 0 else before
-            # Never fewer rows than the full set would have: one shape, however few are left.
+            # As many rows as for the full set, however few the targets are: one shape.
             work = AttackLoop(
                 one,
                 logits_fn,

@@ -21,8 +21,8 @@ class StateError(ValueError):
 class SavedState:
     """Named arrays at `path`, of the evaluation whose `parts` have this fingerprint.
 
-    Without a path nothing is kept. `logits`, of the clean images, tell apart networks of the same
-    fingerprint.
+    Without a path nothing is kept. Networks of the same fingerprint differ in their `logits` of the
+    clean images.
     """
 
     def __init__(self, path: Path | None, parts: tuple, logits: np.ndarray):
@@ -30,7 +30,7 @@ class SavedState:
         self.fingerprint = "" if path is None else fingerprint(*parts)
 
     def load(self) -> dict[str, np.ndarray] | None:
-        """What was saved; None where nothing was. `StateError` for a file that is not ours."""
+        """What was saved; None where nothing was. `StateError` for any other file."""
         if self.path is None or not self.path.exists():
             return None
         arrays = self._read()
@@ -47,30 +47,30 @@ class SavedState:
     def _read(self) -> dict[str, np.ndarray]:
         assert self.path is not None
         try:
-            # Read whole before it is parsed: NumPy leaves a file that is none of its own open.
+            # Read whole before it is parsed: NumPy does not close a file of another format.
             file = np.load(io.BytesIO(self.path.read_bytes()), allow_pickle=False)
             arrays = dict(file) if isinstance(file, np.lib.npyio.NpzFile) else {}
         except Exception as error:  # whatever a damaged archive makes its readers raise
             raise StateError(f"{self.path} cannot be read ({error}); {_ANEW}") from None
         if str(arrays.pop("digest", "")) != fingerprint(arrays):
-            raise StateError(f"{self.path} is damaged, or no state of ours; {_ANEW}")
+            raise StateError(f"{self.path} is damaged, or no saved state; {_ANEW}")
         return arrays
 
     def save(self, arrays: dict[str, np.ndarray]):
         """Write them, whole or not at all. A disk that is full loses the state, not the work."""
         if self.path is None or jax.process_index() != 0:
             return
-        ours = {"fingerprint": np.asarray(self.fingerprint), "logits": self.logits, **arrays}
+        content = {"fingerprint": np.asarray(self.fingerprint), "logits": self.logits, **arrays}
         try:
             with written_whole(self.path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, digest=np.asarray(fingerprint(ours)), **ours)  # pyright: ignore
+                np.savez(file, digest=np.asarray(fingerprint(content)), **content)  # pyright: ignore
         except OSError as error:
             warnings.warn(f"the state {self.path} could not be saved: {error}", stacklevel=2)
 
     def delete(self):
-        """Forget it: the evaluation is through."""
+        """Delete the file: the evaluation has ended."""
         if self.path is None:
             return
         if jax.process_index() == 0:
             self.path.unlink(missing_ok=True)
-        agreed(0.0)  # nobody begins anew under this path before it is gone
+        agreed(0.0)  # no process begins anew under this path before it is gone

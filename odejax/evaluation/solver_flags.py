@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._checks import check_arrays, check_labels
 from .._inputs import as_key
@@ -26,7 +27,7 @@ def solver_variants(predictor: Predictor, *, steps: int = 32) -> dict[str, Predi
     """The network's equation, solved or differentiated in other ways, by name.
 
     - "fixed steps": Dopri5 with `steps` equal steps, differentiated through them.
-    - "own steps": the network's solver, differentiated through the steps it takes.
+    - "own steps": the network's solver, differentiated through its own steps.
     - "continuous adjoint": the network's solver, its gradient from solving the adjoint equation
       backwards, as many published neural ODEs compute it.
 
@@ -64,8 +65,8 @@ def solver_variants(predictor: Predictor, *, steps: int = 32) -> dict[str, Predi
 
 def gradient_cosines(
     logits_fn: LogitsFn,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: ArrayLike,
+    labels: ArrayLike,
     variants: Mapping[str, LogitsFn],
     *,
     key: Key | int,
@@ -77,8 +78,8 @@ def gradient_cosines(
 
     >>> few = odejax.data.load("digits", "test").take(slice(2))
     >>> linear, scaled = (lambda x, key: x.ravel()[:10]), (lambda x, key: 3 * x.ravel()[:10])
-    >>> found = odejax.evaluation.gradient_cosines(linear, *few, {"scaled": scaled}, key=0)
-    >>> found["scaled"].round(3).tolist()
+    >>> cosines = odejax.evaluation.gradient_cosines(linear, *few, {"scaled": scaled}, key=0)
+    >>> cosines["scaled"].round(3).tolist()
     [1.0, 1.0]
     """
     key = as_key(key)
@@ -93,8 +94,8 @@ def gradient_cosines(
 @own_promotion
 def solver_flags(
     predictor: LogitsFn,
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: ArrayLike,
+    labels: ArrayLike,
     ball: AbstractBall,
     *,
     key: Key | int,

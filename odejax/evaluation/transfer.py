@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._checks import check_arrays, check_count
 from .._inputs import as_key, as_method
@@ -52,8 +53,8 @@ class TransferMatrix(Shown):
 
 def transfer_matrix(
     oracles: Mapping[str, LogitsFn],
-    images: np.ndarray,
-    labels: np.ndarray,
+    images: ArrayLike,
+    labels: ArrayLike,
     ball: AbstractBall,
     attack: Callable,
     *,
@@ -62,10 +63,10 @@ def transfer_matrix(
     batch_size: int = 256,
     progress: bool | None = None,
 ) -> TransferMatrix:
-    """Attack every oracle once, and show what it found to every target (*enresnet* Tables 3, 6).
+    """Attack every oracle once, and test every target on the images (*enresnet* Tables 3, 6).
 
-    The attack goes to its end even where the oracle is fooled before, since it is the target that
-    is to be fooled, and to images that the oracle gets wrong anyhow.
+    The attack takes all its steps even where the oracle is fooled before, since it is the target
+    that is to be fooled. Images that the oracle misclassifies are attacked as well.
 
     - `oracles`, `targets`: networks by name; by default the targets are the oracles. For a
       randomised target pass `MeanLogits`.
@@ -76,8 +77,8 @@ def transfer_matrix(
     >>> from odejax import LinfBall, attacks, data, evaluation
     >>> few = data.load("digits", "test").take(slice(8))
     >>> networks = {"left": lambda x: x.ravel()[:10], "right": lambda x: x.ravel()[-10:]}
-    >>> found = evaluation.transfer_matrix(networks, *few, LinfBall(0.1), attacks.FGSM(), key=0)
-    >>> found.accuracy.shape
+    >>> matrix = evaluation.transfer_matrix(networks, *few, LinfBall(0.1), attacks.FGSM(), key=0)
+    >>> matrix.accuracy.shape
     (2, 2)
 
     N. Papernot, P. McDaniel and I. Goodfellow, "Transferability in machine learning", 2016,

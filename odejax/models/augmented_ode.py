@@ -22,7 +22,7 @@ class AugmentedODENet(AbstractODENet):
     - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
     - `width`: channels inside f (64).
     - `augment`: channels of zeros (5); with none this is their NODE.
-    - `time`: every convolution sees the time as a further, constant channel (False).
+    - `time`: every convolution has the time as a further, constant channel (False).
     - `solve`: how it is solved, the arguments of `ODESolve`, such as `t1` and `solver`.
 
     Raises `ValueError` for sizes that are no counts, and what `ODESolve` refuses.

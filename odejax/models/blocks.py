@@ -101,7 +101,7 @@ class ResidualField(eqx.Module):
     - `width`: the channels of y, (h, w, width), and of dy.
     - `norm`: `GroupNorm` or `BatchNorm`, built as `norm(width)`.
     - `layers`: how many convolutions (2).
-    - `time`: every convolution sees t as a further, constant channel: `field(y, state, t=t)`
+    - `time`: every convolution has t as a further, constant channel: `field(y, state, t=t)`
       (False).
     - `last_norm`: a norm behind the last convolution (False). With both this is the field of Chen
       et al. (2018, arXiv:1806.07366).

@@ -151,7 +151,7 @@ def _kernel_gradient_on_cpu(g, x, kernel, *, stride, padding, precision):
         (before, (n - 1) * stride + k - before - length)
         for (before, _), n, k, length in zip(padding, taps, size, x.shape[1:3], strict=True)
     ]
-    # Transposed here: inside a loop XLA's fast kernels know no other layout.
+    # Transposed here: inside a loop XLA's fast kernels support no other layout.
     out = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), edges,
         rhs_dilation=(stride, stride), dimension_numbers=_DIMENSION_NUMBERS, precision=precision,

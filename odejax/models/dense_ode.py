@@ -72,10 +72,10 @@ class HopfieldField(AbstractDenseField):
 
         f(y) = -y + tanh(W y + b)
 
-    Over a long time the state falls towards an attractor and forgets where it started at an
-    exponential rate: so do the gradients. With a long `t1` a `DenseODENet` of this field is the
-    smallest neural ODE with the settings of *natural* (t1 = 100, Dopri5) whose gradients say less
-    about its decisions than its decisions do.
+    Over a long time the state converges to an attractor and forgets where it started at an
+    exponential rate; so the gradients vanish at that rate. With a long `t1` a `DenseODENet` of this
+    field is the smallest neural ODE with the settings of *natural* (t1 = 100, Dopri5) that masks
+    its gradients.
 
     - `width`: the entries of y.
     - `keys`: one random key, (1,).

@@ -9,6 +9,7 @@ arXiv:2303.03169), x - 2 A^T T^{-1} sigma(A x + b) with a diagonal T: see `opera
 
 import itertools
 import math
+from typing import final
 
 import equinox as eqx
 import jax
@@ -30,7 +31,39 @@ from .lipschitz_layers import (
 from .operators import ConvOperator, DenseOperator
 
 
-class LipschitzNet(eqx.Module):
+class AbstractLipschitzNet(eqx.Module):
+    """A sequence of layers that bound their Lipschitz constants: image to logits.
+
+    A subclass has `layers`, and `image_shape`. Raises `ValueError` for an image of another shape.
+    """
+
+    layers: eqx.AbstractVar[Sequential]
+    image_shape: eqx.AbstractVar[ImageShape]
+
+    @final
+    def __call__(
+        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
+    ) -> tuple[Logits, eqx.nn.State]:
+        check_image(x, self.image_shape)
+        return self.layers(x), state
+
+    @final
+    def lipschitz_bound(self) -> Scalar:
+        """A proven bound on |f(x) - f(x')|_2 / |x - x'|_2, from pixels to logits."""
+        return self.layers.lipschitz_bound()
+
+    @final
+    def margin_bounds(self, label: Label) -> Float[Array, " k"]:
+        """How fast z_label - z_j can change at most per unit of l2, (k,)."""
+        return self.layers.margin_bounds(label)
+
+    @final
+    def float32_error(self, x: Image, radius: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+        """How far float32 may take the logits off, in l2, within the l2 `radius` of x."""
+        return self.layers.float32_error(x, radius)
+
+
+class LipschitzNet(AbstractLipschitzNet):
     """A network of non-expansive gradient-flow layers whose l2 Lipschitz constant is proven.
 
         x+ = x - A^T sigma(A x + b),  |A| <= sqrt(2),  sigma the ReLU
@@ -99,24 +132,6 @@ class LipschitzNet(eqx.Module):
         layers += [_dense_flow(features, layer, next(keys)) for _ in range(depth)]
         layers.append(dense(features, n_classes, next(keys)))
         self.layers = Sequential(tuple(layers))
-
-    def __call__(
-        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
-    ) -> tuple[Logits, eqx.nn.State]:
-        check_image(x, self.image_shape)
-        return self.layers(x), state
-
-    def lipschitz_bound(self) -> Scalar:
-        """A proven bound on ||f(x) - f(x')||_2 / ||x - x'||_2, from pixels to logits."""
-        return self.layers.lipschitz_bound()
-
-    def margin_bounds(self, label: Label) -> Float[Array, " k"]:
-        """How fast z_label - z_j can change at most per unit of l2, (k,)."""
-        return self.layers.margin_bounds(label)
-
-    def float32_error(self, x: Image, radius: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
-        """How far float32 may take the logits off, in l2, within the l2 `radius` of x."""
-        return self.layers.float32_error(x, radius)
 
 
 def _conv_flow(channels, image_size, layer, key):

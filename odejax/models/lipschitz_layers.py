@@ -1,4 +1,4 @@
-"""Layers that know how much they stretch: each has a proven l2 constant, `lipschitz_bound()`.
+"""Layers with a proven l2 Lipschitz constant, `lipschitz_bound()`.
 
 *structured*: an explicit Euler step along a gradient flow, x+ = x - h A^T sigma(A x + b), sigma
 with slopes in [a, 1], has the symmetric Jacobian I - h A^T D A with D diagonal in [a, 1]. With

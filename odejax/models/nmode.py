@@ -52,7 +52,7 @@ def nmode_field(
 def _flow_map(lam, t1, y0, activations) -> AbstractFlowMap:
     """gamma enters through f_1 alone: with its period, or up to where it saturates."""
 
-    @jax.jit  # a table takes thousands of evaluations
+    @jax.jit  # a table is thousands of evaluations
     def field(y, gamma):
         return nmode_field(y, gamma, lam, activations)
 
@@ -81,7 +81,7 @@ def _period(activation: Activation) -> float | None:
     x = np.concatenate([rng.uniform(-10, 10, 64), rng.uniform(-200, 200, 1024)])
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
         values = np.asarray(activation(jnp.asarray(x)))
-        if np.ptp(values[:64]) < 1e-9:  # nothing to see a period of
+        if np.ptp(values[:64]) < 1e-9:  # constant: of no period
             return None
         for period in _PERIODS:
             if np.abs(np.asarray(activation(jnp.asarray(x + period))) - values).max() < 1e-12:
@@ -102,11 +102,11 @@ class NmODE(eqx.Module):
     - `y0`: the initial state (0.0).
     - `activations`: (f_1, ..., f_k) makes it nmODE^k, `nmode_field` (`sin_squared` alone); without
       a solver f_1 must have the period pi or 2 pi, or saturate on both sides (`jnp.tanh`,
-      `jax.nn.sigmoid`), which is found out by evaluating it.
+      `jax.nn.sigmoid`), which is checked by evaluating it.
     - `solver`: None is the compiled flow map, exact to rounding, at the cost of an activation
       function; `lam`, `t1` and `y0` are then constants. With a Diffrax solver: a solve; `lam`, `t1`
       and `y0` may be arrays and are then learned.
-    - `rtol`, `atol`: what a solve is adapted to (both 1e-3, the paper's).
+    - `rtol`, `atol`: the tolerances of a solve (both 1e-3, the paper's).
     - `max_steps`: of a solve (4096); NaN where it needs more.
 
     The paper has lam > 1, which its certificate needs. A negative `lam` is its P-nmODE, whose

@@ -86,8 +86,8 @@ class AbstractODENet(eqx.Module):
         """
         y, state = self.encode(x, state)
 
-        # The draw rides along as a state that stands still, since it is not shared by a batch; the
-        # controller's mean error is then of twice as many entries, half of them without any.
+        # The draw is a part of the state with derivative 0, since it is not shared by a batch. The
+        # controller's mean error is then of twice as many entries, half of them without error.
         def field(t, carry, args):
             y, draw, _, _ = carry
             dy, pull_back = jax.vjp(lambda y: self.field(t, y, args), y)

@@ -77,8 +77,8 @@ class ODESolve(eqx.Module):
     def __call__(
         self, field: Callable[..., PyTree[Array]], y0: PyTree[Array], args: PyTree
     ) -> diffrax.Solution:
-        """`field` must take what it is differentiated by from `args`: the continuous adjoint sees
-        nothing that is closed over."""
+        """`field` must take what it is differentiated by from `args`: the continuous adjoint has no
+        derivative by what is closed over."""
         with jax.default_matmul_precision("highest"):
             if isinstance(self.adjoint, GridSteps):
                 return self.adjoint(field, y0, args, solver=self.solver, t1=self.t1)

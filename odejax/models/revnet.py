@@ -70,7 +70,7 @@ class RevNet(eqx.Module):
             raise ValueError(f"width must be even, its halves are coupled; got {width}")
         check_not_negative(step_size=step_size)
         if norm is BatchNorm:
-            raise ValueError("a reversible gradient sees no batch statistics: use GroupNorm")
+            raise ValueError("the reversible gradient has no batch statistics: use GroupNorm")
         stem_key, first_key, second_key, head_key = jax.random.split(key, 4)
         self.stem = Stem(image_shape, width, norm, key=stem_key)
 

@@ -12,11 +12,11 @@ The circular one is block diagonal in the Fourier basis, one (o, i) matrix for e
 the largest norm of those matrices is a proven bound for the zero-padded one. With a stride s it is
 a stride-1 convolution of the image's s x s phases, each a channel of its own.
 
-The image does not see how the torus is closed: it may be antiperiodic, x_{j + n} = -x_j, along
-either axis, which shifts the frequencies by half a step. Each of the four tori gives a bound, and
-the least is the tighter where one of them has a frequency that the image is too small for: of the
+How the torus is closed does not matter on the image: it may be antiperiodic, x_{j + n} = -x_j,
+along either axis, which shifts the frequencies by half a step. Each of the four tori gives a bound.
+The smallest is tighter where one of them has a frequency that the image is too small for: of the
 kernel (1, 1, 1) on n pixels the antiperiodic torus gives 1 + 2 cos(pi / (n + 1)), the norm itself,
-the periodic one 3. A kernel with peaks at 0 and at pi, as (1, 0, 1), has nothing of it.
+the periodic one 3. A kernel with peaks at 0 and at pi, as (1, 0, 1), gains nothing.
 
 The smallest singular value m of A comes from the same bound: with M >= ||A||_2,
 m^2 = M^2 - ||M^2 I - A^* A||_2.
@@ -38,7 +38,7 @@ from .._rounding import NORM_BOUND_ROUNDING
 from .._types import Scalar
 
 ITERATIONS = 7
-SMALL = 2**16  # entries of a matrix that takes no longer than its torus
+SMALL = 2**16  # entries of a matrix that is no slower than its torus
 
 
 @own_promotion
@@ -102,7 +102,7 @@ def conv_norm_bound(
     kernel, sizes = _on_a_torus(kernel, image_size, stride, circular, padding)
     if circular:
         return _gram_bound(_blocks(_waves(sizes, kernel.shape), kernel), iterations)
-    # Any torus will do: two iterations tell which to take, and a derivative of that there is not.
+    # Every torus gives a bound: two iterations choose one, and the choice has no derivative.
     waves = np.stack([_waves(sizes, kernel.shape, twist) for twist in _TWISTS])
     fixed = jax.lax.stop_gradient(kernel)
     rough = jax.lax.map(lambda waves: _gram_bound(_blocks(waves, fixed), 2), jnp.asarray(waves))
@@ -206,17 +206,17 @@ def _all_taps(k, stride):
 def _anywhere(n, k, stride):
     """One axis of n pixels, with any number of zeros around: taps, and the side of the torus."""
     taps = _all_taps(k, stride)
-    # Wherever the image lies in its zeros, it touches at most this many pixels of a phase. What an
-    # output sees beyond the image must not come round to it on the other side.
+    # Wherever the image lies in its zeros, it touches at most this many pixels of a phase. The
+    # pixels beyond the image that an output depends on must not lie on its other side.
     return taps, -(-(n + stride - 1) // stride) + len(taps) - 1
 
 
 def _padded(n, k, stride, padding):
     """One axis of n pixels between `padding` zeros: taps, and the side of the torus.
 
-    Output j sees pixel stride j - padding + t through tap t. Cut into rows of `stride` from any
-    `shift` on, that is row j + a of phase b, t - padding + shift = stride a + b. The cut that needs
-    the smallest torus is taken.
+    Output j depends on pixel stride j - padding + t through tap t. Cut into rows of `stride` from
+    any `shift` on, that is row j + a of phase b, t - padding + shift = stride a + b. The cut that
+    needs the smallest torus is used.
     """
     outputs = _outputs(n, k, stride, padding)
     pixels = stride * outputs[:, None] - padding + np.arange(k)

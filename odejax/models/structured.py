@@ -7,11 +7,11 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
 
 from .._checks import check_count, check_fraction
-from .._types import Image, Key, Label, Logits, Scalar
-from .blocks import ImageShape, check_image, check_image_shape
+from .._types import Key, Scalar
+from .blocks import ImageShape, check_image_shape
+from .lipschitz import AbstractLipschitzNet
 from .lipschitz_layers import (
     AbstractLipschitzLayer,
     Flatten,
@@ -32,7 +32,7 @@ from .step_rules import AbstractSteps, NonExpansiveSteps
 class AbstractRegime(eqx.Module):
     """What keeps a network's layers in bounds.
 
-    `gain`: the norm of lifting convolutions and head; None leaves them as they are.
+    `gain`: the norm of lifting convolutions and head; None for no constraint.
     """
 
     gain: eqx.AbstractClassVar[float | None]
@@ -142,7 +142,7 @@ def _operator(kernel, image_size, gain):
     return ConvOperator(kernel, image_size, gain, circular=True)
 
 
-class StructuredNet(eqx.Module):
+class StructuredNet(AbstractLipschitzNet):
     """The network that *structured* compares, with residual layers of one regime: image to logits.
 
     Blocks of lifting conv3x3, ReLU, `depth` residual steps and 2x2 max pooling; a linear head.
@@ -206,29 +206,11 @@ class StructuredNet(eqx.Module):
         layers += [Flatten(), dense(h * w * inputs, n_classes, next(keys), gain=gain)]
         self.layers = Sequential(tuple(layers))
 
-    def __call__(
-        self, x: Image, state: eqx.nn.State, *, key: Key | None = None
-    ) -> tuple[Logits, eqx.nn.State]:
-        check_image(x, self.image_shape)
-        return self.layers(x), state
-
-    def lipschitz_bound(self) -> Scalar:
-        """A proven bound on |f(x) - f(x')|_2 / |x - x'|_2, from pixels to logits."""
-        return self.layers.lipschitz_bound()
-
-    def margin_bounds(self, label: Label) -> Float[Array, " k"]:
-        """How fast z_label - z_j can change at most per unit of l2, (k,)."""
-        return self.layers.margin_bounds(label)
-
-    def float32_error(self, x: Image, radius: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
-        """How far float32 may take the logits off, in l2, within the l2 `radius` of x."""
-        return self.layers.float32_error(x, radius)
-
     def orthogonality(self) -> Scalar:
         """sum |A^T A - I|^2 over the maps of all gradient-flow steps (`ConvOperator`).
 
-        As a penalty it leaves contracting steps something that is proven, so that others may
-        expand: `Penalised(penalty=orthogonality_penalty)`.
+        As a penalty, `Penalised(penalty=orthogonality_penalty)`, it gives contracting steps a
+        constant that is proven to be below 1, so that others may expand.
         """
         pairs = [layer for layer in self.layers.layers if isinstance(layer, TwoFlows)]
         maps = [operator for pair in pairs for operator in pair.operators]

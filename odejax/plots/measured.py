@@ -1,4 +1,4 @@
-"""What is measured of a model, in any form that holds it, as curves by norm."""
+"""Brackets of a model, in any form that holds them, as curves by norm."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ class Curve:
 
 
 def read_curves(name: str, value: Any) -> dict[str, Curve]:
-    """By norm, what is measured of a model, in any of the forms that `robustness_curves` takes."""
+    """A model's curve in each norm, from any of the forms that `robustness_curves` accepts."""
     if isinstance(value, Mapping) and "balls" in value:
         return {
             norm: _curve(
@@ -37,12 +37,12 @@ def read_curves(name: str, value: Any) -> dict[str, Curve]:
     if not by_norm:
         raise ValueError(f"models[{name!r}] must hold at least one Bracket; got none")
     curves = {}
-    for norm, found in by_norm.items():
+    for norm, brackets in by_norm.items():
         radii = None
-        if all(isinstance(one, Bracket) and one.per_certificate for one in found):
-            radii = np.max([one.radius for one in found], axis=0)
-        read = [vars(one) if isinstance(one, Bracket) else one for one in found]
-        curves[norm] = _curve(name, read, radii)
+        if all(isinstance(one, Bracket) and one.per_certificate for one in brackets):
+            radii = np.max([one.radius for one in brackets], axis=0)
+        summaries = [vars(one) if isinstance(one, Bracket) else one for one in brackets]
+        curves[norm] = _curve(name, summaries, radii)
     return curves
 
 
@@ -60,30 +60,30 @@ def _flat(name: str, value: Any) -> Iterator[Any]:
         )
 
 
-def _curve(name: str, found: Sequence[Mapping[str, Any]], radii: np.ndarray | None) -> Curve:
-    if not found:
+def _curve(name: str, summaries: Sequence[Mapping[str, Any]], radii: np.ndarray | None) -> Curve:
+    if not summaries:
         raise ValueError(f"models[{name!r}] must hold at least one Bracket; got none")
-    found = sorted(found, key=lambda one: one["eps"])
-    eps = np.array([0.0, *(one["eps"] for one in found)])
+    summaries = sorted(summaries, key=lambda one: one["eps"])
+    eps = np.array([0.0, *(one["eps"] for one in summaries)])
     if len(set(eps)) < len(eps):
         raise ValueError(
             f"models[{name!r}] must hold one Bracket for each eps above 0; got {eps[1:].tolist()}"
         )
-    clean = found[0]["clean"]
-    attacks = dict.fromkeys(attack for one in found for attack in one["per_attack"])
+    clean = summaries[0]["clean"]
+    attacks = dict.fromkeys(attack for one in summaries for attack in one["per_attack"])
     at, certified = eps, None
     if radii is not None:
         # Between two radii nothing changes; at eps = 0 every correct prediction is certified.
         inside = radii[(radii > 0) & (radii < eps[-1])]
         at = np.unique(np.concatenate([eps, inside]))
         certified = np.array([clean, *((radii >= radius).mean() for radius in at[1:])])
-    elif any(one["per_certificate"] for one in found):
-        certified = np.array([clean, *(one["certified"] for one in found)])
+    elif any(one["per_certificate"] for one in summaries):
+        certified = np.array([clean, *(one["certified"] for one in summaries)])
     return Curve(
         eps=eps,
-        attacked=np.array([clean, *(one["attacked"] for one in found)]),
+        attacked=np.array([clean, *(one["attacked"] for one in summaries)]),
         per_attack={
-            attack: np.array([clean, *(one["per_attack"].get(attack, np.nan) for one in found)])
+            attack: np.array([clean, *(one["per_attack"].get(attack, np.nan) for one in summaries)])
             for attack in attacks
         },
         certified_at=at,

@@ -1,7 +1,7 @@
 """The gradient of an adaptive solve through its accepted steps alone.
 
-The solve runs without a tape; what stays of it are the times of the accepted steps and a few states
-to start from again. The backward pass then takes each accepted step once more, from the last to the
+The solve records no tape. It keeps the times of the accepted steps and a few states to start from
+again. The backward pass then takes each accepted step once more, from the last to the
 first, and differentiates through that one step. This is the gradient of the numbers that were
 computed (as with `diffrax.RecursiveCheckpointAdjoint`), step sizes held fixed, at the cost of the
 solve and 3 evaluations of the field for each of its stages: 4/3 of what a tape would take that had
@@ -29,7 +29,7 @@ from .._checks import check_count
 from .._promotion import own_promotion
 from .layer_steps import RungeKutta
 
-# The first Diffrax version whose loop `_integrate` mirrors, and the first that nobody has compared.
+# The first Diffrax version whose loop `_integrate` mirrors, and the first that is not compared.
 MIRRORED_DIFFRAX = ((0, 7, 2), (0, 8))
 
 # Where none is given: what `diffeqsolve` comes to, since Diffrax's choice of a first step does not
@@ -102,9 +102,9 @@ class AcceptedSteps(eqx.Module):
         """`diffrax.diffeqsolve` of y' = field(t, y, args) from 0 to `t1`, saving y(t1).
 
         What it is differentiated by, and what differs between the examples of a batch, must be in
-        `y0` and `args`. States of less than 32 bits are solved for in float32; the field sees, and
-        the end is, what they round to. Raises `ValueError` for a solver or controller that it does
-        not take (`supports`).
+        `y0` and `args`. States of less than 32 bits are solved for in float32; the field is
+        evaluated at, and the end is, what they round to. Raises `ValueError` for a solver or
+        controller that is not supported (`supports`).
         """
         if not self.supports(solver, stepsize_controller):
             raise ValueError(
@@ -373,7 +373,7 @@ def _differentiate(problem: _Problem, batch, shared):
         j, carry = carry
         first = j * stride
         last = jnp.minimum(first + stride, jnp.max(accepted))
-        # Behind an example's last step there are the zeros, or states, of nobody.
+        # After an example's last step there are zeros, or states that belong to no step.
         y = _where(first < accepted, jax.tree.map(lambda a: a[:, j], states), start)
         if longest == 1:
             return j - 1, back(first, y, carry)

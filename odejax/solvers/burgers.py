@@ -47,7 +47,7 @@ def burgers(
     """
     n = len(initial)
     if n < 5:
-        raise ValueError(f"the reconstruction takes 5 cells; got {n}")
+        raise ValueError(f"the reconstruction needs 5 cells; got {n}")
     check_positive(courant=courant, t1=t1)
     speed = float(jnp.max(jnp.abs(initial)))
     if speed == 0:

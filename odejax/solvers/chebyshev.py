@@ -49,7 +49,7 @@ class ChebyshevFlowMap(AbstractFlowMap):
     multiples, so that finding the place within a piece is exact in every dtype.
 
     - `pieces`, `first`, `width`, `saturates`: what `interval_flow_map` compiles.
-    - `error`, `slope_error`, `curvature_error`: what it found, see `AbstractFlowMap`.
+    - `error`, `slope_error`, `curvature_error`: measured by it, see `AbstractFlowMap`.
 
         >>> import jax.numpy as jnp, odejax
         >>> relaxation = lambda y, gamma: gamma - y

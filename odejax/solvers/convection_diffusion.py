@@ -38,8 +38,8 @@ def convection_diffusion(
 
     The error of `steps` steps is of fourth order where F is smooth in t; they must resolve the
     convection: |F| t1 / steps < 0.95 / n, 0.64 / n without `dealias`. The grid must resolve u:
-    without diffusion its gradient grows like exp(|grad F| t1), and where it cannot, the numerical
-    solution leaves the bounds of the terminal condition, which the true one keeps. Raises
+    without diffusion its gradient grows like exp(|grad F| t1). Where the grid cannot, the numerical
+    solution exceeds the bounds of the terminal condition, within which the true one stays. Raises
     `ValueError` for arrays that are not on one square grid, or no steps.
 
         >>> import jax.numpy as jnp, odejax

@@ -30,9 +30,10 @@ class AbstractFlowMap(eqx.Module):
 
         y' = g(y, gamma),  y(0) = y0
 
-    `error`, `slope_error` and `curvature_error` are what compiling found: the largest error of y,
-    dy/dgamma and d2y/dgamma2 in float64, at points that were not used to fit. A subclass defines
-    `derivative` and `extremes`. In a program it is one operation, which bound propagation knows.
+    `error`, `slope_error` and `curvature_error` are measured when the map is compiled: the largest
+    error of y, dy/dgamma and d2y/dgamma2 in float64, at points that were not used to fit. A
+    subclass defines `derivative` and `extremes`. In a program it is one operation, which bound
+    propagation knows.
 
         >>> import odejax
         >>> decay = lambda y, gamma: -y

@@ -25,10 +25,10 @@ class FourierFlowMap(AbstractFlowMap):
 
         y(gamma) = Re sum_{k=0}^K c_k e^{2 pi i k gamma / period}
 
-    Half precision is computed in float32; of the harmonics as many are used as the dtype of gamma
-    can see. A layer costs one range reduction, one sine, one cosine, and two multiply-adds for each
-    harmonic (four where the sum is too ill-conditioned for powers of the cosine). Derivatives are
-    the differentiated series, not the derivative of its evaluation.
+    Half precision is computed in float32; as many harmonics are used as the dtype of gamma
+    can resolve. A layer costs one range reduction, one sine, one cosine, and two multiply-adds for
+    each harmonic (four where the sum is too ill-conditioned for powers of the cosine). Derivatives
+    are the differentiated series, not the derivative of its evaluation.
 
     - `coefficients`, `period`: (c_0, ..., c_K), and the period.
     - `error`, `slope_error`, `curvature_error`: see `AbstractFlowMap`.
@@ -102,7 +102,7 @@ def periodic_flow_map(
         wave_numbers = 2 * np.pi / period * np.arange(len(coefficients))
         size = np.abs(coefficients) * np.maximum(1.0, wave_numbers)
         goal = tol * max(1.0, np.abs(values).max())
-        # The coarse half must hold the series: then aliasing is below the tail we can see.
+        # The coarse half must hold the series: then aliasing is below the tail that is known.
         if size[len(size) // 2 :].sum() < goal / 10:
             break
         samples *= 2

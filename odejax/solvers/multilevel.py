@@ -85,8 +85,8 @@ def multilevel_feynman_kac(
 
     Each level starts with `batch` paths; their variances V_l and costs C_l then say how many it
     gets, N_l proportional to sqrt(V_l / C_l), in multiples of `batch`. Where the values are arrays,
-    the entry that varies most counts. The variances are estimates: of a terminal condition that is
-    constant almost everywhere a first batch may see nothing; give it a larger one.
+    the entry that varies most counts. The variances are estimates. For a terminal condition that
+    is constant almost everywhere a first batch may give 0; give a larger `batch`.
 
     - `terminal`, `drift`, `noise`, `x`, `t1`: as in `feynman_kac`.
     - `steps`: of each level, each a multiple of the one before ((1, 2, 4, 8, 16)); the estimate is

@@ -48,7 +48,7 @@ class SSPRK22(diffrax.AbstractERK):
 def _hermite(last: int):
     """Cubic Hermite interpolation, of order 3, with the slope of the `last` stage at the end.
 
-    That is the stage which is taken there; Diffrax's own `from_k` takes the one that comes last.
+    That stage is the one at the end of the step; Diffrax's own `from_k` uses the last stage.
     """
 
     def interpolation(*, t0, t1, y0, y1, k):

@@ -1,4 +1,4 @@
-"""Training: `fit`, and the objectives handed to it."""
+"""Training: `fit`, and its objectives."""
 
 from .checkpoints import CheckpointError as CheckpointError
 from .constraints import (

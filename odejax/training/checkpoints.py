@@ -164,7 +164,7 @@ def _failing_once(what: str):
         failure = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     finally:
         sys.excepthook, sys.unraisablehook, threading.excepthook, log.disabled = before
-    # Out here: within, the new error would keep what Orbax left half done until Python ends.
+    # Out here: within, the new error would keep Orbax's unfinished work alive until Python ends.
     if failure is not None:
         with warnings.catch_warnings(action="ignore"):
             gc.collect()  # coroutines that were never run say so when they go
@@ -186,7 +186,7 @@ def _is_key(leaf):
 
 
 def _as_data(leaf):
-    """Keys, which Orbax does not know, as the numbers they are."""
+    """Keys, which Orbax does not support, as the numbers they are."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 

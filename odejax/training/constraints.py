@@ -90,8 +90,8 @@ def row_sum_penalty(where: Callable[[Any], Array]) -> Penalty:
 def drift_penalty(model, state: State, images: Images, *, key: Key) -> Scalar:
     """The mean of `model.drift(x, state)`: int |f(y(t))| dt over the time after the end.
 
-    A flow that stands still from t1 to 2 t1 has forgotten where it started. TisODE is this, with
-    a field that does not depend on time, such as `DenseODENet`'s.
+    A flow that does not move from t1 to 2 t1 is at rest: it has forgotten where it started.
+    TisODE is this, with a field that does not depend on time, such as `DenseODENet`'s.
 
     - `model`: one with `drift(x, state) -> scalar`.
     - `state`: its state.
@@ -214,7 +214,7 @@ def mixture_weights(
 ) -> optax.GradientTransformation:
     """`optimizer` for all but the weights w = `where(model)` of an ensemble (*enresnet* 5).
 
-    Those stand still for `every` steps, then take one step along their mean gradient g and are
+    Those are fixed for `every` steps, then take one step along their mean gradient g and are
     divided by their sum, so that sum w = 1:
 
         w <- w - learning_rate g,  w <- w / sum w

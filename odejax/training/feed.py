@@ -49,7 +49,7 @@ class Streamed:
         rows = np.asarray(order)[: n * self.batch_size].reshape(n, self.batch_size)
         length = min(self.length, n)
         local_rows = rows[:, self._rows_of_this_process()]
-        # Here and not in the reader, whose thread knows of no mesh.
+        # Here and not in the reader, whose thread has no mesh.
         sharding = None if mesh_size() == 1 else self._sharding()
         reading = closing(self.dataset.read(local_rows.ravel(), local_rows.shape[1], ahead=length))
         with reading as batches, ThreadPoolExecutor(1) as reader:

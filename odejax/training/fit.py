@@ -137,7 +137,7 @@ def fit(
 
     Raises `TrainingDiverged` when the loss or a weight stops being finite, naming the epoch and the
     last good checkpoint. Raises `CheckpointError` if `checkpoint_dir` holds another run (another
-    key, data, initial weights, model, objective, augmentation or batch size, functions told apart
+    key, data, initial weights, model, objective, augmentation or batch size, functions compared
     by their code; the optimizer's constants and `score` are not stored), or one of more epochs.
     Warns where solves of a neural ODE hit their step limit.
 
@@ -182,7 +182,8 @@ def fit(
             calls = run_epoch(run_steps, train, feed, order, replays=rule.replays, key=step_key)
             with closing(calls):
                 # Not in a function, whose argument would keep the arrays of an epoch ago.
-                for train, sums, step in calls:  # noqa: B007
+                for so_far in calls:
+                    train, sums, step = so_far
                     loss = float(sums[0]) / step
                     if not np.isfinite(loss):
                         raise _diverged("loss", epoch, step, run_folder)

@@ -1,6 +1,6 @@
 """How a batch becomes a gradient, where that is not the derivative of one objective.
 
-`fit` takes any of these in the place of an objective.
+`fit` accepts any of these in the place of an objective.
 """
 
 import abc

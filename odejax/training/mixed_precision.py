@@ -17,8 +17,8 @@ class MixedPrecision(eqx.Module):
 
     Weights and images are rounded to `dtype` whenever the network is evaluated, attacks within the
     objective included; gradients, optimizer and batch statistics are float32. Evaluate what was
-    trained in float32, or as it was trained by `in_precision(model)`. What looks into the model,
-    as penalties do, goes around it: `Penalised(MixedPrecision(...), penalty=...)`.
+    trained in float32, or as it was trained by `in_precision(model)`. Penalties of the
+    weights are put around it: `Penalised(MixedPrecision(...), penalty=...)`.
 
     - `objective`: `CrossEntropy()` by default.
     - `dtype`: `jnp.bfloat16` by default.
@@ -60,7 +60,7 @@ class _Cast(eqx.Module):
         def cast(leaf):
             return leaf.astype(self.dtype) if eqx.is_inexact_array(leaf) else leaf
 
-        # Norms are computed before rounding: nothing is proven, or even found, in 16 bits.
+        # Norms are computed before rounding: in 16 bits they would be neither proven nor accurate.
         model = jax.tree.map(cast, freeze(self.model))
         logits, state = model(x.astype(self.dtype), state, key=key)
         return logits.astype(x.dtype), state

@@ -135,7 +135,7 @@ class Adversarial(eqx.Module):
 
         min_model E max_{x' in ball} loss
 
-    The attack sees the model as a `Predictor`, in inference mode: BatchNorm uses its running
+    The attack is on the model as a `Predictor`, in inference mode: BatchNorm uses its running
     statistics there, and the statistics are updated by the attacked batch alone.
 
     PGD adversarial training is `Adversarial(PGD(10, 2 / 255, last=True), ball)`, the fast one
@@ -144,8 +144,8 @@ class Adversarial(eqx.Module):
     - `attack`: such as `PGD(10, 2 / 255, last=True)`.
     - `ball`: the threat model.
     - `objective`: `CrossEntropy()` by default.
-    - `train_mode`: False by default. With True the attack sees the model as it is trained, as in
-      the code of *enresnet*: batch statistics are those of the attacked batch in every step, and
+    - `train_mode`: False by default. With True the attack is on the model as it is trained, as
+      in the code of *enresnet*: batch statistics are those of the attacked batch in every step, and
       the attack climbs the loss of all images together. (That is for attacks of a fixed number of
       steps.)
 

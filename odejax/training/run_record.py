@@ -52,7 +52,7 @@ class RunRecord(NamedTuple):
 class RunFolder:
     """Where a run is saved after every epoch: its checkpoints, and `metrics.jsonl` beside them.
 
-    - `fingerprint`: what tells it from other runs (`run_fingerprint`).
+    - `fingerprint`: what distinguishes it from other runs (`run_fingerprint`).
     """
 
     checkpoints: Checkpoints
@@ -112,7 +112,7 @@ def run_fingerprint(
     average: float | None,
     key: Key,
 ) -> dict[str, Any]:
-    """What tells one run from another, ready for JSON.
+    """What distinguishes one run from another, ready for JSON.
 
     - `train`: the run before its first step; `static`: the rest of the model.
     - `datasets`: for training and for validation.

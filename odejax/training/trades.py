@@ -11,7 +11,7 @@ from equinox.nn import State
 from .._checks import check_callable, check_not_negative
 from .._threat_model import AbstractBall, check_ball
 from .._types import Images, Key, Labels
-from ..attacks import PGD
+from ..attacks import PGD, AbstractClimb
 from .objectives import Loss, as_attacked, batch_logits, loss_and_correct
 
 
@@ -42,7 +42,7 @@ class TRADES(eqx.Module):
 
     ball: AbstractBall
     beta: float = 6.0
-    attack: PGD = PGD(steps=10, last=True)
+    attack: AbstractClimb = PGD(steps=10, last=True)
 
     def __check_init__(self):
         check_ball(self.ball)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from .._mesh import replicate, spread
 
 Sums = tuple[Float[Array, ""], Int[Array, ""]]  # of the losses, and of the correct predictions
-Metrics = dict[str, float | int]  # of one epoch
+Metrics = dict[str, float]  # of one epoch
 
 
 class TrainState(eqx.Module):

@@ -1,0 +1,129 @@
+"""The steps of a bracket: probe, attack, transfer, certify, and the last attack."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._inputs import method_name
+from .._types import Key, LogitsFn
+from .ball_record import BallRecord
+from .certified_radii import certified_radii
+from .probes import masking_flags
+from .robust_accuracy import AttackReport, robust_accuracy
+from .solver_flags import solver_flags
+
+_LAST_BATCH = 32  # few images are attacked last, and a batch is never smaller
+
+
+@dataclasses.dataclass(frozen=True)
+class BracketSteps:
+    """Each step adds to a ball's record what it does not hold yet, and saves the records.
+
+    - `key`: of attacks, transfers and certificates.
+    - `settings`: of `robust_accuracy`, the same for every attack.
+    - `save`: called without arguments.
+    """
+
+    logits_fn: LogitsFn
+    images: np.ndarray
+    labels: np.ndarray
+    key: Key
+    batch_size: int
+    settings: Mapping[str, Any]
+    save: Callable[[], None]
+
+    def probe(self, record: BallRecord, n_images: int, *, key: Key):
+        """The flags of the network itself, on the first `n_images`."""
+        if n_images and not record.probed:
+            first = self.images[:n_images], self.labels[:n_images], record.ball
+            record.flags += masking_flags(self.logits_fn, *first, key=key)
+            record.flags += solver_flags(self.logits_fn, *first, key=key)
+            record.probed = True
+
+    def attack(
+        self,
+        record: BallRecord,
+        attacks: Mapping[str, Callable],
+        anew: frozenset[str],
+        smaller: BallRecord | None,
+    ):
+        """Every attack, on images that it did not break in the ball of `smaller`; `anew` on all."""
+        for i, (name, attack) in enumerate(attacks.items()):
+            if name not in record.still_correct_under:
+                broken = _broken(name, None if name in anew else smaller)
+                key = jax.random.fold_in(self.key, i)
+                report = self._report(self.logits_fn, attack, record, broken, key=key)
+                record.add_attack(name, report, broken)
+                self.save()
+
+    def transfer(
+        self,
+        record: BallRecord,
+        oracles: Mapping[str, LogitsFn],
+        attack: Callable,
+        smaller: BallRecord | None,
+    ):
+        """Images crafted on every oracle, by all the steps of the attack: they are to transfer."""
+        for name, oracle in oracles.items():
+            if name not in record.still_correct_under:
+                broken = _broken(name, smaller)
+                report = self._report(oracle, attack, record, broken, stop_at_first_success=False)
+                record.add_attack(name, report, broken)
+                self.save()
+
+    def certify(self, record: BallRecord, certificates: Mapping[str, Callable]):
+        """Every certificate."""
+        for name, certificate in certificates.items():
+            if name not in record.per_certificate:
+                started = time.perf_counter()
+                network: Any = self.logits_fn  # a Predictor, as `bracket` has checked
+                radius = certified_radii(
+                    network, self.images, self.labels, record.ball, certificate, key=self.key
+                )
+                record.add_certificate(name, radius, time.perf_counter() - started)
+                self.save()
+
+    def last_attack(self, records: Sequence[BallRecord], attack: Callable):
+        """`attack` on the images that are neither broken nor certified, in the largest ball first.
+
+        An image that is still correct there is not attacked in the smaller balls.
+        """
+        batch_size = min(self.batch_size, _LAST_BATCH)
+        withstood = np.zeros(len(self.labels), bool)
+        for record in reversed(records):
+            if record.n_last is None:
+                in_doubt = record.still_correct & ~record.certified_correct & ~withstood
+                report = self._report(
+                    self.logits_fn, attack, record, ~in_doubt, batch_size=batch_size
+                )
+                record.add_last(method_name(attack), report, in_doubt)
+                self.save()
+            withstood = withstood | record.withstood_last
+
+    def _report(
+        self,
+        logits_fn: LogitsFn,
+        attack: Callable,
+        record: BallRecord,
+        already_broken: np.ndarray | None,
+        **settings: Any,
+    ) -> AttackReport:
+        settings = {**self.settings, "key": self.key, "batch_size": self.batch_size, **settings}
+        return robust_accuracy(
+            logits_fn,
+            self.images,
+            self.labels,
+            record.ball,
+            attack,
+            already_broken=already_broken,
+            **settings,
+        )
+
+
+def _broken(name: str, smaller: BallRecord | None) -> np.ndarray | None:
+    """The images that the attack or oracle `name` broke in a smaller ball."""
+    return None if smaller is None else ~smaller.still_correct_under[name]
