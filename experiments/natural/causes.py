@@ -310,7 +310,7 @@ def figure(result: dict[str, Any]):
     draw(growth, "time", lambda record: record["median_growth"])
     growth.axhline(1, color="k", lw=0.8)
     growth.set_yscale("log")
-    growth.set_title("growth of a random perturbation", fontsize=10)
+    growth.set_title("growth of random noise", fontsize=10)
     growth.set_xlabel(CAUSES["time"][1])
     growth.set_ylabel(r"growth ($\ell_2$), median")
     axes[0, 4].set_axis_off()

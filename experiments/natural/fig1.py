@@ -11,7 +11,7 @@ says little of a network.
 Preset paper: ResNet-56, trained as in He et al. (2016), here pre-activated; cpu: ResNet-14, 20
 epochs of Adam. A finished network is not trained or attacked again: --resume.
 
-The preset cpu takes 7 minutes on two CPU cores.
+The preset cpu: 7 minutes on two CPU cores.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ class Config(RunConfig):
     preset: str = "cpu"
     """paper (ResNet-56, for a GPU), cpu (ResNet-14, few epochs) or smoke."""
     dataset: str | None = None
-    """digits (embedded), mnist or cifar10; the preset paper takes the last alone."""
+    """digits (embedded), mnist or cifar10; with the preset paper cifar10."""
     seeds: int = 1
     """How many seeds of each."""
 
@@ -160,7 +160,7 @@ def tables(result: dict[str, Any]) -> list[Any]:
 
 
 def figure(result: dict[str, Any]):
-    """Fig. 1: accuracy against h, clean and under transfer; beside it, under PGD-40."""
+    """Fig. 1: accuracy against h, clean and under transfer; to the right, under PGD-40."""
     settings, runs = result["settings"], report.by_name(result)
     rows = {float(h): _columns(records) for h, records in runs.items()}
 

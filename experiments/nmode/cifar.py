@@ -203,23 +203,26 @@ def figure(result: dict[str, Any]):
     """L-infinity, under PGD and AutoAttack: natural training to the left, TRADES to the right."""
     settings, runs = result["settings"], result["runs"]
     titles = {"ResNet": "clean training (Fig. 8 b)", "TRADES": "TRADES (Table 4)"}
-    color = colors(("ResNet", "nmODE"))
+    networks = {"without nmODE": "", "with nmODE": " + nmODE"}
+    color = dict(zip(networks, colors(("ResNet", "nmODE")).values(), strict=True))
     drawn, axes = report.panels(titles, size=(4.5, 3.0))
     changes = []
     for plain, axis in axes:
-        strongest = {}
-        for name, what in ((plain, "ResNet"), (f"{plain} + nmODE", "nmODE")):
-            if name not in runs:
-                continue
-            grid = [[b] for b in runs[name]["balls"]["linf"]]
+        grids = {
+            label: [[b] for b in runs[plain + more]["balls"]["linf"]]
+            for label, more in networks.items()
+            if plain + more in runs
+        }
+        for label, grid in grids.items():
             eps = [0.0, *(255 * row[0]["eps"] for row in grid)]
             for attack, style in zip(grid[0][0]["per_attack"], (":s", "-o"), strict=True):
                 values = report.curve(grid, report.attack(attack))
-                label = f"{'with' if what == 'nmODE' else 'without'} nmODE, {attack}"
-                axis.step(eps, values, style, where="post", color=color[what], ms=4, label=label)
-                strongest[what] = values[1:]  # the last one
-        if len(strongest) == 2:
-            changes.append(np.abs(strongest["nmODE"] - strongest["ResNet"]).max())
+                named = {"color": color[label], "label": f"{label}, {attack}"}
+                axis.step(eps, values, style, where="post", ms=4, **named)
+        strongest = report.attack(settings["strongest"])
+        robust = [report.curve(grid, strongest)[1:] for grid in grids.values()]
+        if len(robust) == 2:
+            changes.append(np.abs(np.subtract(*robust)).max())
         report.accuracy_axis(axis, title=titles[plain])
         axis.set_xlabel(r"$\epsilon$  ($\ell_\infty$, in 1/255)")
     report.legend_below(drawn, ncols=4, fontsize=8)

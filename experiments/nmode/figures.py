@@ -172,12 +172,8 @@ def figure_3(result: dict[str, Any]):
                 color=COLORS[family],
                 label=rf"{family}, $|y_{neuron + 1} - \bar{{y}}_{neuron + 1}|$",
             )
-        axis.axhline(
-            data["epsilon"],
-            color=COLORS[EQ4],
-            ls=":",
-            label=r"$\epsilon = \tau\delta / (\lambda - 1)$",
-        )
+        bound = {"color": COLORS[EQ4], "label": r"Eq. (4), $\epsilon = \tau\delta / (\lambda - 1)$"}
+        axis.axhline(data["epsilon"], ls=":", **bound)
         axis.set_yscale("log")
         axis.set_ylim(1e-4, 1e3)
         axis.set_xlabel("$t$")

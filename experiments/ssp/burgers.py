@@ -149,7 +149,7 @@ def figure(result: dict[str, Any]):
     report.legend_below(drawn, ncols=6, fontsize=9)
     set_title(
         drawn,
-        f"At Courant number {settings['courant']:g} the total variation, 2 at the start, grows to "
+        f"At Courant number {settings['courant']:g} the total variation grows from 2 to "
         + ", ".join(variations),
     )
     return drawn
