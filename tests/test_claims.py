@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections import Counter
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from rich.console import Console
@@ -328,6 +329,10 @@ def test_the_committed_results_count_by_hand():
 
     attacked = [e for e in entries if "worst_attack" in e]
     assert len(attacked) == 9 + 2 + 4  # nmODE on MNIST
+    drawn = report.figure(entries)
+    title = drawn.get_suptitle().replace("\n", " ")
+    plt.close(drawn)
+    assert f"{sum(map(report.not_reached, attacked))} of 15 claims under attack" in title
     for entry in entries:
         found = entry.get("instead", entry)
         if "papers_attack" in found:

@@ -43,7 +43,11 @@ def test_tables_and_figure_are_drawn_from_the_result(result, tmp_path):
     text = console.export_text()
     for attack in next(iter(result["models"].values()))["robust_accuracy"]:
         assert attack in text
-    masking.figure(json.loads(json.dumps(result))).savefig(tmp_path / "masking.png")
+    drawn = masking.figure(json.loads(json.dumps(result)))
+    long = result["models"]["t = 30"]["robust_accuracy"]
+    gap = 100 * (np.array(long[masking.OWN]) - long["all attacks"]).max()
+    assert f"by up to {gap:.1f} points at t = 30" in drawn.get_suptitle().replace("\n", " ")
+    drawn.savefig(tmp_path / "masking.png")
     plt.close("all")
     assert (tmp_path / "masking.png").read_bytes()[:4] == b"\x89PNG"
     console.file.close()

@@ -165,7 +165,7 @@ def figure(result: dict[str, Any]):
     rows = {float(h): _columns(records) for h, records in runs.items()}
 
     def by_step_size(name: str) -> np.ndarray:
-        return np.array([100 * np.mean(columns[name]) for columns in rows.values()])
+        return np.array([100 * np.mean(columns.get(name, np.nan)) for columns in rows.values()])
 
     names = [*next(iter(rows.values()))]
     color = colors(sorted({name.split()[-1] for name in names[1:]}, key=float))
@@ -177,9 +177,8 @@ def figure(result: dict[str, Any]):
     for (kind, title), axis in axes:
         axis.plot(list(rows), by_step_size("clean"), "--", color="0.5", label="clean")
         for eps in color:
-            label = rf"$\ell_\infty$, $\epsilon$ = {eps}"
-            shown = (list(rows), by_step_size(f"{kind} {eps}")) if f"{kind} {eps}" in names else ()
-            axis.plot(*(shown or ([], [])), "-o", ms=4, color=color[eps], label=label)
+            style = {"color": color[eps], "label": rf"$\ell_\infty$, $\epsilon$ = {eps}"}
+            axis.plot(list(rows), by_step_size(f"{kind} {eps}"), "-o", ms=4, **style)
         axis.set_xscale("log")
         axis.invert_xaxis()
         axis.set_xlabel("step size h")

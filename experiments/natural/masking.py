@@ -221,6 +221,7 @@ def figure(result: dict[str, Any]):
         drawn,
         f"PGD-40 overstates robust accuracy by up to {', by up to '.join(overstated)} "
         f"({report.setting_line(result)})",
+        size=10,
     )
     return drawn
 

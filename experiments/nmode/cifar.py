@@ -228,14 +228,12 @@ def figure(result: dict[str, Any]):
     report.legend_below(drawn, ncols=4, fontsize=8)
     n = settings["test_images"]
     low, high = confidence_interval(n // 2, n)
-    finding = f"robust accuracy under {settings['strongest']}"
+    findings = [f"sampling error is up to {50 * (high - low):.0f} points"]
     if changes:
-        finding = f"nmODE changes {finding} by at most {max(changes):.0f} points"
-    set_title(
-        drawn,
-        f"{finding}; sampling error is up to {50 * (high - low):.0f} points "
-        f"({report.setting_line(settings, 'PreActResNet-' + str(settings['depth']))})",
-    )
+        change = f"by at most {max(changes):.0f} points under {settings['strongest']}"
+        findings.insert(0, f"nmODE changes robust accuracy {change}")
+    setting = report.setting_line(settings, f"PreActResNet-{settings['depth']}")
+    set_title(drawn, f"{'; '.join(findings)} ({setting})")
     return drawn
 
 

@@ -186,7 +186,7 @@ def figure(result: dict[str, Any]):
         drawn,
         f"Under {kind} of {strengths[middle]:g} accuracy is "
         + ", ".join(f"{accuracy:.0f} % ({name})" for name, accuracy in ranking)
-        + f"; trained on clean images ({report.setting_line(settings)})",
+        + f" ({report.setting_line(settings)})",
     )
     return drawn
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import NullFormatter
 
 from odejax.evaluation import decode_array
 from odejax.plots import plain_ticks, set_title
@@ -104,12 +103,11 @@ def _draw_regression(regression: dict[str, Any], above, below):
     for row, name in enumerate(names):
         errors = regression["nets"][name]["test_error"]
         below.plot(errors, [row] * len(errors), "o", color=_color(name), alpha=0.7)
+    below.set_xscale("log")
+    plain_ticks(below)
+    below.set_xticks([0.01, 0.02, 0.05, 0.1])
     below.set_yticks(range(len(names)), names)
     below.set_ylim(len(names) - 0.5, -0.5)
-    below.set_xscale("log")
-    below.set_xticks([0.01, 0.02, 0.05, 0.1])
-    below.xaxis.set_major_formatter("{x:g}")
-    below.xaxis.set_minor_formatter(NullFormatter())
     below.set_xlabel("rms test error, one point a seed")
     errors = _errors(regression["nets"], "test_error", "both", "ResNet")
     below.set_title(f"rms error: {errors}", fontsize=9)
