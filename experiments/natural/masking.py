@@ -8,8 +8,7 @@ trained on clean images to t = 1, 4, 8 and 12 in turn, and then solved on to t =
 settles (*natural* integrates to 100). The network at t = 1 and the one at t = 30 are attacked by
 PGD-40 through their own gradients, as the papers do, and by what masked gradients cannot fool: APGD
 on a loss without scale, attacks without gradients, and adversarial examples crafted on the same
-equation stopped early. A table, `result.json` and a figure with the flags raised, in the run
-folder.
+equation stopped early. A finished network is not trained or attacked again: --resume.
 
 9 minutes on two CPU cores.
 """
@@ -33,7 +32,7 @@ from odejax.training import clean_accuracy
 
 from ..lib import report
 from ..lib.measure import brackets
-from ..lib.run import Config as Base, Experiment, Once, check_choice, check_counts, load_data, run
+from ..lib.run import Experiment, Job, Plan, RunConfig, check_choice, check_counts, load_data, run
 from .staged import ALL, EARLY, correct_under, robust_accuracies, trained_in_stages
 from .tables import with_solve
 
@@ -47,7 +46,7 @@ class Setting:
     """What depends on the data set."""
 
     eps: tuple[float, ...]
-    epochs: int  # a stage
+    epochs: int  # of each stage of training
     batch_size: int
     test_images: int  # attacked
 
@@ -62,48 +61,34 @@ EARLY_TIMES = (1.0, 3.0)  # and where the solves that are attacked in its stead 
 
 
 @dataclasses.dataclass
-class Config(Base):
+class Config(RunConfig):
     """Train a neural ODE, attack it solved to a short and to a long time."""
 
     dataset: str = "digits"
     """digits (embedded) or mnist."""
-    data_dir: Path | None = None
-    """Folder of prepared TFDS data; by default $ODEJAX_DATA_DIR, else TFDS's own."""
-    epochs: int | None = None
-    """Epochs of each stage of training; by default the data set's."""
-    test_images: int | None = None
-    """How many test images to attack (the first ones); by default 200."""
     budget: int = 1000
     """Queries for each image of Square, Boundary and SPSA."""
     seed: int = 0
     """Seed of initial weights, batches, and attacks."""
 
 
-def plan(config: Config) -> Once:
+def plan(config: Config) -> Plan:
     check_choice("dataset", config.dataset, SETTINGS)
-    check_counts(config, "epochs", "test_images", "budget")
-    asked = {name: getattr(config, name) for name in ("epochs", "test_images")}
-    setting = dataclasses.replace(
-        SETTINGS[config.dataset], **{name: n for name, n in asked.items() if n}
-    )
+    check_counts(config, "budget")
+    setting = config.settle(SETTINGS[config.dataset])
     images, test = load_data(config, setting.test_images)
+    settings = {"dataset": config.dataset, "seed": config.seed, "budget": config.budget}
+    settings |= dataclasses.asdict(setting)
 
-    def measure():
-        result: dict[str, Any] = {"dataset": config.dataset, "test_images": setting.test_images}
-        result |= {"budget": config.budget, "eps": list(setting.eps)}
-        result |= {"data": [images.provenance(), test.provenance()]}
-        networks = _train(images, setting, config.seed)
-        return result | {
-            "models": {
-                name: _evaluate(predictor, test, setting, config)
-                for name, predictor in networks.items()
-            }
-        }
+    def jobs(folder, _):
+        for name, predictor in _train(images, setting, config.seed, folder).items():
+            measured = partial(_evaluate, predictor, test, setting, config)
+            yield Job(name, config.seed, measured, "models")
 
-    return Once(measure, config.dataset, config.seed)
+    return Plan(config.dataset, settings, (images, test), jobs)
 
 
-def _train(images, setting: Setting, seed: int) -> dict[str, odejax.Predictor]:
+def _train(images, setting: Setting, seed: int, folder: Path) -> dict[str, odejax.Predictor]:
     """The network after the first stage, and the last one settled, solved adaptively."""
 
     def fixed_steps(ode):
@@ -111,8 +96,9 @@ def _train(images, setting: Setting, seed: int) -> dict[str, odejax.Predictor]:
         controller = diffrax.ConstantStepSize()
         return ode.replace(stepsize_controller=controller, dt0=ode.t1 / max(8, round(2 * ode.t1)))
 
-    key = jax.random.key(seed)
-    first, *_, last = trained_in_stages(MAKE, TIMES, images, setting, key, in_training=fixed_steps)
+    first, *_, last = trained_in_stages(
+        MAKE, TIMES, images, setting, jax.random.key(seed), folder, in_training=fixed_steps
+    )
     return {f"t = {TIMES[0]:g}": first, f"t = {SETTLED:g}": with_solve(last, t1=SETTLED)}
 
 
@@ -167,10 +153,10 @@ def _evaluate(predictor, test, setting: Setting, config: Config) -> dict[str, An
 
 
 def tables(result: dict[str, Any]) -> list[Any]:
-    made = []
+    made, settings = [], result["settings"]
     for name, model in result["models"].items():
-        title = f"{report.setting_line(result)}, {name}: robust accuracy in %"
-        eps = (f"{eps:g}" for eps in result["eps"])
+        title = f"{report.setting_line(settings)}, {name}: robust accuracy in %"
+        eps = (f"{eps:g}" for eps in settings["eps"])
         made.append(report.table(title, "L-infinity eps", "clean", *eps))
         for attack, accuracies in model["robust_accuracy"].items():
             made[-1].add_row(attack, *(f"{100 * a:.1f}" for a in (model["clean"], *accuracies)))
@@ -187,7 +173,8 @@ def notes(result: dict[str, Any]) -> list[str]:
 
 def figure(result: dict[str, Any]):
     """Robust accuracy of each network under five of the attacks, and the flags."""
-    models, eps = result["models"], [0.0, *result["eps"]]
+    models, settings = result["models"], result["settings"]
+    eps = [0.0, *settings["eps"]]
     drawn, axes = report.panels(models.items(), size=(5.2, 4.6))
     color = colors(("PGD-40", "APGD-CE", "Square", EARLY))
     styles = {
@@ -220,7 +207,7 @@ def figure(result: dict[str, Any]):
     set_title(
         drawn,
         f"PGD-40 overstates robust accuracy by up to {', by up to '.join(overstated)} "
-        f"({report.setting_line(result)})",
+        f"({report.setting_line(settings)})",
         size=10,
     )
     return drawn
