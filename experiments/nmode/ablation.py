@@ -243,7 +243,7 @@ _LABELS = {
 def figure(result: dict[str, Any]):
     """A panel for each sweep: clean, attacked and certified accuracy of every network."""
     sweeps, settings = _records(result), result["settings"]
-    drawn, axes = report.panels(sweeps.items(), size=(3.0, 2.7))
+    drawn, axes = report.panels(sweeps.items(), columns=3, size=(3.3, 2.5))
     for (sweep, records), axis in axes:
         places = np.arange(len(records))
         intervals = [record["interval"] for record in records.values()]
@@ -262,9 +262,9 @@ def figure(result: dict[str, Any]):
         axis.set_xticks(places, ticks, fontsize=8)
         axis.set_xlabel(_LABELS[sweep])
         report.accuracy_axis(axis)
-    drawn.axes[0].set_ylabel(rf"accuracy (%), $\ell_\infty$ {settings['eps']:g}")
     report.legend_below(drawn, ncols=5, fontsize=9)
-    set_title(drawn, f"{_finding(sweeps)} ({report.setting_line(settings, 'nmODE')})")
+    setting = report.setting_line(settings, rf"nmODE, $\ell_\infty$ {settings['eps']:g}")
+    set_title(drawn, f"{_finding(sweeps)} ({setting})")
     return drawn
 
 
@@ -279,9 +279,9 @@ def _finding(sweeps: dict[str, dict[str, dict[str, Any]]]) -> str:
         return f"Robust accuracy is between {min(every):.1f} and {max(every):.1f} %"
     short, scaled_up, scaled_down, long = robust["scale"]
     return (
-        f"With the slope of t = {LONG:g}, the activation of t = {SHORT:g} has {scaled_up:.1f} % "
-        f"robust accuracy instead of {short:.1f} %; with the slope of t = {SHORT:g}, that of "
-        f"t = {LONG:g} has {scaled_down:.1f} % instead of {long:.1f} %"
+        f"With the slope of t={LONG:g}, the activation of t={SHORT:g} has {scaled_up:.1f} % robust "
+        f"accuracy instead of {short:.1f} %; with the slope of t={SHORT:g}, that of t={LONG:g} has "
+        f"{scaled_down:.1f} % instead of {long:.1f} %"
     )
 
 
