@@ -12,7 +12,7 @@ def _stop(number, frame):
     os._exit(130)  # no import that is under way reports what it was stopped at
 
 
-# While a script is imported, which takes seconds; `_cli.run` has a handler of its own.
+# While a script is imported, which takes seconds; `lib.run.run` has a handler of its own.
 if sys.argv[0] == "-m":
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)

@@ -17,32 +17,19 @@ from typing import Any
 import jax
 import numpy as np
 
-import odejax
 from odejax import models
 from odejax.attacks import FGSM, PGD
 from odejax.certificates import FiniteTimeStableMapping, LipschitzMargin, StableMapping
-from odejax.evaluation import decode_array, encode_array
-from odejax.plots import perturbation_grid, robustness_curves
+from odejax.plots import robustness_curves
 from odejax.training import CrossEntropy
 
-from .lib import report
-from .lib.measure import brackets
+from .lib import accuracy, report
+from .lib.measure import brackets, examples, judged_accuracy
 from .lib.recipe import Recipe, adam, one_cycle, train
-from .lib.run import (
-    Experiment,
-    Job,
-    Plan,
-    RunConfig,
-    UsageError,
-    check_choice,
-    check_choices,
-    load_data,
-    run,
-)
+from .lib.run import Experiment, Job, Plan, RunConfig, UsageError, check_choices, load_data, run
 
 KIND = "benchmark"
 BATCH_SIZE = 250  # of attacks and evaluation
-BALL_NAMES = {"linf": "L-infinity", "l2": "l2"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +129,7 @@ def plan(config: Config, families: Mapping[str, Family] = FAMILIES, flag_images:
 
 
 def _check(config: Config, families: Mapping[str, Family]) -> Setting:
-    check_choice("dataset", config.dataset, DATASETS)
+    check_choices("dataset", [config.dataset], DATASETS)
     check_choices("model", config.models, families)
     for name, values in (("eps", config.eps), ("eps-l2", config.eps_l2)):
         if any(not 0 < value < float("inf") for value in values):
@@ -184,10 +171,9 @@ def _evaluate(
             flag_images=flag_images if name == "linf" else 0,
         )
         if name == "linf":
-            out["examples"] = _examples(attacked, intervals[len(eps) // 2])
+            out["examples"] = examples(intervals[len(eps) // 2], attacked)
             # Any bracket's judge: they share the key, so they share the judge.
-            predictions = odejax.predict(intervals[0].judge, test.images, key=key).argmax(axis=1)
-            out["clean_accuracy"] = float(np.mean(predictions == test.labels))
+            out["clean_accuracy"] = judged_accuracy(intervals[0], test, key)
         out["balls"][name] = {
             "brackets": intervals.summaries(),
             "radii": (np.floor(intervals[-1].radius * 1e5) / 1e5).tolist(),
@@ -196,33 +182,15 @@ def _evaluate(
     return out | {"evaluation_seconds": time.perf_counter() - started}
 
 
-def _examples(test, interval, count: int = 4):
-    """A few images that an attack of this bracket broke, with what they became."""
-    moved = np.abs(interval.x_adv - test.pixels).max(axis=(1, 2, 3)) > 0
-    chosen = np.flatnonzero(moved)[:count]
-    if len(chosen) == 0:
-        return None
-    key = jax.random.key(0)
-    predictions = odejax.predict(interval.judge, interval.x_adv[chosen], key=key).argmax(axis=1)
-    return {
-        "eps": interval.eps,
-        "images": encode_array(test.pixels[chosen]),
-        "x_adv": encode_array(interval.x_adv[chosen]),
-        "labels": test.labels[chosen].tolist(),
-        "predictions": predictions.tolist(),
-    }
-
-
 def tables(result: dict[str, Any]) -> list[Any]:
     """For each ball: clean accuracy, and certified - attacked accuracy at every eps, in percent."""
     settings, results = result["settings"], result["models"]
-    title = "{dataset}: certified - attacked accuracy in %, the first {test_images} test images"
-    out: list[Any] = [title.format(**settings)]
+    out: list[Any] = [f"{report.setting_line(settings)}: certified - attacked accuracy in %"]
     first = next(iter(results.values()))
     for ball in first["balls"]:
         certified = any(model["balls"][ball]["certificates"] for model in results.values())
         eps = [f"eps {b['eps']:.3g}" for b in first["balls"][ball]["brackets"]]
-        columns = (BALL_NAMES[ball], "clean", *eps, *(["radius"] if certified else []))
+        columns = (accuracy.NORMS[ball], "clean", *eps, *(["radius"] if certified else []))
         table = report.table(None, *columns, collapse_padding=False)
         for name, model in results.items():
             curves = model["balls"][ball]
@@ -238,52 +206,47 @@ def tables(result: dict[str, Any]) -> list[Any]:
     return out
 
 
+def _networks(result: dict[str, Any]) -> dict[str, accuracy.Measured]:
+    return {
+        f"{name}, {accuracy.NORMS[ball]}": accuracy.Measured([of])
+        for name, model in result["models"].items()
+        for ball, of in model["balls"].items()
+    }
+
+
 def notes(result: dict[str, Any]) -> list[str]:
     """What a reader of the tables must know: how sure, by which attacks, and the flags raised."""
-    results = result["models"]
-    brackets = {
-        name: [b for curves in model["balls"].values() for b in curves["brackets"]]
-        for name, model in results.items()
-    }
-    ends = ("clean", "attacked", "certified")
+    networks = _networks(result)
+    brackets = [bracket for network in networks.values() for bracket in network.seeds[0]]
     error = 100 * max(
-        max(b[end] - b[f"{end}_interval"][0], b[f"{end}_interval"][1] - b[end])
-        for all_ in brackets.values()
-        for b in all_
-        for end in ends
+        abs(bracket[end] - limit)
+        for bracket in brackets
+        for end in ("clean", "attacked", "certified")
+        for limit in bracket[f"{end}_interval"]
     )
-    attacks = " and ".join(next(iter(brackets.values()))[0]["per_attack"])
-    out = [
-        f"Attacked: still correct under {attacks}, whichever is worse. <=: no certificate. "
-        f"Radius: the median certified one. 95 % sampling error: at most {error:.1f} points.",
-        "Clean accuracy on all test images: "
-        + ", ".join(f"{name} {100 * m['clean_accuracy']:.1f}" for name, m in results.items()),
+    clean = {name: 100 * model["clean_accuracy"] for name, model in result["models"].items()}
+    flags = {name: ", ".join(network.flags) for name, network in networks.items()}
+    return [
+        f"Attacked: robust accuracy under {' and '.join(brackets[0]['per_attack'])} together. "
+        "<=: no certificate. Radius: the median certified one. "
+        f"95 % sampling error: at most {error:.1f} points.",
+        f"Clean accuracy on all test images: {', '.join(f'{n} {c:.1f}' for n, c in clean.items())}",
+        *(f"{n}: {f}; stronger attacks may succeed on more images." for n, f in flags.items() if f),
     ]
-    for name, all_ in brackets.items():
-        flags = sorted({flag for b in all_ for flag in b["flags"]})
-        if flags:
-            out.append(f"{name}: {', '.join(flags)}; stronger attacks may leave less.")
-    return out
 
 
 def curves(result: dict[str, Any]):
-    title = "{dataset}, {test_images} test images: how robust, really?"
-    return robustness_curves(result["models"], title=title.format(**result["settings"]))
+    setting = report.setting_line(result["settings"])
+    title = f"{setting}: {accuracy.overstated(_networks(result), 'FGSM')}"
+    return robustness_curves(result["models"], title=title)
 
 
 def images(result: dict[str, Any]):
-    """Four images that were broken, of each family; None if there is none."""
+    """Four adversarial examples of each family; None if there is none."""
     examples = {name: model["examples"] for name, model in result["models"].items()}
-    examples = {name: found for name, found in examples.items() if found}
-    if not examples:
-        return None
-    eps = next(iter(examples.values()))["eps"]
-    decoded = {
-        name: e | {which: decode_array(e[which]) for which in ("images", "x_adv")}
-        for name, e in examples.items()
-    }
-    title = f"{result['settings']['dataset']}: broken within L-infinity {eps:.3g}"
-    return perturbation_grid(decoded, title=title)
+    eps = next((e["eps"] for e in examples.values() if e), 0.0)
+    title = f"perturbations within L-infinity {eps:.3g} change predictions"
+    return report.examples_figure(examples, f"{result['settings']['dataset']}: {title}")
 
 
 FIGURES = {"curves": curves, "images": images}

@@ -79,7 +79,7 @@ def test_the_worst_is_below_every_attack_and_a_run_resumes(tmp_path):
     for table in natural.tables(result):
         console.print(table)
     text = console.export_text()
-    assert "from: solve stopped early" in text
+    assert "transfer from solve stopped early" in text
     assert f"{100 * worst[-1]:.1f}" in text
     assert (tmp_path / "natural.png").stat().st_size > 10_000
     with pytest.raises(UsageError, match="was started with test_images 24, not 25"):

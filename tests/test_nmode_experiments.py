@@ -76,10 +76,14 @@ def test_the_tables_resume_and_hold_the_interval(tmp_path):
     for table in nmode_mnist.tables(result):
         console.print(table)
     shown = console.export_text()
-    assert all(f"Table {number}" in shown for number in (2, 3, 5))
-    clip = next(line for line in shown.splitlines() if "clip" in line and "linf 0.01 " in line)
-    proven = result["runs"]["nmODE+ t=0.05, clip/0"]["balls"]["linf"][0]["per_certificate"]
-    assert clip.split()[-4:] == [f"{100 * fraction:.1f}" for fraction in proven.values()]
+    assert shown.count("PGD-40, of std") == len(networks)
+    lines = shown.splitlines()
+    clip = lines[next(i for i, line in enumerate(lines) if "clip" in line) :]
+    certified = [line.split() for line in clip if "certified, " in line][:4]
+    intervals = result["runs"]["nmODE+ t=0.05, clip/0"]["balls"]["linf"]
+    for row, name in zip(certified, nmode_mnist.CERTIFICATES, strict=True):
+        assert row[1 : 1 + len(name.split())] == name.split()
+        assert row[-3:] == [f"{100 * b['per_certificate'][name]:.1f}" for b in intervals]
 
     before = (tmp_path / "result.json").read_bytes()
     assert (tmp_path / "intervals.png").stat().st_size > 10_000
@@ -90,10 +94,11 @@ def test_the_tables_resume_and_hold_the_interval(tmp_path):
 
 
 def test_the_papers_numbers_stand_beside_its_own_data_alone():
-    interval = {"eps": 0.05, "clean": 0.98, "attacked": 0.3, "certified": 0.0}
+    interval = {"eps": 0.05, "clean": 0.98, "attacked": 0.3, "certified": 0.0, "flags": {}}
     interval |= {"per_attack": dict.fromkeys(nmode_mnist.ATTACKS["linf"], 0.3)}
-    interval |= {"per_certificate": {}}
-    record = {"balls": {"linf": [interval], "l2": [interval]}, "clean_accuracy": 0.98}
+    interval |= {"per_certificate": {}, "per_transfer": {}}
+    balls = {ball: [interval | {"ball": ball}] for ball in ("linf", "l2")}
+    record = {"balls": balls, "clean_accuracy": 0.98}
     record |= {"pgd_standardised": [{"PGD-40": 0.9}]}
     for dataset, seen in (("mnist", True), ("digits", False)):
         settings = {"dataset": dataset, "test_images": 10}
@@ -101,12 +106,12 @@ def test_the_papers_numbers_stand_beside_its_own_data_alone():
         console = Console(width=200, record=True)
         for table in nmode_mnist.tables(result):
             console.print(table)
-        shown = console.export_text()
+        shown = console.export_text().split()
         # NODE under PGD and nmODE in Tables 2 and 5.
-        assert all((f" {value} " in shown) == seen for value in (47.4, 90.2, 96.7))
+        assert all((str(value) in shown) == seen for value in (47.4, 90.2, 96.7))
         drawn = nmode_mnist.figure(result)
         labels = {line.get_label() for line in drawn.axes[1].lines}
-        assert ("paper, PGD (Table 5)" in labels) == seen
+        assert ("paper, Table 5: PGD-40" in labels) == seen
         assert "certified" not in labels  # there was no certificate to draw
         plt.close("all")
 

@@ -86,7 +86,7 @@ def test_images_that_nothing_moves_have_no_growth(run):
     still = json.loads(json.dumps(result))
     for record in still["runs"].values():
         record["growth"]["attack"] = {"l1": [], "l2": []}
-    assert printed(ssp.tables(still)).count("growth -") == 4
+    assert printed(ssp.tables(still)).count("attack, l2: x -") == 4
     plt.close(ssp.figure(still))
     assert ssp.last_growth(list(still["runs"].values())) is None
 
@@ -121,7 +121,7 @@ def test_tables_fit_and_show_both_ends_of_the_argument(run):
     _, result = run
     text = printed(ssp.tables(result))
     assert max(map(len, text.splitlines())) <= 80
-    assert text.count("all attacks") == 4 == text.count("  growth")
+    assert text.count("all attacks") == 4 == text.count("attack, l2: x ")
     plt.close(ssp.figure(result))
 
 

@@ -10,18 +10,15 @@
 - Tables 3 and 6: blind attacks, both ways. Table 7: networks that were trained alone, integrated
   (with the preset cpu only where asked for: --integrate).
 
-Tables 4, 5, 6 and 10 are of CIFAR-100 (--dataset cifar100); each shows what the run folder has.
+Tables 4, 5, 6 and 10 are of CIFAR-100 (--dataset cifar100). A table has what the run folder has.
 
 What is not as in the paper: attacks on the first 1,000 test images; a network with noise is judged
 by its mean logits over 10 fixed draws; the noise has the variance of each example (in the authors'
 code, the batch's); BatchNorm is in inference mode inside the training's attack (there, in train
 mode); C&W is untargeted; IFGSM-20 and C&W count every iterate in the ball, not the last alone;
-natural networks are all trained as for Table 1. The learning rate of the mixture's weights, 0.1, is
-ours. Of the training images 5,000 are held out (cpu: 500) and the best epoch on them is kept, which
-for robust training is judged under its own PGD.
-
-A finished network is not trained or attacked again, an interrupted one goes on from its last epoch:
---resume.
+natural networks are all trained as for Table 1. The paper does not give the learning rate of the
+mixture's weights; it is 0.1 here. Of the training images 5,000 are held out (cpu: 500) and the best
+epoch on them is kept, which for robust training is the best under its own PGD.
 
 The preset cpu takes 19 minutes a seed on two CPU cores, --integrate 5 minutes more.
 """
@@ -40,23 +37,14 @@ import odejax
 from odejax import predict
 from odejax.attacks import EOT, FGSM, IFGSM, AutoAttack, CarliniWagnerLinf
 from odejax.data import ArrayDataset
-from odejax.evaluation import encode_array, transfer_matrix
+from odejax.evaluation import transfer_matrix
 
 from ..ledger.printed import Claim
 from ..ledger.sources import FOLDER, Source, chosen, measured
-from ..lib.measure import brackets
+from ..lib.measure import brackets, examples, judged_accuracy
+from ..lib.networks import NetworksConfig
 from ..lib.report import by_name
-from ..lib.run import (
-    Experiment,
-    Job,
-    Plan,
-    RunConfig,
-    check_choices,
-    check_counts,
-    each,
-    load_data,
-    run,
-)
+from ..lib.run import Experiment, Job, Plan, PresetConfig, check_choices, each, load_data, run
 from .networks import (
     JOINED,
     NETWORKS,
@@ -76,62 +64,34 @@ _ALL_DEPTHS = (14, 20, 32, 34, 44, 110)
 _SMALL = {14: 8, 20: 8, 32: 14, 34: 14, 44: 14, 110: 20}
 SIZES = {
     "paper": Preset(
-        {depth: depth for depth in _ALL_DEPTHS},
-        epochs=200,
-        batch_size=128,
-        train_images=50_000,
-        held_out=5_000,
-        test_images=1_000,
-        clean_images=10_000,
-        pgd_steps=10,
-        draws=20,
-        networks=tuple(NETWORKS),
-        one_cycle=False,
+        {depth: depth for depth in _ALL_DEPTHS}, epochs=200, batch_size=128,
+        train_images=50_000, held_out=5_000, test_images=1_000, clean_images=10_000,
+        pgd_steps=10, draws=20, networks=tuple(NETWORKS), one_cycle=False,
     ),
     "cpu": Preset(
-        _SMALL,
-        epochs=4,
-        batch_size=32,
-        train_images=5_500,
-        held_out=500,
-        test_images=100,
-        clean_images=2_000,
-        pgd_steps=3,
-        draws=5,
-        networks=("ResNet20", "En1 ResNet20", "En2 ResNet20"),
-        one_cycle=True,
+        _SMALL, epochs=4, batch_size=32,
+        train_images=5_500, held_out=500, test_images=100, clean_images=2_000,
+        pgd_steps=3, draws=5, networks=("ResNet20", "En1 ResNet20", "En2 ResNet20"), one_cycle=True,
     ),
     "smoke": Preset(
-        _SMALL,
-        epochs=1,
-        batch_size=128,
-        train_images=320,
-        held_out=64,
-        test_images=8,
-        clean_images=64,
-        pgd_steps=1,
-        draws=1,
-        networks=("ResNet20", "En2 ResNet20"),
-        one_cycle=True,
+        _SMALL, epochs=1, batch_size=128,
+        train_images=320, held_out=64, test_images=8, clean_images=64,
+        pgd_steps=1, draws=1, networks=("ResNet20", "En2 ResNet20"), one_cycle=True,
     ),
-}
+}  # fmt: skip
 PRESETS = {name: each(("cifar10", "cifar100"), size) for name, size in SIZES.items()}
 
 
 @dataclasses.dataclass
-class Config(RunConfig):
+class Config(PresetConfig, NetworksConfig):
     """Train ResNets and their noisy ensembles on CIFAR, attack them, print the tables."""
 
-    preset: str = "cpu"
-    """paper (for a GPU), cpu (ResNet-8, fewer images and epochs) or smoke."""
     dataset: str = "cifar10"
     """cifar10 or cifar100."""
     trainings: tuple[str, ...] = TRAININGS
     """natural, robust, or both."""
     networks: tuple[str, ...] | None = None
     """Which networks, by the paper's names; by default the preset's."""
-    seeds: int = 1
-    """How many seeds of each."""
     integrate: bool | None = None
     """Also join networks that were trained alone (Table 7); by default not with the preset cpu,
     where it takes five minutes more a seed."""
@@ -146,17 +106,14 @@ def plan(
     load: Callable[..., tuple[ArrayDataset, ArrayDataset]] = load_data,
 ) -> Plan:
     preset = config.choose(presets)
-    check_counts(config, "seeds")
-    names = preset.networks if config.networks is None else config.networks
-    check_choices("network", names, known)
+    chosen = config.chosen(known)
+    names = preset.networks if config.networks is None else chosen
     check_choices("training", config.trainings, TRAININGS)
     integrate = config.preset != "cpu" if config.integrate is None else config.integrate
     train, whole = load(config, preset.test_images)
     train, held_out = train.take(slice(preset.train_images)).holdout(preset.held_out)
     test, attacked = (whole.take(slice(n)) for n in (preset.clean_images, preset.test_images))
-    settings = {"dataset": config.dataset, "preset": config.preset} | dataclasses.asdict(preset)
-    for name in ("networks", "ball"):  # another run may add networks
-        settings.pop(name)
+    settings = config.settings(preset, "networks", "ball")  # another run may add networks
 
     def jobs(folder, _):
         def network(name: str, training: str, seed: int):
@@ -196,8 +153,7 @@ def plan(
                 joined = f"integrated/{JOINED['integrated'].join(members)}/{seed}"
                 yield Job(joined, seed, partial(integrated, members, seed))
 
-    name = f"{config.dataset}_{config.preset}"
-    return Plan(name, settings, (train, held_out, whole), jobs)
+    return Plan(config.run_name, settings, (train, held_out, whole), jobs)
 
 
 def _pairs(names: tuple[str, ...], published) -> list[tuple[str, str]]:
@@ -236,11 +192,10 @@ def _evaluate(
         flag_images=32,
     )
     batch_size = _batch_size(JUDGE_DRAWS if random else 1)
-    logits = predict(measured.judge, test.images, key=key, batch_size=batch_size)
     return measured.summary() | {
-        "clean_accuracy": float(np.mean(logits.argmax(axis=1) == test.labels)),
+        "clean_accuracy": judged_accuracy(measured, test, key, batch_size=batch_size),
         "evaluation_seconds": time.perf_counter() - started,
-        "example": _example(measured, attacked) if rand is not None else None,
+        "example": None if rand is None else examples(measured, attacked),
     }
 
 
@@ -256,28 +211,16 @@ def draws_noise(predictor, images: ArrayDataset, key) -> bool:
     return not np.array_equal(first, second)
 
 
-def _example(measured, attacked: ArrayDataset) -> dict[str, Any]:
-    """For Fig. 6: four images that were broken, by the attack that did it first."""
-    broken = np.flatnonzero((measured.x_adv != attacked.pixels).any(axis=(1, 2, 3)))[:4]
-    classes = predict(measured.judge, measured.x_adv, key=jax.random.key(0)).argmax(axis=1)
-    return {
-        "images": encode_array(attacked.pixels[broken]),
-        "x_adv": encode_array(measured.x_adv[broken]),
-        "labels": attacked.labels[broken].tolist(),
-        "predictions": classes[broken].tolist(),
-    }
-
-
 def _blind(
     target, oracle, attacked: ArrayDataset, seed: int, attacks: Mapping[str, Any], ball
 ) -> dict[str, Any]:
-    """What each attack on the oracle leaves of the target."""
+    """Robust accuracy of the target on adversarial examples of the oracle, for each attack."""
     key = jax.random.key(seed + 1)
     random = draws_noise(oracle, attacked, key)
     judge = target
     if draws_noise(target, attacked, key):
         judge = odejax.MeanLogits(target, jax.random.split(key, JUDGE_DRAWS))
-    left = {}
+    accuracy = {}
     for name, attack in attacks.items():
         matrix = transfer_matrix(
             {"oracle": oracle},
@@ -290,16 +233,16 @@ def _blind(
             batch_size=_batch_size(EOT_DRAWS),
             progress=True,
         )
-        left[name] = float(matrix.accuracy[0, 0])
-    return {"per_attack": left}
+        accuracy[name] = float(matrix.accuracy[0, 0])
+    return {"per_attack": accuracy}
 
 
 def _read(result: dict[str, Any], claim: Claim, name: str) -> dict[str, Any] | None:
     settings = result["settings"]
     attacked = {"n": settings["test_images"]}  # which blind attacks do not repeat
-    found = measured(by_name(result).get(name, []), claim, lambda record: attacked | record)
+    entry = measured(by_name(result).get(name, []), claim, lambda record: attacked | record)
     # A small network has a name of the paper's, but not its depth.
-    return found and {"network": shown(name, settings["depths"])} | found
+    return entry and {"network": shown(name, settings["depths"])} | entry
 
 
 def _count_parameters(result: dict[str, Any], claim: Claim, name: str) -> dict[str, Any]:

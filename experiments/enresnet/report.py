@@ -2,18 +2,18 @@
 
 from typing import Any
 
-import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.figure import Figure
 
-from odejax.evaluation import confidence_interval, decode_array
-from odejax.plots import perturbation_grid
+from odejax.evaluation import confidence_interval
+from odejax.plots import colors, set_title
 
 from ..ledger.printed import claimed
 from ..lib import report
 from .networks import TABLES, shown
 
 PAPERS_ATTACKS = ("FGSM", "IFGSM-20", "C&W")
+TITLES = {"natural": "natural training", "robust": "PGD training, under PGD"}
+WHAT = {"validation": "validation images", "train_accuracy": "training images"}
 
 
 def _records(result: dict[str, Any], kind: str) -> dict[str, list[dict[str, Any]]]:
@@ -91,46 +91,53 @@ def notes(result: dict[str, Any]) -> list[str]:
     return out
 
 
-def broken(result: dict[str, Any]) -> Figure | None:
-    """Fig. 6, where a robust network was broken."""
-    settings, examples = result["settings"], {}
-    for name, records in _records(result, "robust").items():
-        example, ours = records[0]["example"], shown(name, settings["depths"])
-        if example["labels"]:
-            # Under a small preset two networks of the paper may be one.
-            decoded = {which: decode_array(example[which]) for which in ("images", "x_adv")}
-            examples[ours if name == ours else f"{ours} for {name}"] = example | decoded
-    title = f"{settings['dataset']}, PGD-trained: what broke each first within 8/255 (Fig. 6)"
-    return perturbation_grid(examples, title=title) if examples else None
+def adversarial_examples(result: dict[str, Any]) -> Figure | None:
+    """Fig. 6, where an attack on a robust network succeeded."""
+    settings, networks = result["settings"], _records(result, "robust")
+    examples, ball = {}, ""
+    for name, records in networks.items():
+        # Under a small preset two networks of the paper may be one.
+        own = shown(name, settings["depths"])
+        examples[own if name == own else f"{own} for {name}"] = records[0]["example"]
+        ball = f"L-infinity {255 * records[0]['eps']:.3g}/255"
+    title = f"perturbations within {ball} change the predictions of PGD-trained networks"
+    return report.examples_figure(examples, f"{settings['dataset']}: {title}")
 
 
 def curves(result: dict[str, Any]) -> Figure:
-    """Training and validation accuracy of every network's first seed, by epoch."""
+    """Fig. 5: accuracy by epoch, of the first seed of the first five networks."""
     settings = result["settings"]
-    kinds = [kind for kind in ("natural", "robust") if _records(result, kind)]
-    figure, axes = report.panels(kinds, size=(4.6, 2.7))
-    colors = plt.get_cmap("tab20").colors  # pyright: ignore[reportAttributeAccessIssue]
-    titles = {"natural": "natural training", "robust": "PGD training: under its own attack"}
-    for kind, axis in axes:
-        for i, (name, records) in enumerate(_records(result, kind).items()):
-            history, color = records[0]["history"], colors[i % 20]
-            epochs = np.arange(1, len(history) + 1)
-            for what, style in (("train_accuracy", ":"), ("validation", "-")):
-                values = [100 * epoch[what] for epoch in history]
-                label = shown(name, settings["depths"]) if what == "validation" else None
-                axis.plot(epochs, values, style, marker="o", ms=3, color=color, label=label)
+    kinds = {kind: _records(result, kind) for kind in TITLES if _records(result, kind)}
+    names = [*dict.fromkeys(name for networks in kinds.values() for name in networks)][:5]
+    color = colors(names)
+    figure, axes = report.panels(
+        [(kind, what) for what in WHAT for kind in kinds], columns=len(kinds), size=(4.6, 2.5)
+    )
+    for (kind, what), axis in axes:
+        for name, records in kinds[kind].items():
+            if name in names:
+                values = [100 * epoch[what] for epoch in records[0]["history"]]
+                label, epochs = shown(name, settings["depths"]), range(1, len(values) + 1)
+                axis.plot(epochs, values, "-o", ms=3, color=color[name], label=label)
         axis.set_xlabel("epoch")
-        axis.set_title(titles[kind], fontsize=10)
+        axis.set_title(f"{TITLES[kind]}: {WHAT[what]}", fontsize=10)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3, lw=0.5)
-        axis.legend(frameon=False, fontsize=8)
-    figure.axes[0].set_ylabel("accuracy (%): validation —, training ···")
-    figure.suptitle(
-        f"{settings['dataset']}, {settings['train_images'] - settings['held_out']:,} training "
-        f"images (Fig. 5)",
-        fontsize=11,
-    )
+        if axis.get_subplotspec().is_first_col():
+            axis.set_ylabel("accuracy (%)")
+    n = settings["train_images"] - settings["held_out"]
+    report.legend_below(figure, ncols=5, title=f"{settings['dataset']}, {n:,} training images")
+    set_title(figure, _finding(kinds))
     return figure
 
 
-FIGURES = {"fig5": curves, "fig6": broken}
+def _finding(kinds: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
+    """Where validation accuracy ends, as a sentence."""
+    ends = []
+    for kind, networks in kinds.items():
+        last = [100 * records[0]["history"][-1]["validation"] for records in networks.values()]
+        ends.append(f"at {min(last):.0f} to {max(last):.0f} % ({TITLES[kind]})")
+    return f"Validation accuracy ends {' and '.join(ends)}"
+
+
+FIGURES = {"fig5": curves, "fig6": adversarial_examples}

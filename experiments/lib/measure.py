@@ -9,7 +9,7 @@ import numpy as np
 
 import odejax
 from odejax.data import ArrayDataset
-from odejax.evaluation import Brackets, bracket
+from odejax.evaluation import Bracket, Brackets, bracket, encode_array
 from odejax.training import clean_accuracy
 
 BALLS = {"linf": odejax.LinfBall, "l2": odejax.L2Ball}
@@ -23,11 +23,11 @@ def brackets(
     return bracket(predictor, *images, balls, **settings)  # pyright: ignore[reportCallIssue]
 
 
-def summaries(found: Brackets) -> list[dict[str, Any]]:
+def summaries(measured: Brackets) -> list[dict[str, Any]]:
     """Their numbers, and the median radius where there is a certificate."""
     return [
         b.summary() | ({"median_radius": float(np.median(b.radius))} if b.per_certificate else {})
-        for b in found
+        for b in measured
     ]
 
 
@@ -54,13 +54,30 @@ def measure(
             continue
         chosen = attacks.get(norm, attacks)
         anew = settings.get("anew", set(chosen))  # by default every attack in every ball
-        found = brackets(
-            predictor, attacked, norm, radii, key=key, attacks=chosen, **settings | {"anew": anew}
-        )
-        balls[norm] = summaries(found)
+        given = settings | {"attacks": chosen, "anew": anew}
+        balls[norm] = summaries(brackets(predictor, attacked, norm, radii, key=key, **given))
     one_norm = len(balls) == 1
     return {
         "clean_accuracy": clean_accuracy(predictor, test, key=key),
         **({"brackets": next(iter(balls.values()))} if one_norm else {"balls": balls}),
         "evaluation_seconds": time.perf_counter() - started,
+    }
+
+
+def judged_accuracy(measured: Bracket, images: ArrayDataset, key, **settings: Any) -> float:
+    """Clean accuracy of the network as the bracket judges it: with noise, by its mean logits."""
+    logits = odejax.predict(measured.judge, images.images, key=key, **settings)
+    return float(np.mean(logits.argmax(axis=1) == images.labels))
+
+
+def examples(measured: Bracket, attacked: ArrayDataset, count: int = 4) -> dict[str, Any]:
+    """A few images, and the first adversarial example of each, for `report.examples_figure`."""
+    moved = np.flatnonzero((measured.x_adv != attacked.pixels).any(axis=(1, 2, 3)))[:count]
+    logits = odejax.predict(measured.judge, measured.x_adv, key=jax.random.key(0))
+    return {
+        "eps": measured.eps,
+        "images": encode_array(attacked.pixels[moved]),
+        "x_adv": encode_array(measured.x_adv[moved]),
+        "labels": attacked.labels[moved].tolist(),
+        "predictions": logits.argmax(axis=1)[moved].tolist(),
     }

@@ -101,7 +101,7 @@ def fitted(
     """Train by the recipe; what is finished in the folder is only read.
 
     - `start`: a model and its state to go on from, instead of new ones.
-    - `stage`: tells the batches from those of other trainings with the same key.
+    - `stage`: other stages of the same key draw other batches.
     - `held_out`: `validation` and `score`, by which `fit` keeps the best epoch.
     """
     if start is None:

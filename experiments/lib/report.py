@@ -1,4 +1,4 @@
-"""What an experiment shows: tables and figures, drawn from its result alone, means over seeds."""
+"""Results of experiments as tables and figures: means over seeds, panels, where they are kept."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,20 +15,20 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from odejax.plots.curves import AXIS_LABELS
+from odejax.evaluation import decode_array
+from odejax.plots import AXIS_LABELS, perturbation_grid
 
 Record = dict[str, Any]
 Read = Callable[[dict[str, Any]], float]  # of a bracket's numbers
 KEPT = Path(__file__).parents[1]
-ORANGE = "#ef8a62"  # of the papers' own attacks
 
 
 def by_name(result: dict[str, Any]) -> dict[str, list[Record]]:
     """The records of every name, one for each seed: runs are called "NAME/SEED", or "NAME"."""
-    found: dict[str, list] = {}
+    records: dict[str, list] = {}
     for run, record in result["runs"].items():
-        found.setdefault(run.rpartition("/")[0] or run, []).append(record)
-    return found
+        records.setdefault(run.rpartition("/")[0] or run, []).append(record)
+    return records
 
 
 def mean_and_deviation(fractions: list[float]) -> tuple[float, float | None]:
@@ -38,7 +38,7 @@ def mean_and_deviation(fractions: list[float]) -> tuple[float, float | None]:
 
 
 def cell(fractions: Iterable[float]) -> str:
-    """The same as a table shows it."""
+    """Mean ± deviation, as a table has it."""
     return shown(*mean_and_deviation([*fractions]))
 
 
@@ -55,21 +55,6 @@ def attack(name: str) -> Read:
 def end(name: str) -> Read:
     """`clean`, `attacked` or `certified`."""
     return lambda bracket: bracket[name]
-
-
-def flags_of(records: Iterable[Record]) -> list[str]:
-    """The names of all flags in the records' brackets."""
-    return sorted({flag for record in records for b in record["brackets"] for flag in b["flags"]})
-
-
-def flags_raised(records: Iterable[Record]) -> str:
-    return ", ".join(flags_of(records)) or "none"
-
-
-def at_each_eps(records: list[Record], of: Callable[[Record], list] | None = None) -> list[list]:
-    """The brackets of all seeds, eps by eps; `of(record)` has those of a record."""
-    of = of or (lambda record: record["brackets"])
-    return [list(row) for row in zip(*map(of, records), strict=True)]
 
 
 def curve(grid: list[list], read: Read) -> np.ndarray:
@@ -98,7 +83,7 @@ def table(title: str | None, *columns: str, names: int = 1, **settings: Any) -> 
 def panels(
     names: Iterable[Any], columns: int = 5, size: tuple[float, float] = (3.0, 2.7), **settings: Any
 ) -> tuple[Any, Iterator[tuple[Any, Any]]]:
-    """A figure, and each name with an axis for it; what is left of the grid is hidden."""
+    """A figure, and each name with an axis for it; other places of the grid are hidden."""
     names = list(names)
     columns = min(columns, len(names))
     rows = -(-len(names) // columns)
@@ -137,6 +122,7 @@ def legend_below(drawn: Any, ncols: int, **settings: Any):
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     settings = {"loc": "outside lower center", "frameon": False, "fontsize": 8} | settings
+    settings = {"title_fontsize": settings["fontsize"]} | settings
     drawn.legend(handles.values(), handles.keys(), ncols=ncols, **settings)
 
 
@@ -147,7 +133,7 @@ def setting_line(settings: Mapping[str, Any], *more: str) -> str:
     )
 
 
-def shows(things: Iterable[Any]):
+def print_all(things: Iterable[Any]):
     console = Console()
     for thing in things:
         console.print(thing, highlight=False)
@@ -181,28 +167,11 @@ def published(
     return written
 
 
-def interval_panels(
-    result: dict[str, Any],
-    draw: Callable[[Any, str, list[Record]], None],
-    *,
-    ncols: int,
-    title: str,
-    norm: str = "linf",
-    **settings: Any,
-):
-    """A panel for each network, drawn by `draw(axis, name, records)`; one legend for all."""
-    drawn, axes = panels(by_name(result).items(), **settings)
-    for (name, records), axis in axes:
-        draw(axis, name, records)
-        accuracy_axis(axis, norm)
-    legend_below(drawn, ncols)
-    drawn.suptitle(title, fontsize=11)
-    return drawn
-
-
-def crosses(axis: Any, printed: Mapping[tuple, float], attack: str, **style: Any):
-    """The paper's figures of an attack, if it has any: {(attack, norm, eps): percent}."""
-    points = [(at, value) for (name, norm, at), value in printed.items() if norm and name == attack]
-    if points:
-        style = {"marker": "X", "ls": "", "color": "k", "ms": 5} | style
-        axis.plot(*zip(*points, strict=True), **style)
+def examples_figure(stored: Mapping[str, Record | None], title: str) -> Any:
+    """The adversarial examples that `measure.examples` stored, by network; None without any."""
+    decoded = {
+        name: e | {which: decode_array(e[which]) for which in ("images", "x_adv")}
+        for name, e in stored.items()
+        if e and e["labels"]
+    }
+    return perturbation_grid(decoded, title=title) if decoded else None

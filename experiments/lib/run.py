@@ -22,7 +22,7 @@ from odejax.data import ArrayDataset, cache_dir, load
 from odejax.evaluation import ResultError, StateError, load_result, provenance, save_result
 from odejax.training import CheckpointError
 
-from .report import published, shows
+from .report import print_all, published
 
 Setting = TypeVar("Setting")
 HIDDEN = {"--data-dir": "FOLDER", "--out": None}  # paths of the machine: in a stored command
@@ -56,7 +56,8 @@ class RunConfig(Config):
     data_dir: Path | None = None
     """Folder of prepared TFDS data; by default $ODEJAX_DATA_DIR, else TFDS's own."""
     resume: bool = False
-    """Go on with the run in the folder."""
+    """Go on with the run in the folder: what is finished is not measured again, an interrupted
+    training goes on from its last epoch."""
     overwrite: bool = False
     """Start anew in a folder that holds a run, whose result and checkpoints are lost."""
 
@@ -67,13 +68,32 @@ class RunConfig(Config):
         changes = {name: n for name, n in asked.items() if n}
         return dataclasses.replace(setting, **changes)  # pyright: ignore[reportArgumentType]
 
+
+@dataclasses.dataclass
+class PresetConfig(RunConfig):
+    """The options of an experiment of several sizes."""
+
+    preset: str = "cpu"
+    """paper (for a GPU), cpu (small networks, few epochs) or smoke."""
+    dataset: Any = None
+    """Which images; by default the preset's first data set."""
+
     def choose(self, presets: Mapping[str, Mapping[str, Setting]]) -> Setting:
         """The setting of `presets` for the preset and data set asked for, by default its first."""
-        preset = getattr(self, "preset")  # noqa: B009  # of the experiments that have presets
-        check_choice("preset", preset, presets)
-        self.dataset = self.dataset or next(iter(presets[preset]))
-        check_choice(f"dataset for the preset {preset}", self.dataset, presets[preset])
-        return self.settle(presets[preset][self.dataset])
+        check_choice("preset", self.preset, presets)
+        self.dataset = self.dataset or next(iter(presets[self.preset]))
+        check_choice(f"dataset for the preset {self.preset}", self.dataset, presets[self.preset])
+        return self.settle(presets[self.preset][self.dataset])
+
+    def settings(self, preset: Any, *omitted: str) -> dict[str, Any]:
+        """What the result says of a run: its data set, its preset, and the preset's fields."""
+        fields = {field.name: getattr(preset, field.name) for field in dataclasses.fields(preset)}
+        kept = {name: value for name, value in fields.items() if name not in omitted}
+        return {"dataset": self.dataset, "preset": self.preset} | kept
+
+    @property
+    def run_name(self) -> str:
+        return f"{self.dataset}_{self.preset}"
 
 
 class Job(NamedTuple):
@@ -175,7 +195,7 @@ def execute(experiment: Experiment, config: Any, command: str = "", **given: Any
             kept.record(*job)
         kept.save()
         path, result = kept.path, kept.result
-    shows([*experiment.tables(result), *experiment.notes(result)])
+    print_all([*experiment.tables(result), *experiment.notes(result)])
     name = "_".join(part for part in (experiment.stem or experiment.kind, plan.name) if part)
     written = published(
         result, experiment.figures, path, config.publish and name, experiment.figure_stem
@@ -221,11 +241,11 @@ class Runs:
         runs = cls(path, kind, {"settings": settings, "data": used}, command)
         if config.resume and path.exists():
             earlier = load_result(path, kind)
-            for name, wanted in settings.items():
-                found = earlier["settings"].get(name)
-                if found != wanted:
+            for name, value in settings.items():
+                stored = earlier["settings"].get(name)
+                if stored != value:
                     raise UsageError(
-                        f"--resume: {path} was started with {name} {found}, not {wanted}; "
+                        f"--resume: {path} was started with {name} {stored}, not {value}; "
                         f"give the same arguments, --overwrite, or another --out"
                     )
             _check_data(path, earlier.get("data"), used)
@@ -242,7 +262,7 @@ class Runs:
         return runs
 
     def record(self, name: str, seed: int, measure: Callable[[], dict[str, Any]], into="runs"):
-        """Keep what `measure` tells of `name`, and where it was measured, unless the run has it."""
+        """Keep what `measure` returns, and where it was measured, unless the run has it."""
         records = self.result.setdefault(into, {}) if into else self.result
         known = name in records
         Console().print(f"[bold]{name}[/]" + (f": already in {self.path}" if known else ""))
@@ -360,18 +380,18 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _check_data(path: Path, found: Any, wanted: list[dict[str, Any]]):
+def _check_data(path: Path, stored: Any, used: list[dict[str, Any]]):
     """`UsageError` unless the run used these images and labels, and says so."""
-    if not isinstance(found, list):
+    if not isinstance(stored, list):
         raise UsageError(
             f"--resume: {path} does not say which data it used; give --overwrite or another --out"
         )
-    digests = {told["split"]: told["digest"] for told in found}
-    for told in wanted:
-        if (earlier := digests.get(told["split"])) != told["digest"]:
+    digests = {data["split"]: data["digest"] for data in stored}
+    for data in used:
+        if (earlier := digests.get(data["split"])) != data["digest"]:
             raise UsageError(
-                f"--resume: {path} was started with other {told['split']} images of "
-                f"{told['name']} (digest {str(earlier)[:12]}, not {told['digest'][:12]}); "
+                f"--resume: {path} was started with other {data['split']} images of "
+                f"{data['name']} (digest {str(earlier)[:12]}, not {data['digest'][:12]}); "
                 f"give the same data, --overwrite, or another --out"
             )
 

@@ -32,7 +32,7 @@ from odejax.training import clean_accuracy
 
 from ..lib import report
 from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd, train
-from ..lib.run import Experiment, Plan, RunConfig, check_counts, each, load_data, run, seeded
+from ..lib.run import Experiment, Plan, PresetConfig, check_counts, each, load_data, run, seeded
 
 KIND = "natural_fig1"
 STEP_SIZES = tuple(10.0**-k for k in range(11))
@@ -59,7 +59,7 @@ PRESETS = {
 
 
 @dataclasses.dataclass
-class Config(RunConfig):
+class Config(PresetConfig):
     """Train ResNets with smaller and smaller steps, attack them by transfer and directly."""
 
     preset: str = "cpu"
@@ -78,7 +78,6 @@ def plan(
     preset = config.choose(PRESETS)
     check_counts(config, "seeds")
     images, test = load_data(config, preset.test_images)
-    settings = {"dataset": config.dataset, "preset": config.preset} | dataclasses.asdict(preset)
     attacked, small = test.take(slice(preset.test_images)), SMALL_EPS[str(config.dataset)]
 
     def jobs(folder, _):
@@ -102,7 +101,7 @@ def plan(
 
         return seeded(config.seeds, [f"{h:g}" for h in step_sizes], measured)
 
-    return Plan(f"{config.dataset}_{config.preset}", settings, (images, test), jobs)
+    return Plan(config.run_name, config.settings(preset), (images, test), jobs)
 
 
 def _recipe(make, preset: str, depth: int, h: float, epochs: int) -> Recipe:

@@ -12,17 +12,16 @@ and under those that masked gradients cannot fool:
   here too;
 - Square and SPSA, which see no gradient; images made by PGD-40 on the margin of other networks: of
   the ResNet, and of the same neural ODE with its solve stopped after a tenth of the time; and the
-  standard AutoAttack, on what withstands everything else, in this ball and in the smaller ones.
+  standard AutoAttack, on images that all of these fail on, in this ball and in the smaller ones.
 
-What then is left is the attacked end of the interval; nothing here has a certificate, so the other
-end is 0.
+"All attacks" are these together, the attacked end of the interval. Nothing here has a certificate,
+so the other end is 0.
 
 What the paper does not say is chosen here: the solver's tolerance is rtol = atol = 1e-3; its
 ResNet-50 is pre-activated, and trained as the neural ODE is; its PreActResNet-18s are trained by
 SGD for 100 epochs; DI2-FGSM takes 10 steps of eps / 4.
 On one core, shared: ResNet 2 minutes of training and 9 of attacks a seed, neural ODE with t1 = 1 14
-and 20. A finished network is not trained or attacked again, an interrupted one goes on from its
-last epoch: --resume.
+and 20.
 """
 
 import dataclasses
@@ -31,8 +30,6 @@ from functools import cache, partial
 from typing import Any
 
 import equinox as eqx
-import jax
-import numpy as np
 
 import odejax
 from odejax.attacks import DI2FGSM, FGSM, PGD, SPSA, AutoAttack, Boundary, Square
@@ -42,20 +39,11 @@ from odejax.training import TRADES, YOPO, Adversarial
 
 from ..ledger.printed import Claim, claimed
 from ..ledger.sources import FOLDER, Source, from_brackets
-from ..lib import report
+from ..lib import accuracy, report
 from ..lib.measure import measure
-from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd, staircase, train
-from ..lib.run import (
-    Experiment,
-    Plan,
-    RunConfig,
-    check_choices,
-    check_counts,
-    each,
-    load_data,
-    run,
-    seeded,
-)
+from ..lib.networks import NetworksConfig, train_in
+from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd, staircase
+from ..lib.run import Experiment, Plan, PresetConfig, each, load_data, run, seeded
 
 KIND = "natural"
 EPS = {
@@ -65,21 +53,10 @@ EPS = {
 }
 TRAINED_AT = odejax.LinfBall(8 / 255)
 PAPERS_ATTACKS = ("FGSM", "PGD-40", "PGD-20", "DI2-FGSM")  # run anew in every ball
-WORST = "all, then AutoAttack"
-EARLY = 0.1  # of the time, after which the solves stop that are attacked in the whole one's stead
-# The small networks that stand for the paper's.
+EARLY = 0.1  # of the time, at which the solve stops whose adversarial examples are transferred
+# The small networks that replace the paper's.
 STAND_INS = {"ResNet-50": "ResNet", "Neural ODE": "Neural ODE, t1 = 1"}
 PRINTED = ("Section 4.2", "Table 1", "Table 2")
-STYLES: dict[str, dict[str, Any]] = {
-    "FGSM": {"color": "#fdb863", "marker": "v"},
-    "PGD-40": {"color": "#ef8a62", "marker": "s"},
-    "PGD-20": {"color": "#e08214", "marker": "D"},
-    "DI2-FGSM": {"color": "#b35806", "marker": "^"},
-    "Boundary": {"color": "#7fbf7b"},
-    "SPSA": {"color": "#1b7837"},
-    "Square": {"color": "#5ab4ac"},
-    WORST: {"color": "#b2182b", "lw": 2.5, "marker": "o"},
-}
 
 
 def _from_table_a1(dataset: str) -> dict[str, Recipe]:
@@ -141,7 +118,7 @@ class Preset:
     queries: int  # of Square and SPSA, for each image
     epochs: int | None = None  # in the place of every network's own
     attacks: Callable[[str, int], dict[str, Any]] = attacks_of
-    last: Any = dataclasses.field(default_factory=AutoAttack)  # on what withstands all others
+    last: Any = dataclasses.field(default_factory=AutoAttack)  # where all others fail
     flag_images: int = 64
 
 
@@ -154,44 +131,37 @@ PRESETS = {
 
 
 @dataclasses.dataclass
-class Config(RunConfig):
+class Config(PresetConfig, NetworksConfig):
     """Train neural ODEs and ResNets, attack them as the paper does and by all else there is."""
 
-    preset: str = "cpu"
-    """paper (for a GPU), cpu (small networks, few epochs) or smoke."""
     dataset: str | None = None
     """mnist (by default), cifar10 or digits (embedded; not with the preset paper)."""
     networks: tuple[str, ...] | None = None
     """Which networks, by name; by default all of the preset's. (The ResNet is trained anyhow.)"""
-    seeds: int = 1
-    """How many seeds of each."""
 
 
 def plan(config: Config, presets: Mapping[str, Mapping[str, Preset]] = PRESETS) -> Plan:
     preset = config.choose(presets)
-    check_counts(config, "seeds")
-    dataset, every = str(config.dataset), dict(preset.networks)
-    if config.networks is not None:
-        check_choices("network", config.networks, every)
+    names = config.chosen(preset.networks)
+    dataset, recipes = str(config.dataset), dict(preset.networks)
     if preset.epochs is not None:
-        every = {n: dataclasses.replace(r, epochs=preset.epochs) for n, r in every.items()}
-    source = next(iter(every))
+        recipes = {n: dataclasses.replace(r, epochs=preset.epochs) for n, r in recipes.items()}
+    source = next(iter(recipes))
     images, test = load_data(config, preset.test_images)
-    settings = {"dataset": dataset, "preset": config.preset, "test_images": preset.test_images}
-    settings |= {"eps": EPS[dataset], "queries": preset.queries, "early": EARLY}
-    settings |= {"epochs": {name: recipe.epochs for name, recipe in every.items()}}
+    settings = config.settings(preset, "networks", "attacks", "last", "flag_images")
+    settings |= {"eps": EPS[dataset], "early": EARLY}
+    settings |= {"epochs": {name: recipe.epochs for name, recipe in recipes.items()}}
     attacks = preset.attacks(dataset, preset.queries)
 
     def jobs(folder, _):
         @cache
         def trained(name: str, seed: int):
-            slug = f"{name}_{seed}".replace(" ", "").replace(",", "_")
-            return train(every[name], images, jax.random.key(seed), folder / slug)
+            return train_in(folder, recipes[name], images, name, seed)
 
         def measured(name: str, seed: int):
             predictor, record = trained(name, seed)
             oracles = _oracles(predictor)
-            if name != source:  # the others see its images
+            if name != source:  # its adversarial examples are tried on the others
                 oracles |= {source: trained(source, seed)[0]}
             return record | measure(
                 predictor,
@@ -206,9 +176,9 @@ def plan(config: Config, presets: Mapping[str, Mapping[str, Preset]] = PRESETS) 
                 flag_images=preset.flag_images,
             )
 
-        return seeded(config.seeds, config.networks or every, measured)
+        return seeded(config.seeds, names, measured)
 
-    return Plan(f"{dataset}_{config.preset}", settings, (images, test), jobs)
+    return Plan(config.run_name, settings, (images, test), jobs)
 
 
 def _oracles(predictor: odejax.Predictor) -> dict[str, odejax.Predictor]:
@@ -224,91 +194,50 @@ def with_solve(predictor: Any, **changes) -> odejax.Predictor:
 
 
 def printed(settings: Mapping[str, Any], name: str) -> dict[tuple, float]:
-    """The paper's figures beside a network's; a small one stands for the paper's."""
+    """The paper's figures for a network, or for the one that a small network replaces."""
     model = {"ResNet": "ResNet-50"}.get(name, name.split(", t1")[0])
     return claimed(KIND, settings["dataset"], model, *PRINTED)
 
 
-def _reads(bracket: dict[str, Any]) -> dict[str, report.Read]:
-    """How to read robust accuracy under each attack, by transfer, and under all of them."""
-    reads = {name: report.attack(name) for name in bracket["per_attack"]}
-    for oracle in bracket["per_transfer"]:
-        reads[f"from: {oracle}"] = lambda b, oracle=oracle: b["per_transfer"][oracle]
-    return reads | {WORST: report.end("attacked")}
+def _networks(result: dict[str, Any]) -> dict[str, accuracy.Measured]:
+    return {
+        name: accuracy.Measured(records, {"paper": printed(result["settings"], name)})
+        for name, records in report.by_name(result).items()
+    }
 
 
 def tables(result: dict[str, Any]) -> list[Any]:
-    """For each network robust accuracy under every attack, in %: mean ± deviation over seeds."""
-    settings, out = result["settings"], []
-    for name, records in report.by_name(result).items():
-        grid = report.at_each_eps(records)
-        clean = report.cell(record["clean_accuracy"] for record in records)
-        title = (
-            f"{settings['dataset']}, {name}: {clean} % clean (all test images); "
-            f"robust accuracy in %, the first {settings['test_images']}"
-        )
-        eps = [f"{row[0]['eps']:.3g}" for row in grid]
-        table = report.table(title, "L-infinity eps", *eps)
-        paper = printed(settings, name)
-        for attack, read in _reads(grid[0][0]).items():
-            table.add_row(attack, *(report.cell(map(read, row)) for row in grid))
-            figures = [paper.get((attack, "linf", round(row[0]["eps"], 6))) for row in grid]
-            if any(p is not None for p in figures):
-                table.add_row("  paper", *("" if p is None else f"{p:.1f}" for p in figures))
-        table.caption = f"flags: {report.flags_raised(records)}"
-        out.append(table)
-    return out
+    return accuracy.tables(report.setting_line(result["settings"]), _networks(result))
 
 
 def figure(result: dict[str, Any]):
-    """A panel for each network: robust accuracy under every attack against eps; the paper's."""
-    settings = result["settings"]
-
-    def draw(axis, name, records):
-        grid = report.at_each_eps(records)
-        eps = [0.0, *(row[0]["eps"] for row in grid)]
-        for attack, read in _reads(grid[0][0]).items():
-            label, style = attack, {"lw": 1, "ms": 3} | STYLES.get(attack, {})
-            if attack.startswith("from"):
-                label, style = "images of other networks", {"color": "#998ec3", "ls": ":", "lw": 1}
-            axis.plot(eps, report.curve(grid, read), label=label, **style)
-        for attack in STYLES:
-            color = STYLES[attack]["color"]
-            style = {"label": f"the paper, {attack}", "ms": 8, "color": color, "mec": "k"}
-            report.crosses(axis, printed(settings, name), attack, **style)
-        clean = np.mean([b["clean"] for b in grid[0]])  # of the images that are attacked
-        title = f"{name}\nclean {100 * clean:.1f} %, flags: {len(report.flags_of(records))}"
-        axis.set_title(title, fontsize=10)
-
-    title = report.setting_line(settings, f"preset {settings['preset']}")
-    return report.interval_panels(result, draw, ncols=3, title=title, size=(3.6, 4.3))
+    networks = _networks(result)
+    reported = {attack for name in networks for attack, *_ in printed(result["settings"], name)}
+    alone = [attack for attack in PAPERS_ATTACKS if attack in reported] or ["PGD-40"]
+    title, setting = accuracy.compared(networks), report.setting_line(result["settings"])
+    alone = [*alone[:3], "transfer"]
+    return accuracy.figure(title, setting, networks, alone, columns=3, size=(3.6, 3.6))
 
 
 def sources(claim: Claim) -> list[Source]:
     """What measures a claim of the paper: the network of its size first, then a small one."""
-    if claim.paper != KIND or claim.is_quantity:
+    if claim.paper != KIND or claim.is_quantity or claim.table not in PRINTED:
         return []
-    networks = PRESETS["paper"][claim.dataset].networks
-    if claim.table not in PRINTED or claim.model not in networks:
-        return []
-    stand_in = STAND_INS.get(claim.model, "")
-    small = PRESETS["cpu"][claim.dataset].networks
-    out = []
-    for preset, every, name in (("paper", networks, claim.model), ("cpu", small, stand_in)):
-        if name in every:
-            out.append(
-                Source(
-                    f"natural_{claim.dataset}_{preset}",
-                    KIND,
-                    f"python -m experiments.natural.tables --preset {preset} "
-                    f"--dataset {claim.dataset} {FOLDER}",
-                    from_brackets,
-                    name,
-                    every[name].epochs,
-                    smaller=preset == "cpu",
-                )
-            )
-    return out
+    names = {"paper": claim.model, "cpu": STAND_INS.get(claim.model, "")}
+    return [
+        Source(
+            f"natural_{claim.dataset}_{preset}",
+            KIND,
+            f"python -m experiments.natural.tables --preset {preset} "
+            f"--dataset {claim.dataset} {FOLDER}",
+            from_brackets,
+            name,
+            PRESETS[preset][claim.dataset].networks[name].epochs,
+            smaller=preset == "cpu",
+        )
+        for preset, name in names.items()
+        if name in PRESETS[preset][claim.dataset].networks
+    ]
 
 
 EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"natural": figure}, sources=sources)

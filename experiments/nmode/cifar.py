@@ -41,7 +41,7 @@ from ..ledger.sources import FOLDER, Source, chosen, from_balls
 from ..lib import report
 from ..lib.measure import measure
 from ..lib.recipe import Recipe, fitted, one_cycle, sgd, train
-from ..lib.run import Experiment, Job, Plan, RunConfig, check_choices, each, load_data, run
+from ..lib.run import Experiment, Job, Plan, PresetConfig, check_choices, each, load_data, run
 
 KIND = "nmode_cifar"
 BATCH_SIZE = 128
@@ -98,7 +98,7 @@ PRESETS = {
 
 
 @dataclasses.dataclass
-class Config(RunConfig):
+class Config(PresetConfig):
     """Train ResNets with and without nmODE on CIFAR-10, attack them, print Tables 3 and 4."""
 
     preset: str = "cpu"
@@ -145,7 +145,7 @@ def plan(
         for name in config.networks:
             yield Job(name, config.seed, partial(measured, name, folder))
 
-    return Plan(f"{config.dataset}_{config.preset}", settings, (images, test), jobs)
+    return Plan(config.run_name, settings, (images, test), jobs)
 
 
 def train_network(name: str, network: Network, dataset, preset: Preset, seed: int, folder):

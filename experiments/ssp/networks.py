@@ -15,24 +15,23 @@ and against PGD of K steps, and then attacked by
 
 - FGSM and the paper's PGD (K steps, random start), with K = 7 and 12; in smaller balls its steps
   are smaller alike;
-- PGD-50, and on what all of these leave the standard AutoAttack.
+- PGD-50, and the standard AutoAttack on images that all of these fail on.
 
 The perturbation growth ratio of a block: the distance between the states behind it, of an image and
 of the same image attacked by PGD-K in the largest ball (K = 7 for the naturally trained), over that
-behind the first block. Beside it stands the growth of a random perturbation, of +-eps in every
-pixel, clipped to [0, 1]. (No block here is certified, so the other end of every interval is 0.)
+behind the first block. It is measured for a random perturbation too, of +-eps in every pixel,
+clipped to [0, 1]. (No block here is certified, so the other end of every interval is 0.)
 
 Paper: SGD at 0.1 for 200 epochs. The small presets take few steps of Adam, and let eps rise to its
 own in 60 % of them: in MNIST's ball of 0.3 a small network may learn nothing otherwise. The paper's
 networks normalise their inputs; these take pixels as they are. On CIFAR a strided block takes the
-place of the first of the N in the second and third group; Tiny-ImageNet is left out. A finished
-network is not trained or attacked again, an interrupted one goes on from its last epoch: --resume.
+place of the first of the N in the second and third group. Tiny-ImageNet is not measured.
 
 MNIST, PGD-7: 18 to 29 minutes of training and 3 to 9 of attacks a network on two CPU cores.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -48,23 +47,15 @@ from odejax.attacks import FGSM, PGD, AutoAttack, RelativeStep
 from odejax.data import ArrayDataset, crop_and_flip
 from odejax.evaluation import robust_accuracy
 from odejax.models import GroupNorm, PreActResNet, ResNet
-from odejax.plots import plain_ticks
+from odejax.plots import colors, plain_ticks, set_title
 from odejax.solvers import SSPRK22, SSPRK33, LearnedRK2, PublishedMidpoint, growth_ratios
 from odejax.training import Adversarial, CrossEntropy
 
-from ..lib import report
+from ..lib import accuracy, report
 from ..lib.measure import measure
-from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd, train
-from ..lib.run import (
-    Experiment,
-    Plan,
-    RunConfig,
-    check_choices,
-    check_counts,
-    load_data,
-    run,
-    seeded,
-)
+from ..lib.networks import NetworksConfig, trained_and_measured
+from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd
+from ..lib.run import Experiment, Plan, PresetConfig, check_choices, check_counts, load_data, run
 
 KIND = "ssp"
 # The ball of training and the step of PGD in it; the shares of the ball that are attacked.
@@ -76,9 +67,9 @@ SETTINGS = {
 }
 SHARES = (0.25, 0.5, 1.0)
 TRAININGS = {"natural": None, "PGD-7": 7, "PGD-12": 12}
-SHOWN = "PGD-7"  # in tables and figures, of the paper's attacks
-LAST = AutoAttack()  # on what withstands all others
-STRONG = "PGD-50"  # not run again on what it broke in a smaller ball
+SHOWN = "PGD-7"  # in the ledger, of the paper's attacks
+LAST = AutoAttack()  # where all others fail
+STRONG = "PGD-50"  # run only where it failed in the smaller ball
 NORMS = {"l1": 1, "l2": 2}
 # solver(blocks of each group): of one group, and of the three on CIFAR
 SOLVERS = {
@@ -90,15 +81,7 @@ SOLVERS = {
     "midpoint, published": lambda n: PublishedMidpoint(),
     "ark, published": partial(LearnedRK2, published=True),
 }
-COLORS = {
-    "ResNet": "#b2182b",
-    "SSP-2": "#4393c3",
-    "SSP-3": "#2166ac",
-    "ark": "#1b7837",
-    "midpoint": "#fdb863",
-    "midpoint, published": "#e08214",
-    "ark, published": "#8c510a",
-}
+DRAWN = ("ResNet", "SSP-2", "SSP-3", "ark", "midpoint")  # the published variants in tables alone
 
 
 def attacks_of(dataset: str) -> dict[str, Any]:
@@ -127,20 +110,14 @@ PRESETS = {
 
 
 @dataclasses.dataclass
-class Config(RunConfig):
+class Config(PresetConfig, NetworksConfig):
     """Train networks with SSP blocks and without, attack them, watch perturbations grow."""
 
-    preset: str = "cpu"
-    """paper (for a GPU), cpu (small networks) or smoke."""
     dataset: str | None = None
     """By default digits (embedded), with the preset paper mnist; there also fashion_mnist and
     cifar10, with cpu mnist."""
-    networks: tuple[str, ...] = tuple(SOLVERS)
-    """Which networks, by name."""
     trainings: tuple[str, ...] = ("natural", "PGD-7")
     """natural, PGD-7, PGD-12: on clean images, or against PGD of so many steps."""
-    seeds: int = 1
-    """How many seeds of each."""
     depth: int | None = None
     """Blocks, on CIFAR in each group; by default 6; the paper also takes 10."""
 
@@ -176,44 +153,36 @@ def plan(
     last: Any = LAST,
 ) -> Plan:
     preset = config.choose(PRESETS)
-    check_choices("network", config.networks, SOLVERS)
+    networks = config.chosen(SOLVERS)
     check_choices("training", config.trainings, TRAININGS)
-    check_counts(config, "seeds", "depth")
+    check_counts(config, "depth")
     if config.depth is not None:
         preset = dataclasses.replace(preset, depth=config.depth)
     dataset = str(config.dataset)
     eps, step = SETTINGS[dataset]
     radii = [share * eps for share in SHARES]
     images, test = load_data(config, preset.test_images)
-    settings = {"dataset": dataset, "preset": config.preset} | dataclasses.asdict(preset)
-    settings |= {"eps": radii, "step": step}
+    names = [f"{training}/{name}" for training in config.trainings for name in networks]
     chosen = attacks(dataset)
 
-    def jobs(folder, _):
-        def measured(name: str, seed: int):
-            training, network = name.split("/")
-            slug = f"{training}_{network}_{seed}".replace(" ", "")
-            how = recipe_of(network, training, dataset, preset, config.preset)
-            predictor, record = train(how, images, jax.random.key(seed), folder / slug)
-            record |= measure(
-                predictor,
-                test,
-                preset.test_images,
-                {"linf": radii},
-                seed,
-                attacks=chosen,
-                anew=set(chosen) - {STRONG},
-                last=last,
-            )
-            attack, key = PGD(TRAININGS[training] or 7, step), jax.random.key(seed + 1)
-            attacked = test.take(slice(preset.test_images))
-            return record | {"growth": _growth(predictor, attacked, attack, eps, key)}
+    def how(name: str) -> Recipe:
+        training, network = name.split("/")
+        return recipe_of(network, training, dataset, preset, config.preset)
 
-        names = (f"{training}/{name}" for training in config.trainings for name in config.networks)
-        return seeded(config.seeds, names, measured)
+    def measured(predictor: Any, name: str, seed: int):
+        anew = set(chosen) - {STRONG}
+        n, balls = preset.test_images, {"linf": radii}
+        record = measure(predictor, test, n, balls, seed, attacks=chosen, anew=anew, last=last)
+        attack = PGD(TRAININGS[name.split("/")[0]] or 7, step)
+        growth = _growth(predictor, test.take(slice(n)), attack, eps, jax.random.key(seed + 1))
+        return record | {"growth": growth}
 
-    own = "" if config.depth is None else f"_depth_{config.depth}"
-    return Plan(f"{dataset}_{config.preset}{own}", settings, (images, test), jobs)
+    return Plan(
+        config.run_name + ("" if config.depth is None else f"_depth_{config.depth}"),
+        config.settings(preset) | {"eps": radii, "step": step},
+        (images, test),
+        lambda folder, _: trained_and_measured(config.seeds, names, how, images, measured, folder),
+    )
 
 
 def _growth(
@@ -246,8 +215,8 @@ def _growth(
 
     def measure(zs):
         means = {}
-        for name, found in ratios(jnp.asarray(clean), jnp.asarray(zs)).items():
-            finite = np.asarray(found)[np.isfinite(found).all(axis=1)]
+        for name, grown in ratios(jnp.asarray(clean), jnp.asarray(zs)).items():
+            finite = np.asarray(grown)[np.isfinite(grown).all(axis=1)]
             means[name] = finite.mean(axis=0).tolist() if len(finite) else []
         return means
 
@@ -256,103 +225,102 @@ def _growth(
 
 def _by_training(result: dict[str, Any]) -> dict[str, dict[str, list[report.Record]]]:
     """The records of all seeds, by training and network."""
-    found: dict[str, dict[str, list]] = {}
+    trainings: dict[str, dict[str, list]] = {}
     for name, records in report.by_name(result).items():
         training, network = name.split("/")
-        found.setdefault(training, {})[network] = records
-    return found
+        trainings.setdefault(training, {})[network] = records
+    return trainings
 
 
-def last_growth(records: list[report.Record]) -> float | None:
-    """The growth ratio behind the last block, in l2; None where no image was moved."""
-    last = [record["growth"]["attack"]["l2"][-1:] for record in records]
-    values = [ratio for ratios in last for ratio in ratios]
-    return float(np.mean(values)) if values else None
+def mean_growth(records: list[report.Record], perturbation: str, norm: str) -> np.ndarray | None:
+    """The growth ratio behind each block, over the seeds in which it moved an image."""
+    ratios = [record["growth"][perturbation][norm] for record in records]
+    moved = [seed for seed in ratios if seed]
+    return np.mean(moved, axis=0) if moved else None
+
+
+def last_growth(
+    records: list[report.Record], perturbation: str = "attack", norm: str = "l2"
+) -> float | None:
+    """The growth ratio behind the last block; None where no image was moved."""
+    mean = mean_growth(records, perturbation, norm)
+    return None if mean is None else float(mean[-1])
 
 
 def shown_growth(growth: float | None) -> str:
-    """The same as a table shows it."""
+    """A growth ratio as a table has it."""
     return "-" if growth is None else f"{growth:.1f}"
 
 
-def tables(result: dict[str, Any]) -> list[Any]:
-    """By training: robust accuracy under the paper's PGD and under all attacks, in %; growth.
+def _measured(records: list[report.Record]) -> accuracy.Measured:
+    notes = [
+        f"{perturbation}, {norm}: x " + shown_growth(last_growth(records, perturbation, norm))
+        for perturbation in ("attack", "random")
+        for norm in NORMS
+    ]
+    return accuracy.Measured(records, notes=notes)
 
-    The clean accuracy is of the attacked images, too.
-    """
-    settings, out = result["settings"], []
+
+def tables(result: dict[str, Any]) -> list[Any]:
+    """By training: robust accuracy in %, and the growth of perturbations in l1 and l2."""
+    made = []
     for training, networks in _by_training(result).items():
-        title = f"{settings['dataset']}, {training}, {settings['test_images']} test images"
-        eps = [f"{eps:.3g}" for eps in settings["eps"]]
-        table = report.table(title, "network", "L-inf eps", *eps, names=2)
-        for name, records in networks.items():
-            grid = report.at_each_eps(records)
-            clean = report.cell(b["clean"] for b in grid[0])
-            for heads, read in (
-                ((name, SHOWN), report.attack(SHOWN)),
-                ((f"  clean {clean}", "all attacks"), report.end("attacked")),
-            ):
-                table.add_row(*heads, *(report.cell(map(read, row)) for row in grid))
-            table.add_row(f"  growth {shown_growth(last_growth(records))}", "")
-        flags = report.flags_raised(r for records in networks.values() for r in records)
-        table.caption = (
-            f"in %; growth: of PGD's perturbation in the largest ball, from the first block to "
-            f"the last, in l2; flags: {flags}"
+        title = f"{report.setting_line(result['settings'])}, training: {training}"
+        measured = {name: _measured(records) for name, records in networks.items()}
+        made += accuracy.tables(title, measured)
+        made[-1].caption += (
+            "; x: growth from the first block to the last, of PGD's perturbation in the largest "
+            "ball and of a random one"
         )
-        out.append(table)
-    return out
+    return made
 
 
 def figure(result: dict[str, Any]):
-    """A row for each training: accuracy against eps, and growth behind each block in l1 and l2."""
-    settings, trainings = result["settings"], _by_training(result)
+    """A row for each training: accuracy against eps, and growth behind each block in l2."""
+    settings, trainings, color = result["settings"], _by_training(result), colors(DRAWN)
+    size = (12, 3.4 * len(trainings) + 1.2)
     drawn, axes = plt.subplots(
-        len(trainings),
-        3,
-        figsize=(12, 3.4 * len(trainings) + 0.8),
-        squeeze=False,
-        layout="constrained",
+        len(trainings), 3, figsize=size, squeeze=False, layout="constrained", sharey="col"
     )
     for row, (training, networks) in zip(axes, trainings.items(), strict=True):
-        _draw_accuracy(row[0], networks, settings["eps"])
-        row[0].set_title(f"trained: {training}", fontsize=10)
-        for axis, norm in zip(row[1:], NORMS, strict=True):
-            _draw_growth(axis, networks, norm)
-    report.legend_below(drawn, ncols=7, fontsize=9)
-    blocks = f"{settings['depth']} blocks" + (
-        " a group" if settings["dataset"] == "cifar10" else ""
-    )
-    title = f"{settings['dataset']}, {settings['test_images']} test images, {blocks}"
-    drawn.suptitle(title, fontsize=11)
+        for name, records in networks.items():
+            if name not in DRAWN:
+                continue
+            style = {"color": color[name], "ms": 3, "lw": 1.5}
+            measured = _measured(records)
+            attacked = measured.mean(accuracy.ATTACKED)
+            eps = [0.0, *measured.eps]
+            row[0].step(eps, attacked, "-o", where="post", label=name, **style)
+            for axis, perturbation in zip(row[1:], ("attack", "random"), strict=True):
+                growth = mean_growth(records, perturbation, "l2")
+                if growth is not None:
+                    axis.plot(range(1, len(growth) + 1), growth, "-o", **style)
+        row[0].set_title(f"training: {training}; under all attacks", fontsize=9)
+        report.accuracy_axis(row[0], "linf")
+        for axis, what in zip(row[1:], ("PGD's", "a random"), strict=True):
+            axis.set_yscale("log", base=2)
+            axis.set_xlabel("block")
+            axis.set_ylabel("distance, relative to block 1 (l2)", fontsize=9)
+            axis.set_title(f"training: {training}; growth of {what} perturbation", fontsize=9)
+            axis.grid(alpha=0.3, lw=0.5, which="both")
+        for axis in row:
+            plain_ticks(axis)
+    setting = report.setting_line(settings, f"{settings['depth']} blocks")
+    if settings["dataset"] == "cifar10":
+        setting += " in each group"
+    report.legend_below(drawn, ncols=7, fontsize=9, title=setting)
+    set_title(drawn, _finding(trainings, settings["eps"][-1]))
     return drawn
 
 
-def _draw_accuracy(axis, networks: Mapping[str, list[report.Record]], eps: list[float]):
-    for name, records in networks.items():
-        grid = report.at_each_eps(records)
-        for read, style in (
-            (report.end("attacked"), {"ls": "-", "marker": "o", "label": name}),
-            (report.attack(SHOWN), {"ls": ":"}),
-        ):
-            values = report.curve(grid, read)
-            axis.plot([0.0, *eps], values, color=COLORS[name], ms=3, lw=1.3, **style)
-    report.accuracy_axis(axis, "linf")
-    axis.set_ylabel(f"accuracy (%), all attacks; dotted: {SHOWN}", fontsize=9)
-
-
-def _draw_growth(axis, networks: Mapping[str, list[report.Record]], norm: str):
-    for name, records in networks.items():
-        for perturbation, style in (("attack", "-o"), ("random", ":")):
-            ratios = [record["growth"][perturbation][norm] for record in records]
-            if not all(ratios):
-                continue
-            mean = np.mean(ratios, axis=0)
-            axis.plot(range(1, len(mean) + 1), mean, style, ms=3, lw=1.3, color=COLORS[name])
-    axis.set_yscale("log", base=2)
-    plain_ticks(axis)
-    axis.set_xlabel("block")
-    axis.set_ylabel(f"growth in {norm}; dotted: random", fontsize=9)
-    axis.grid(alpha=0.3, lw=0.5, which="both")
+def _finding(trainings: dict[str, dict[str, list[report.Record]]], eps: float) -> str:
+    """By how much the networks differ in growth and in robust accuracy, as a sentence."""
+    training, networks = [*trainings.items()][-1]
+    growth = [g for records in networks.values() if (g := last_growth(records)) is not None]
+    last = [_measured(records).mean(accuracy.ATTACKED)[-1] for records in networks.values()]
+    apart = [f"by a factor of {max(growth) / min(growth):.1f} in growth"] if growth else []
+    apart.append(f"by {max(last) - min(last):.0f} points in robust accuracy at eps {eps:.3g}")
+    return f"Training {training}: the {len(networks)} networks differ {' and '.join(apart)}"
 
 
 EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"ssp": figure})

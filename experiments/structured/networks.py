@@ -1,4 +1,4 @@
-"""*structured*: networks 1-Lipschitz by construction, what that proves, and what attacks leave.
+"""*structured*: networks 1-Lipschitz by construction, certified and under attack.
 
     python -m experiments.structured.networks  # digits, small networks
     python -m experiments.structured.networks --dataset mnist --data-dir DIR  # hours on a CPU
@@ -8,11 +8,11 @@ The paper's architecture in its five regimes (unconstrained, naively constrained
 switching prescribed and flexible), and two kinds of later 1-Lipschitz layers (convex potential and
 SDP-based), trained on clean images with the paper's multi-class hinge loss, or with cross-entropy
 inside a margin (--temperature). To have radius eps certified, a network of constant 1 needs a
-margin of sqrt(2) eps; which to ask for, --held-out tells. In the l2 ball of each eps:
+margin of sqrt(2) eps; --held-out chooses it without the test set. In the l2 ball of each eps:
 
 - the paper's attack, PGD with ten steps of 0.025 eps: all of them together reach a quarter of eps;
-- PGD-50 with steps of 2.5 eps / 50, and on what these leave and nothing certifies the standard
-  AutoAttack;
+- PGD-50 with steps of 2.5 eps / 50, and the standard AutoAttack on images that these fail on and
+  nothing certifies;
 - what is certified, of all test images too: the margin over sqrt(2) times the Lipschitz constant
   from pixels to logits, every lifting convolution, step, pooling and head counted. The paper's
   constraints are approximate (a penalty, power iteration), and its networks' constants far from 1.
@@ -22,10 +22,9 @@ proven to contract, which takes maps near orthogonal ones, so these networks are
 penalty |A^T A - I|^2; the JSON has all step sizes: negative ones expand. By the paper's factor,
 0.01, small networks lose orthogonality and no step expands; --orthogonality 1 keeps it.
 
-The figure shows for each network all three against eps; the table has also the area under each
-curve, the mean accuracy over all eps up to the largest, interpolated but for what is certified. The
-paper's constrained layers have LeakyReLUs of slope 1/2; it trains for 100 epochs by SGD. A finished
-network is not trained or attacked again: --resume.
+The table has also the mean accuracy over all eps up to the largest, interpolated but for what is
+certified. The paper's constrained layers have LeakyReLUs of slope 1/2; it trains for 100 epochs by
+SGD.
 
 On two CPU cores: digits 10 minutes for all networks; MNIST, unconstrained 13 minutes of training
 and 38 of attacks, non-expansive 10 and 10, SDP-based 5 to 10 and 5.
@@ -40,55 +39,44 @@ import jax
 import numpy as np
 
 import odejax
+from odejax import models
 from odejax.attacks import PGD, AutoAttack, RelativeStep
 from odejax.certificates import LipschitzMargin
 from odejax.data import ArrayDataset, crop_and_flip
 from odejax.evaluation import certified_radii
-from odejax.models import (
-    FlexibleSteps,
-    GradientFlow,
-    LipschitzNet,
-    NaivelyConstrained,
-    PrescribedSteps,
-    Structured,
-    StructuredNet,
-    Unconstrained,
-)
-from odejax.plots import draw_interval
 from odejax.training import CrossEntropy, Hinge, Penalised, orthogonality_penalty
 
 from ..ledger.printed import Claim, claimed
 from ..ledger.sources import FOLDER, Source, chosen, from_brackets
-from ..lib import report
+from ..lib import accuracy, report
 from ..lib.measure import measure
-from ..lib.recipe import Recipe, adam, one_cycle, sgd, staircase, train
+from ..lib.networks import NetworksConfig, trained_and_measured
+from ..lib.recipe import Recipe, adam, one_cycle, sgd, staircase
 from ..lib.run import (
     Experiment,
     Plan,
-    RunConfig,
+    PresetConfig,
     UsageError,
-    check_choices,
     check_counts,
     check_positive,
     load_data,
     run,
-    seeded,
 )
 
 KIND = "structured"
 TABLE, PAPERS_MARGIN = "l2 attack, margin 0.07", 0.07
 PAPERS = "PGD-10"  # the paper's attack, as the ledger calls it
 REGIMES = {
-    "unconstrained": Unconstrained(),
-    "naively constrained": NaivelyConstrained(),
-    "non-expansive": Structured(),
-    "switching prescribed": Structured(steps=PrescribedSteps()),
-    "switching flexible": Structured(steps=FlexibleSteps()),
+    "unconstrained": models.Unconstrained(),
+    "naively constrained": models.NaivelyConstrained(),
+    "non-expansive": models.Structured(),
+    "switching prescribed": models.Structured(steps=models.PrescribedSteps()),
+    "switching flexible": models.Structured(steps=models.FlexibleSteps()),
 }
 SUCCESSORS = {"convex potential": "CPL", "SDP-based": "SLL"}
 ORTHOGONALITY = 0.01  # the paper's factor of the penalty
-STRONG = "PGD-50"  # not run again on what it broke in a smaller ball
-LAST = AutoAttack()  # on what withstands all others and is not certified
+STRONG = "PGD-50"  # run only where it failed in the smaller ball
+LAST = AutoAttack()  # where all others fail and nothing is certified
 NAMES = (*REGIMES, *SUCCESSORS)
 
 
@@ -118,17 +106,11 @@ PRESETS = {
 
 
 @dataclasses.dataclass
-class Config(RunConfig):
-    """Train networks with proven Lipschitz constants, and hold proofs and attacks together."""
+class Config(PresetConfig, NetworksConfig):
+    """Train networks with proven Lipschitz constants, certify and attack them."""
 
-    preset: str = "cpu"
-    """paper (CIFAR-10, for a GPU), cpu (small networks) or smoke."""
     dataset: str | None = None
     """By default digits (embedded), with the preset paper cifar10; mnist with cpu."""
-    networks: tuple[str, ...] = NAMES
-    """Which networks, by name."""
-    seeds: int = 1
-    """How many seeds of each."""
     margin: float | None = None
     """The loss's; by default 0.07 (CIFAR-10; the paper also takes 0.15 and 0.3) or 1."""
     temperature: float | None = None
@@ -143,14 +125,15 @@ def network(name: str, preset: Preset) -> Callable[..., Any]:
     """What makes the network of this name."""
     if name in REGIMES:
         sizes = {"channels": preset.channels, "depth": preset.depth}
-        return partial(StructuredNet, regime=REGIMES[name], **sizes)
-    return partial(LipschitzNet, width=preset.width, depth=preset.depth, layer=SUCCESSORS[name])
+        return partial(models.StructuredNet, regime=REGIMES[name], **sizes)
+    sizes = {"width": preset.width, "depth": preset.depth}
+    return partial(models.LipschitzNet, layer=SUCCESSORS[name], **sizes)
 
 
 def recipe(name: str, kind: str, preset: Preset, loss: Callable[..., Any], eta: float) -> Recipe:
     make = network(name, preset)
     regime = REGIMES.get(name)
-    if isinstance(regime, Structured) and regime.steps.switching:
+    if isinstance(regime, models.Structured) and regime.steps.switching:
         loss = Penalised(loss, penalty=orthogonality_penalty, eta=eta)
     if kind == "paper":
         rule = sgd(staircase(1e-2, 30, 0.1), decay=0.0)
@@ -159,48 +142,41 @@ def recipe(name: str, kind: str, preset: Preset, loss: Callable[..., Any], eta: 
 
 
 def plan(config: Config, recipe_of: Callable[..., Recipe] = recipe, last: Any = LAST) -> Plan:
-    preset, images, test = _check(config)
+    preset, names = config.choose(PRESETS), config.chosen(NAMES)
+    check_counts(config, "held_out")
+    check_positive(config, "margin", "temperature", "orthogonality")
+    if config.margin is not None:
+        preset = dataclasses.replace(preset, margin=config.margin)
+    images, test = load_data(config, preset.test_images)
+    if config.held_out is not None:
+        images, test = _hold_out(images, config.held_out, preset.test_images)
     loss = Hinge(preset.margin)
     if config.temperature is not None:
         loss = CrossEntropy(config.temperature, preset.margin)
     asked = ("temperature", "orthogonality", "held_out")
     own = {name: getattr(config, name) for name in ("margin", *asked)}
-    settings = {"dataset": config.dataset, "preset": config.preset}
-    settings |= dataclasses.asdict(preset) | {name: own[name] for name in asked}
 
-    def jobs(folder, _):
-        def measured(name: str, seed: int):
-            eta = config.orthogonality or ORTHOGONALITY
-            how = recipe_of(name, config.preset, preset, loss, eta)
-            slug = f"{name}_{seed}".replace(" ", "_")
-            predictor, record = train(how, images, jax.random.key(seed), folder / slug)
-            return record | _evaluate(predictor, test, preset, seed, last)
+    def how(name: str) -> Recipe:
+        return recipe_of(name, config.preset, preset, loss, config.orthogonality or ORTHOGONALITY)
 
-        return seeded(config.seeds, config.networks, measured)
+    def measured(predictor: Any, name: str, seed: int):
+        return _evaluate(predictor, test, preset, seed, last)
 
-    name = f"{config.dataset}_{config.preset}" + "".join(
-        f"_{name}_{value:g}" for name, value in own.items() if value is not None
+    return Plan(
+        config.run_name + "".join(f"_{name}_{v:g}" for name, v in own.items() if v is not None),
+        config.settings(preset) | {name: own[name] for name in asked},
+        (images, test),
+        lambda folder, _: trained_and_measured(config.seeds, names, how, images, measured, folder),
     )
-    return Plan(name, settings, (images, test), jobs)
 
 
-def _check(config: Config) -> tuple[Preset, ArrayDataset, ArrayDataset]:
-    preset = config.choose(PRESETS)
-    check_choices("network", config.networks, NAMES)
-    check_counts(config, "seeds", "held_out")
-    check_positive(config, "margin", "temperature", "orthogonality")
-    if config.margin is not None:
-        preset = dataclasses.replace(preset, margin=config.margin)
-    images, test = load_data(config, preset.test_images)
-    n, attacked = config.held_out, preset.test_images
-    if n is None:
-        return preset, images, test
+def _hold_out(images: ArrayDataset, n: int, attacked: int) -> tuple[ArrayDataset, ArrayDataset]:
     if not attacked <= n < len(images):
         raise UsageError(
             f"held-out must be at least the {attacked} images that are attacked, and less than the "
             f"{len(images)} of {images.name}'s training set; got {n}"
         )
-    return preset, *images.holdout(n)
+    return images.holdout(n)
 
 
 def _evaluate(predictor: Any, test: ArrayDataset, preset: Preset, seed: int, last: Any):
@@ -228,85 +204,67 @@ def _evaluate(predictor: Any, test: ArrayDataset, preset: Preset, seed: int, las
 
 def _steps(model: Any) -> list[float]:
     """The sizes of all gradient-flow steps; a negative one expands."""
-    flows = [
-        node
-        for node in jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, GradientFlow))
-        if isinstance(node, GradientFlow)
-    ]
+
+    def is_flow(node: Any) -> bool:
+        return isinstance(node, models.GradientFlow)
+
+    flows = filter(is_flow, jax.tree.leaves(model, is_leaf=is_flow))
     return [float(flow.step) for flow in flows]
 
 
-def _claimed(result: dict[str, Any], name: str) -> dict[tuple, float]:
-    """The paper's figures, of a network trained with the margin that they are for."""
-    settings = result["settings"]
-    if settings["margin"] != PAPERS_MARGIN or settings.get("temperature") is not None:
-        return {}
-    return claimed("structured", settings["dataset"], name, TABLE)
+def _networks(result: dict[str, Any]) -> dict[str, accuracy.Measured]:
+    """By name; with the paper's figures, if trained with the margin that they are for."""
+    settings, networks = result["settings"], {}
+    as_published = settings["margin"] == PAPERS_MARGIN and settings.get("temperature") is None
+    for name, records in report.by_name(result).items():
+        published = claimed(KIND, settings["dataset"], name, TABLE) if as_published else {}
+        constant = np.mean([record["lipschitz_bound"] for record in records])
+        note = f"constant {constant:.3g}"
+        networks[name] = accuracy.Measured(records, {"paper": published}, [note], _brackets)
+    return networks
 
 
-def area(record: dict[str, Any], eps: list[float], read: Callable[..., float]) -> float:
-    """The mean accuracy over all radii up to the largest, interpolated."""
-    left = [record["brackets"][0]["clean"], *map(read, record["brackets"])]
-    return float(np.trapezoid(left, [0.0, *eps]) / eps[-1])
+def _brackets(record: report.Record) -> list[dict[str, Any]]:
+    """With the certified accuracy on all test images."""
+    pairs = zip(record["brackets"], record["certified_of_all"], strict=True)
+    return [bracket | {"certified of all": share} for bracket, share in pairs]
 
 
-def certified_area(record: dict[str, Any], eps: list[float]) -> float:
-    """The same of what is certified, and a lower bound: nothing is interpolated."""
-    certified = [b["certified"] for b in record["brackets"]]
-    return float(np.diff([0.0, *eps]) @ certified / eps[-1])
+def _rows(bracket: dict[str, Any]) -> dict[str, report.Read]:
+    return accuracy.every_row(bracket) | {"certified, all": report.end("certified of all")}
+
+
+def mean_over_eps(brackets: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean accuracies over all eps up to the largest.
+
+    Those under attack are interpolated. Certified ones are lower bounds: each holds from the eps
+    before to its own.
+    """
+    eps = [0.0, *(bracket["eps"] for bracket in brackets)]
+
+    def attacked(read: report.Read) -> float:
+        return float(np.trapezoid([brackets[0]["clean"], *map(read, brackets)], eps) / eps[-1])
+
+    def certified(read: report.Read) -> float:
+        return float(np.diff(eps) @ [*map(read, brackets)] / eps[-1])
+
+    return {
+        "per_attack": {n: attacked(report.attack(n)) for n in brackets[0]["per_attack"]},
+        "attacked": attacked(report.end("attacked")),
+        "certified": certified(report.end("certified")),
+        "certified of all": certified(report.end("certified of all")),
+    }
 
 
 def tables(result: dict[str, Any]) -> list[Any]:
-    """Robust accuracy of each network under the paper's attack and all attacks; proofs; areas.
-
-    The clean accuracy is of the attacked images. What is certified of all test images has a column
-    of its own, "of all".
-    """
-    settings, runs = result["settings"], report.by_name(result)
-    claims = {name: _claimed(result, name) for name in runs}
-    papers = ["paper"] if any(claims.values()) else []
-    columns = ("network", "eps", "ten steps", "all attacks", "certified", "of all", *papers)
-    table = report.table(f"{_setting(settings)}: accuracy in %, l2", *columns)
-    reads = (report.attack(PAPERS), report.end("attacked"), report.end("certified"))
-    for name, records in runs.items():
-        grid = report.at_each_eps(records)
-        constant = np.mean([record["lipschitz_bound"] for record in records])
-        clean = report.cell(b["clean"] for b in grid[0])
-        heads = iter((name, f"  clean {clean}", f"  constant {constant:.3g}"))
-        for i, eps in enumerate(settings["eps"]):
-            cells = [report.cell(map(read, grid[i])) for read in reads]
-            cells.append(report.cell(record["certified_of_all"][i] for record in records))
-            printed = claims[name].get((PAPERS, "l2", round(eps, 6)))
-            paper = "" if printed is None else f"{printed:.1f}"
-            table.add_row(next(heads, ""), f"{eps:.3g}", *cells, *(paper for _ in papers))
-        areas = [[area(r, settings["eps"], read) for r in records] for read in reads[:2]]
-        areas.append([certified_area(r, settings["eps"]) for r in records])
-        table.add_row(next(heads, ""), "area", *map(report.cell, areas), end_section=True)
-    flags = report.flags_raised(record for records in runs.values() for record in records)
-    table.caption = (
-        f"ten steps: the paper's attack; of all: certified of all images, not of the attacked "
-        f"alone; flags: {flags}"
-    )
-    return [table]
+    title = f"{_setting(result['settings'])}; PGD-10: the paper's attack, ten steps of 0.025 eps"
+    return accuracy.tables(title, _networks(result), _rows, {"mean": mean_over_eps})
 
 
 def figure(result: dict[str, Any]):
-    """A panel for each network: the paper's attack, all attacks, and what is certified."""
-    settings = result["settings"]
-
-    def draw(axis, name, records):
-        grid, eps = report.at_each_eps(records), [0.0, *settings["eps"]]
-        ends = (report.curve(grid, report.end(which)) for which in ("attacked", "certified"))
-        draw_interval(axis, eps, *ends)
-        weak = report.curve(grid, report.attack(PAPERS))
-        axis.plot(eps, weak, ":s", ms=3, color=report.ORANGE, label="ten steps of 0.025 eps")
-        printed = _claimed(result, name)
-        report.crosses(axis, printed, PAPERS, marker="x", label="the paper")
-        constant = np.mean([record["lipschitz_bound"] for record in records])
-        axis.set_title(f"{name}\nproven constant {constant:.3g}", fontsize=9)
-
-    title = _setting(settings)
-    return report.interval_panels(result, draw, ncols=4, title=title, norm="l2", columns=4)
+    networks, setting = _networks(result), _setting(result["settings"])
+    title = accuracy.overstated(networks, PAPERS)
+    return accuracy.figure(title, setting, networks, [PAPERS], columns=4)
 
 
 def _setting(settings: dict[str, Any]) -> str:
