@@ -4,12 +4,13 @@ import dataclasses
 import json
 from collections import Counter
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from rich.console import Console
 
 from experiments.enresnet import cifar as enresnet_cifar
-from experiments.ledger import claims
+from experiments.ledger import claims, report
 from experiments.ledger.printed import all_claims, claimed
 from experiments.lib.run import UsageError, execute
 from experiments.nmode import cifar as nmode_cifar, mnist as nmode_mnist
@@ -191,7 +192,7 @@ def test_a_measurement_is_the_mean_over_the_seeds(tmp_path):
         return claims.ledger(["nmode"], tmp_path)
 
     cut_short = entries_of(dict.fromkeys(epochs, 1))
-    assert claims.counts(cut_short) == {
+    assert report.counts(cut_short) == {
         "as in the paper": 0,
         "its network, shorter training": 2,
         "smaller network": 0,
@@ -236,7 +237,7 @@ def test_sixty_epochs_are_not_the_papers_thousand(tmp_path):
         of_net = [e for e in entries if e["model"] == "ResNet + nmODE"]
         kind = {"cpu": "smaller network", "paper": "its network, shorter training"}[preset]
         assert [e["not_measured"] for e in of_net] == [kind, kind]
-        assert not any(map(claims.not_reached, of_net))  # 91.36 claimed, but not of this network
+        assert not any(map(report.not_reached, of_net))  # 91.36 claimed, but not of this network
         attacked = of_net[1]["instead"]
         assert (attacked["papers_attack"], attacked["worst_attack"]) == (20, 10)
         assert (attacked["n"], attacked["seeds"]) == (100, 1)
@@ -283,7 +284,7 @@ def test_a_figure_without_eps_is_compared_with_no_other_attack(tmp_path):
     save_result(tmp_path / "enresnet_cifar10_paper.json", "enresnet_cifar", result)
     entries = [e for e in claims.ledger(["enresnet"], tmp_path) if e["model"] == "En2 ResNet110"]
     entries = {(e["table"], e["attack"]): e for e in entries if "not_measured" not in e}
-    assert {key: claims.not_reached(entry) for key, entry in entries.items()} == {
+    assert {key: report.not_reached(entry) for key, entry in entries.items()} == {
         ("Table 2", "clean"): False,
         ("Table 2", "FGSM"): True,
         ("Table 2", "IFGSM-20"): True,
@@ -297,37 +298,41 @@ def test_a_figure_without_eps_is_compared_with_no_other_attack(tmp_path):
 @pytest.mark.parametrize(("claim", "above"), [(44.0, False), (47.0, True)])
 def test_a_claim_above_the_worst_attack_counts_beyond_sampling_error(claim, above):
     # Clopper-Pearson for 35 of 100: 25.7 to 45.2 %.
-    assert claims.not_reached({"claimed": claim, "worst_attack": 35.0, "n": 100}) == above
-    assert not claims.not_reached({"claimed": 99.0, "papers_attack": 35.0})
+    assert report.not_reached({"claimed": claim, "worst_attack": 35.0, "n": 100}) == above
+    assert not report.not_reached({"claimed": 99.0, "papers_attack": 35.0})
 
 
 def test_the_committed_results_count_by_hand():
     """Each sum is of rows of the papers' tables, times the attacks that the results have."""
     entries = claims.ledger(claims.PAPERS)
     of_paper = {p: [e for e in entries if e["paper"] == p] for p in claims.PAPERS}
-    none = dict.fromkeys(claims.counts([]), 0)
-    assert claims.counts(of_paper["natural"]) == none | {
+    none = dict.fromkeys(report.counts([]), 0)
+    assert report.counts(of_paper["natural"]) == none | {
         "smaller network": 2 + 2 * 2 * 4,  # MNIST, both networks
         "not measured": 45 - 18,
     }
     # Table 1, tau and epsilon; nmODE in Tables 2 and 3, nmODE+ in Table 5, Fashion-MNIST.
     as_in_paper = 36 + 2 + 9 + 3 + 8 + 1
-    assert claims.counts(of_paper["nmode"]) == none | {
+    assert report.counts(of_paper["nmode"]) == none | {
         "as in the paper": as_in_paper,
         "smaller network": 2,  # ResNet + nmODE on CIFAR-10
         "size not given": 4 * 9 + 2 + 4,  # Table 2, Fashion-MNIST, Table 4
         "not measured": 133 - as_in_paper - 2 - 42,
     }
-    assert claims.counts(of_paper["enresnet"]) == none | {
+    assert report.counts(of_paper["enresnet"]) == none | {
         "as in the paper": 3,  # numbers of parameters
         "smaller network": 3 + 2 + 3 * 4,  # three ResNet20s: clean, under IFGSM-20, robust
         "not measured": 146 - 20,
     }
-    assert claims.counts(of_paper["structured"]) == none | {"not measured": 45}
+    assert report.counts(of_paper["structured"]) == none | {"not measured": 45}
     assert of_paper["ssp"] == []
 
     attacked = [e for e in entries if "worst_attack" in e]
     assert len(attacked) == 9 + 2 + 4  # nmODE on MNIST
+    drawn = report.figure(entries)
+    title = drawn.get_suptitle().replace("\n", " ")
+    plt.close(drawn)
+    assert f"{sum(map(report.not_reached, attacked))} of 15 claims under attack" in title
     for entry in entries:
         measurement = entry.get("instead", entry)
         if "papers_attack" in measurement:
@@ -337,7 +342,7 @@ def test_the_committed_results_count_by_hand():
             assert ("n" in measurement) == (entry["attack"] != "clean")
 
     console = Console(width=80, record=True)
-    console.print(claims.counts_table(entries))
+    console.print(report.counts_table(entries))
     rows = [line.split() for line in console.export_text().splitlines()]
     shown = {row[0]: row[1:] for row in rows if len(row) == 10 and row[-2] == "of"}
     assert set(shown) == {"natural", "nmode", "enresnet", "structured", "all"}

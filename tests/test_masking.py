@@ -28,10 +28,11 @@ def test_the_short_solve_raises_no_flag_and_the_long_one_hides(result):
     assert {"gradient depends on the solver", "transfer beats white box"} <= set(long["flags"])
     for model in (short, long):
         assert set(model["flags"]) <= set(FLAGS)
-        together = np.array(model["standing"]["all together"])
-        for standing in model["standing"].values():
-            assert (together <= np.array(standing) + 1e-9).all()
-    gap = np.array(long["standing"][masking.OWN]) - long["standing"]["all together"]
+        under_all = np.array(model["robust_accuracy"]["all attacks"])
+        for accuracies in model["robust_accuracy"].values():
+            assert (under_all <= np.array(accuracies) + 1e-9).all()
+    robust = long["robust_accuracy"]
+    gap = np.array(robust[masking.OWN]) - robust["all attacks"]
     assert gap.max() > 0.1
 
 
@@ -40,9 +41,13 @@ def test_tables_and_figure_are_drawn_from_the_result(result, tmp_path):
     for table in masking.tables(result):
         console.print(table)
     text = console.export_text()
-    for attack in next(iter(result["models"].values()))["standing"]:
+    for attack in next(iter(result["models"].values()))["robust_accuracy"]:
         assert attack in text
-    masking.figure(json.loads(json.dumps(result))).savefig(tmp_path / "masking.png")
+    drawn = masking.figure(json.loads(json.dumps(result)))
+    long = result["models"]["t = 30"]["robust_accuracy"]
+    gap = 100 * (np.array(long[masking.OWN]) - long["all attacks"]).max()
+    assert f"by up to {gap:.1f} points at t = 30" in drawn.get_suptitle().replace("\n", " ")
+    drawn.savefig(tmp_path / "masking.png")
     plt.close("all")
     assert (tmp_path / "masking.png").read_bytes()[:4] == b"\x89PNG"
     console.file.close()

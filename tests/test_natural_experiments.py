@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 import odejax
-from experiments.ledger import claims
+from experiments.ledger import claims, report
 from experiments.ledger.printed import all_claims
 from experiments.lib.recipe import Recipe, adam, one_cycle, train
 from experiments.lib.run import UsageError, execute
@@ -231,7 +231,7 @@ def test_the_ledger_reads_the_papers_preset(tmp_path):
     assert entry["papers_attack"] == 25.0
     assert (entry["worst_attack"], entry["certified"]) == (1.0, 0.0)
     assert entry["flags"] == ["vanishing gradients"]
-    assert claims.not_reached(entry)
+    assert report.not_reached(entry)
     assert entries["Neural ODE", "mnist", "clean", None]["papers_attack"] == 99.0
     assert "not_measured" in entries["ResNet-50", "mnist", "clean", None]
     assert "not_measured" in entries["Neural ODE", "cifar10", "clean", None]
@@ -310,18 +310,20 @@ def test_what_hides_gradients_is_told_apart(tmp_path):
     config = natural_causes.Config(fields=("settling",), epochs=4, test_images=30, out=tmp_path)
     execute(natural_causes.EXPERIMENT, config, **given)
     result = json.loads((tmp_path / "result.json").read_text())
-    plain, multiplied = natural_causes._lines(result, "factor")["settling"]
+    plain, multiplied = natural_causes._records(result, "factor")["settling"]
     assert plain["clean_accuracy"] == multiplied["clean_accuracy"]
-    assert multiplied["left"]["PGD-40"] > plain["left"]["PGD-40"] + 0.2
+    before, after = plain["robust_accuracy"], multiplied["robust_accuracy"]
+    assert after["PGD-40"] > before["PGD-40"] + 0.2
     for name in ("PGD-40, margin", "solve stopped early"):
-        assert abs(multiplied["left"][name] - plain["left"][name]) <= 0.04  # one image
-    (own,) = natural_causes._lines(result, "tolerance")["settling"]
-    assert (own["value"], own["left"]) == (1e-3, result["runs"]["settling/time=2"]["left"])
-    once, twice = natural_causes._lines(result, "training")["settling"]
+        assert abs(after[name] - before[name]) <= 0.04  # one image
+    (own,) = natural_causes._records(result, "tolerance")["settling"]
+    last = result["runs"]["settling/time=2"]
+    assert (own["value"], own["robust_accuracy"]) == (1e-3, last["robust_accuracy"])
+    once, twice = natural_causes._records(result, "training")["settling"]
     assert (once["value"], twice["value"]) == (4, 8)
     assert twice["clean_accuracy"] > once["clean_accuracy"]
     for record in result["runs"].values():
-        assert record["left"]["worst"] <= min(record["left"].values())
+        assert record["robust_accuracy"]["all attacks"] <= min(record["robust_accuracy"].values())
     execute(natural_causes.EXPERIMENT, dataclasses.replace(config, resume=True), **given)
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert (tmp_path / "causes.png").stat().st_size > 10_000

@@ -1,14 +1,14 @@
 """What the papers print: the figures of their tables, from `claims.csv`.
 
-Accuracies are in percent, eps in pixels of [0, 1]. No figure stands twice: one that a paper prints
-in two places is listed at the first table that has it. Where a paper contradicts itself, both
-figures are listed. A few rows are no accuracies but quantities, such as the outputs of *nmode*
+Accuracies are in percent, eps in pixels of [0, 1]. No figure is listed twice: one that a paper
+prints in two places is listed at the first table that has it. Where a paper contradicts itself,
+both figures are listed. A few rows are no accuracies but quantities, such as the outputs of *nmode*
 Table 1, tau, or numbers of parameters: their `norm` is empty and `attack` names the quantity.
 
 The texts of *ssp* and *structured* are not at hand: of the former there is nothing, of the latter
 the attacks on its networks of margin 0.07 on CIFAR-10. Robust ratios (*nmode* Table 5) are left
-out, since they follow from the rest. Four figures of *natural* lost their decimal point in ours:
-25.20, 4.65 (Table 1), 41.61 and 59.06 (Table 2).
+out, since they follow from the rest. Four figures of *natural* lost their decimal point in the copy
+at hand: 25.20, 4.65 (Table 1), 41.61 and 59.06 (Table 2).
 """
 
 import csv

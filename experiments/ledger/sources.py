@@ -33,27 +33,27 @@ def measured(records: list[dict[str, Any]], claim: Claim, bracket_of) -> dict[st
     """The means over `records`, one for each seed."""
     if not records:
         return None
-    told = {"seeds": len(records), "device": records[0]["device"]}
+    measurement = {"seeds": len(records), "device": records[0]["device"]}
     if claim.attack == "clean":
         if "clean_accuracy" not in records[0]:
             return None
-        return told | _mean([record["clean_accuracy"] for record in records])
+        return measurement | _mean([record["clean_accuracy"] for record in records])
     brackets = [bracket_of(record) for record in records]
     if None in brackets or claim.attack not in brackets[0]["per_attack"]:
         return None
     first = brackets[0]
-    told |= _mean([b["per_attack"][claim.attack] for b in brackets])
+    measurement |= _mean([b["per_attack"][claim.attack] for b in brackets])
     if "n" in first:
-        told["n"] = first["n"]
+        measurement["n"] = first["n"]
     if not claim.eps:  # of another ball than the claim's, which is not known
-        return told | ({"measured_eps": first["eps"]} if "eps" in first else {})
+        return measurement | ({"measured_eps": first["eps"]} if "eps" in first else {})
     if "attacked" in first:  # a transfer attack has no interval
-        told |= {
+        measurement |= {
             "worst_attack": 100 * float(np.mean([b["attacked"] for b in brackets])),
             "certified": 100 * float(np.mean([b["certified"] for b in brackets])),
             "flags": sorted({flag for b in brackets for flag in b["flags"]}),
         }
-    return told
+    return measurement
 
 
 def _mean(fractions: list[float]) -> dict[str, float]:

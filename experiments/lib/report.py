@@ -21,7 +21,6 @@ from odejax.plots import AXIS_LABELS, perturbation_grid
 Record = dict[str, Any]
 Read = Callable[[dict[str, Any]], float]  # of a bracket's numbers
 KEPT = Path(__file__).parents[1]
-ORANGE = "#ef8a62"  # of the papers' own attacks
 
 
 def by_name(result: dict[str, Any]) -> dict[str, list[Record]]:

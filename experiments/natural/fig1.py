@@ -1,17 +1,17 @@
-"""*natural* Fig. 1: ResNets with a step size from 1 down to 1e-10, under images made on another.
+"""*natural* Fig. 1: ResNets with a step size from 1 down to 1e-10, under a transfer attack.
 
     python -m experiments.natural.fig1                                       # embedded digits
     python -m experiments.natural.fig1 --preset paper --dataset cifar10 --data-dir DIR  # for a GPU
 
-y_{n+1} = y_n + h f(y_n), each network trained with its own h. The paper attacks them by FGSM at
-0.1, 0.3 and 0.5 on a network with three residual layers, and finds no h robust. Beside that stands
-what PGD-40 on the network itself leaves, at 0.1 and at a smaller radius: images of another network
-say little of one.
+y_{n+1} = y_n + h f(y_n), each network trained with its own h. The paper crafts adversarial examples
+by FGSM at 0.1, 0.3 and 0.5 on a network with three residual layers, and finds no h robust. PGD-40
+on the network itself, at 0.1 and at a smaller radius, is measured too, because a transfer attack
+says little of a network.
 
 Preset paper: ResNet-56, trained as in He et al. (2016), here pre-activated; cpu: ResNet-14, 20
 epochs of Adam. A finished network is not trained or attacked again: --resume.
 
-The preset cpu takes 7 minutes on two CPU cores.
+The preset cpu: 7 minutes on two CPU cores.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from odejax.attacks import FGSM, PGD
 from odejax.data import ArrayDataset, crop_and_flip
 from odejax.evaluation import robust_accuracy, transfer_matrix
 from odejax.models import PreActResNet
+from odejax.plots import colors, set_title
 from odejax.training import clean_accuracy
 
 from ..lib import report
@@ -59,12 +60,12 @@ PRESETS = {
 
 @dataclasses.dataclass
 class Config(PresetConfig):
-    """Train ResNets with smaller and smaller steps, attack them through another and themselves."""
+    """Train ResNets with smaller and smaller steps, attack them by transfer and directly."""
 
     preset: str = "cpu"
     """paper (ResNet-56, for a GPU), cpu (ResNet-14, few epochs) or smoke."""
     dataset: str | None = None
-    """digits (embedded), mnist or cifar10; the preset paper takes the last alone."""
+    """digits (embedded), mnist or cifar10; with the preset paper cifar10."""
     seeds: int = 1
     """How many seeds of each."""
 
@@ -77,7 +78,6 @@ def plan(
     preset = config.choose(PRESETS)
     check_counts(config, "seeds")
     images, test = load_data(config, preset.test_images)
-    settings = {"dataset": config.dataset, "preset": config.preset} | dataclasses.asdict(preset)
     attacked, small = test.take(slice(preset.test_images)), SMALL_EPS[str(config.dataset)]
 
     def jobs(folder, _):
@@ -101,7 +101,7 @@ def plan(
 
         return seeded(config.seeds, [f"{h:g}" for h in step_sizes], measured)
 
-    return Plan(f"{config.dataset}_{config.preset}", settings, (images, test), jobs)
+    return Plan(config.run_name, config.settings(preset), (images, test), jobs)
 
 
 def _recipe(make, preset: str, depth: int, h: float, epochs: int) -> Recipe:
@@ -128,27 +128,27 @@ def _evaluate(predictor, oracle, attacked: ArrayDataset, small: float, key) -> d
         )
         return float(matrix.accuracy[0, 0])
 
-    def left(eps: float) -> float:
+    def attacked_itself(eps: float) -> float:
         ball = odejax.LinfBall(eps)
         return robust_accuracy(predictor, pixels, labels, ball, PGD(40, None), key=key).accuracy
 
     return {
         "transfer": {f"{eps:g}": transferred(eps) for eps in PAPERS_EPS},
-        "own": {f"{eps:.3g}": left(eps) for eps in (small, PAPERS_EPS[0])},
+        "own": {f"{eps:.3g}": attacked_itself(eps) for eps in (small, PAPERS_EPS[0])},
     }
 
 
 def _columns(records: list[dict[str, Any]]) -> dict[str, list[float]]:
     """What is shown of the seeds of one h."""
     columns = {"clean": [record["clean"] for record in records]}
-    for kind, shown in (("transfer", "FGSM"), ("own", "own PGD")):
+    for kind, attack in (("transfer", "FGSM"), ("own", "own PGD")):
         for eps in records[0][kind]:
-            columns[f"{shown} {eps}"] = [record[kind][eps] for record in records]
+            columns[f"{attack} {eps}"] = [record[kind][eps] for record in records]
     return columns
 
 
 def tables(result: dict[str, Any]) -> list[Any]:
-    """Accuracy in % by step size: clean, on the other network's images, under its own PGD-40."""
+    """Accuracy in % by step size: clean, under transfer by FGSM, under PGD-40 on the network."""
     settings = result["settings"]
     rows = {h: _columns(records) for h, records in report.by_name(result).items()}
     title = f"{settings['dataset']}, ResNet-{settings['depth']}: accuracy in %"
@@ -159,24 +159,36 @@ def tables(result: dict[str, Any]) -> list[Any]:
 
 
 def figure(result: dict[str, Any]):
-    """Fig. 1: accuracy against h, clean and on the other network's images; beside it, its own."""
+    """Fig. 1: accuracy against h, clean and under transfer; to the right, under PGD-40."""
     settings, runs = result["settings"], report.by_name(result)
     rows = {float(h): _columns(records) for h, records in runs.items()}
-    kinds = {"FGSM": "FGSM on another network (Fig. 1)", "own PGD": "PGD-40 on the network itself"}
+
+    def by_step_size(name: str) -> np.ndarray:
+        return np.array([100 * np.mean(columns.get(name, np.nan)) for columns in rows.values()])
+
+    names = [*next(iter(rows.values()))]
+    color = colors(sorted({name.split()[-1] for name in names[1:]}, key=float))
+    kinds = {
+        "FGSM": "FGSM on another network, transferred (Fig. 1)",
+        "own PGD": "PGD-40 on the network itself",
+    }
     drawn, axes = report.panels(kinds.items(), size=(4.7, 3.4))
     for (kind, title), axis in axes:
-        names = [name for name in next(iter(rows.values())) if name.startswith(("clean", kind))]
-        for name, color in zip(names, ("k", "#fdae61", "#f46d43", "#a50026"), strict=False):
-            values = [100 * np.mean(columns[name]) for columns in rows.values()]
-            label = name.replace(kind, r"$\epsilon$ =")
-            axis.plot(list(rows), values, "-o", ms=4, color=color, label=label)
+        axis.plot(list(rows), by_step_size("clean"), "--", color="0.5", label="clean")
+        for eps in color:
+            style = {"color": color[eps], "label": rf"$\ell_\infty$, $\epsilon$ = {eps}"}
+            axis.plot(list(rows), by_step_size(f"{kind} {eps}"), "-o", ms=4, **style)
         axis.set_xscale("log")
         axis.invert_xaxis()
         axis.set_xlabel("step size h")
-        report.accuracy_axis(axis)
-        axis.set_title(title, fontsize=11)
-        axis.legend(fontsize=9)
-    drawn.suptitle(f"{settings['dataset']}, ResNet-{settings['depth']}", fontsize=11)
+        report.accuracy_axis(axis, title=title)
+    report.legend_below(drawn, ncols=5, fontsize=9)
+    set_title(
+        drawn,
+        f"Robust accuracy under PGD-40 at {names[-1].split()[-1]} is at most "
+        f"{by_step_size(names[-1]).max():.1f} %, whatever the step size h "
+        f"(ResNet-{settings['depth']}, {report.setting_line(settings)})",
+    )
     return drawn
 
 

@@ -9,10 +9,10 @@
   (Table 4).
 
 All weights are trained, by SGD with a one-cycle schedule. The paper takes a finished ResNet-18, and
-trains for 1,000 epochs; for Table 4 it has Adam and says "using cross-entropy loss", where ours is
-that of TRADES. Each network is attacked as in the paper (PGD-50) and by the standard AutoAttack; on
-the CPU, where its 5,000 queries take hours, by the first half of it, which follows gradients.
-Nothing here has a certificate: behind a convolutional net Eq. (4) bounds the part of nmODE alone.
+trains for 1,000 epochs; for Table 4 it has Adam and says "using cross-entropy loss", where the loss
+here is that of TRADES. Each network is attacked as in the paper (PGD-50) and by the standard
+AutoAttack; on the CPU, where its 5,000 queries take hours, by the first half of it, which follows
+gradients. Nothing here has a certificate: behind a convolutional net Eq. (4) bounds nmODE alone.
 A finished network is not trained or attacked again, an interrupted one goes on from its last epoch:
 --resume.
 
@@ -26,12 +26,14 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 
 import odejax
 from odejax.attacks import APGD, PGD, AutoAttack, Targeted, dlr
 from odejax.data import crop_and_flip
+from odejax.evaluation import confidence_interval
 from odejax.models import NmODE, PreActResNet, insert_before_classifier
-from odejax.plots.curves import AXIS_LABELS
+from odejax.plots import colors, set_title
 from odejax.training import TRADES, CrossEntropy
 
 from ..ledger.printed import Claim, claimed
@@ -143,7 +145,7 @@ def plan(
         for name in config.networks:
             yield Job(name, config.seed, partial(measured, name, folder))
 
-    return Plan(f"{config.dataset}_{config.preset}", settings, (images, test), jobs)
+    return Plan(config.run_name, settings, (images, test), jobs)
 
 
 def train_network(name: str, network: Network, dataset, preset: Preset, seed: int, folder):
@@ -199,24 +201,39 @@ def _cell(fraction: float, printed: float | None) -> str:
 
 def figure(result: dict[str, Any]):
     """L-infinity, under PGD and AutoAttack: natural training to the left, TRADES to the right."""
+    settings, runs = result["settings"], result["runs"]
     titles = {"ResNet": "clean training (Fig. 8 b)", "TRADES": "TRADES (Table 4)"}
+    networks = {"without nmODE": "", "with nmODE": " + nmODE"}
+    color = dict(zip(networks, colors(("ResNet", "nmODE")).values(), strict=True))
     drawn, axes = report.panels(titles, size=(4.5, 3.0))
-    for prefix, axis in axes:
-        networks = [(n, r) for n, r in result["runs"].items() if n.startswith(prefix)]
-        for (name, record), color in zip(networks, ("0.35", "#b2182b"), strict=False):
-            grid = [[b] for b in record["balls"]["linf"]]
+    changes = []
+    for plain, axis in axes:
+        grids = {
+            label: [[b] for b in runs[plain + more]["balls"]["linf"]]
+            for label, more in networks.items()
+            if plain + more in runs
+        }
+        for label, grid in grids.items():
             eps = [0.0, *(255 * row[0]["eps"] for row in grid)]
             for attack, style in zip(grid[0][0]["per_attack"], (":s", "-o"), strict=True):
                 values = report.curve(grid, report.attack(attack))
-                axis.plot(eps, values, style, color=color, ms=4, label=f"{name}, {attack}")
-        report.accuracy_axis(axis)
-        axis.set_xlabel(AXIS_LABELS["linf"] + " x 255")
-        axis.set_title(titles[prefix], fontsize=10)
-        if axis.lines:
-            axis.legend(frameon=False, fontsize=8)
-    settings = result["settings"]
-    title = report.setting_line(settings, f"PreActResNet-{settings['depth']}")
-    drawn.suptitle(title, fontsize=11)
+                named = {"color": color[label], "label": f"{label}, {attack}"}
+                axis.step(eps, values, style, where="post", ms=4, **named)
+        strongest = report.attack(settings["strongest"])
+        robust = [report.curve(grid, strongest)[1:] for grid in grids.values()]
+        if len(robust) == 2:
+            changes.append(np.abs(np.subtract(*robust)).max())
+        report.accuracy_axis(axis, title=titles[plain])
+        axis.set_xlabel(r"$\epsilon$  ($\ell_\infty$, in 1/255)")
+    report.legend_below(drawn, ncols=4, fontsize=8)
+    n = settings["test_images"]
+    low, high = confidence_interval(n // 2, n)
+    findings = [f"sampling error is up to {50 * (high - low):.0f} points"]
+    if changes:
+        change = f"by at most {max(changes):.0f} points under {settings['strongest']}"
+        findings.insert(0, f"nmODE changes robust accuracy {change}")
+    setting = report.setting_line(settings, f"PreActResNet-{settings['depth']}")
+    set_title(drawn, f"{'; '.join(findings)} ({setting})")
     return drawn
 
 

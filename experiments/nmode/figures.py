@@ -4,11 +4,11 @@
 
 - Fig. 2: 1,000 initial states in [0, 2]^2 fall on one trajectory. The paper says neither lambda
   nor gamma; here lambda = 3 and gamma = (0.5, 1). By the proof of Theorem 1 two states approach
-  each other at least as fast as e^{-(lambda - 1) t}: measured beside it.
-- Fig. 3: the perturbed inputs of Table 1, and how far the outputs come apart over time, against
-  the epsilon of Eq. (4).
-- Fig. 4: the bound epsilon = tau delta / (lambda - 1) over tau and lambda, and beside it the one
-  for t = 1 alone, with the flow map's largest slope in the place of 1 / (lambda - 1).
+  each other at least as fast as e^{-(lambda - 1) t}. Both are measured.
+- Fig. 3: the perturbed inputs of Table 1, and the distance of the outputs over time, against the
+  epsilon of Eq. (4).
+- Fig. 4: the bound epsilon = tau delta / (lambda - 1) over tau and lambda, and the bound for t = 1
+  alone, with the flow map's largest slope in the place of 1 / (lambda - 1).
 
 Ends in seconds.
 """
@@ -24,9 +24,12 @@ import numpy as np
 from odejax.evaluation import decode_array, encode_array
 from odejax.models import NmODE, sin_squared
 from odejax.models.nmode import nmode_field
+from odejax.plots import colors, plain_ticks, set_title
+from odejax.plots.palette import ORANGE, PURPLE
 
 from ..ledger.printed import Claim
 from ..ledger.sources import Source
+from ..lib import report
 from ..lib.run import Config, Experiment, Once, run
 from . import table1
 
@@ -36,8 +39,8 @@ ENDS = (1.0, 3.0, 5.0)  # the panels of Fig. 2
 DELTA = float(table1.PERTURBATION.max())
 LAMBDAS = np.linspace(1.5, 10.0, 18)
 TAUS = np.linspace(0.0, 5.0, 35)
-_NMODE, _UNSTABLE, _BOUND = "#2166ac", "#b2182b", "0.4"
-_SLOPE = "the largest slope, $t$ = 1"
+EQ4, SLOPE = "Eq. (4), every $t$", "largest slope of the flow map, $t$ = 1"
+COLORS = colors(("nmODE", "P-nmODE")) | {EQ4: PURPLE, SLOPE: ORANGE}
 
 
 def plan(config: Config) -> Once:
@@ -45,10 +48,10 @@ def plan(config: Config) -> Once:
 
 
 def notes(result: dict[str, Any]) -> list[str]:
-    found = result["attractor"]
+    data = result["attractor"]
     return [
         f"t = {t:g}: {STATES} states within {spread:.1e} (theorem: {bound:.1e})"
-        for t, spread, bound in zip(ENDS, found["spread"], found["bound"], strict=True)
+        for t, spread, bound in zip(ENDS, data["spread"], data["bound"], strict=True)
     ]
 
 
@@ -70,7 +73,7 @@ def trajectories(lam: float, y0, gamma, times) -> np.ndarray:
 
 
 def attractor() -> dict[str, Any]:
-    """Fig. 2: trajectories from random states, and how far apart they still are."""
+    """Fig. 2: trajectories from random states, and the distance between them."""
     y0 = np.random.default_rng(0).uniform(0.0, 2.0, (STATES, 2))
     times = np.linspace(0.0, ENDS[-1], 51)
     ys = trajectories(LAM, y0, GAMMA, times)
@@ -116,24 +119,29 @@ def figure_2(result: dict[str, Any]):
     """Trajectories of two neurons over time, until each of the three ends."""
     data = result["attractor"]
     times, ys = np.array(data["times"]), decode_array(data["trajectories"])
-    drawn = plt.figure(figsize=(12, 4.4), layout="constrained")
+    drawn = plt.figure(figsize=(12, 4.2), layout="constrained")
     for i, end in enumerate(ENDS):
         axis: Any = drawn.add_subplot(1, 3, i + 1, projection="3d")
         shown = times <= end + 1e-9
         for j in range(ys.shape[1]):
-            axis.plot(*ys[shown, j].T, times[shown], color=_NMODE, lw=0.4, alpha=0.5)
+            axis.plot(*ys[shown, j].T, times[shown], color=COLORS["nmODE"], lw=0.4, alpha=0.5)
         last = ys[shown][-1]
-        axis.scatter(*last.T, np.full(len(last), end), color=_UNSTABLE, s=5, depthshade=False)
+        axis.scatter(*last.T, np.full(len(last), end), color="k", s=5, depthshade=False)
         axis.set(xlim=(0, 2), ylim=(0, 2), zlim=(0, end))
         axis.set(xticks=(0, 1, 2), yticks=(0, 1, 2), zticks=np.linspace(0, end, 3))
         axis.set_xlabel("$y_1$")
         axis.set_ylabel("$y_2$")
-        axis.set_title(f"t = {end:g}: within {data['spread'][i]:.0e}", fontsize=10)
+        axis.set_title(f"until $t$ = {end:g}", fontsize=10)
         axis.set_zlabel("$t$")
-        axis.set_box_aspect(None, zoom=0.85)  # its z label is outside of what the layout sees
-    drawn.suptitle(
-        f"nmODE forgets where it started: {STATES} states in [0, 2]² ({SHOWN} drawn), "
-        rf"$\lambda$ = {LAM:g}"
+        axis.set_box_aspect(None, zoom=0.8)  # its z label is outside of what the layout sees
+    within = ", ".join(
+        f"{float(f'{spread:.1g}'):f}".rstrip("0") + f" at t = {end:g}"
+        for end, spread in zip(ENDS, data["spread"], strict=True)
+    )
+    set_title(
+        drawn,
+        f"nmODE forgets where it started: {STATES} states in [0, 2]² come within {within} "
+        rf"($\lambda$ = {LAM:g}, {SHOWN} states drawn)",
     )
     return drawn
 
@@ -155,29 +163,30 @@ def figure_3(result: dict[str, Any]):
         axis.set_title(title, fontsize=10)
         axis.set_xticks([])
         axis.set_yticks([])
-    for axis, family, color in (
-        (axes[2], "nmODE", _NMODE),
-        (axes[3], "P-nmODE", _UNSTABLE),
-    ):
-        apart = np.array(data["apart"][family])
+    for axis, (family, distances) in zip(axes[2:], data["apart"].items(), strict=True):
         for neuron, style in ((0, "-"), (1, "--")):
             axis.plot(
                 data["times"][1:],
-                apart[1:, neuron],
+                np.array(distances)[1:, neuron],
                 style,
-                color=color,
-                label=rf"$|y_{neuron + 1} - \bar{{y}}_{neuron + 1}|$",
+                color=COLORS[family],
+                label=rf"{family}, $|y_{neuron + 1} - \bar{{y}}_{neuron + 1}|$",
             )
-        axis.axhline(data["epsilon"], color=_BOUND, ls=":", label=r"$\epsilon$ of Eq. (4)")
+        bound = {"color": COLORS[EQ4], "label": r"Eq. (4), $\epsilon = \tau\delta / (\lambda - 1)$"}
+        axis.axhline(data["epsilon"], ls=":", **bound)
         axis.set_yscale("log")
         axis.set_ylim(1e-4, 1e3)
         axis.set_xlabel("$t$")
-        axis.set_title(family, fontsize=10)
-        axis.legend(frameon=False, fontsize=9)
+        axis.set_title(rf"{family}, $\lambda$ = {table1.LAM:g}", fontsize=10)
         axis.grid(alpha=0.3, lw=0.5)
-    drawn.suptitle(
-        rf"The example of Table 1: $\tau$ = {data['tau']:g}, $\delta$ = {DELTA:g}, "
-        rf"$\lambda$ = {table1.LAM:g}, so $\epsilon$ = {data['epsilon']:g}"
+        plain_ticks(axis)
+    axes[2].set_ylabel("distance of the outputs")
+    report.legend_below(drawn, ncols=5, fontsize=9)
+    nmode, unstable = (np.max(data["apart"][family][-1]) for family in ("nmODE", "P-nmODE"))
+    set_title(
+        drawn,
+        f"At t = {data['times'][-1]:g} the perturbation moves nmODE's output by {nmode:.2g} and "
+        f"P-nmODE's by {unstable:.2g}; Eq. (4) allows nmODE {data['epsilon']:g}",
     )
     return drawn
 
@@ -193,23 +202,31 @@ def figure_4(result: dict[str, Any]):
     )
     surface.set_xlabel(r"$\tau$")
     surface.set_ylabel(r"$\lambda$")
+    surface.set_zlabel(r"$\epsilon$")
+    surface.set_box_aspect(None, zoom=0.85)
     surface.set_title(r"(a) $\epsilon$ of Eq. (4)", fontsize=10)
     by_tau, by_lam = drawn.add_subplot(1, 3, 2), drawn.add_subplot(1, 3, 3)
     middle = int(np.argmin(np.abs(lam - 3.0)))
-    by_tau.plot(TAUS, DELTA * TAUS * eq4[middle], color=_NMODE, label="Eq. (4), every $t$")
-    by_tau.plot(TAUS, DELTA * TAUS * slope[middle], "--", color=_UNSTABLE, label=_SLOPE)
+    for bound, values, style in ((EQ4, eq4, "-"), (SLOPE, slope, "--")):
+        line: dict[str, Any] = {"color": COLORS[bound], "ls": style, "label": bound}
+        by_tau.plot(TAUS, DELTA * TAUS * values[middle], **line)
+        by_lam.plot(lam, DELTA * values, **line)
     by_tau.set_xlabel(r"$\tau$")
     by_tau.set_title(rf"(b) $\lambda$ = {lam[middle]:g}", fontsize=10)
-    by_lam.plot(lam, DELTA * eq4, color=_NMODE, label="Eq. (4), every $t$")
-    by_lam.plot(lam, DELTA * slope, "--", color=_UNSTABLE, label=_SLOPE)
     by_lam.set_xlabel(r"$\lambda$")
     by_lam.set_title(r"(c) $\tau$ = 1", fontsize=10)
     for axis in (by_tau, by_lam):
-        axis.set_ylabel(r"$\epsilon$")
+        axis.set_ylabel(r"$\epsilon$, bound on the output's change")
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3, lw=0.5)
-        axis.legend(frameon=False, fontsize=9)
-    drawn.suptitle(rf"Bounds on how far the output moves: $\delta$ = {DELTA:g}")
+    report.legend_below(drawn, ncols=2, fontsize=9)
+    first, last = (eq4[i] / slope[i] for i in (0, -1))
+    set_title(
+        drawn,
+        rf"Eq. (4) allows {first:.1f} times the change of the output that the flow map's slope "
+        rf"allows at $\lambda$ = {lam[0]:g}, and {last:.1f} times at $\lambda$ = {lam[-1]:g} "
+        rf"($\delta$ = {DELTA:g})",
+    )
     return drawn
 
 

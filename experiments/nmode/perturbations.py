@@ -6,8 +6,8 @@
 All networks are trained alike (clean images, no augmentation, Adam 1e-3, batch 256) and tested on
 images with Gaussian noise, resized to fewer pixels and back, blurred, and brightened, by strength.
 The paper compares with ResNet, Xception and EfficientNet; here a small pre-activation ResNet with
-GroupNorm stands for them, and beside it the ReLU net of nmODE's own shape, which differs from
-nmODE's in nothing but the activation. A finished network is not trained again: --resume.
+GroupNorm stands for them. The ReLU net of nmODE's own shape differs from nmODE's in nothing but the
+activation. A finished network is not trained again: --resume.
 
 6 minutes on two CPU cores.
 """
@@ -27,6 +27,7 @@ from odejax import predict
 from odejax.data import brightness, gaussian_blur, gaussian_noise, resize
 from odejax.evaluation import decode_array, encode_array
 from odejax.models import ResNet
+from odejax.plots import colors, set_title
 
 from ..lib import report
 from ..lib.run import Experiment, Job, Plan, RunConfig, check_choice, load_data, run
@@ -55,13 +56,14 @@ class Perturbation:
     strengths: tuple[float, ...]
 
 
+ADDED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 PERTURBATIONS = {
     "Gaussian noise": Perturbation(
-        _batched(gaussian_noise, keyed=True), "standard deviation", (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+        _batched(gaussian_noise, keyed=True), "standard deviation, pixels in [0, 1]", ADDED
     ),
-    "resize": Perturbation(_batched(resize), "pixels a side", (28, 20, 14, 10, 7, 5)),
+    "resize": Perturbation(_batched(resize), "image side, pixels", (28, 20, 14, 10, 7, 5)),
     "Gaussian blur": Perturbation(_batched(gaussian_blur), "kernel, pixels", (1, 3, 5, 7, 9, 11)),
-    "brightness": Perturbation(_batched(brightness), "added", (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)),
+    "brightness": Perturbation(_batched(brightness), "added to pixels in [0, 1]", ADDED),
 }
 
 
@@ -155,17 +157,10 @@ def tables(result: dict[str, Any]) -> list[Any]:
     return out
 
 
-_STYLES = {
-    "ReLU": {"color": "0.4", "ls": "--"},
-    "ResNet": {"color": "#1b7837", "ls": "--"},
-    "nmODE t=0.05": {"color": "#ef8a62"},
-    "nmODE t=1": {"color": "#b2182b"},
-}
-
-
 def figure(result: dict[str, Any]):
     """Above, one image as it is perturbed (Fig. 7); below, accuracy by strength (Fig. 6)."""
-    kinds = result["settings"]["strengths"]
+    settings, runs = result["settings"], result["runs"]
+    kinds, color = settings["strengths"], colors(runs)
     drawn, axes = plt.subplots(
         2, len(kinds), figsize=(13, 4.6), height_ratios=(1, 4), layout="constrained"
     )
@@ -174,20 +169,24 @@ def figure(result: dict[str, Any]):
         picture.imshow(strip.squeeze(), cmap="gray", vmin=0, vmax=1)
         picture.set_title(kind, fontsize=10)
         picture.axis("off")
-        for name, record in result["runs"].items():
+        for name, record in runs.items():
             accuracy = 100 * np.array(record["accuracy"][kind])
-            axis.plot(accuracy, marker="o", ms=3, label=name, **_STYLES[name])
+            axis.plot(accuracy, "-o", ms=3, color=color[name], label=name)
         axis.set_xticks(range(len(strengths)), [f"{s:g}" for s in strengths])
         axis.set_xlabel(PERTURBATIONS[kind].label)
         axis.set_ylim(0, 102)
         axis.grid(alpha=0.3, lw=0.5)
     axes[1, 0].set_ylabel("accuracy (%)")
-    report.legend_below(drawn, ncols=4)
-    settings = result["settings"]
-    drawn.suptitle(
-        f"Natural perturbations: {settings['dataset']}, {settings['test_images']} test images, "
-        f"{settings['epochs']} epochs on clean images",
-        fontsize=11,
+    report.legend_below(drawn, ncols=4, fontsize=9)
+    kind, strengths = next(iter(kinds.items()))
+    middle = len(strengths) // 2
+    accuracies = {name: 100 * record["accuracy"][kind][middle] for name, record in runs.items()}
+    ranking = sorted(accuracies.items(), key=lambda item: -item[1])
+    set_title(
+        drawn,
+        f"Under {kind} of {strengths[middle]:g} accuracy is "
+        + ", ".join(f"{accuracy:.0f} % ({name})" for name, accuracy in ranking)
+        + f" ({report.setting_line(settings)})",
     )
     return drawn
 

@@ -1,4 +1,4 @@
-"""*nmode* Table 1: nmODE forgets a perturbation of its input, P-nmODE blows it up.
+"""*nmode* Table 1: nmODE damps a perturbation of its input, P-nmODE amplifies it.
 
     python -m experiments.nmode.table1
 
@@ -58,7 +58,7 @@ def tables(result: dict[str, Any]) -> list[Any]:
     shown = report.table("nmode Table 1 (in brackets: the paper)", "", "t", *COLUMNS, names=2)
     for row in result["rows"]:
         pairs = zip(printed_row(row["Dopri5, 1e-7"]), row["paper"], strict=True)
-        cells = [f"{ours}\n({as_printed(printed)})" for ours, printed in pairs]
+        cells = [f"{measured}\n({as_printed(printed)})" for measured, printed in pairs]
         shown.add_row(row["family"], f"{row['t']:g}", *cells)
     return [shown]
 
@@ -92,8 +92,8 @@ def _read(result: dict[str, Any], claim: Claim, name: str) -> dict[str, Any] | N
     family, t = name.split(" t=")
     for row in result["rows"]:
         if (row["family"], f"{row['t']:g}") == (family, t):
-            ours = float(printed_row(row["Dopri5, 1e-7"])[COLUMNS.index(claim.attack)])
-            return {"device": result["device"], "value": ours}
+            value = float(printed_row(row["Dopri5, 1e-7"])[COLUMNS.index(claim.attack)])
+            return {"device": result["device"], "value": value}
     return None
 
 

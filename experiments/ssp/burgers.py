@@ -6,12 +6,12 @@ u_t + (u^2/2)_x = 0 on the periodic unit interval from a step, by WENO of fifth 
 differs is the step in time alone. Strong stability would be that the total variation, 2 at the
 start, does not grow. At the same Courant number Euler's step oscillates in the fan behind the
 shock; so does the mid-point block of the paper's code, whose shock is also half as fast again. The
-right panel has each method's largest variation against the Courant number for each slope that it
-takes, which is what a step costs.
+right panel has the largest variation against the Courant number for each slope that a step
+evaluates, which is what a step costs.
 
-Not all of it is strong stability: Euler's own step keeps no variation along this slope, so there is
-none to inherit, and the midpoint rule, whose SSP coefficient is 0, does nearly as well as
-SSPRK(2,2).
+Not all of it is strong stability: Euler's own step does not preserve the variation along this
+slope, so there is none to inherit, and the midpoint rule, whose SSP coefficient is 0, does nearly
+as well as SSPRK(2,2).
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
+from odejax.plots import colors, plain_ticks, set_title
 from odejax.solvers import (
     SSPRK22,
     SSPRK33,
@@ -37,7 +38,7 @@ from ..lib import report
 from ..lib.run import Config as Base, Experiment, Once, check_counts, run
 
 KIND = "ssp_burgers"
-# The step, and how many slopes it takes.
+# The step, and how many slopes it evaluates.
 METHODS: dict[str, tuple[Any, int]] = {
     "Euler": (diffrax.Euler(), 1),
     "midpoint rule": (diffrax.Midpoint(), 2),
@@ -50,6 +51,8 @@ METHODS: dict[str, tuple[Any, int]] = {
 COURANTS = (0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 4.0)
 SHOWN = 0.5
 T1 = 0.4
+IN_THE_FIGURE = ("Euler", "midpoint rule", "midpoint, published", "SSPRK(3,3)", "SSPRK(10,4)")
+LARGEST = 3.5  # variation in the figure
 
 
 @dataclasses.dataclass
@@ -115,32 +118,40 @@ def _cell(value: float | None) -> str:
 def figure(result: dict[str, Any]):
     """The profile at the shock, and the largest variation against Courant number for each slope."""
     methods, settings = result["methods"], result["settings"]
-    n, t1 = settings["cells"], settings["t1"]
+    methods = {name: methods[name] for name in IN_THE_FIGURE if name in methods}
+    n, t1, color = settings["cells"], settings["t1"], colors(IN_THE_FIGURE)
     x = (np.arange(n) + 0.5) / n
-    drawn, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.4), layout="constrained")
+    drawn, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.6), layout="constrained")
     exact = np.where(x < t1, x / t1, np.where(x < 0.5 + t1 / 2, 1.0, 0.0))
     left.plot(x, exact, "k", lw=1, label="exact")
-    styles = {"Euler": "#b2182b", "midpoint, published": "#ef8a62", "SSPRK(3,3)": "#2166ac"}
-    for name, color in styles.items():
-        profile = np.array(methods[name]["profile"], float)
-        left.plot(x, profile, ".-", ms=3, lw=0.8, color=color, label=name)
-    left.set_ylim(-0.35, 1.6)
+    variations = []
+    for name, method in methods.items():
+        if name in ("Euler", "midpoint, published", "SSPRK(3,3)"):
+            profile = np.array(method["profile"], float)
+            left.plot(x, profile, ".-", ms=3, lw=0.8, color=color[name], label=name)
+            variation = method["largest_variation"][f"{settings['courant']:g}"]
+            variations.append(f"{_cell(variation)} ({name})")
+        courants = np.array([float(c) for c in method["largest_variation"]]) / method["slopes"]
+        values = [np.inf if v is None else v for v in method["largest_variation"].values()]
+        shown = np.minimum(values, LARGEST)
+        until = np.argmax(shown == LARGEST) + 1 if LARGEST in shown else len(shown)
+        right.plot(courants[:until], shown[:until], "-o", ms=3, color=color[name], label=name)
     left.set_xlabel("x")
     left.set_ylabel("u")
-    left.set_title(f"t = {t1:g}, Courant number {settings['courant']:g}", fontsize=11)
-    left.legend(fontsize=9)
-    for (name, method), color in zip(methods.items(), plt.get_cmap("tab10").colors, strict=False):  # pyright: ignore
-        courants = np.array([float(c) for c in method["largest_variation"]]) / method["slopes"]
-        values = np.array(list(method["largest_variation"].values()), float)
-        right.plot(courants, values, "-o", ms=3, color=color, label=name)
+    left.set_title(f"t = {t1:g}", fontsize=10)
     right.set_xscale("log")
-    right.set_ylim(1.95, 3.5)
-    right.set_xlabel("Courant number for each slope")
-    right.set_ylabel("largest total variation")
-    right.set_title("how long a step each method allows", fontsize=11)
-    right.legend(fontsize=8)
+    right.set_xlabel("Courant number for each evaluation of the slope")
+    right.set_ylabel(f"largest total variation (top: {LARGEST:g} or more)")
+    right.set_title("by the length of the step", fontsize=10)
     for axis in (left, right):
         axis.grid(alpha=0.3, lw=0.5)
+        plain_ticks(axis)
+    report.legend_below(drawn, ncols=6, fontsize=9)
+    set_title(
+        drawn,
+        f"At Courant number {settings['courant']:g} the total variation grows from 2 to "
+        + ", ".join(variations),
+    )
     return drawn
 
 

@@ -16,12 +16,12 @@ three seeds. The test points are held out.
 - *Pendulum.* q' = p, p' = -sin q: its flow over 1/5 from anywhere with energy p^2/2 - cos q below
   1/2 (swings of up to 120 degrees), by `SymplecticLayer`s; then 1,000 steps, some thirty swings.
 
-What to expect: the pendulum alone is a clear case for structure. The symplectic network's single
-step is the less accurate one, and yet its energy stays within 5 % where the ResNet's is lost. In
-the SIR model the sum stays to rounding, but the other errors are about those of the ResNet: neither
-knows that s falls, or that nothing is negative. In the regression the ResNet is no worse than both
-kinds of steps in turn. Steps that keep areas fail alone; gradient steps come close, since a
-composition of gradients need not be one.
+Expected: the pendulum alone is a clear case for structure. The symplectic network's single step is
+the less accurate one, and yet its energy drifts by at most 5 %, the ResNet's by 100 % and more. In
+the SIR model the sum is conserved to rounding, but the other errors are about those of the ResNet:
+neither is built to know that s falls, or that nothing is negative. In the regression the ResNet is
+no worse than both kinds of steps in turn. Steps that preserve areas fail alone; gradient steps come
+close, since a composition of gradients need not be one.
 """
 
 import dataclasses
@@ -179,7 +179,7 @@ def target(z: np.ndarray) -> np.ndarray:
 
 
 def regression(config: Config) -> dict[str, Any]:
-    """Test errors of each network, and where it takes the lines of a grid."""
+    """Test errors of each network, and the image of a grid's lines."""
     training, test = _generators()
     x = training.uniform(-1, 1, (config.seeds, POINTS, 2))
     held_out = test.uniform(-1, 1, (TEST_POINTS, 2))
@@ -210,8 +210,8 @@ def roll_out(flow: Flow, config: Config) -> dict[str, Any]:
     x, y = (a.reshape(config.seeds, POINTS, -1) for a in (x, y))
     starts = np.concatenate([np.array([flow.shown]), flow.draw(test, TEST_STATES)])
     exact = solve(flow.slope, starts, flow.dt, flow.steps)
-    kept = np.unique(np.linspace(0, flow.steps, CURVE + 1).astype(int))
-    out: dict[str, Any] = {"times": (flow.dt * kept).tolist(), "nets": {}}
+    drawn = np.unique(np.linspace(0, flow.steps, CURVE + 1).astype(int))
+    out: dict[str, Any] = {"times": (flow.dt * drawn).tolist(), "nets": {}}
     out["shown"] = encode_array(exact[0])
     for name, net in flow.nets.items():
         layers = train(net, x, y, config.steps)
@@ -223,8 +223,8 @@ def roll_out(flow: Flow, config: Config) -> dict[str, Any]:
             "error": _rms(error, (1, 2, 3)).tolist(),
             "largest_drift": np.max(drift, axis=(1, 2)).tolist(),
             "median_drift": np.max(np.median(drift, axis=1), axis=1).tolist(),
-            "error_curve": _rounded(_rms(error, (1, 3))[:, kept]),
-            "drift_curve": _rounded(np.max(drift, axis=1)[:, kept]),
+            "error_curve": _rounded(_rms(error, (1, 3))[:, drawn]),
+            "drift_curve": _rounded(np.max(drift, axis=1)[:, drawn]),
             "shown": encode_array(states[0, 0]),
         }
     return out
@@ -324,8 +324,8 @@ def iterate(layers: eqx.Module, x: np.ndarray, steps: int) -> np.ndarray:
 
         return jax.lax.scan(step, x, None, length=steps + 1)[1]
 
-    found = states(layers, jnp.asarray(x, jnp.float32))
-    return np.moveaxis(np.asarray(found, np.float64), 1, 2)
+    rolled_out = states(layers, jnp.asarray(x, jnp.float32))
+    return np.moveaxis(np.asarray(rolled_out, np.float64), 1, 2)
 
 
 EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"flows": figure})

@@ -6,6 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from odejax.evaluation import decode_array
+from odejax.plots import plain_ticks, set_title
+from odejax.plots.palette import BLUE, GREEN, ORANGE, VERMILION
 
 from ..lib import report
 
@@ -47,20 +49,30 @@ def _number(value: float) -> str:
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
-COLORS = {"gradient": "#4d9221", "divergence-free": "#e08214", "ResNet": "#b2182b"}
-STRUCTURED = "#2166ac"
+COLORS = {"gradient": GREEN, "divergence-free": ORANGE, "ResNet": VERMILION}
+STRUCTURED, EXACT = BLUE, "0.75"
 
 
 def figure(result: dict[str, Any]):
     """Above what is learned, by the first seed; below how well, by each."""
-    drawn, axes = plt.subplots(2, 3, figsize=(13, 8), layout="constrained")
+    drawn, axes = plt.subplots(2, 3, figsize=(13, 8.4), layout="constrained")
     _draw_regression(result["regression"], *axes[:, 0])
     _draw_sir(result["sir"], axes[0, 1])
     _draw_pendulum(result["pendulum"], axes[0, 2])
-    _draw_curves(result["sir"], "largest |s + i + r - 1|", axes[1, 1])
-    _draw_curves(result["pendulum"], "largest energy drift", axes[1, 2])
+    _draw_curves(result["sir"], "largest $|s + i + r - 1|$", axes[1, 1])
+    _draw_curves(result["pendulum"], "largest energy drift, relative", axes[1, 2])
+    plain_ticks(axes[1, 2])
     for axis in axes[:, 1:].flat:
         axis.grid(alpha=0.3, lw=0.5)
+    report.legend_below(drawn, ncols=6, fontsize=9)
+    nets, end = result["pendulum"]["nets"], result["pendulum"]["times"][-1]
+    set_title(
+        drawn,
+        f"Until t = {end:g} the pendulum's energy drifts by at most "
+        f"{100 * max(nets['symplectic']['largest_drift']):.0f} % in the symplectic network, by "
+        f"{100 * min(nets['ResNet']['largest_drift']):.0f} % or more in the ResNet",
+        size=12,
+    )
     return drawn
 
 
@@ -68,9 +80,14 @@ def _color(name: str) -> str:
     return COLORS.get(name, STRUCTURED)
 
 
+def _errors(nets: dict[str, Any], measure: str, *names: str) -> str:
+    """The lowest and highest of the seeds, by network."""
+    return ",\n".join(f"{name} {_cell(nets[name][measure])}" for name in names if name in nets)
+
+
 def _draw_regression(regression: dict[str, Any], above, below):
-    styles: dict[str, Any] = {"target": {"color": "0.75", "lw": 3.5}}
-    grids = {"target": regression["grid"]}
+    styles: dict[str, Any] = {"exact": {"color": EXACT, "lw": 3.5}}
+    grids = {"exact": regression["grid"]}
     for name in ("divergence-free", "both"):
         if name in regression["nets"]:
             grids[name] = regression["nets"][name]["grid"]
@@ -81,16 +98,19 @@ def _draw_regression(regression: dict[str, Any], above, below):
         above.plot([], [], label=name, **styles[name])
     above.set_aspect("equal")
     above.set_axis_off()
-    above.legend(fontsize=9, loc="lower right")
-    above.set_title("regression: where a grid goes", fontsize=11)
+    above.set_title("regression: the image of a grid", fontsize=10)
     names = list(regression["nets"])
     for row, name in enumerate(names):
         errors = regression["nets"][name]["test_error"]
         below.plot(errors, [row] * len(errors), "o", color=_color(name), alpha=0.7)
+    below.set_xscale("log")
+    plain_ticks(below)
+    below.set_xticks([0.01, 0.02, 0.05, 0.1])
     below.set_yticks(range(len(names)), names)
     below.set_ylim(len(names) - 0.5, -0.5)
-    below.set_xscale("log")
-    below.set_xlabel("test error")
+    below.set_xlabel("rms test error, one point a seed")
+    errors = _errors(regression["nets"], "test_error", "both", "ResNet")
+    below.set_title(f"rms error: {errors}", fontsize=9)
     below.grid(axis="x", which="both", alpha=0.3, lw=0.5)
 
 
@@ -99,7 +119,7 @@ def _draw_sir(sir: dict[str, Any], axis):
     for name, encoded in states.items():
         y = decode_array(encoded)
         t = np.linspace(0, sir["times"][-1], len(y))
-        style: dict[str, Any] = {"color": "0.75", "lw": 4}
+        style: dict[str, Any] = {"color": EXACT, "lw": 4}
         if name != "exact":
             style = {"color": _color(name), "lw": 1.2}
         axis.plot(t, y, **style)
@@ -109,30 +129,31 @@ def _draw_sir(sir: dict[str, Any], axis):
         place = {"xytext": (5, down), "textcoords": "offset points"}
         axis.annotate(letter, (sir["times"][-1], end), **place)
     axis.set_xlabel("t")
-    axis.legend(fontsize=9, loc="center right")
-    axis.set_title("SIR, rolled out from 2 % infected", fontsize=11)
+    axis.set_ylabel("share of the population")
+    axis.set_title("SIR, rolled out from 2 % infected", fontsize=10)
 
 
 def _draw_pendulum(pendulum: dict[str, Any], axis):
-    axis.plot(*decode_array(pendulum["shown"]).T, ".", ms=9, color="0.75")
-    axis.plot([], [], "o", color="0.75", label="exact")
+    axis.plot(*decode_array(pendulum["shown"]).T, ".", ms=9, color=EXACT)
     for name, net in pendulum["nets"].items():
         axis.plot(*decode_array(net["shown"]).T, ".", ms=2, color=_color(name))
-        axis.plot([], [], "o", color=_color(name), label=name)
+        axis.plot([], [], color=_color(name), lw=1.2, label=name)
     axis.set_xlim(-2.6, 2.6)
     axis.set_ylim(-2.1, 2.1)
-    axis.set_xlabel("q")
-    axis.set_ylabel("p")
-    axis.legend(fontsize=9, loc="upper right")
-    axis.set_title("pendulum, rolled out from 86 degrees", fontsize=11)
+    axis.set_xlabel("angle q")
+    axis.set_ylabel("momentum p")
+    axis.set_title("pendulum, rolled out from 86 degrees", fontsize=10)
 
 
 def _draw_curves(experiment: dict[str, Any], drift: str, axis):
-    times = experiment["times"][1:]
-    for name, net in experiment["nets"].items():
+    """The median of the seeds, and from the lowest to the highest."""
+    times, nets = experiment["times"][1:], experiment["nets"]
+    for name, net in nets.items():
         for curves, style in (("drift_curve", "-"), ("error_curve", ":")):
-            for curve in net[curves]:
-                axis.plot(times, curve[1:], style, color=_color(name), lw=1, alpha=0.8)
+            low, median, high = np.quantile(net[curves], (0, 0.5, 1), axis=0)[:, 1:]
+            axis.plot(times, median, style, color=_color(name), lw=1.5)
+            axis.fill_between(times, low, high, color=_color(name), alpha=0.12, lw=0)
     axis.set_yscale("log")
     axis.set_xlabel("t")
-    axis.set_title(f"solid: {drift}; dotted: rms error", fontsize=11)
+    axis.set_ylabel(f"solid: {drift}\ndotted: rms error")
+    axis.set_title(f"rms error: {_errors(nets, 'error', *nets)}", fontsize=9)

@@ -31,6 +31,8 @@ NAMED = {
     "neural ODE": PURPLE,
     "nmODE": BLUE,
     "nmODE+": GREEN,
+    "nmODE t=1": BLUE,
+    "nmODE t=0.05": SKY,
     # solvers
     "Euler": VERMILION,
     "Heun": ORANGE,
