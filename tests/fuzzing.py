@@ -160,7 +160,7 @@ def calls() -> dict[str, Call]:
     for name, n in (("EOT", "draws"), ("Restarts", "n"), ("Targeted", "classes")):
         call = getattr(attacks, name)
         add(name, call, {"attack": "attack", n: count}, attack=attacks.PGD())
-    add("LinearRelaxation", certificates.LinearRelaxation, {"nodes": count, "bisections": count})
+    add("LinearRelaxation", certificates.LinearRelaxation, {"chunk": count})
 
     net = {"image_shape": "image shape", "n_classes": count, "width": count}
     for name, more in {

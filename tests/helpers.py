@@ -37,6 +37,7 @@ from odejax.attacks import (
 from odejax.certificates import (
     FiniteTimeStableMapping,
     FlowMapSlope,
+    IntervalBounds,
     LinearRelaxation,
     LipschitzMargin,
     StableMapping,
@@ -176,7 +177,8 @@ all_certificates = {
     "StableMapping": (StableMapping(), _maker(NmODENet, width=32)),
     "FiniteTimeStableMapping": (FiniteTimeStableMapping(), _maker(NmODENet, width=32)),
     "FlowMapSlope": (FlowMapSlope(), _maker(NmODENet, width=32)),
-    "LinearRelaxation": (LinearRelaxation(), _maker(NmODENet, width=32)),
+    "IntervalBounds": (IntervalBounds(), _maker(NmODENet, width=32)),
+    "LinearRelaxation": (LinearRelaxation(bisections=4), _maker(NmODENet, width=32)),
     "LipschitzMargin": (LipschitzMargin(), _maker(LipschitzNet, width=4, depth=1, features=16)),
 }
 

@@ -14,7 +14,7 @@ from helpers import LinearLogits, NoisyLogits, digits, linear_logits, trained_ml
 import odejax
 from odejax import L2Ball, LinfBall
 from odejax.attacks import FGSM, PGD, AutoAttack, RelativeStep, Square
-from odejax.certificates import AbstractCertificate, LinearRelaxation
+from odejax.certificates import AbstractCertificate, StableMapping
 from odejax.data import ArrayDataset
 from odejax.evaluation import Bracket, bracket, robust_accuracy, transfer_matrix
 
@@ -267,7 +267,7 @@ def test_short_forms_say_the_same_as_long_ones():
         ({"bits": 8, "images": DATA.pixels * 0.99}, "bits=8 is for images of 8 bits a pixel"),
         ({"bits": 0}, "bits must be at least 1; got 0"),
         ({"logits_fn": Mean()}, r"Mean takes a state, too: write odejax.Predictor\(model, state\)"),
-        ({"certificates": LinearRelaxation()}, "certifies .* got Mean"),
+        ({"certificates": StableMapping()}, "certifies .* got Mean"),
     ],
     ids=str,
 )

@@ -27,11 +27,11 @@ from odejax.certificates import (
     AbstractLipschitzCertificate,
     FiniteTimeStableMapping,
     FlowMapSlope,
+    IntervalBounds,
     LinearRelaxation,
     LipschitzMargin,
     StableMapping,
 )
-from odejax.certificates.linear_relaxation import _relax
 from odejax.evaluation import bracket, certified_radii
 from odejax.models import MLP, NmODE, NmODENet, sin_squared
 
@@ -41,16 +41,16 @@ OF_NMODE = {
     "published": StableMapping(),
     "finite": FiniteTimeStableMapping(),
     "slope": FlowMapSlope(),
-    "relaxation": LinearRelaxation(),
+    "relaxation": LinearRelaxation(bisections=10),
 }
 # network -> what certifies it
 CERTIFICATES = {
     **dict.fromkeys(NMODES, OF_NMODE),
     (0.5, 1.0): {"finite": FiniteTimeStableMapping()},
     "Lipschitz": {"Lipschitz": LipschitzMargin()},
-    "ReLU": {"relaxation": LinearRelaxation()},
+    "ReLU": {"relaxation": LinearRelaxation(bisections=10)},
     "stacked": OF_NMODE,
-    "tanh": {"relaxation": LinearRelaxation()},
+    "tanh": {"relaxation": LinearRelaxation(bisections=10)},
 }
 # Each certificate in each norm, and each kind of network; the rest of the grid is slow.
 ATTACKED = [
@@ -285,39 +285,6 @@ def test_on_an_almost_linear_network_the_local_radius_is_the_true_one(ball_type)
     assert radii["relaxation"] > 0.9 * true
 
 
-ACTIVATIONS = {
-    "short": lambda: NmODE(3.0, 0.05),
-    "t = 1": lambda: NmODE(3.0, 1.0),
-    "steep": lambda: NmODE(1.5, 2.0),
-    "tanh": lambda: NmODE(3.0, 1.0, activations=(jnp.tanh,)),
-    "ReLU": lambda: jax.nn.relu,
-}
-
-
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_both_pairs_of_lines_enclose_the_activation(name):
-    activation = ACTIVATIONS[name]()
-    rng = np.random.default_rng(0)
-    lower = np.asarray(rng.uniform(-8, 8, 300), np.float32)
-    upper = lower + np.asarray(10 ** rng.uniform(-4, 1, 300), np.float32)
-    inside = lower + (upper - lower) * np.linspace(0, 1, 2001, dtype=np.float32)[:, None]
-
-    @jax.jit
-    def enclose(inside, lower, upper):
-        lines = {nodes: _relax(activation, lower, upper, nodes) for nodes in (1, 4, 16)}
-        return activation(inside), lines
-
-    y, lines = jax.tree.map(np.asarray, enclose(inside, lower, upper))
-    for pair in lines.values():
-        for slope, low, high in pair:
-            assert (y >= slope * inside + low - 1e-6).all()
-            assert (y <= slope * inside + high + 1e-6).all()
-    # And tightly: the chord's error, which is quadratic in a short interval.
-    widths = [high - low for _, low, high in lines[16]]
-    short = upper - lower < 0.1
-    assert widths[0][short].max() < 0.1 * widths[1][short].max()
-
-
 def test_a_perturbation_that_the_box_forbids_is_not_counted():
     # Black pixels cannot become darker: a network that only darkness could mislead is certain.
     # Its margin is h_0 - h_1 + 1 = sum(x) + 1, which intervals of h_0 and h_1 alone do not show.
@@ -332,7 +299,7 @@ def test_a_perturbation_that_the_box_forbids_is_not_counted():
     )
     images = np.stack([np.zeros_like(X), X])
     for ball in (LinfBall(0.5), L2Ball(2.0)):
-        certificates = {"relaxation": LinearRelaxation()}
+        certificates = {"relaxation": LinearRelaxation(bisections=10)}
         proven, _ = certify(certificates, Predictor(model, state), images, np.array([3, 4]), ball)
         np.testing.assert_array_equal(proven["relaxation"].certified, [True, False])
 
@@ -391,11 +358,13 @@ GREY = np.full((1, 1, 1), 0.5, np.float32)
 
 def test_a_ball_larger_than_the_box_is_tried_first_too():
     constant = one_pixel([([[0.0]], [0.0]), ([[0.0], [0.0]], [1.0, 0.0])], jax.nn.relu)
-    proven = eqx.filter_jit(LinearRelaxation())(constant, GREY, 0, LinfBall(5.0), key=KEY)
+    proven = eqx.filter_jit(LinearRelaxation(bisections=10))(
+        constant, GREY, 0, LinfBall(5.0), key=KEY
+    )
     assert proven.certified
 
 
-@pytest.mark.parametrize("certificate", [LinearRelaxation(), FlowMapSlope()])
+@pytest.mark.parametrize("certificate", [LinearRelaxation(bisections=10), FlowMapSlope()])
 def test_logits_that_are_no_numbers_are_not_certified(certificate):
     broken = one_pixel([([[1.0]], [0.0]), ([[1.0], [0.0]], [float("nan"), 0.0])])
     assert not eqx.filter_jit(certificate)(broken, GREY, 0, LinfBall(0.0), key=KEY).certified
@@ -412,7 +381,7 @@ def test_cancellation_between_large_hidden_activations_is_counted():
             ([[v1, -v2], [0.0, 0.0]], [5e-3, 0.0]),
         ]
         predictor = one_pixel(layers, jax.nn.relu)
-        radii, flip, _ = radii_and_first_flip((LinearRelaxation(),), predictor, GREY)
+        radii, flip, _ = radii_and_first_flip((LinearRelaxation(bisections=10),), predictor, GREY)
         assert float(radii[0]) <= float(flip) + 1e-6
 
 
@@ -442,9 +411,16 @@ def test_half_precision_is_refused():
         check_refused(certificate, Predictor(*half), "float64; got bfloat16")
 
 
-@pytest.mark.parametrize("settings", [{"nodes": 0}, {"bisections": 0}], ids=str)
-def test_a_relaxation_without_nodes_is_refused(settings):
-    with pytest.raises(ValueError, match="at least 1"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bisections": -1}, "bisections must be at least 0"),
+        ({"chunk": 1}, "chunk must be at least 2"),
+        ({"intermediate": "none"}, "linear or interval; got 'none'"),
+    ],
+)
+def test_a_relaxation_with_other_settings_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
         LinearRelaxation(**settings)
 
 
@@ -459,13 +435,15 @@ def test_a_certificate_judges_a_model_of_its_own():
                 result.certified,
                 (result.label == labels) & (result.radius >= np.float32(0.001)),
             )
+    judged.add(IntervalBounds)  # in `test_relaxation.py`
     assert judged == {type(certificate) for certificate, _ in all_certificates.values()}
 
 
 def test_a_model_that_the_proof_says_nothing_about_is_refused():
     resnet = Predictor(*shapes_of(all_models["ResNet"]))
-    for certificate, _ in all_certificates.values():
-        check_refused(certificate, resnet, "ResNet")
+    for name, (certificate, _) in all_certificates.items():
+        if name not in ("IntervalBounds", "LinearRelaxation"):  # these are about any program
+            check_refused(certificate, resnet, "ResNet")
 
 
 class Doubled(eqx.Module):
@@ -525,7 +503,7 @@ def test_a_wrong_prediction_is_never_certified(network):
 )
 def test_no_certificate_believes_any_pixels(change, message, unchecked):
     data, predictor = digits("test", 4), trained_mlp()
-    images, certificate = change(data.pixels), LinearRelaxation()
+    images, certificate = change(data.pixels), LinearRelaxation(bisections=10)
     with pytest.raises(ValueError, match=message):
         certified_radii(
             predictor, images, data.labels[: len(images)], LinfBall(0.1), certificate, key=KEY
@@ -538,7 +516,7 @@ def test_no_certificate_believes_any_pixels(change, message, unchecked):
 def test_no_certificate_takes_a_label_that_is_no_class(unchecked):
     data = digits("test", 1)
     with pytest.raises(ValueError, match="labels must be classes 0 to 9; got 10"):
-        LinearRelaxation()(trained_mlp(), data.pixels[0], 10, LinfBall(0.1), key=KEY)
+        LinearRelaxation(bisections=10)(trained_mlp(), data.pixels[0], 10, LinfBall(0.1), key=KEY)
 
 
 def test_a_bracket_refuses_what_a_certificate_says_nothing_about_before_any_attack():

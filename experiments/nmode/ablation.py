@@ -169,7 +169,7 @@ def plan(
             "W1": row_sums(trained.model.layers[0].weight),
             "W2": row_sums(trained.model.outputs.weight),
         }
-        certificates = {"relaxed": LinearRelaxation()}
+        certificates = {"relaxed": LinearRelaxation(bisections=10)}
         record |= measure(
             trained,
             test,

@@ -63,7 +63,7 @@ CERTIFICATES = {
     "Eq. 4": certificates.StableMapping(),
     "finite t": certificates.FiniteTimeStableMapping(),
     "slope": certificates.FlowMapSlope(),
-    "relaxed": certificates.LinearRelaxation(),
+    "relaxed": certificates.LinearRelaxation(bisections=10),
 }
 STANDARDISED = "PGD-40, of std"
 DECAYED = {"ReLU": "ReLU, wd=1e-4", "nmODE t=0.05": "nmODE+ t=0.05, wd=1e-4"}

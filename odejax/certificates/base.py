@@ -1,7 +1,7 @@
 """What a certificate is: a radius within which the prediction provably does not change."""
 
 import abc
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import equinox as eqx
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._checks import as_array, check_example, check_labels
-from .._inputs import as_key
+from .._inputs import as_key, method_name
 from .._logits import Checked
 from .._predictor import Predictor
 from .._promotion import own_promotion
@@ -48,7 +48,7 @@ class AbstractCertificate(eqx.Module):
     A subclass defines `radius(predictor, x, logits, ball)`. Raises `ValueError` for a model that
     the certificate says nothing about.
 
-    - `predictor`: a frozen network.
+    - `predictor`: a frozen network; with `of_any_function` any function of one image.
     - `x`, `y`: one image (h, w, c) in [0, 1], and its label.
     - `ball`: the threat model, whose norm the radius is in.
 
@@ -59,8 +59,10 @@ class AbstractCertificate(eqx.Module):
     Two of them: Zhang et al. (2018), arXiv:1811.00866; Tsuzuku et al. (2018), arXiv:1802.04034.
     """
 
+    of_any_function: ClassVar[bool] = False  # or only of a `Predictor`, whose model is looked at
+
     @abc.abstractmethod
-    def radius(self, predictor: Predictor, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
+    def radius(self, predictor: Any, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
         """The certified radius of the predicted class, argmax(logits), in the ball's norm.
 
         `ball.eps` says which radius is asked for, and may be ignored. Raises `ValueError` for a
@@ -70,7 +72,7 @@ class AbstractCertificate(eqx.Module):
     @final
     @own_promotion
     def __call__(
-        self, predictor: Predictor, x: Image, y: Label | int, ball: AbstractBall, *, key: Key | int
+        self, predictor: Any, x: Image, y: Label | int, ball: AbstractBall, *, key: Key | int
     ) -> CertificateResult:
         """Raises `ValueError` for pixels outside the box or a label that is not a class, where
         these are known (not traced; `evaluation.certified_radii` checks whole arrays), for logits
@@ -79,6 +81,10 @@ class AbstractCertificate(eqx.Module):
         x, y = as_array("x", x), as_array("y", y)
         check_ball(ball)
         key = as_key(key)
+        if not (self.of_any_function or isinstance(predictor, Predictor)):
+            raise ValueError(
+                f"{type(self).__name__} needs a Predictor; got {method_name(predictor)}"
+            )
         check_example(x, y, ball)
         for leaf in jax.tree.leaves(eqx.filter((predictor, x), eqx.is_inexact_array)):
             if jnp.finfo(leaf.dtype).bits < 32:

@@ -1,7 +1,7 @@
 """Bound propagation as certificates: of any deterministic network, from its program alone."""
 
 import abc
-from typing import Literal
+from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._checks import check_count
-from .._predictor import Predictor
+from .._inputs import method_name
+from .._logits import Checked
 from .._threat_model import AbstractBall, LinfBall
-from .._types import Image, Label, Logits, Scalar
+from .._types import Image, Label, Logits, LogitsFn, Scalar
 from ..models.ode_solve import ODESolve
 from ..relaxation import Graph, Interval, Propagation, depends_on, pull, trace
 from ..solvers import GridSteps
@@ -25,6 +26,7 @@ class AbstractBoundPropagation(AbstractCertificate):
     `bisections` the largest one that is proven is sought.
     """
 
+    of_any_function: ClassVar[bool] = True
     bisections: eqx.AbstractVar[int]
 
     @abc.abstractmethod
@@ -33,7 +35,7 @@ class AbstractBoundPropagation(AbstractCertificate):
     ) -> Float[Array, " k"]:
         """A lower bound on z_label - z_j over ball and box, for every j."""
 
-    def radius(self, predictor: Predictor, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
+    def radius(self, predictor: LogitsFn, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
         graph = trace(deterministic(predictor, x), x)
         label = jnp.argmax(logits)
 
@@ -73,7 +75,15 @@ class IntervalBounds(AbstractBoundPropagation):
 
     - `bisections`: halvings of the radius (0: the radius asked for, or nothing).
 
-    Raises `ValueError` for a network that draws noise, and for a primitive without a rule.
+    Raises `ValueError` for a network that draws noise, one that is solved in steps of its own
+    choice, and for a primitive without a rule.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> make, key = eqx.nn.make_with_state(odejax.models.MLP), jax.random.key(0)
+        >>> net = odejax.Predictor(*make((2, 2, 1), width=4, depth=1, key=key))
+        >>> certify = eqx.filter_jit(odejax.certificates.IntervalBounds())
+        >>> float(certify(net, jnp.ones((2, 2, 1)), 0, odejax.LinfBall(1e-4), key=key).radius)
+        9.999999747378752e-05
 
     Gowal et al. (2018), arXiv:1810.12715.
     """
@@ -100,8 +110,16 @@ class LinearRelaxation(AbstractBoundPropagation):
     - `bisections`: halvings of the radius (0: the radius asked for, or nothing).
     - `chunk`: how many linear functions are carried back at once (256); memory grows with it.
 
-    Raises `ValueError` for counts below 1, a network that draws noise, and for a primitive without
-    a rule.
+    It is about any deterministic network: this library's, or a `logits_fn` of Flax or Haiku. A
+    neural ODE is certified on a grid (`ODESolve.on_grid`). Raises `ValueError` for a network that
+    draws noise, one that is solved in steps of its own choice, and for a primitive without a rule.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> make, key = eqx.nn.make_with_state(odejax.models.MLP), jax.random.key(0)
+        >>> net = odejax.Predictor(*make((2, 2, 1), width=4, depth=1, key=key))
+        >>> certify = eqx.filter_jit(odejax.certificates.LinearRelaxation(bisections=4))
+        >>> float(certify(net, jnp.ones((2, 2, 1)), 0, odejax.LinfBall(0.1), key=key).radius) > 0.05
+        True
 
     Zhang et al. (2018), arXiv:1811.00866; Zhang et al. (2020), arXiv:1906.06316, for CROWN-IBP.
     """
@@ -140,7 +158,10 @@ class Margins:
         """Lower bounds on <rows, z>; `stop`: from the intervals ahead of the last affine part."""
         (out,) = self.graph.outputs
         offset = jnp.zeros(len(rows), self.x.dtype)
-        return self._over_ball(*pull(self.graph.nodes, self.bounds, {out: rows}, offset, stop=stop))
+        found = self._over_ball(
+            *pull(self.graph.nodes, self.bounds, {out: rows}, offset, stop=stop)
+        )
+        return jnp.where(jnp.isnan(found), -jnp.inf, found)  # infinite parts that cancel
 
     def of_label(self, label: Label, *, stop: bool) -> Float[Array, " k"]:
         """Lower bounds on z_label - z_j."""
@@ -149,24 +170,26 @@ class Margins:
         return self.least_of(rows, stop=stop)
 
 
-def deterministic(predictor: Predictor, x: Image):
-    """`predictor` as a function of the image alone.
+def deterministic(logits_fn: LogitsFn, x: Image):
+    """`logits_fn` as a function of the image alone.
 
     Raises `ValueError` where it draws noise, and where its ODE is solved in steps that depend on
     the image.
     """
-    ode = getattr(predictor.model, "ode", None)
+    model = getattr(logits_fn, "model", logits_fn)
+    name, ode = method_name(model), getattr(model, "ode", None)
     if isinstance(ode, ODESolve) and not isinstance(ode.adjoint, GridSteps):
         raise ValueError(
-            f"bound propagation certifies a neural ODE on a fixed grid: {type(predictor.model).__name__} "
-            f"is solved by {type(ode.stepsize_controller).__name__}, whose steps are no fixed program; "
-            f"make the network on a grid, eqx.tree_at(lambda m: m.ode, model, model.ode.on_grid(n)), "
-            f"and evaluate, attack and certify that one"
+            f"bound propagation certifies a neural ODE on a fixed grid, and {name} is solved by "
+            f"Diffrax's {type(ode.stepsize_controller).__name__}: make the network on a grid, "
+            f"eqx.tree_at(lambda m: m.ode, model, model.ode.on_grid(n)), and evaluate, attack and "
+            f"certify that one"
         )
-    closed = jax.make_jaxpr(lambda x, key: predictor(x, key=key))(x, jax.random.key(0))
+    checked, key = Checked(logits_fn), jax.random.key(0)
+    closed = jax.make_jaxpr(lambda x, key: checked(x, key=key))(x, key)
     if depends_on(closed.jaxpr, [False, True])[0]:
         raise ValueError(
-            f"bound propagation is about one function, and {type(predictor.model).__name__} draws "
-            f"noise: what is proven of one draw says nothing of the next"
+            f"bound propagation is about one function, and {name} draws noise: what is proven of "
+            f"one draw says nothing of the next"
         )
-    return lambda x: predictor(x, key=jax.random.key(0))
+    return lambda x: checked(x, key=key)

@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike
 
 from .._checks import check_arrays, check_count, check_labels
 from .._ensembles import MeanLogits
-from .._inputs import as_key, as_method, as_methods, method_name
+from .._inputs import as_key, as_method, as_methods
 from .._logits import hoist
 from .._paths import writable_file
-from .._predictor import Predictor, predict
+from .._predictor import predict
 from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
@@ -170,13 +170,13 @@ def bracket(
     several balls has a `Bracket`, and together they are `Brackets`: an image that is broken in one
     ball is broken in all larger ones, and is not attacked there again.
 
-    - `logits_fn`: a `Predictor`, or, without certificates, any function of one image.
+    - `logits_fn`: a `Predictor`, or any function of one image.
     - `images` (n, h, w, c): floats in [0, 1], or uint8; `labels` (n,): classes. `*dataset` gives
       both.
     - `balls`: one ball, or several of one norm and growing eps.
     - `attacks`: by name, or named by their class. Each is run on every correctly classified image,
       so each has a robust accuracy of its own.
-    - `certificates`: likewise; they need a `Predictor`.
+    - `certificates`: likewise. All but bound propagation need a `Predictor`.
     - `last`: a last attack, `AutoAttack()` as a rule, on the images that no attack broke and no
       certificate proved, in the largest ball first. An image that is still correct there is not
       attacked in the smaller balls. It has no robust accuracy of its own.
@@ -305,8 +305,6 @@ def _check_names(attacks: Collection[str], oracles: Collection[str], anew: froze
 
 def _try_out(certificates: Mapping[str, Callable], logits_fn: LogitsFn, x, y, ball, key: Key):
     """Trace the certificates: what one refuses must not come after hours of attacks."""
-    if certificates and not isinstance(logits_fn, Predictor):
-        raise ValueError(f"certificates need a Predictor; got {method_name(logits_fn)}")
     for certificate in certificates.values():
         eqx.filter_eval_shape(certificate, logits_fn, x, y, ball, key=key)
 

@@ -80,7 +80,7 @@ class BracketSteps:
         for name, certificate in certificates.items():
             if name not in record.per_certificate:
                 started = time.perf_counter()
-                network: Any = self.logits_fn  # a Predictor, as `bracket` has checked
+                network: Any = self.logits_fn
                 radius = certified_radii(
                     network, self.images, self.labels, record.ball, certificate, key=self.key
                 )

@@ -7,19 +7,19 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._checks import check_arrays, check_count, check_instance, check_labels
+from .._checks import check_arrays, check_count, check_labels
 from .._inputs import as_key, as_method
-from .._logits import count_classes
+from .._logits import count_classes, hoist
 from .._mesh import on_mesh, spread, to_host
-from .._predictor import Predictor, batches
+from .._predictor import batches
 from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
-from .._types import Key
+from .._types import Key, LogitsFn
 
 
 @own_promotion
 def certified_radii(
-    predictor: Predictor,
+    logits_fn: LogitsFn,
     images: ArrayLike,
     labels: ArrayLike,
     ball: AbstractBall,
@@ -30,6 +30,7 @@ def certified_radii(
 ) -> np.ndarray:
     """The certified radius of every image in the ball's norm, (n,), 0 where misclassified.
 
+    - `logits_fn`: a `Predictor`, or, for bound propagation, any function of one image.
     - `images` (n, h, w, c): floats in [0, 1], or uint8; `labels` (n,): classes. `*dataset` gives
       both.
     - `ball`: its norm is that of the radii; its eps is the radius asked for, which a certificate
@@ -51,19 +52,18 @@ def certified_radii(
     """
     key, certificate = as_key(key), as_method("certificate", certificate)
     check_ball(ball)
-    check_instance(Predictor, "a Predictor", predictor=predictor)
     check_count(batch_size=batch_size)
     images, labels = check_arrays(images, labels)
-    check_labels(labels, count_classes(predictor, images[0], key))
-    predictor, out = on_mesh(predictor), []
+    check_labels(labels, count_classes(logits_fn, images[0], key))
+    logits_fn, out = on_mesh(hoist(logits_fn, images[0], key)), []
     for _, batch, n in batches(len(images), min(batch_size, len(images))):
         x, y = spread(images[batch]), spread(labels[batch])
-        result = _certify_batch(certificate, predictor, x, y, ball, key)
+        result = _certify_batch(certificate, logits_fn, x, y, ball, key)
         right = to_host(result.label) == labels[batch]
         out.append(np.where(right, to_host(result.radius), 0.0)[:n])
     return np.concatenate(out)
 
 
 @eqx.filter_jit
-def _certify_batch(certificate, predictor, images, labels, ball, key):
-    return jax.vmap(lambda x, y: certificate(predictor, x, y, ball, key=key))(images, labels)
+def _certify_batch(certificate, logits_fn, images, labels, ball, key):
+    return jax.vmap(lambda x, y: certificate(logits_fn, x, y, ball, key=key))(images, labels)

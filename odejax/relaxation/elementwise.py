@@ -96,7 +96,9 @@ class Convex(AbstractElementwise):
         ends = self.f(l), self.f(u)
         low, high = jnp.minimum(*ends), jnp.maximum(*ends)
         if self.bottom is not None:
-            low = jnp.where((l < self.bottom) & (u > self.bottom), self.f(jnp.asarray(self.bottom)), low)
+            low = jnp.where(
+                (l < self.bottom) & (u > self.bottom), self.f(jnp.asarray(self.bottom)), low
+            )
         return low, high
 
     def lines(self, l, u, slope=None):
@@ -125,7 +127,9 @@ class Reciprocal(AbstractElementwise):
         touching, through = 2 / middle, 1 / l + 1 / u  # f(m) + m / m^2, f(l) + l / (l u)
         under, over = (tangent, touching), (chord, through)
         positive = l > 0
-        flipped = [jnp.where(positive, a, b) for a, b in zip((*under, *over), (*over, *under), strict=True)]
+        flipped = [
+            jnp.where(positive, a, b) for a, b in zip((*under, *over), (*over, *under), strict=True)
+        ]
         unknown = (l <= 0) & (u >= 0)
         return Lines(
             jnp.where(unknown, 0.0, flipped[0]), jnp.where(unknown, -jnp.inf, flipped[1]),
@@ -156,7 +160,9 @@ class Smooth(AbstractElementwise):
         if self.increasing:
             return self.f(l), self.f(u)
         y, _, between = self._sampled(l, u)
-        return jnp.maximum(y.min(0) - between, self.bounds[0]), jnp.minimum(y.max(0) + between, self.bounds[1])
+        return jnp.maximum(y.min(0) - between, self.bounds[0]), jnp.minimum(
+            y.max(0) + between, self.bounds[1]
+        )
 
     def lines(self, l, u, slope=None):
         y, z, between = self._sampled(l, u)

@@ -13,11 +13,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.interpreters import partial_eval as pe
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.interpreters import partial_eval as pe
 
-from .elementwise import ABS, EXP, LEAKY, LOG, LOG1P, SOFTPLUS, RECIPROCAL, RELU, RSQRT, SMOOTH, SQRT, SQUARE, of_flow_map
 from .._rounding import SUM_ROUNDING
+from .elementwise import (
+    ABS,
+    EXP,
+    LEAKY,
+    LOG,
+    LOG1P,
+    RECIPROCAL,
+    RELU,
+    RSQRT,
+    SMOOTH,
+    SOFTPLUS,
+    SQRT,
+    SQUARE,
+    of_flow_map,
+)
 from .rules import ROUNDING, Affine, Largest, Loop, Node, Product, Rule, Unary
 
 
@@ -49,7 +63,6 @@ class Graph:
         self.shapes += shapes
         self.nodes.append(Node(rule, tuple(v.number for v in inputs), outputs))
         return [Value(number) for number in outputs]
-
 
     def joined(self) -> "Graph":
         """The same graph, a chain of affine operations that nothing else looks into as one.
@@ -102,7 +115,16 @@ _INLINED = {
     "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call",
     "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_lin",
 }  # fmt: skip
-_UNARY = {"exp": EXP, "log": LOG, "sqrt": SQRT, "rsqrt": RSQRT, "square": SQUARE, "abs": ABS, "log1p": LOG1P, **SMOOTH}
+_UNARY = {
+    "exp": EXP,
+    "log": LOG,
+    "sqrt": SQRT,
+    "rsqrt": RSQRT,
+    "square": SQUARE,
+    "abs": ABS,
+    "log1p": LOG1P,
+    **SMOOTH,
+}
 
 
 _ACTIVATIONS = ("softplus", "elu", "hard_tanh")
@@ -137,7 +159,9 @@ class _Walk:
                 if done is not None:
                     return done
             inner = next(p for p in map(params.get, ("jaxpr", "call_jaxpr", "fun_jaxpr")) if p)
-            jaxpr, consts = (inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, ())
+            jaxpr, consts = (
+                (inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, ())
+            )
             return self.run(jaxpr, consts, operands)
         if not any(depends):
             return _evaluate(equation, operands)
@@ -165,7 +189,10 @@ class _Walk:
         name = equation.params["name"]
         if name not in _ACTIVATIONS or not isinstance(operands[0], Value):
             return None
-        shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type) for v in equation.invars]
+        shapes = [
+            jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type)
+            for v in equation.invars
+        ]
         original = jax.make_jaxpr(getattr(jax.nn, name))(*shapes).eqns
         if len(original) != 1 or str(original[0].params["jaxpr"]) != str(equation.params["jaxpr"]):
             return None  # somebody else's of that name
@@ -185,7 +212,9 @@ class _Walk:
 
     # -- affine operations -------------------------------------------------------------------
 
-    def affine(self, equation, operands, *, exact=False, positive=True, scaling=False) -> list[Value]:
+    def affine(
+        self, equation, operands, *, exact=False, positive=True, scaling=False
+    ) -> list[Value]:
         """One node for each result; `scaling`: by what is known, whose sizes are the radius map's."""
         places = [i for i, v in enumerate(operands) if isinstance(v, Value)]
         known = {i: v for i, v in enumerate(operands) if i not in places}
@@ -197,7 +226,9 @@ class _Walk:
             absolute |= {i: v for i, v in known.items() if not _is_float(v)}
 
         def bind(*args, of, out):
-            merged = [dict(zip(places, args, strict=True)).get(i, of.get(i)) for i in range(len(operands))]
+            merged = [
+                dict(zip(places, args, strict=True)).get(i, of.get(i)) for i in range(len(operands))
+            ]
             return _bind(equation, merged)[out]
 
         made = []
@@ -281,7 +312,9 @@ class _Walk:
         for bit in reversed(bin(abs(power))[2:]):
             if bit == "1":
                 shape = self.graph.shapes[value.number]
-                made = square if made is None else self.graph.add(Product(), [made, square], shape)[0]
+                made = (
+                    square if made is None else self.graph.add(Product(), [made, square], shape)[0]
+                )
             (square,) = self.unary(SQUARE, square)
         return [made]
 
@@ -303,7 +336,9 @@ class _Walk:
     def _min(self, equation, operands):
         a, b = operands
         shape = equation.outvars[0].aval.shape
-        negated = [self.shift(v, jnp.zeros(shape), -1.0) if isinstance(v, Value) else -v for v in (a, b)]
+        negated = [
+            self.shift(v, jnp.zeros(shape), -1.0) if isinstance(v, Value) else -v for v in (a, b)
+        ]
         (largest,) = self._max(equation, negated)
         return [self.shift(largest, jnp.zeros(shape), -1.0)]
 
@@ -316,7 +351,9 @@ class _Walk:
         if self.graph.shapes[value.number] == shape:
             return value
         spread = lambda y: jnp.broadcast_to(y, shape)  # noqa: E731
-        return self.graph.add(Affine(spread, spread, exact=True, elementwise=True), [value], shape)[0]
+        return self.graph.add(Affine(spread, spread, exact=True, elementwise=True), [value], shape)[
+            0
+        ]
 
     def _stop_gradient(self, equation, operands):
         return operands  # whose derivative, by which rows are carried back, would be 0
@@ -352,7 +389,11 @@ class _Walk:
     def _slope(self, value: Value, of: Value):
         """a, where `value` is a times the value `of`, with one known number a; else None."""
         for node in self.graph.nodes:
-            if node.outputs == (value.number,) and node.inputs == (of.number,) and node.rule.elementwise:
+            if (
+                node.outputs == (value.number,)
+                and node.inputs == (of.number,)
+                and node.rule.elementwise
+            ):
                 with jax.ensure_compile_time_eval():
                     ones = jnp.ones(self.graph.shapes[of.number])
                     slopes, zeros = node.rule.apply(ones), node.rule.apply(0 * ones)
@@ -386,7 +427,9 @@ class _Walk:
     def largest(self, value: Value, index: np.ndarray) -> list[Value]:
         """The largest of `index[..., k]` over k, in the flattened value."""
         take = lambda y: jnp.ravel(y)[index]  # noqa: E731
-        (windows,) = self.graph.add(Affine(take, take, exact=True, elementwise=True), [value], index.shape)
+        (windows,) = self.graph.add(
+            Affine(take, take, exact=True, elementwise=True), [value], index.shape
+        )
         return self.graph.add(Largest(), [windows], index.shape[:-1])
 
     # -- loops -------------------------------------------------------------------------------------
@@ -400,7 +443,9 @@ class _Walk:
             return loop
         ys: list[list[Any]] = []
         for t in range(length - 1, -1, -1) if params["reverse"] else range(length):
-            out = self.run(jaxpr.jaxpr, jaxpr.consts, [*consts, *carry, *(self.item(v, t) for v in xs)])
+            out = self.run(
+                jaxpr.jaxpr, jaxpr.consts, [*consts, *carry, *(self.item(v, t) for v in xs)]
+            )
             carry = out[:n_carry]
             ys.append(out[n_carry:])
         if params["reverse"]:
@@ -475,12 +520,17 @@ def _known_part(params, consts, known, xs):
         return [None] * n_carry, [None] * n_carry, []
 
     def turn(carry, values):
-        full = [jnp.zeros(v.aval.shape, v.aval.dtype) if c is None else c for c, v in zip(carry, jaxpr.jaxpr.invars[len(consts):], strict=False)]
+        full = [
+            jnp.zeros(v.aval.shape, v.aval.dtype) if c is None else c
+            for c, v in zip(carry, jaxpr.jaxpr.invars[len(consts) :], strict=False)
+        ]
         out = jaxpr_as_fun(jaxpr)(*consts, *full, *values)
         new = [None if k is None else out[i] for i, k in enumerate(known)]
         return new, (carry, out[n_carry:])
 
-    ends, (starts, ys) = lax.scan(turn, known, list(xs), length=params["length"], reverse=params["reverse"])
+    ends, (starts, ys) = lax.scan(
+        turn, known, list(xs), length=params["length"], reverse=params["reverse"]
+    )
     return ends, jax.tree.map(lambda v: v[::-1], starts) if params["reverse"] else starts, ys
 
 
@@ -522,7 +572,9 @@ def _uniform(value) -> bool:
 
 def _is(value, number: float) -> bool:
     """Whether all of `value` is known now, and is `number`."""
-    return not isinstance(value, jax.core.Tracer | Value) and bool((np.asarray(value) == number).all())
+    return not isinstance(value, jax.core.Tracer | Value) and bool(
+        (np.asarray(value) == number).all()
+    )
 
 
 def _no_rule(equation) -> ValueError:

@@ -126,7 +126,9 @@ class Propagation:
           them alone has the tightest intervals already.
         - `inner`: the graph is a turn of a loop.
         """
-        bounds: Bounds = {n: Bound(x, x.largest()) for n, x in zip(graph.inputs, inputs, strict=True)}
+        bounds: Bounds = {
+            n: Bound(x, x.largest()) for n, x in zip(graph.inputs, inputs, strict=True)
+        }
         sought = _sought(graph, exact, inner) if self.tighten else {}
         done: list[Node] = []
         for nodes in _segments(graph.nodes):
@@ -141,7 +143,9 @@ class Propagation:
             done += nodes
         return bounds
 
-    def _straight(self, nodes: Sequence[Node], bounds: Bounds, sought: Mapping, finish: Finish) -> Bounds:
+    def _straight(
+        self, nodes: Sequence[Node], bounds: Bounds, sought: Mapping, finish: Finish
+    ) -> Bounds:
         """The bounds of what nodes without a loop make.
 
         One loop over all values that are tightened, so that the way from here to the image stands
@@ -159,7 +163,7 @@ class Propagation:
                 known[n] = met(n, known[n], tightened)
             for node in nodes:
                 (n,) = node.outputs
-                known[n] = node.rule.forward(*(known[i].interval for i in node.inputs))
+                known[n] = _numbers(node.rule.forward(*(known[i].interval for i in node.inputs)))
                 if n in tasks:
                     known[n] = met(n, known[n], tightened)
             return {n: known[n] for n in (*made, *into)}
@@ -233,7 +237,10 @@ class Propagation:
             inputs, kept = carry
 
             def from_turn(rows, offset):
-                rows = [_or_zero(rows.get(n), bounds, offset) for n, bounds in zip(body.inputs, first, strict=True)]
+                rows = [
+                    _or_zero(rows.get(n), bounds, offset)
+                    for n, bounds in zip(body.inputs, first, strict=True)
+                ]
 
                 def earlier(k, carry):
                     known = jax.tree.map(lambda v: v[t - 1 - k], kept)
@@ -253,6 +260,13 @@ class Propagation:
         ends, kept = lax.fori_loop(0, loop.length, turn, (inputs, nothing))
         results = {n: Bound(end, end.largest()) for n, end in zip(node.outputs, ends, strict=True)}
         return {**results, ("loop", node.outputs[0]): kept}
+
+
+def _numbers(bound: Bound) -> Bound:
+    """Where an interval has grown beyond all numbers, infinite ends in the place of NaN."""
+    (low, high), size = bound.interval, bound.size
+    low = jnp.where(jnp.isnan(low), -jnp.inf, low)
+    return Bound(Interval(low, jnp.where(jnp.isnan(high), jnp.inf, high)), size)
 
 
 def _segments(nodes: Sequence[Node]) -> Iterator[tuple[Node, ...]]:

@@ -4,7 +4,6 @@ import math
 import zlib
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float

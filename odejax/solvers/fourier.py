@@ -8,7 +8,6 @@ import math
 from functools import lru_cache
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float

@@ -1,0 +1,197 @@
+"""Bound propagation as certificates: of every family, against attacks, samples and refusals."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import all_models, digits, predictor_of, trained_mlp
+
+from odejax import L2Ball, LinfBall, MeanLogits, Predictor
+from odejax.attacks import PGD, margin_loss
+from odejax.certificates import IntervalBounds, LinearRelaxation
+from odejax.certificates.bound_propagation import deterministic
+from odejax.evaluation import bracket, certified_radii
+from odejax.models import ConvODENet, ODESolve
+from odejax.relaxation import trace
+from odejax.solvers import GridSteps
+
+KEY = jax.random.key(3)
+NOISY = ("EnResNet", "MixedEnResNet")
+QUICK = ("MLP", "ResNet BatchNorm", "ConvODENet", "NmODENet flow map")
+FAMILIES = [
+    pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+    for name in all_models
+    if name not in (*NOISY, "NmODENet solver")
+]
+
+
+def on_grid(predictor, steps=3):
+    """The same weights; of a neural ODE, solved in so many equal steps."""
+    if not isinstance(getattr(predictor.model, "ode", None), ODESolve):
+        return predictor
+    return eqx.tree_at(lambda p: p.model.ode, predictor, predictor.model.ode.on_grid(steps))
+
+
+@eqx.filter_jit
+def bounds_and_samples(predictor, x, eps, moves):
+    """Lower bounds on the margins, by certificate and ball, and the least ones among samples."""
+    graph = trace(deterministic(predictor, x), x)
+    label = jnp.argmax(predictor(x))
+    out = {}
+    for ball_type in (LinfBall, L2Ball):
+        ball = ball_type(eps)
+        lengths = jax.vmap(ball.norm)(moves).reshape(-1, 1, 1, 1)
+        points = jnp.clip(x + eps * moves / lengths, 0, 1)
+
+        def margins(logits):
+            return logits[label] - logits
+
+        sampled = jax.vmap(lambda p: margins(predictor(p)))(points).min(0)
+        attack = PGD(20, None, loss=margin_loss)
+        attacked = margins(predictor(attack(predictor, x, label, ball, key=KEY).x_adv))
+        bounds = {
+            type(c).__name__: c.margins(graph, x, label, ball)
+            for c in (IntervalBounds(), LinearRelaxation(chunk=64))
+        }
+        out[ball_type.__name__] = bounds, jnp.minimum(sampled, attacked), margins(predictor(x))
+    return out
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_sample_and_no_attack_is_below_the_bounds(name):
+    predictor = on_grid(predictor_of(name))
+    x = jnp.asarray(digits("test").pixels[0])
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (200, *x.shape)).astype(np.float32)
+    for eps in (0.0, 1e-3, 0.05):
+        results = bounds_and_samples(predictor, x, np.float32(eps), signs)
+        for bounds, least, clean in results.values():
+            for found in bounds.values():
+                assert not (found > least + 1e-5).any(), eps
+                assert not np.isnan(found).any()
+            crown, logits = bounds["LinearRelaxation"], np.abs(clean).max()
+            assert (bounds["IntervalBounds"] <= crown + 1e-5).all()
+            if eps == 0.0:  # what rounding takes off
+                assert (crown >= clean - 1e-2 * max(1.0, float(logits))).all()
+                assert crown.max() > 0
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_a_network_that_draws_noise_is_refused(name):
+    with pytest.raises(ValueError, match="draws noise: what is proven of one draw"):
+        certify_traced(LinearRelaxation(), predictor_of(name))
+
+
+def certify_traced(certificate, predictor):
+    """By tracing alone: a refusal needs no numbers."""
+    x = digits("test").pixels[0]
+    return eqx.filter_eval_shape(certificate, predictor, x, 0, LinfBall(0.1), key=KEY)
+
+
+def test_a_neural_ode_is_certified_on_a_grid_alone():
+    predictor = predictor_of("ConvODENet")
+    with pytest.raises(ValueError, match=r"on a fixed grid.*model.ode.on_grid\(n\)"):
+        certify_traced(LinearRelaxation(), predictor)
+    certify_traced(LinearRelaxation(), on_grid(predictor))
+
+
+def test_a_primitive_without_a_rule_is_named():
+    with pytest.raises(ValueError, match="no bounds are known for the primitive"):
+        certify_traced(IntervalBounds(), predictor_of("NmODENet solver"))
+
+
+def test_the_mean_over_fixed_draws_is_no_network_with_a_state():
+    mean = MeanLogits(trained_mlp(), jax.random.split(KEY, 2))
+    with pytest.raises((ValueError, AttributeError)):
+        certified_radii(mean, *digits("test", 2), LinfBall(0.1), IntervalBounds(), key=0)
+
+
+def test_a_radius_is_sought_only_on_request():
+    data, predictor = digits("test", 20), trained_mlp()
+    ball = LinfBall(0.01)
+    asked = certified_radii(predictor, *data, ball, LinearRelaxation(), key=0)
+    assert set(np.unique(asked)) == {np.float32(0.0), np.float32(0.01)}
+    largest = certified_radii(predictor, *data, ball, LinearRelaxation(bisections=8), key=0)
+    assert (largest >= asked).all() and (largest > asked).mean() > 0.8
+    beyond = [
+        certified_radii(
+            predictor, *data.take(slice(i, i + 1)), LinfBall(1.02 * r), LinearRelaxation(), key=0
+        )
+        for i, r in enumerate(largest)
+    ]
+    assert np.concatenate(beyond).mean() < 0.2 * largest.mean()
+
+
+def test_both_ends_meet_in_a_bracket():
+    result = bracket(
+        trained_mlp(),
+        *digits("test", 60),
+        LinfBall(0.02),
+        attacks=PGD(20),
+        certificates={
+            "intervals": IntervalBounds(),
+            "CROWN-IBP": LinearRelaxation("interval"),
+            "CROWN": LinearRelaxation(),
+        },
+        key=0,
+    )
+    per = list(result.per_certificate.values())
+    assert per == sorted(per)  # in the order of cost
+    assert 0.8 < result.certified <= result.attacked
+
+
+# -- the grid ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", [diffrax.Euler(), diffrax.Midpoint(), diffrax.Dopri5()])
+def test_grid_steps_are_those_of_diffrax(solver):
+    def field(t, y, args):
+        return jnp.sin(args * y) + t
+
+    y0, args = jnp.asarray([0.3, -0.7]), jnp.asarray([1.0, 2.0])
+    grid = ODESolve(t1=2.0, solver=solver).on_grid(5)
+    constant = ODESolve(
+        t1=2.0,
+        solver=solver,
+        stepsize_controller=diffrax.ConstantStepSize(),
+        dt0=0.4,
+        adjoint=diffrax.DirectAdjoint(),
+    )
+
+    def value(solve, y0, args):
+        return jnp.sum(solve(field, y0, args).ys[0] ** 2)
+
+    for function in (value, jax.grad(value, argnums=(1, 2))):
+        for a, b in zip(
+            jax.tree.leaves(function(grid, y0, args)),
+            jax.tree.leaves(function(constant, y0, args)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_on_a_grid_is_that_of_constant_steps():
+    settings = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 0.25}
+    make = eqx.nn.make_with_state(ConvODENet)
+    model, state = make((8, 8, 1), width=4, solver=diffrax.Midpoint(), **settings, key=KEY)
+    constant = Predictor(model, state)
+    images = digits("test").pixels[:8]
+    np.testing.assert_allclose(
+        jax.vmap(on_grid(constant, 4))(images), jax.vmap(constant)(images), atol=1e-5
+    )
+
+
+def test_what_a_grid_takes_is_told():
+    solve = ODESolve(t1=3.0, solver=diffrax.Midpoint()).on_grid(6)
+    assert (solve.dt0, solve.max_steps, solve.adjoint) == (0.5, 6, GridSteps(6))
+    solution = solve(lambda t, y, args: -y, jnp.ones(2), None)
+    told = {name: int(n) for name, n in solve.statistics(solution).items()}
+    assert told == {"steps": 6, "rejected": 0, "evaluations": 12, "unsolved": 0}
+
+
+def test_a_grid_needs_steps_of_an_explicit_method():
+    with pytest.raises(ValueError, match="steps must be at least 1; got 0"):
+        ODESolve().on_grid(0)
+    with pytest.raises(ValueError, match="explicit Runge-Kutta method.*got Kvaerno3"):
+        ODESolve(solver=diffrax.Kvaerno3()).on_grid(4)
