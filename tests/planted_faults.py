@@ -397,7 +397,7 @@ FAULTS = [
     ),
     Fault(
         "The radius of an affine operation has its coefficients' signs",
-        "relaxation/graph.py",
+        "relaxation/handlers.py",
         "jnp.abs(v) if scaling",
         "v if scaling",
         ("tests/test_relaxation.py",),
@@ -412,8 +412,8 @@ FAULTS = [
     Fault(
         "A tightened upper end has the lower one's sign",
         "relaxation/propagate.py",
-        ".set(-found[half:])",
-        ".set(found[half:])",
+        ".set(-lower[half:])",
+        ".set(lower[half:])",
         ("tests/test_relaxation.py",),
     ),
     Fault(

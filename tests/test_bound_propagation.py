@@ -67,9 +67,9 @@ def test_no_sample_and_no_attack_is_below_the_bounds(name):
     for eps in (0.0, 1e-3, 0.05):
         results = bounds_and_samples(predictor, x, np.float32(eps), signs)
         for bounds, least, clean in results.values():
-            for found in bounds.values():
-                assert not (found > least + 1e-5).any(), eps
-                assert not np.isnan(found).any()
+            for bound in bounds.values():
+                assert not (bound > least + 1e-5).any(), eps
+                assert not np.isnan(bound).any()
             crown, logits = bounds["LinearRelaxation"], np.abs(clean).max()
             assert (bounds["IntervalBounds"] <= crown + 1e-5).all()
             if eps == 0.0:  # what rounding takes off
@@ -113,7 +113,8 @@ def test_a_radius_is_sought_only_on_request():
     asked = certified_radii(predictor, *data, ball, LinearRelaxation(), key=0)
     assert set(np.unique(asked)) == {np.float32(0.0), np.float32(0.01)}
     largest = certified_radii(predictor, *data, ball, LinearRelaxation(bisections=8), key=0)
-    assert (largest >= asked).all() and (largest > asked).mean() > 0.8
+    assert (largest >= asked).all()
+    assert (largest > asked).mean() > 0.8
     beyond = [
         certified_radii(
             predictor, *data.take(slice(i, i + 1)), LinfBall(1.02 * r), LinearRelaxation(), key=0
@@ -182,16 +183,16 @@ def test_a_network_on_a_grid_is_that_of_constant_steps():
     )
 
 
-def test_what_a_grid_takes_is_told():
+def test_a_grid_reports_its_steps():
     solve = ODESolve(t1=3.0, solver=diffrax.Midpoint()).on_grid(6)
     assert (solve.dt0, solve.max_steps, solve.adjoint) == (0.5, 6, GridSteps(6))
     solution = solve(lambda t, y, args: -y, jnp.ones(2), None)
-    told = {name: int(n) for name, n in solve.statistics(solution).items()}
-    assert told == {"steps": 6, "rejected": 0, "evaluations": 12, "unsolved": 0}
+    statistics = {name: int(n) for name, n in solve.statistics(solution).items()}
+    assert statistics == {"steps": 6, "rejected": 0, "evaluations": 12, "unsolved": 0}
 
 
 def test_a_grid_needs_steps_of_an_explicit_method():
     with pytest.raises(ValueError, match="steps must be at least 1; got 0"):
         ODESolve().on_grid(0)
-    with pytest.raises(ValueError, match="explicit Runge-Kutta method.*got Kvaerno3"):
+    with pytest.raises(ValueError, match=r"explicit Runge-Kutta method.*got Kvaerno3"):
         ODESolve(solver=diffrax.Kvaerno3()).on_grid(4)

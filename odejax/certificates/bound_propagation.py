@@ -54,9 +54,9 @@ class AbstractBoundPropagation(AbstractCertificate):
             low, high, eps, left = carry
             certified = proven(eps)
             low, high = jnp.where(certified, eps, low), jnp.where(certified, high, eps)
-            found = jnp.isfinite(high)
-            left = jnp.where(found, left - 1, left)
-            return low, high, jnp.where(found, (low + high) / 2, 2 * eps), left
+            halve = jnp.isfinite(high)
+            left = jnp.where(halve, left - 1, left)
+            return low, high, jnp.where(halve, (low + high) / 2, 2 * eps), left
 
         start = jnp.where(asked > 0, asked, 1e-3)
         carry = jnp.zeros_like(start), jnp.full_like(start, jnp.inf), start, self.bisections + 1
@@ -135,8 +135,8 @@ class LinearRelaxation(AbstractBoundPropagation):
             raise ValueError(f"intermediate must be linear or interval; got {self.intermediate!r}")
 
     def margins(self, graph, x, label, ball):
-        found = Margins(graph, x, ball, Propagation(self.intermediate == "linear", self.chunk))
-        return jnp.maximum(found.of_label(label, stop=False), found.of_label(label, stop=True))
+        margins = Margins(graph, x, ball, Propagation(self.intermediate == "linear", self.chunk))
+        return jnp.maximum(margins.of_label(label, stop=False), margins.of_label(label, stop=True))
 
 
 class Margins:
@@ -158,10 +158,9 @@ class Margins:
         """Lower bounds on <rows, z>; `stop`: from the intervals ahead of the last affine part."""
         (out,) = self.graph.outputs
         offset = jnp.zeros(len(rows), self.x.dtype)
-        found = self._over_ball(
-            *pull(self.graph.nodes, self.bounds, {out: rows}, offset, stop=stop)
-        )
-        return jnp.where(jnp.isnan(found), -jnp.inf, found)  # infinite parts that cancel
+        pulled = pull(self.graph.nodes, self.bounds, {out: rows}, offset, stop=stop)
+        least = self._over_ball(*pulled)
+        return jnp.where(jnp.isnan(least), -jnp.inf, least)  # infinite parts that cancel
 
     def of_label(self, label: Label, *, stop: bool) -> Float[Array, " k"]:
         """Lower bounds on z_label - z_j."""
@@ -171,7 +170,7 @@ class Margins:
 
 
 def deterministic(logits_fn: LogitsFn, x: Image):
-    """`logits_fn` as a function of the image alone.
+    """`logits_fn` as a function of the image alone, for images of the shape of `x`.
 
     Raises `ValueError` where it draws noise, and where its ODE is solved in steps that depend on
     the image.

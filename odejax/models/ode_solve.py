@@ -24,10 +24,11 @@ class ODESolve(eqx.Module):
       adapted to rtol = atol = 1e-3, as *nmode* has it; for constant steps pass
       `diffrax.ConstantStepSize()` and `dt0`. Under `vmap` every example has its own steps (and all
       wait for the slowest).
-    - `adjoint`: Diffrax's own, `AcceptedSteps()` or `GridSteps(n)` (see `on_grid`). None is the latter where it can be, for an
-      explicit Runge-Kutta method, and else `diffrax.RecursiveCheckpointAdjoint()`: both give the
-      gradient of the solver's own steps. Both are for first derivatives in reverse mode; for
-      `jax.jvp` and second derivatives pass `diffrax.DirectAdjoint()`.
+    - `adjoint`: Diffrax's own, `AcceptedSteps()` or `GridSteps(n)` (see `on_grid`). None is
+      `AcceptedSteps()` where it can be, for an explicit Runge-Kutta method, and else
+      `diffrax.RecursiveCheckpointAdjoint()`: both give the gradient of the solver's own steps. Both
+      are for first derivatives in reverse mode; for `jax.jvp` and second derivatives pass
+      `diffrax.DirectAdjoint()`.
     - `max_steps`: a solve that needs more (256) does not raise: look at `solution.result`.
 
     The solve runs at the highest matrix precision: rounding of TF32 size makes an adaptive

@@ -1,5 +1,12 @@
-"""Bound propagation: a network's program as a graph, and bounds through it."""
+"""Bound propagation: a network's program as a graph, and bounds through it.
 
-from .graph import Graph as Graph, depends_on as depends_on, trace as trace
+- `walk`: from a function to its graph.
+- `primitives`: which primitives are known; `handlers`: what those do that need more than a table.
+- `elementwise`: functions of one number between two lines; `rules`: bounds through one operation.
+- `propagate`: bounds through the graph.
+"""
+
+from .graph import Graph as Graph
 from .propagate import Propagation as Propagation, pull as pull
 from .rules import Interval as Interval
+from .walk import depends_on as depends_on, trace as trace

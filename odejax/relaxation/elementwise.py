@@ -1,6 +1,6 @@
 """Functions of one number: their range on an interval, and two lines that enclose them there.
 
-    a z + b <= f(z) <= c z + d  for l <= z <= u
+    a z + b <= f(z) <= c z + d  for every z in [lower, upper]
 
 - of a convex function the tangent in the middle, and the chord (of a concave one the reverse);
 - of ReLU the chord above, below a line through 0 of slope 0 or 1, whichever loses the smaller area;
@@ -48,12 +48,15 @@ class AbstractElementwise(eqx.Module):
     kinked = False  # linear but for a kink at 0, where the slope of the lower line is free
 
     @abc.abstractmethod
-    def range(self, l: Numbers, u: Numbers) -> tuple[Numbers, Numbers]:
-        """The least and the largest value on [l, u]."""
+    def range(self, lower: Numbers, upper: Numbers) -> tuple[Numbers, Numbers]:
+        """The least and the largest value on [lower, upper]."""
 
     @abc.abstractmethod
-    def lines(self, l: Numbers, u: Numbers, slope: Numbers | None = None) -> Lines:
-        """Two lines that enclose it on [l, u]; `slope`: of the lower one, where it is free."""
+    def lines(self, lower: Numbers, upper: Numbers, slope: Numbers | None = None) -> Lines:
+        """Two lines that enclose the function on [lower, upper].
+
+        - `slope`: of the line below, where it is free.
+        """
 
 
 class Leaky(AbstractElementwise):
@@ -63,23 +66,32 @@ class Leaky(AbstractElementwise):
     exact = True
     kinked = True
 
-    def range(self, l, u):
-        return jnp.maximum(l, self.a * l), jnp.maximum(u, self.a * u)
+    def range(self, lower, upper):
+        return jnp.maximum(lower, self.a * lower), jnp.maximum(upper, self.a * upper)
 
-    def lines(self, l, u, slope=None):
-        low, high = self.range(l, u)
-        chord = _ratio(high - low, u - l)
-        crosses = (l < 0) & (u > 0)
-        chord = jnp.where(crosses, chord, jnp.where(l >= 0, 1.0, self.a))
-        steep = jnp.where(u > -l, 1.0, self.a) if slope is None else self.a + slope * (1 - self.a)
+    def lines(self, lower, upper, slope=None):
+        low, high = self.range(lower, upper)
+        chord = _ratio(high - low, upper - lower)
+        crosses = (lower < 0) & (upper > 0)
+        chord = jnp.where(crosses, chord, jnp.where(lower >= 0, 1.0, self.a))
+        if slope is None:
+            steep = jnp.where(upper > -lower, 1.0, self.a)
+        else:
+            steep = self.a + slope * (1 - self.a)
         below = jnp.where(crosses, steep, chord)
-        return Lines(below, jnp.zeros_like(l), chord, jnp.where(crosses, low - chord * l, 0.0))
+        return Lines(
+            low_slope=below,
+            low=jnp.zeros_like(lower),
+            high_slope=chord,
+            high=jnp.where(crosses, low - chord * lower, 0.0),
+        )
 
 
 class Convex(AbstractElementwise):
     """A convex function, or a concave one (`sign` -1).
 
-    - `derivative(z)`; `chord(l, u)`: the slope from l to u > l, without cancellation.
+    - `derivative(z)`: f'.
+    - `chord(lower, upper)`: the slope between the two, lower < upper, without cancellation.
     - `bottom`: where it is least; None where it is monotone.
     - `start`: of its domain.
     """
@@ -91,25 +103,26 @@ class Convex(AbstractElementwise):
     bottom: float | None = eqx.field(static=True, default=None)
     start: float = eqx.field(static=True, default=-math.inf)
 
-    def range(self, l, u):
-        l, u = jnp.maximum(l, self.start), jnp.maximum(u, self.start)
-        ends = self.f(l), self.f(u)
+    def range(self, lower, upper):
+        lower, upper = jnp.maximum(lower, self.start), jnp.maximum(upper, self.start)
+        ends = self.f(lower), self.f(upper)
         low, high = jnp.minimum(*ends), jnp.maximum(*ends)
         if self.bottom is not None:
             low = jnp.where(
-                (l < self.bottom) & (u > self.bottom), self.f(jnp.asarray(self.bottom)), low
+                (lower < self.bottom) & (upper > self.bottom), self.f(jnp.asarray(self.bottom)), low
             )
         return low, high
 
-    def lines(self, l, u, slope=None):
-        l, u = jnp.maximum(l, self.start), jnp.maximum(u, self.start)
-        middle = (l + u) / 2
+    def lines(self, lower, upper, slope=None):
+        lower, upper = jnp.maximum(lower, self.start), jnp.maximum(upper, self.start)
+        middle = (lower + upper) / 2
         tangent = self.derivative(middle)
-        chord = jnp.where(u > l, self.chord(l, jnp.where(u > l, u, l + 1)), tangent)
+        wide = upper > lower
+        chord = jnp.where(wide, self.chord(lower, jnp.where(wide, upper, lower + 1)), tangent)
         under = tangent, self.f(middle) - tangent * middle
-        over = chord, jnp.maximum(self.f(l) - chord * l, self.f(u) - chord * u)
+        over = chord, jnp.maximum(self.f(lower) - chord * lower, self.f(upper) - chord * upper)
         if self.sign < 0:
-            over = chord, jnp.minimum(self.f(l) - chord * l, self.f(u) - chord * u)
+            over = chord, jnp.minimum(self.f(lower) - chord * lower, self.f(upper) - chord * upper)
             return Lines(*over, *under)
         return Lines(*under, *over)
 
@@ -117,30 +130,34 @@ class Convex(AbstractElementwise):
 class Reciprocal(AbstractElementwise):
     """1 / z, where z keeps its sign; else nothing is known."""
 
-    def range(self, l, u):
-        unknown = (l <= 0) & (u >= 0)
-        return jnp.where(unknown, -jnp.inf, 1 / u), jnp.where(unknown, jnp.inf, 1 / l)
+    def range(self, lower, upper):
+        unknown = (lower <= 0) & (upper >= 0)
+        return jnp.where(unknown, -jnp.inf, 1 / upper), jnp.where(unknown, jnp.inf, 1 / lower)
 
-    def lines(self, l, u, slope=None):
-        middle = (l + u) / 2
-        tangent, chord = -1 / middle**2, -1 / (l * u)
-        touching, through = 2 / middle, 1 / l + 1 / u  # f(m) + m / m^2, f(l) + l / (l u)
+    def lines(self, lower, upper, slope=None):
+        middle = (lower + upper) / 2
+        tangent, chord = -1 / middle**2, -1 / (lower * upper)
+        # With m the middle, f(m) + m / m^2 and f(lower) + lower / (lower upper).
+        touching, through = 2 / middle, 1 / lower + 1 / upper
         under, over = (tangent, touching), (chord, through)
-        positive = l > 0
-        flipped = [
+        positive = lower > 0  # where it is convex
+        low_slope, low, high_slope, high = (
             jnp.where(positive, a, b) for a, b in zip((*under, *over), (*over, *under), strict=True)
-        ]
-        unknown = (l <= 0) & (u >= 0)
+        )
+        unknown = (lower <= 0) & (upper >= 0)
         return Lines(
-            jnp.where(unknown, 0.0, flipped[0]), jnp.where(unknown, -jnp.inf, flipped[1]),
-            jnp.where(unknown, 0.0, flipped[2]), jnp.where(unknown, jnp.inf, flipped[3]),
-        )  # fmt: skip
+            low_slope=jnp.where(unknown, 0.0, low_slope),
+            low=jnp.where(unknown, -jnp.inf, low),
+            high_slope=jnp.where(unknown, 0.0, high_slope),
+            high=jnp.where(unknown, jnp.inf, high),
+        )
 
 
 class Smooth(AbstractElementwise):
-    """A function of bounded curvature, max |f''|.
+    """A function of bounded curvature.
 
-    - `derivative(z)`: f'.
+    - `derivative(z)`: f'; `curvature`: max |f''|.
+    - `increasing`: it is so everywhere, and its range is that between the ends.
     - `bounds`: what all its values lie between.
     - `error`: how far an evaluation may be off besides rounding; `argument_error`: and for each
       unit of |z|, where that is rounded within.
@@ -156,25 +173,26 @@ class Smooth(AbstractElementwise):
     argument_error: float = eqx.field(static=True, default=0.0)
     samples: int = eqx.field(static=True, default=16)
 
-    def range(self, l, u):
+    def range(self, lower, upper):
         if self.increasing:
-            return self.f(l), self.f(u)
-        y, _, between = self._sampled(l, u)
-        return jnp.maximum(y.min(0) - between, self.bounds[0]), jnp.minimum(
-            y.max(0) + between, self.bounds[1]
-        )
+            return self.f(lower), self.f(upper)
+        y, _, between = self._sampled(lower, upper)
+        least, most = self.bounds
+        return jnp.maximum(y.min(0) - between, least), jnp.minimum(y.max(0) + between, most)
 
-    def lines(self, l, u, slope=None):
-        y, z, between = self._sampled(l, u)
+    def lines(self, lower, upper, slope=None):
+        y, z, between = self._sampled(lower, upper)
         slopes = self.derivative(z)
         slope = jnp.mean((slopes[1:] + slopes[:-1]) / 2, axis=0)
         rest = y - slope * z
         return Lines(slope, rest.min(0) - between, slope, rest.max(0) + between)
 
-    def _sampled(self, l, u):
-        spacing = (u - l) / self.samples
-        z = l + spacing * jnp.arange(self.samples + 1, dtype=l.dtype).reshape(-1, *[1] * l.ndim)
-        largest = jnp.maximum(jnp.abs(l), jnp.abs(u))
+    def _sampled(self, lower, upper):
+        """Values, where they are taken, and how far the function may be beyond them in between."""
+        spacing = (upper - lower) / self.samples
+        steps = jnp.arange(self.samples + 1, dtype=lower.dtype)
+        z = lower + spacing * steps.reshape(-1, *[1] * lower.ndim)
+        largest = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
         between = spacing**2 / 8 * self.curvature + 2 * self.error + self.argument_error * largest
         return self.f(z), z, between
 
@@ -192,26 +210,31 @@ def of_flow_map(flow_map: AbstractFlowMap) -> Smooth:
 
 
 def _ratio(a, b):
+    """a / b, and a where b = 0."""
     return a / jnp.where(b > 0, b, 1.0)
 
 
-def _exp_chord(l, u):
-    return jnp.exp(l) * jnp.expm1(u - l) / (u - l)
+def _exp_chord(lower, upper):
+    return jnp.exp(lower) * jnp.expm1(upper - lower) / (upper - lower)
 
 
-def _log_chord(l, u):
-    return jnp.log1p((u - l) / l) / (u - l)
+def _log_chord(lower, upper):
+    return jnp.log1p((upper - lower) / lower) / (upper - lower)
 
 
-def _log1p_chord(l, u):
-    return jnp.log1p((u - l) / (1 + l)) / (u - l)
+def _log1p_chord(lower, upper):
+    return jnp.log1p((upper - lower) / (1 + lower)) / (upper - lower)
 
 
-def _softplus_chord(l, u):
-    # log((1 + e^u) / (1 + e^l)), of long intervals as it stands
-    width = u - l
-    short = jnp.log1p(jax.nn.sigmoid(l) * jnp.expm1(jnp.minimum(width, 1.0)))
-    return jnp.where(width < 1, short, jax.nn.softplus(u) - jax.nn.softplus(l)) / width
+def _abs_chord(lower, upper):
+    return (jnp.abs(upper) - jnp.abs(lower)) / (upper - lower)
+
+
+def _softplus_chord(lower, upper):
+    # log((1 + e^upper) / (1 + e^lower)), which cancels on short intervals alone
+    width = upper - lower
+    short = jnp.log1p(jax.nn.sigmoid(lower) * jnp.expm1(jnp.minimum(width, 1.0)))
+    return jnp.where(width < 1, short, jax.nn.softplus(upper) - jax.nn.softplus(lower)) / width
 
 
 def _gauss(z):
@@ -221,8 +244,8 @@ def _gauss(z):
 _TINY = 1e-30
 RELU = Leaky()
 LEAKY = Leaky
-ABS = Convex(jnp.abs, jnp.sign, lambda l, u: (jnp.abs(u) - jnp.abs(l)) / (u - l), bottom=0.0)
-SQUARE = Convex(jnp.square, lambda z: 2 * z, lambda l, u: l + u, bottom=0.0)
+ABS = Convex(jnp.abs, jnp.sign, _abs_chord, bottom=0.0)
+SQUARE = Convex(jnp.square, lambda z: 2 * z, lambda lower, upper: lower + upper, bottom=0.0)
 EXP = Convex(jnp.exp, jnp.exp, _exp_chord)
 SOFTPLUS = Convex(jax.nn.softplus, jax.nn.sigmoid, _softplus_chord)
 LOG = Convex(jnp.log, lambda z: 1 / z, _log_chord, sign=-1, start=0.0)
@@ -230,14 +253,14 @@ LOG1P = Convex(jnp.log1p, lambda z: 1 / (1 + z), _log1p_chord, sign=-1, start=-1
 SQRT = Convex(
     jnp.sqrt,
     lambda z: 0.5 / jnp.sqrt(jnp.maximum(z, _TINY)),
-    lambda l, u: 1 / (jnp.sqrt(l) + jnp.sqrt(u)),
+    lambda lower, upper: 1 / (jnp.sqrt(lower) + jnp.sqrt(upper)),
     sign=-1,
     start=0.0,
 )
 RSQRT = Convex(
     lax.rsqrt,
     lambda z: -0.5 * z**-1.5,
-    lambda l, u: -1 / (jnp.sqrt(l * u) * (jnp.sqrt(l) + jnp.sqrt(u))),
+    lambda lower, upper: -1 / (jnp.sqrt(lower * upper) * (jnp.sqrt(lower) + jnp.sqrt(upper))),
     start=0.0,
 )
 RECIPROCAL = Reciprocal()

@@ -72,6 +72,15 @@ def least(rows: Float[Array, "r ..."], interval: Interval) -> Offset:
     return total(jnp.where(rows == 0, 0.0, ends - lost))  # 0 times infinity among them
 
 
+def _from_behind(nodes: Sequence[Node], bounds: Bounds, finish: Finish) -> Finish:
+    """Lower bounds of rows that stand behind `nodes`, by `finish` for those ahead of them."""
+
+    def lower_bounds(rows, offset):
+        return finish(*pull(nodes, bounds, rows, offset))
+
+    return lower_bounds
+
+
 def _add(rows: Rows, numbers: Iterable[int], more: Iterable[Array]):
     for number, row in zip(numbers, more, strict=True):
         rows[number] = rows[number] + row if number in rows else row
@@ -132,10 +141,7 @@ class Propagation:
         sought = _sought(graph, exact, inner) if self.tighten else {}
         done: list[Node] = []
         for nodes in _segments(graph.nodes):
-
-            def to_inputs(rows, offset, ahead=tuple(done), known=dict(bounds)):  # noqa: B006
-                return finish(*pull(ahead, known, rows, offset))
-
+            to_inputs = _from_behind(tuple(done), dict(bounds), finish)
             if isinstance(nodes[0].rule, Loop):
                 bounds |= self._loop(nodes[0], bounds, to_inputs)
             else:
@@ -213,9 +219,9 @@ class Propagation:
             def some(carry):
                 k, tightened = carry
                 index = lax.dynamic_slice(order, (k,), (half,))
-                found = finish(*lax.switch(i, begins, index))
-                tightened = tightened.at[0, i, index].set(found[:half])
-                return k + half, tightened.at[1, i, index].set(-found[half:])
+                lower = finish(*lax.switch(i, begins, index))
+                tightened = tightened.at[0, i, index].set(lower[:half])
+                return k + half, tightened.at[1, i, index].set(-lower[half:])
 
             count = jnp.sum(needed)
             start = jnp.zeros((), count.dtype), tightened
@@ -271,8 +277,9 @@ def _numbers(bound: Bound) -> Bound:
 
 def _segments(nodes: Sequence[Node]) -> Iterator[tuple[Node, ...]]:
     """Each loop by itself, and all that stands between."""
-    for is_loop, some in itertools.groupby(nodes, lambda node: isinstance(node.rule, Loop)):
-        yield from ((node,) for node in some) if is_loop else (tuple(some),)
+    for is_loop, group in itertools.groupby(nodes, lambda node: isinstance(node.rule, Loop)):
+        some = tuple(group)
+        yield from ((node,) for node in some) if is_loop else (some,)
 
 
 def _sought(graph: Graph, exact: bool, inner: bool) -> dict[int, Callable]:

@@ -8,7 +8,7 @@ bound itself.
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -50,16 +50,16 @@ class Node(NamedTuple):
 
 
 class Rule(abc.ABC):
-    """An operation with one result."""
-
-    elementwise = False
+    """An operation with one result; a `Loop` alone has several."""
 
     @abc.abstractmethod
     def forward(self, *xs: Interval) -> Bound:
         """The interval of the result."""
 
     @abc.abstractmethod
-    def backward(self, rows: Numbers, y: Bound, *xs: Interval, slope: Any = None):
+    def backward(
+        self, rows: Numbers, y: Bound, *xs: Interval, slope: Any = None
+    ) -> tuple[Sequence[Numbers], Numbers]:
         """Rows on the operands, and the constant (r,), of `rows` (r, *shape) on the result."""
 
 
@@ -118,8 +118,8 @@ class Affine(Rule):
             ends = self.apply(*lows), self.apply(*highs)
             low, high = jnp.minimum(*ends), jnp.maximum(*ends)
         else:
-            middle = self.apply(*((l + u) / 2 for l, u in zip(lows, highs, strict=True)))
-            reach = self.radius(*((u - l) / 2 for l, u in zip(lows, highs, strict=True)))
+            middle = self.apply(*((x.low + x.high) / 2 for x in xs))
+            reach = self.radius(*((x.high - x.low) / 2 for x in xs))
             low, high = middle - reach, middle + reach
         return Bound(Interval(low - lost, high + lost), size)
 
@@ -172,7 +172,11 @@ class Unary(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Product(Rule):
-    """x y, by the mean of the two planes of McCormick (1976) on each side."""
+    """x y, by the mean of the two planes of McCormick (1976) on each side.
+
+    x y >= a y + c x - a c,  x y >= b y + d x - b d,
+    x y <= a y + d x - a d,  x y <= b y + c x - b c   for a <= x <= b, c <= y <= d
+    """
 
     def forward(self, x: Interval, y: Interval) -> Bound:
         ends = jnp.stack([a * b for a in x for b in y])
@@ -195,7 +199,10 @@ class Product(Rule):
 
 def _unbroadcast(rows, shape):
     """The transpose of broadcasting `shape` to that of the rows."""
-    spread = lambda v: jnp.broadcast_to(v, rows.shape[1:])  # noqa: E731
+
+    def spread(v):
+        return jnp.broadcast_to(v, rows.shape[1:])
+
     transpose = jax.linear_transpose(spread, jnp.zeros(shape, rows.dtype))
     return jax.vmap(lambda row: transpose(row)[0])(rows)
 
@@ -204,8 +211,9 @@ def _unbroadcast(rows, shape):
 class Largest(Rule):
     """The largest over the last axis.
 
-    Below, the entry whose lower end is largest. Above, that one again where no other can be
-    larger, and else the largest upper end.
+        x_i <= max_j x_j <= max_j high_j,  i the entry whose lower end is largest
+
+    Where no other entry can be larger than x_i, the maximum is x_i.
     """
 
     def forward(self, x: Interval) -> Bound:

@@ -26,7 +26,8 @@ class GridSteps(eqx.Module):
 
         >>> import diffrax, jax.numpy as jnp, odejax
         >>> grid = odejax.solvers.GridSteps(2)
-        >>> solution = grid(lambda t, y, args: -y, jnp.ones(1), None, solver=diffrax.Euler(), t1=1.0)
+        >>> decay = lambda t, y, args: -y
+        >>> solution = grid(decay, jnp.ones(1), None, solver=diffrax.Euler(), t1=1.0)
         >>> solution.ys[0].tolist()
         [0.25]
 

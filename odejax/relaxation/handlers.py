@@ -1,0 +1,290 @@
+"""What single primitives do to values of the graph: each handler writes one in its operations.
+
+    x / y = x * (1 / y),  max(x, y) = y + relu(x - y),  min(x, y) = -max(-x, -y)
+
+A handler takes an equation and its operands, of which some are values of the graph and the others
+are known. It returns the results, or None where it does not take this form of the primitive.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from .._rounding import SUM_ROUNDING
+from .elementwise import EXP, LEAKY, RECIPROCAL, RELU, SOFTPLUS, SQUARE, of_flow_map
+from .graph import Graph, Value
+from .rules import ROUNDING, Affine
+
+Equation = Any  # a `jax.extend.core.JaxprEqn`, which declares no shapes
+Operands = Sequence[Any]
+Handler = Callable[[Graph, Equation, Operands], list[Any] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sign:
+    """A comparison of a value with 0: `value > 0` or `value >= 0`."""
+
+    value: Value
+
+
+def bind(equation: Equation, operands: Operands) -> list[Any]:
+    """The results of an equation on arrays."""
+    out = equation.primitive.bind(*operands, **equation.params)
+    return list(out) if equation.primitive.multiple_results else [out]
+
+
+# -- affine primitives -----------------------------------------------------------------------------
+
+_ONE_ROUNDING = ("mul", "div", "add", "add_any", "sub", "neg")  # of each entry, not of a sum
+_INDEXED = ("gather", "dynamic_slice", "dynamic_update_slice")
+
+
+def affine(
+    graph: Graph,
+    equation: Equation,
+    operands: Operands,
+    *,
+    exact: bool = False,
+    positive: bool = True,
+    scaling: bool = False,
+) -> list[Value]:
+    """A primitive that is affine in all its values together: one operation for each result.
+
+    - `exact`, `positive`: see `Affine`.
+    - `scaling`: what is known are the coefficients. The radius map has their sizes.
+    """
+    name = equation.primitive.name
+    places = [i for i, v in enumerate(operands) if isinstance(v, Value)]
+    known = {i: v for i, v in enumerate(operands) if i not in places}
+    absolute = {i: jnp.abs(v) if scaling else jnp.zeros_like(v) for i, v in known.items()}
+    if name == "select_n":  # its first operand chooses
+        absolute[0] = operands[0]
+    if name in _INDEXED:  # an integer is a place
+        absolute |= {i: v for i, v in known.items() if not _is_float(v)}
+    single = name in _ONE_ROUNDING
+
+    def evaluated(out: int, others: dict[int, Any]):
+        """Result number `out` as a function of the values; `others`: the other operands."""
+
+        def function(*ys):
+            given = others | dict(zip(places, ys, strict=True))
+            return bind(equation, [given[i] for i in range(len(operands))])[out]
+
+        return function
+
+    def added(shape):
+        """The radius map of a sum or a difference."""
+        return lambda *rs: jnp.broadcast_to(sum(rs), shape)
+
+    results = []
+    for out, var in enumerate(equation.outvars):
+        shape = var.aval.shape
+        rule = Affine(
+            evaluated(out, known),
+            added(shape) if name in ("sub", "neg") else evaluated(out, absolute),
+            exact,
+            positive=positive and not scaling,
+            elementwise=(single or exact) and len(places) == 1,
+            rounding=ROUNDING if single else SUM_ROUNDING,
+        )
+        results.append(graph.add(rule, [operands[i] for i in places], shape))
+    return results
+
+
+def convert(graph: Graph, equation: Equation, operands: Operands):
+    """To a type of at least as many bits: fewer would round."""
+    before, after = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
+    if jnp.issubdtype(after, jnp.floating) and jnp.finfo(after).bits >= jnp.finfo(before).bits:
+        return affine(graph, equation, operands, exact=True)
+    return None
+
+
+def stop_gradient(graph: Graph, equation: Equation, operands: Operands):
+    """The operand. The primitive's own derivative, by which rows are carried back, would be 0."""
+    return list(operands)
+
+
+# -- products and powers ---------------------------------------------------------------------------
+
+
+def multiply(graph: Graph, equation: Equation, operands: Operands):
+    a, b = operands
+    if not (isinstance(a, Value) and isinstance(b, Value)):
+        return None
+    if a == b:
+        return [graph.unary(SQUARE, a)]
+    return [graph.product(a, b, equation.outvars[0].aval.shape)]
+
+
+def divide(graph: Graph, equation: Equation, operands: Operands):
+    a, b = operands
+    if not isinstance(b, Value):
+        return None
+    inverse, shape = graph.unary(RECIPROCAL, b), equation.outvars[0].aval.shape
+    if isinstance(a, Value):
+        return [graph.product(a, inverse, shape)]
+    return [graph.scaled(graph.spread(inverse, shape), a)]
+
+
+def integer_power(graph: Graph, equation: Equation, operands: Operands):
+    """By repeated squaring."""
+    power, (value,) = equation.params["y"], operands
+    if power < 0:
+        value = graph.unary(RECIPROCAL, value)
+    result, square = None, value
+    for bit in reversed(bin(abs(power))[2:]):
+        if bit == "1":
+            result = square if result is None else graph.product(result, square, graph.shape(value))
+        square = graph.unary(SQUARE, square)
+    return [result]
+
+
+# -- maxima ----------------------------------------------------------------------------------------
+
+
+def maximum(graph: Graph, equation: Equation, operands: Operands):
+    a, b = operands
+    if not isinstance(a, Value):
+        a, b = b, a
+    if isinstance(b, Value):
+        return [graph.sum(graph.unary(RELU, graph.sum(a, b, -1.0)), b)]
+    if _is(b, -np.inf):
+        return [graph.spread(a, equation.outvars[0].aval.shape)]
+    if _is(b, 0.0):
+        return [graph.unary(RELU, a)]
+    return [graph.shift(graph.unary(RELU, graph.shift(a, -b)), b)]
+
+
+def minimum(graph: Graph, equation: Equation, operands: Operands):
+    shape = equation.outvars[0].aval.shape
+
+    def negative(value: Value):
+        return graph.shift(value, jnp.zeros(shape), -1.0)
+
+    negated = [negative(v) if isinstance(v, Value) else -v for v in operands]
+    (largest,) = maximum(graph, equation, negated)
+    return [negative(largest)]
+
+
+def clamp(graph: Graph, equation: Equation, operands: Operands):
+    low, value, high = operands
+    (value,) = maximum(graph, equation, [value, low])
+    return minimum(graph, equation, [value, high])
+
+
+def maximum_over_axes(graph: Graph, equation: Equation, operands: Operands):
+    (value,), axes = operands, equation.params["axes"]
+    shape = graph.shape(value)
+    index = np.arange(int(np.prod(shape))).reshape(shape)
+    kept = [i for i in range(len(shape)) if i not in axes]
+    index = index.transpose(*kept, *axes).reshape(*(shape[i] for i in kept), -1)
+    return [graph.largest(value, index)]
+
+
+def maximum_over_windows(graph: Graph, equation: Equation, operands: Operands):
+    """Max pooling, without dilation."""
+    (value,), params = operands, equation.params
+    if any(d != 1 for d in (*params["base_dilation"], *params["window_dilation"])):
+        return None
+    shape = graph.shape(value)
+    index = np.arange(int(np.prod(shape))).reshape(shape)
+    index = np.pad(index, params["padding"], constant_values=-1)
+    index = np.lib.stride_tricks.sliding_window_view(index, params["window_dimensions"])
+    index = index[tuple(slice(None, None, s) for s in params["window_strides"])]
+    index = index.reshape(*index.shape[: len(shape)], -1)
+    # An entry in the padding is replaced by another one of the window.
+    return [graph.largest(value, np.where(index < 0, index.max(axis=-1, keepdims=True), index))]
+
+
+# -- comparisons -----------------------------------------------------------------------------------
+
+
+def compare_with_zero(graph: Graph, equation: Equation, operands: Operands):
+    value, by = operands
+    return [Sign(value)] if isinstance(value, Value) and _is(by, 0.0) else None
+
+
+def compare_with_itself(graph: Graph, equation: Equation, operands: Operands):
+    """Whether a value is NaN: where it may be, no bound is a number."""
+    a, b = operands
+    same = isinstance(a, Value) and isinstance(b, Value) and a == b
+    return [np.zeros(equation.outvars[0].aval.shape, bool)] if same else None
+
+
+def select_by_sign(graph: Graph, equation: Equation, operands: Operands):
+    """where(z > 0, z, a z): a leaky ReLU."""
+    which, *cases = operands
+    if not isinstance(which, Sign) or len(cases) != 2:
+        return None
+    below, above = cases
+    if not (isinstance(below, Value) and isinstance(above, Value) and above == which.value):
+        return None
+    slope = _slope(graph, below, which.value)
+    return None if slope is None else [graph.unary(LEAKY(slope), which.value)]
+
+
+def _slope(graph: Graph, value: Value, of: Value):
+    """a, where `value` is a times the value `of`, with one known number a; else None."""
+    for node in graph.nodes:
+        if (
+            node.outputs == (value.number,)
+            and node.inputs == (of.number,)
+            and isinstance(node.rule, Affine)
+            and node.rule.elementwise
+        ):
+            with jax.ensure_compile_time_eval():
+                ones = jnp.ones(graph.shape(of))
+                slopes, zeros = node.rule.apply(ones), node.rule.apply(0 * ones)
+            return slopes.ravel()[0] if _is_uniform(slopes) and _is(zeros, 0.0) else None
+    return None
+
+
+# -- activations -----------------------------------------------------------------------------------
+
+
+def flow_map(graph: Graph, equation: Equation, operands: Operands):
+    """The flow map of nmODE; not its derivatives."""
+    if equation.params["order"]:
+        return None
+    return [graph.unary(of_flow_map(equation.params["flow_map"]), operands[0])]
+
+
+def softplus(graph: Graph, equation: Equation, z: Value):
+    return [graph.unary(SOFTPLUS, z)]
+
+
+def hard_tanh(graph: Graph, equation: Equation, z: Value):
+    return clamp(graph, equation, [-1.0, z, 1.0])
+
+
+def elu(graph: Graph, equation: Equation, z: Value, alpha=1.0):
+    """relu(z) + alpha (e^{-relu(-z)} - 1)"""
+    positive = graph.unary(RELU, z)
+    negative = graph.unary(RELU, graph.shift(z, 0.0, -1.0))
+    decay = graph.unary(EXP, graph.shift(negative, 0.0, -1.0))
+    return [graph.sum(positive, graph.scaled(graph.shift(decay, -1.0), alpha))]
+
+
+# -- what is known ---------------------------------------------------------------------------------
+
+
+def _is_float(value) -> bool:
+    return jnp.issubdtype(jnp.result_type(value), jnp.floating)
+
+
+def _is_uniform(value) -> bool:
+    """Whether all of `value` is known now, and is one number."""
+    if isinstance(value, Tracer):
+        return False
+    value = np.asarray(value)
+    return bool((value == value.ravel()[0]).all())
+
+
+def _is(value, number: float) -> bool:
+    """Whether all of `value` is known now, and is `number`."""
+    return not isinstance(value, Tracer | Value) and bool((np.asarray(value) == number).all())

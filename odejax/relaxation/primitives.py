@@ -1,0 +1,116 @@
+"""Which primitives bounds go through, and how: the tables, and how an equation is looked up.
+
+A primitive is one of these.
+
+- `COPYING`: linear with coefficients 0 and 1 in what depends on the image. Nothing is rounded.
+- `SUMMING`: linear with coefficients 0, 1 and -1.
+- `SCALING`: linear in one operand, where the other ones are known.
+- `UNARY`: a function of each entry, with a range and two lines.
+- `HANDLED`: all else. A handler of `handlers.py` writes it in operations of the graph.
+
+A handler that returns None takes only some forms of its primitive. For the other forms the other
+tables hold.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from . import handlers
+from .elementwise import ABS, EXP, LOG, LOG1P, RSQRT, SMOOTH, SQRT, SQUARE, AbstractElementwise
+from .graph import Graph, Value
+from .handlers import Equation, Handler, Operands, Sign
+
+COPYING = {
+    "reshape", "squeeze", "broadcast_in_dim", "transpose", "slice", "rev", "copy", "copy_p",
+    "expand_dims", "concatenate", "pad", "gather", "dynamic_slice", "select_n", "split", "stack",
+    "dynamic_update_slice", "optimization_barrier",
+}  # fmt: skip
+SUMMING = {"reduce_sum", "cumsum", "reduce_window_sum", "add", "add_any", "sub", "neg"}
+SCALING = {"mul", "div", "dot_general", "conv_general_dilated", "odejax_conv2d"}
+UNARY: dict[str, AbstractElementwise] = {
+    "exp": EXP,
+    "log": LOG,
+    "sqrt": SQRT,
+    "rsqrt": RSQRT,
+    "square": SQUARE,
+    "abs": ABS,
+    "log1p": LOG1P,
+    **SMOOTH,  # tanh, logistic, erf, erfc, sin, cos
+}
+HANDLED: dict[str, Handler] = {
+    "odejax_flow_map": handlers.flow_map,
+    "mul": handlers.multiply,
+    "div": handlers.divide,
+    "integer_pow": handlers.integer_power,
+    "max": handlers.maximum,
+    "min": handlers.minimum,
+    "clamp": handlers.clamp,
+    "reduce_max": handlers.maximum_over_axes,
+    "reduce_window_max": handlers.maximum_over_windows,
+    "ge": handlers.compare_with_zero,
+    "gt": handlers.compare_with_zero,
+    "ne": handlers.compare_with_itself,
+    "select_n": handlers.select_by_sign,
+    "convert_element_type": handlers.convert,
+    "stop_gradient": handlers.stop_gradient,
+}
+# Functions of `jax.nn`, whose lines are closer than those of their programs.
+ACTIVATIONS: dict[str, Callable[..., list[Value]]] = {
+    "softplus": handlers.softplus,
+    "elu": handlers.elu,
+    "hard_tanh": handlers.hard_tanh,
+}
+
+
+def results_of(graph: Graph, equation: Equation, operands: Operands) -> list[Any]:
+    """The results of an equation that depends on the image, as values of the graph.
+
+    Raises `ValueError` for a primitive without a rule.
+    """
+    name = equation.primitive.name
+    if name in HANDLED:
+        results = HANDLED[name](graph, equation, operands)
+        if results is not None:
+            return results
+    if any(isinstance(v, Sign) for v in operands):
+        raise no_rule(equation)
+    depends = [isinstance(v, Value) for v in operands]
+    if name in COPYING:
+        return handlers.affine(graph, equation, operands, exact=True)
+    if name in SUMMING:
+        return handlers.affine(graph, equation, operands, positive=name not in ("sub", "neg"))
+    if name in SCALING and sum(depends) == 1 and (name != "div" or depends[0]):
+        return handlers.affine(graph, equation, operands, scaling=True)
+    if name in UNARY:
+        return [graph.unary(UNARY[name], operands[0])]
+    raise no_rule(equation)
+
+
+def activation(graph: Graph, equation: Equation, operands: Operands) -> list[Value] | None:
+    """The result of an activation of `jax.nn`; None for any other program of that name."""
+    name = equation.params["name"]
+    if name not in ACTIVATIONS or not isinstance(operands[0], Value):
+        return None
+    shapes = [
+        jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type)
+        for v in equation.invars
+    ]
+    original = jax.make_jaxpr(getattr(jax.nn, name))(*shapes).eqns
+    if len(original) != 1 or str(original[0].params["jaxpr"]) != str(equation.params["jaxpr"]):
+        return None
+    return ACTIVATIONS[name](graph, equation, *operands)
+
+
+_JAX = Path(jax.__file__).parent
+
+
+def no_rule(equation: Equation) -> ValueError:
+    """The error that names a primitive, and the line outside JAX that it comes from."""
+    traceback = equation.source_info.traceback
+    frames = traceback.frames if traceback is not None else ()
+    lines = (f for f in frames if not Path(f.file_name).is_relative_to(_JAX))
+    at = next((f" (at {f.file_name}:{f.line_num}, in {f.function_name})" for f in lines), "")
+    return ValueError(f"no bounds are known for the primitive {equation.primitive.name}{at}")

@@ -1,0 +1,217 @@
+"""From a function to its graph: the jaxpr, walked once.
+
+What does not depend on the image is evaluated. Programs within (`jit`, `custom_jvp`, `custom_vjp`,
+`checkpoint`) are inlined. A `scan` is one operation of the graph if, of all that goes in and comes
+out, its carry alone depends on the image; any other `scan` is unrolled.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.interpreters import partial_eval as pe
+
+from .graph import Graph, Value
+from .handlers import Equation, Operands, Sign, bind
+from .primitives import activation, results_of
+from .rules import Affine, Loop
+
+INLINED = {
+    "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call",
+    "custom_vjp_call", "custom_vjp_call_jaxpr",
+}  # fmt: skip
+
+
+def trace(function: Callable, x: jax.Array) -> Graph:
+    """The graph of `function`, of one array to one array, for inputs of the shape of `x`.
+
+    Raises `ValueError` for a primitive without a rule, and for a result that does not depend on
+    `x`.
+    """
+    closed = jax.make_jaxpr(function)(x)
+    graph = Graph([x.shape])
+    (out,) = _run(graph, closed.jaxpr, closed.consts, [Value(0)])
+    if not isinstance(out, Value):
+        raise ValueError("the logits do not depend on the image: there is nothing to prove")
+    graph.outputs = (out.number,)
+    return graph.joined()
+
+
+def depends_on(jaxpr: Jaxpr, depends: Sequence[bool]) -> list[bool]:
+    """Which results depend on the operands that `depends` marks."""
+    return [
+        any(d and u for d, u in zip(depends, pe.dce_jaxpr(jaxpr, one)[1], strict=True))
+        for one in np.eye(len(jaxpr.outvars), dtype=bool).tolist()
+    ]
+
+
+def _run(graph: Graph, jaxpr: Jaxpr, consts: Operands, args: Operands) -> list[Any]:
+    """The results of a jaxpr: arrays where they are known, and values of the graph."""
+    known: dict[Any, Any] = {}
+
+    def read(var):
+        return var.val if isinstance(var, Literal) else known[var]
+
+    known.update(zip(jaxpr.constvars, consts, strict=True))
+    known.update(zip(jaxpr.invars, args, strict=True))
+    for equation in jaxpr.eqns:
+        results = _equation(graph, equation, [read(var) for var in equation.invars])
+        known.update(zip(equation.outvars, results, strict=True))
+    return [read(var) for var in jaxpr.outvars]
+
+
+def _equation(graph: Graph, equation: Equation, operands: Operands) -> list[Any]:
+    name = equation.primitive.name
+    depends = any(isinstance(v, Value | Sign) for v in operands)
+    if name in INLINED:
+        if depends and name in ("jit", "pjit"):
+            result = activation(graph, equation, operands)
+            if result is not None:
+                return result
+        return _inlined(graph, equation, operands)
+    if not depends:
+        return _evaluated(equation, operands)
+    if name == "scan":
+        return _scan(graph, equation.params, operands)
+    return results_of(graph, equation, operands)
+
+
+def _evaluated(equation: Equation, operands: Operands) -> list[Any]:
+    """On what is known; numbers that are known now stay so under `jit`."""
+    if any(isinstance(v, Tracer) for v in operands):
+        return bind(equation, operands)
+    with jax.ensure_compile_time_eval():
+        return bind(equation, operands)
+
+
+def _inlined(graph: Graph, equation: Equation, operands: Operands) -> list[Any]:
+    params = equation.params
+    inner = next(p for p in map(params.get, ("jaxpr", "call_jaxpr", "fun_jaxpr")) if p)
+    if isinstance(inner, ClosedJaxpr):
+        return _run(graph, inner.jaxpr, inner.consts, operands)
+    return _run(graph, inner, (), operands)
+
+
+# -- loops -----------------------------------------------------------------------------------------
+
+
+def _scan(graph: Graph, params: dict[str, Any], operands: Operands) -> list[Any]:
+    n_consts, n_carry = params["num_consts"], params["num_carry"]
+    consts, carry = operands[:n_consts], operands[n_consts : n_consts + n_carry]
+    xs = operands[n_consts + n_carry :]
+    looped = _loop(graph, params, consts, carry, xs)
+    return _unrolled(graph, params, consts, carry, xs) if looped is None else looped
+
+
+def _unrolled(
+    graph: Graph, params: dict[str, Any], consts: Operands, carry: Operands, xs: Operands
+) -> list[Any]:
+    """The final carry and the stacked results of all turns, one after another."""
+    jaxpr, n_carry, turns = params["jaxpr"], len(carry), range(params["length"])
+    ys: list[list[Any]] = []
+    for t in reversed(turns) if params["reverse"] else turns:
+        args = [*consts, *carry, *(_item(graph, v, t) for v in xs)]
+        out = _run(graph, jaxpr.jaxpr, jaxpr.consts, args)
+        carry = out[:n_carry]
+        ys.append(out[n_carry:])
+    if params["reverse"]:
+        ys.reverse()
+    return [*carry, *(_stacked(graph, y) for y in zip(*ys, strict=True))]
+
+
+def _item(graph: Graph, value, t: int):
+    """value[t]"""
+    if not isinstance(value, Value):
+        return value[t]
+    return graph.copied(lambda y: y[t], value, graph.shape(value)[1:])
+
+
+def _stacked(graph: Graph, values: Sequence[Any]):
+    """What each turn gives, stacked."""
+    places = [i for i, v in enumerate(values) if isinstance(v, Value)]
+    if not places:
+        return jnp.stack(values)
+
+    def stack(ys, known):
+        given = dict(zip(places, ys, strict=True))
+        return jnp.stack([given[i] if i in given else known(v) for i, v in enumerate(values)])
+
+    rule = Affine(
+        lambda *ys: stack(ys, lambda v: v), lambda *rs: stack(rs, jnp.zeros_like), exact=True
+    )
+    shape = graph.shape(values[places[0]])
+    return graph.add(rule, [values[i] for i in places], (len(values), *shape))
+
+
+def _loop(
+    graph: Graph, params: dict[str, Any], consts: Operands, carry: Operands, xs: Operands
+) -> list[Any] | None:
+    """A scan as one operation, if its carry alone depends on the image; else None."""
+    jaxpr, length = params["jaxpr"], params["length"]
+    depends = [isinstance(v, Value) for v in carry]
+    if length < 2 or any(isinstance(v, Value) for v in (*consts, *xs)):
+        return None
+    if not _is_closed(jaxpr.jaxpr, len(consts), depends):
+        return None
+    places = [i for i, d in enumerate(depends) if d]
+    known = [None if d else v for d, v in zip(depends, carry, strict=True)]
+    ends, starts, ys = _known_part(params, consts, known, xs)
+    shapes = [graph.shape(carry[i]) for i in places]
+
+    def body(item) -> Graph:
+        """The graph of one turn: `item` holds what is known of it."""
+        values, before = item
+        turn = Graph(shapes)
+        at = iter(Value(number) for number in turn.inputs)
+        args = [next(at) if d else b for d, b in zip(depends, before, strict=True)]
+        out = _run(turn, jaxpr.jaxpr, jaxpr.consts, [*consts, *args, *values])
+        last = [out[i] for i in places]
+        if not all(isinstance(v, Value) for v in last):
+            raise ValueError(
+                "the carry of a scan depends on the image before a turn and not after it"
+            )
+        turn.outputs = tuple(v.number for v in last)
+        return turn.joined()
+
+    order = slice(None, None, -1) if params["reverse"] else slice(None)
+    items = jax.tree.map(lambda v: v[order], (list(xs), starts))
+    out = iter(graph.add_loop(Loop(body, items, length), [carry[i] for i in places], shapes))
+    return [*(next(out) if d else e for d, e in zip(depends, ends, strict=True)), *ys]
+
+
+def _is_closed(jaxpr: Jaxpr, n_consts: int, depends: list[bool]) -> bool:
+    """Whether the marked parts of the carry stay the only results that depend on the image."""
+    n_xs = len(jaxpr.invars) - n_consts - len(depends)
+    out = depends_on(jaxpr, [*[False] * n_consts, *depends, *[False] * n_xs])
+    more = [a or b for a, b in zip(depends, out, strict=False)]
+    return more == depends and not any(out[len(depends) :])
+
+
+def _known_part(params: dict[str, Any], consts: Operands, known: list[Any], xs: Operands):
+    """Of a scan: the carry's known part at the end and at the start of each turn, and the ys.
+
+    - `known`: the carry at the start, None for what depends on the image.
+    """
+    jaxpr, n_carry = params["jaxpr"], len(known)
+    n_out = len(jaxpr.jaxpr.outvars)
+    if n_out == n_carry and all(v is None for v in known):
+        return [None] * n_carry, [None] * n_carry, []
+
+    def turn(carry, values):
+        full = [
+            jnp.zeros(v.aval.shape, v.aval.dtype) if c is None else c
+            for c, v in zip(carry, jaxpr.jaxpr.invars[len(consts) :], strict=False)
+        ]
+        out = jaxpr_as_fun(jaxpr)(*consts, *full, *values)
+        new = [None if k is None else out[i] for i, k in enumerate(known)]
+        return new, (carry, out[n_carry:])
+
+    ends, (starts, ys) = lax.scan(
+        turn, known, list(xs), length=params["length"], reverse=params["reverse"]
+    )
+    return ends, jax.tree.map(lambda v: v[::-1], starts) if params["reverse"] else starts, ys
