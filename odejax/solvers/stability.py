@@ -20,7 +20,6 @@ from jaxtyping import Array, Float
 from .._types import Key, Scalar
 from .layer_steps import AbstractLayerStep
 
-States = Sequence[Float[Array, "..."]] | Float[Array, "n ..."]
 
 States = Float[Array, "n ..."]
 Field = Callable[[Float[Array, "..."]], Float[Array, "..."]]
@@ -44,7 +43,9 @@ def perturbation_growth(ys: States, zs: States) -> Scalar:
     return jnp.max(distances) / distances[0]
 
 
-def growth_ratios(ys: States, zs: States, ord: int = 2) -> Float[Array, " n"]:
+def growth_ratios(
+    ys: Sequence[Array] | Array, zs: Sequence[Array] | Array, ord: int = 2
+) -> Float[Array, " n"]:
     """|z_n - y_n| / |z_1 - y_1| behind each block n, (n,): the perturbation growth ratio of *ssp*.
 
     - `ys`, `zs`: a network's states behind its blocks, of a clean and an attacked image: one
