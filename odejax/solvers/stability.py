@@ -20,7 +20,6 @@ from jaxtyping import Array, Float
 from .._types import Key, Scalar
 from .layer_steps import AbstractLayerStep
 
-
 States = Float[Array, "n ..."]
 Field = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
