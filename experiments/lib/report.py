@@ -126,6 +126,15 @@ def legend_below(drawn: Any, ncols: int, **settings: Any):
     drawn.legend(handles.values(), handles.keys(), ncols=ncols, **settings)
 
 
+def flag_notes(flags: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Every flag with its evidence, of each network by name."""
+    return [
+        f"{name}: [bold]{flag}[/] ({evidence})"
+        for name, raised in flags.items()
+        for flag, evidence in raised.items()
+    ]
+
+
 def setting_line(settings: Mapping[str, Any], *more: str) -> str:
     """Which images were attacked."""
     return ", ".join(

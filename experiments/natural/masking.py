@@ -164,11 +164,7 @@ def tables(result: dict[str, Any]) -> list[Any]:
 
 
 def notes(result: dict[str, Any]) -> list[str]:
-    return [
-        f"{name}: [bold]{flag}[/] ({evidence})"
-        for name, model in result["models"].items()
-        for flag, evidence in model["flags"].items()
-    ]
+    return report.flag_notes({name: model["flags"] for name, model in result["models"].items()})
 
 
 def figure(result: dict[str, Any]):

@@ -224,11 +224,8 @@ def tables(result: dict[str, Any]) -> list[Any]:
 
 
 def notes(result: dict[str, Any]) -> list[str]:
-    return [
-        f"{name}: [bold]{flag}[/] ({evidence})"
-        for name, record in result["runs"].items()
-        for flag, evidence in record["interval"]["flags"].items()
-    ]
+    runs = result["runs"].items()
+    return report.flag_notes({name: record["interval"]["flags"] for name, record in runs})
 
 
 _LABELS = {

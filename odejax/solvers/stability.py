@@ -43,12 +43,12 @@ def perturbation_growth(ys: States, zs: States) -> Scalar:
 
 
 def growth_ratios(
-    ys: Sequence[Float[Array, "..."]], zs: Sequence[Float[Array, "..."]], ord: int = 2
+    ys: Sequence[Array] | Array, zs: Sequence[Array] | Array, ord: int = 2
 ) -> Float[Array, " n"]:
     """|z_n - y_n| / |z_1 - y_1| behind each block n, (n,): the perturbation growth ratio of *ssp*.
 
-    - `ys`, `zs`: a network's states behind its blocks, of a clean and an attacked image; they
-      may differ in shape from block to block.
+    - `ys`, `zs`: a network's states behind its blocks, of a clean and an attacked image: one
+      array (n, ...), or several whose shapes may differ.
     - `ord`: the norm, 1 or 2 (2).
 
         >>> import jax.numpy as jnp, odejax
