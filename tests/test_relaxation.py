@@ -117,6 +117,15 @@ def reversed_loop(x):
     return y * z
 
 
+def counting(x):
+    def turn(carry, w):
+        count, y = carry
+        return (2 * count + 1, y + 0.1 * count * (w @ y)), None
+
+    weights = jnp.stack([V, jnp.zeros_like(V), -V])
+    return lax.scan(turn, (1.0, W @ x), weights, reverse=True)[0][1]
+
+
 def states(x):
     def turn(y, _):
         y = jax.nn.relu(V @ y)
@@ -136,6 +145,8 @@ PROGRAMS = {
     "linear": lambda x: W @ x + 1,
     "relu": lambda x: jax.nn.relu(W @ x) @ V,
     "leaky relu": lambda x: jax.nn.leaky_relu(W @ x) @ V,
+    "leaky relu of slope 2": lambda x: jax.nn.leaky_relu(W @ x, 2.0) @ V,
+    "absolute value by cases": lambda x: (lambda z: jnp.where(z > 0, z, -z))(W @ x) @ V,
     "relu6": lambda x: jax.nn.relu6(W @ x) @ V,
     "gelu": lambda x: jax.nn.gelu(W @ x) @ V,
     "exact gelu": lambda x: jax.nn.gelu(W @ x, approximate=False) @ V,
@@ -179,6 +190,7 @@ PROGRAMS = {
     ).ravel(),
     "loop": loop,
     "reversed loop": reversed_loop,
+    "reversed loop that counts": counting,
     "states of a loop": states,
     "checkpoint": lambda x: jax.checkpoint(lambda y: jnp.tanh(W @ y))(x) @ V,
     "custom_vjp": lambda x: own_rule(W @ x),
@@ -240,7 +252,8 @@ def test_of_an_affine_program_the_bounds_are_attained(name):
 
 def test_two_layers_of_relu_have_the_bounds_of_crown_by_hand():
     """Zhang et al. (2018), arXiv:1811.00866, written out in NumPy for one hidden layer."""
-    weights = draw(8, 16), draw(8), draw(3, 8), draw(3)
+    rng = np.random.default_rng(1)
+    weights = [rng.normal(size=s).astype(np.float32) for s in ((8, 16), (8,), (3, 8), (3,))]
     w, b, v, c = (a.astype(np.float64) for a in weights)
     eps = 0.1
 
@@ -321,6 +334,56 @@ def test_of_a_primitive_that_jax_itself_calls_no_line_is_named():
 def test_no_primitive_is_in_two_tables():
     tables = COPYING, SUMMING, SCALING, set(UNARY)
     assert sum(map(len, tables)) == len(set().union(*tables))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: jnp.where(x > 0, x, x[::-1]), "primitive select_n"),
+        (lambda x: lax.scan(lambda y, _: (jnp.where(x > 0, y, 0.1 * y), None), x, None, 2)[0],
+         "primitive scan"),
+        (lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1,), (1,), [(1, 0)]),
+         "primitive reduce_window_max"),
+        (lambda x: x.astype(jnp.bfloat16), "got bfloat16 from convert_element_type"),
+        (lambda x: lax.dot(W, x, preferred_element_type=jnp.bfloat16),
+         "got bfloat16 from dot_general"),
+    ],
+    ids=["where, reversed", "a mask in a loop", "a window of padding", "bfloat16", "bfloat16 dot"],
+)  # fmt: skip
+def test_what_only_looks_like_a_known_form_is_refused(function, message):
+    with pytest.raises(ValueError, match=message):
+        trace(function, jnp.asarray(X))
+
+
+@pytest.mark.parametrize("tighten", [False, True], ids=["intervals", "linear"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: jnp.sqrt(x[:2] - X[:2]),
+        lambda x: jnp.log(x[:2] - X[:2]),
+        lambda x: 1 / (x[:2] - X[:2]),
+        lambda x: 1e30 * jax.nn.relu(1e30 * jax.nn.relu(1e-30 * x[:2])),
+        lambda x: lax.rsqrt(1e30 * (x[:2] - X[:2] + 0.05)),
+    ],
+    ids=["sqrt", "log", "1/z", "overflow", "large numbers"],
+)
+def test_where_a_function_has_no_value_nothing_is_bounded(function, tighten):
+    low, high = bounds_of(function, LinfBall(0.1), tighten)
+    assert (low == -np.inf).all()
+    assert (high == np.inf).all()
+
+
+@pytest.mark.parametrize("n", [784, 3072, 12288])
+def test_rounding_of_long_sums_is_counted(n):
+    """Equal terms, whose roundings do not cancel, in every order that XLA has for them."""
+    x, w = jnp.full(n, 0.1, jnp.float32), jnp.full((2, n), 0.013, jnp.float32)
+    exact = n * float(x[0]) * float(w[0, 0])
+    margins = Margins(trace(lambda x: w @ x, x), x, LinfBall(0.0), Propagation())
+    low, high = (sign * margins.least_of(sign * jnp.eye(2), stop=False)[0] for sign in (1, -1))
+    sums = [exact, float((w @ x)[0]), *jax.vmap(lambda x: w @ x)(jnp.stack([x] * 64))[:, 0]]
+    assert low <= min(sums)
+    assert max(sums) <= high
+    assert high - low < 1e-3 * exact
 
 
 def test_what_does_not_depend_on_the_image_has_nothing_to_prove():

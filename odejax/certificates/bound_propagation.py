@@ -15,6 +15,7 @@ from .._threat_model import AbstractBall, LinfBall
 from .._types import Image, Label, Logits, LogitsFn, Scalar
 from ..models.ode_solve import ODESolve
 from ..relaxation import Graph, Interval, Propagation, depends_on, pull, trace
+from ..relaxation.rules import sum_rounding
 from ..solvers import GridSteps
 from .base import AbstractCertificate
 
@@ -152,7 +153,9 @@ class Margins:
         """The least value of <rows, x'> + offset over the x' of ball and box."""
         x = jnp.ravel(self.x)
         rows = rows[0].reshape(len(offset), -1) if rows else jnp.zeros((len(offset), x.size))
-        return offset + rows @ x - self.ball.largest_gain(x, -rows) * (1 + 1e-5)
+        gain = self.ball.largest_gain(x, -rows)
+        lost = 2 * sum_rounding(x.size) * (jnp.abs(rows) @ jnp.abs(x) + gain)
+        return offset + rows @ x - gain - lost
 
     def least_of(self, rows: Float[Array, "r k"], *, stop: bool) -> Float[Array, " r"]:
         """Lower bounds on <rows, z>; `stop`: from the intervals ahead of the last affine part."""
@@ -160,7 +163,7 @@ class Margins:
         offset = jnp.zeros(len(rows), self.x.dtype)
         pulled = pull(self.graph.nodes, self.bounds, {out: rows}, offset, stop=stop)
         least = self._over_ball(*pulled)
-        return jnp.where(jnp.isnan(least), -jnp.inf, least)  # infinite parts that cancel
+        return jnp.where(jnp.isfinite(least), least, -jnp.inf)  # no overflow is a bound
 
     def of_label(self, label: Label, *, stop: bool) -> Float[Array, " k"]:
         """Lower bounds on z_label - z_j."""

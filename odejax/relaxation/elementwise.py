@@ -104,27 +104,32 @@ class Convex(AbstractElementwise):
     start: float = eqx.field(static=True, default=-math.inf)
 
     def range(self, lower, upper):
-        lower, upper = jnp.maximum(lower, self.start), jnp.maximum(upper, self.start)
         ends = self.f(lower), self.f(upper)
         low, high = jnp.minimum(*ends), jnp.maximum(*ends)
         if self.bottom is not None:
-            low = jnp.where(
-                (lower < self.bottom) & (upper > self.bottom), self.f(jnp.asarray(self.bottom)), low
-            )
-        return low, high
+            bottom = self.f(jnp.asarray(self.bottom))
+            low = jnp.where((lower < self.bottom) & (upper > self.bottom), bottom, low)
+        outside = lower < self.start
+        return jnp.where(outside, -jnp.inf, low), jnp.where(outside, jnp.inf, high)
 
     def lines(self, lower, upper, slope=None):
-        lower, upper = jnp.maximum(lower, self.start), jnp.maximum(upper, self.start)
-        middle = (lower + upper) / 2
+        middle, wide = (lower + upper) / 2, upper > lower
         tangent = self.derivative(middle)
-        wide = upper > lower
         chord = jnp.where(wide, self.chord(lower, jnp.where(wide, upper, lower + 1)), tangent)
-        under = tangent, self.f(middle) - tangent * middle
-        over = chord, jnp.maximum(self.f(lower) - chord * lower, self.f(upper) - chord * upper)
-        if self.sign < 0:
-            over = chord, jnp.minimum(self.f(lower) - chord * lower, self.f(upper) - chord * upper)
-            return Lines(*over, *under)
-        return Lines(*under, *over)
+        ends = self.f(lower) - chord * lower, self.f(upper) - chord * upper
+        touching = tangent, self.f(middle) - tangent * middle
+        low, high = self.range(lower, upper)
+        if self.sign > 0:
+            under, over = touching, (chord, jnp.maximum(*ends))
+        else:
+            under, over = (chord, jnp.minimum(*ends)), touching
+        return Lines(*_or_flat(under, low), *_or_flat(over, high))
+
+
+def _or_flat(line, end):
+    """A line where it and the range's end are numbers, and else that end."""
+    good = jnp.isfinite(line[0]) & jnp.isfinite(line[1]) & jnp.isfinite(end)
+    return jnp.where(good, line[0], 0.0), jnp.where(good, line[1], end)
 
 
 class Reciprocal(AbstractElementwise):
@@ -241,7 +246,6 @@ def _gauss(z):
     return 2 / math.sqrt(math.pi) * jnp.exp(-(z**2))
 
 
-_TINY = 1e-30
 RELU = Leaky()
 LEAKY = Leaky
 ABS = Convex(jnp.abs, jnp.sign, _abs_chord, bottom=0.0)
@@ -252,7 +256,7 @@ LOG = Convex(jnp.log, lambda z: 1 / z, _log_chord, sign=-1, start=0.0)
 LOG1P = Convex(jnp.log1p, lambda z: 1 / (1 + z), _log1p_chord, sign=-1, start=-1.0)
 SQRT = Convex(
     jnp.sqrt,
-    lambda z: 0.5 / jnp.sqrt(jnp.maximum(z, _TINY)),
+    lambda z: 0.5 / jnp.sqrt(z),
     lambda lower, upper: 1 / (jnp.sqrt(lower) + jnp.sqrt(upper)),
     sign=-1,
     start=0.0,

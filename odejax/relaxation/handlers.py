@@ -7,18 +7,17 @@ are known. It returns the results, or None where it does not take this form of t
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .._rounding import SUM_ROUNDING
 from .elementwise import EXP, LEAKY, RECIPROCAL, RELU, SOFTPLUS, SQUARE, of_flow_map
 from .graph import Graph, Value
-from .rules import ROUNDING, Affine
+from .rules import ROUNDING, Affine, sum_rounding
 
 Equation = Any  # a `jax.extend.core.JaxprEqn`, which declares no shapes
 Operands = Sequence[Any]
@@ -90,10 +89,35 @@ def affine(
             exact,
             positive=positive and not scaling,
             elementwise=(single or exact) and len(places) == 1,
-            rounding=ROUNDING if single else SUM_ROUNDING,
+            rounding=ROUNDING if single else sum_rounding(_terms(equation, known)),
+            factor=_factor(name, known),
         )
         results.append(graph.add(rule, [operands[i] for i in places], shape))
     return results
+
+
+def _terms(equation: Equation, known: dict[int, Any]) -> int:
+    """The number of terms in the longest sum of a primitive, or of its transpose."""
+    name, params = equation.primitive.name, equation.params
+    shape = equation.invars[0].aval.shape
+    if name == "reduce_sum":
+        return math.prod(shape[i] for i in params["axes"])
+    if name == "cumsum":
+        return shape[params["axis"]]
+    if name == "reduce_window_sum":
+        return math.prod(params["window_dimensions"])
+    if name in ("dot_general", "conv_general_dilated", "odejax_conv2d"):
+        # At most one of the known operand's axes is in none of the sums.
+        (operand,) = known.values()
+        return math.prod(operand.shape) // max(1, min(operand.shape, default=1))
+    return 1
+
+
+def _factor(name: str, known: dict[int, Any]) -> Any:
+    """What a value is multiplied by, where nothing else is done to it."""
+    if name == "neg":
+        return -1.0
+    return next(iter(known.values())) if name == "mul" else None
 
 
 def convert(graph: Graph, equation: Equation, operands: Operands):
@@ -197,6 +221,8 @@ def maximum_over_windows(graph: Graph, equation: Equation, operands: Operands):
     index = np.lib.stride_tricks.sliding_window_view(index, params["window_dimensions"])
     index = index[tuple(slice(None, None, s) for s in params["window_strides"])]
     index = index.reshape(*index.shape[: len(shape)], -1)
+    if (index.max(axis=-1) < 0).any():  # a window of padding alone
+        return None
     # An entry in the padding is replaced by another one of the window.
     return [graph.largest(value, np.where(index < 0, index.max(axis=-1, keepdims=True), index))]
 
@@ -217,7 +243,7 @@ def compare_with_itself(graph: Graph, equation: Equation, operands: Operands):
 
 
 def select_by_sign(graph: Graph, equation: Equation, operands: Operands):
-    """where(z > 0, z, a z): a leaky ReLU."""
+    """where(z > 0, z, a z) = a z + (1 - a) relu(z), a leaky ReLU for 0 <= a <= 1."""
     which, *cases = operands
     if not isinstance(which, Sign) or len(cases) != 2:
         return None
@@ -225,22 +251,23 @@ def select_by_sign(graph: Graph, equation: Equation, operands: Operands):
     if not (isinstance(below, Value) and isinstance(above, Value) and above == which.value):
         return None
     slope = _slope(graph, below, which.value)
-    return None if slope is None else [graph.unary(LEAKY(slope), which.value)]
+    if slope is None:
+        return None
+    if 0 <= slope <= 1:
+        return [graph.unary(LEAKY(slope), which.value)]
+    positive = graph.scaled(graph.unary(RELU, which.value), 1 - slope)
+    return [graph.sum(graph.scaled(which.value, slope), positive)]
 
 
-def _slope(graph: Graph, value: Value, of: Value):
-    """a, where `value` is a times the value `of`, with one known number a; else None."""
+def _slope(graph: Graph, value: Value, of: Value) -> float | None:
+    """a, where `value` is a times the value `of`, with one number a that is known now."""
     for node in graph.nodes:
-        if (
-            node.outputs == (value.number,)
-            and node.inputs == (of.number,)
-            and isinstance(node.rule, Affine)
-            and node.rule.elementwise
-        ):
-            with jax.ensure_compile_time_eval():
-                ones = jnp.ones(graph.shape(of))
-                slopes, zeros = node.rule.apply(ones), node.rule.apply(0 * ones)
-            return slopes.ravel()[0] if _is_uniform(slopes) and _is(zeros, 0.0) else None
+        if node.outputs == (value.number,) and node.inputs == (of.number,):
+            factor = node.rule.factor if isinstance(node.rule, Affine) else None
+            alike = graph.shape(value) == graph.shape(of)
+            if factor is not None and alike and not isinstance(factor, Tracer):
+                factors = np.unique(np.asarray(factor))
+                return float(factors[0]) if len(factors) == 1 else None
     return None
 
 
@@ -275,14 +302,6 @@ def elu(graph: Graph, equation: Equation, z: Value, alpha=1.0):
 
 def _is_float(value) -> bool:
     return jnp.issubdtype(jnp.result_type(value), jnp.floating)
-
-
-def _is_uniform(value) -> bool:
-    """Whether all of `value` is known now, and is one number."""
-    if isinstance(value, Tracer):
-        return False
-    value = np.asarray(value)
-    return bool((value == value.ravel()[0]).all())
 
 
 def _is(value, number: float) -> bool:

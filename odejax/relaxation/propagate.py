@@ -220,6 +220,7 @@ class Propagation:
                 k, tightened = carry
                 index = lax.dynamic_slice(order, (k,), (half,))
                 lower = finish(*lax.switch(i, begins, index))
+                lower = jnp.where(jnp.isfinite(lower), lower, -jnp.inf)  # no overflow is a bound
                 tightened = tightened.at[0, i, index].set(lower[:half])
                 return k + half, tightened.at[1, i, index].set(-lower[half:])
 
@@ -268,11 +269,14 @@ class Propagation:
         return {**results, ("loop", node.outputs[0]): kept}
 
 
+_LARGEST = 1e18  # float32 holds its square
+
+
 def _numbers(bound: Bound) -> Bound:
-    """Where an interval has grown beyond all numbers, infinite ends in the place of NaN."""
+    """Infinite ends in the place of NaN, and of numbers whose products would overflow."""
     (low, high), size = bound.interval, bound.size
-    low = jnp.where(jnp.isnan(low), -jnp.inf, low)
-    return Bound(Interval(low, jnp.where(jnp.isnan(high), jnp.inf, high)), size)
+    low = jnp.where(low > -_LARGEST, low, -jnp.inf)
+    return Bound(Interval(low, jnp.where(high < _LARGEST, high, jnp.inf)), size)
 
 
 def _segments(nodes: Sequence[Node]) -> Iterator[tuple[Node, ...]]:

@@ -24,6 +24,15 @@ Numbers = Float[Array, "..."]
 ROUNDING = 5e-7
 
 
+def sum_rounding(n: int) -> float:
+    """What a sum of n terms may lose, as a fraction of the sum of their sizes.
+
+    XLA's dot products keep at least 8 partial sums, so their longest chain has about n / 8
+    additions: n / 8 u where that is more than `SUM_ROUNDING`. Equal terms come to n / 27 u.
+    """
+    return max(SUM_ROUNDING, (n / 8 + 8) * 2.0**-24)
+
+
 class Interval(NamedTuple):
     """What a value lies between."""
 
@@ -73,6 +82,7 @@ class Affine(Rule):
       the result is one of an entry of the one operand.
     - `rounding`: what an evaluation may lose, as a fraction of the sizes of what is added.
     - `sizes`: these, from the sizes of the operands; None: the radius and the constant's size.
+    - `factor`: what the operand is multiplied by, where nothing else is done to it.
     """
 
     apply: Callable
@@ -82,6 +92,7 @@ class Affine(Rule):
     elementwise: bool = False
     rounding: float = SUM_ROUNDING
     sizes: Callable | None = None
+    factor: Any = None
 
     def size_of(self, *sizes: Numbers) -> Numbers:
         """The sizes of all that is added, for operands of these sizes."""
@@ -107,6 +118,8 @@ class Affine(Rule):
             low, high = self.apply(*lows), self.apply(*highs)
             return Bound(Interval(low, high), jnp.zeros_like(low))
         size = self.size_of(*(x.largest() for x in xs))
+        # What is smaller than any normal number may be flushed to zero.
+        size = size + jnp.finfo(size.dtype).tiny / ROUNDING
         lost = self.rounding * size
         if self.positive:
             low, high = self.apply(*lows), self.apply(*highs)
@@ -128,7 +141,8 @@ class Affine(Rule):
         moved = jax.vmap(pull)(rows)
         if self.exact:
             return moved, total(rows * constant)
-        return moved, total(rows * constant - 2 * self.rounding * jnp.abs(rows) * y.size)
+        lost = (2 * self.rounding + SUM_ROUNDING) * jnp.abs(rows) * y.size
+        return moved, total(rows * constant - lost)
 
 
 def _toward(low, lost):
@@ -137,8 +151,10 @@ def _toward(low, lost):
 
 
 def total(rows: Numbers) -> Numbers:
-    """The sum over all but the first axis."""
-    return jnp.sum(rows.reshape(rows.shape[0], -1), axis=1)
+    """The sum over all but the first axis, one axis after another: no chain is long."""
+    while rows.ndim > 1:
+        rows = jnp.sum(rows, axis=-1)
+    return rows
 
 
 def split(rows: Numbers) -> tuple[Numbers, Numbers]:

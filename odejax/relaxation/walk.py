@@ -18,7 +18,7 @@ from jax.interpreters import partial_eval as pe
 
 from .graph import Graph, Value
 from .handlers import Equation, Operands, Sign, bind
-from .primitives import activation, results_of
+from .primitives import activation, no_rule, results_of
 from .rules import Affine, Loop
 
 INLINED = {
@@ -76,8 +76,12 @@ def _equation(graph: Graph, equation: Equation, operands: Operands) -> list[Any]
         return _inlined(graph, equation, operands)
     if not depends:
         return _evaluated(equation, operands)
+    for var in equation.outvars:
+        dtype = var.aval.dtype
+        if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+            raise ValueError(f"bounds are for float32 and float64; got {dtype} from {name}")
     if name == "scan":
-        return _scan(graph, equation.params, operands)
+        return _scan(graph, equation, operands)
     return results_of(graph, equation, operands)
 
 
@@ -100,12 +104,23 @@ def _inlined(graph: Graph, equation: Equation, operands: Operands) -> list[Any]:
 # -- loops -----------------------------------------------------------------------------------------
 
 
-def _scan(graph: Graph, params: dict[str, Any], operands: Operands) -> list[Any]:
-    n_consts, n_carry = params["num_consts"], params["num_carry"]
+def _scan(graph: Graph, equation: Equation, operands: Operands) -> list[Any]:
+    if any(isinstance(v, Sign) for v in operands):
+        raise no_rule(equation)
+    params = equation.params
+    # JAX's versions name the numbers of operands in other ways; a turn's own have an axis less.
+    inner = params["jaxpr"].jaxpr
+    n_carry = _count_alike(equation.outvars, inner.outvars)
+    n_consts = _count_alike(equation.invars, inner.invars) - n_carry
     consts, carry = operands[:n_consts], operands[n_consts : n_consts + n_carry]
     xs = operands[n_consts + n_carry :]
     looped = _loop(graph, params, consts, carry, xs)
     return _unrolled(graph, params, consts, carry, xs) if looped is None else looped
+
+
+def _count_alike(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+    """How many operands of a scan go into every turn as they are."""
+    return sum(a.aval.shape == b.aval.shape for a, b in zip(outer, inner, strict=True))
 
 
 def _unrolled(
@@ -195,6 +210,8 @@ def _is_closed(jaxpr: Jaxpr, n_consts: int, depends: list[bool]) -> bool:
 def _known_part(params: dict[str, Any], consts: Operands, known: list[Any], xs: Operands):
     """Of a scan: the carry's known part at the end and at the start of each turn, and the ys.
 
+    Like the ys, what is of each turn stands where its x does, in a reversed scan too.
+
     - `known`: the carry at the start, None for what depends on the image.
     """
     jaxpr, n_carry = params["jaxpr"], len(known)
@@ -214,4 +231,4 @@ def _known_part(params: dict[str, Any], consts: Operands, known: list[Any], xs: 
     ends, (starts, ys) = lax.scan(
         turn, known, list(xs), length=params["length"], reverse=params["reverse"]
     )
-    return ends, jax.tree.map(lambda v: v[::-1], starts) if params["reverse"] else starts, ys
+    return ends, starts, ys
