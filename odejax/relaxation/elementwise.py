@@ -161,7 +161,7 @@ class Reciprocal(AbstractElementwise):
 class Smooth(AbstractElementwise):
     """A function of bounded curvature.
 
-    - `derivative(z)`: f'; `curvature`: max |f''|.
+    - `derivative(z)`: f'; `steepest`: max |f'|; `curvature`: max |f''|.
     - `increasing`: it is so everywhere, and its range is that between the ends.
     - `bounds`: what all its values lie between.
     - `error`: how far an evaluation may be off besides rounding; `argument_error`: and for each
@@ -176,6 +176,7 @@ class Smooth(AbstractElementwise):
     error: float = eqx.field(static=True, default=0.0)
     increasing: bool = eqx.field(static=True, default=False)
     argument_error: float = eqx.field(static=True, default=0.0)
+    steepest: float = eqx.field(static=True, default=1.0)
     samples: int = eqx.field(static=True, default=16)
 
     def range(self, lower, upper):
@@ -198,7 +199,10 @@ class Smooth(AbstractElementwise):
         steps = jnp.arange(self.samples + 1, dtype=lower.dtype)
         z = lower + spacing * steps.reshape(-1, *[1] * lower.ndim)
         largest = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
-        between = spacing**2 / 8 * self.curvature + 2 * self.error + self.argument_error * largest
+        # Samples are rounded: two may be an ulp further apart, and the ends one inside.
+        ulp = 4 * jnp.finfo(z.dtype).eps * largest
+        between = (spacing + ulp) ** 2 / 8 * self.curvature + ulp * self.steepest
+        between = between + 2 * self.error + self.argument_error * largest
         return self.f(z), z, between
 
 
@@ -211,6 +215,7 @@ def of_flow_map(flow_map: AbstractFlowMap) -> Smooth:
         flow_map.value_range(),
         error=flow_map.error,
         argument_error=SUM_ROUNDING * flow_map.max_slope(),
+        steepest=flow_map.max_slope(),
     )
 
 
@@ -278,8 +283,8 @@ SMOOTH = {
         (0.0, 1.0),
         increasing=True,
     ),
-    "erf": Smooth(lax.erf, _gauss, 0.9679, (-1.0, 1.0), increasing=True),
-    "erfc": Smooth(lax.erfc, lambda z: -_gauss(z), 0.9679, (0.0, 2.0)),
+    "erf": Smooth(lax.erf, _gauss, 0.9679, (-1.0, 1.0), increasing=True, steepest=1.1284),
+    "erfc": Smooth(lax.erfc, lambda z: -_gauss(z), 0.9679, (0.0, 2.0), steepest=1.1284),
     "sin": Smooth(jnp.sin, jnp.cos, 1.0, (-1.0, 1.0)),
     "cos": Smooth(jnp.cos, lambda z: -jnp.sin(z), 1.0, (-1.0, 1.0)),
 }

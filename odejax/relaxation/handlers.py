@@ -123,6 +123,8 @@ def _factor(name: str, known: dict[int, Any]) -> Any:
 def convert(graph: Graph, equation: Equation, operands: Operands):
     """To a type of at least as many bits: fewer would round."""
     before, after = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
+    if not jnp.issubdtype(before, jnp.floating):
+        return None
     if jnp.issubdtype(after, jnp.floating) and jnp.finfo(after).bits >= jnp.finfo(before).bits:
         return affine(graph, equation, operands, exact=True)
     return None
@@ -158,6 +160,8 @@ def divide(graph: Graph, equation: Equation, operands: Operands):
 def integer_power(graph: Graph, equation: Equation, operands: Operands):
     """By repeated squaring."""
     power, (value,) = equation.params["y"], operands
+    if power == 0:
+        return [jnp.ones(graph.shape(value))]
     if power < 0:
         value = graph.unary(RECIPROCAL, value)
     result, square = None, value
@@ -175,6 +179,8 @@ def maximum(graph: Graph, equation: Equation, operands: Operands):
     a, b = operands
     if not isinstance(a, Value):
         a, b = b, a
+    if not isinstance(a, Value):
+        return [jnp.maximum(a, b)]
     if isinstance(b, Value):
         return [graph.sum(graph.unary(RELU, graph.sum(a, b, -1.0)), b)]
     if _is(b, -np.inf):
@@ -192,7 +198,7 @@ def minimum(graph: Graph, equation: Equation, operands: Operands):
 
     negated = [negative(v) if isinstance(v, Value) else -v for v in operands]
     (largest,) = maximum(graph, equation, negated)
-    return [negative(largest)]
+    return [negative(largest) if isinstance(largest, Value) else -largest]
 
 
 def clamp(graph: Graph, equation: Equation, operands: Operands):
@@ -213,6 +219,8 @@ def maximum_over_axes(graph: Graph, equation: Equation, operands: Operands):
 def maximum_over_windows(graph: Graph, equation: Equation, operands: Operands):
     """Max pooling, without dilation."""
     (value,), params = operands, equation.params
+    if any(p < 0 for pair in params["padding"] for p in pair):
+        return None
     if any(d != 1 for d in (*params["base_dilation"], *params["window_dilation"])):
         return None
     shape = graph.shape(value)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from . import handlers
 from .elementwise import ABS, EXP, LOG, LOG1P, RSQRT, SMOOTH, SQRT, SQUARE, AbstractElementwise
@@ -58,7 +59,7 @@ HANDLED: dict[str, Handler] = {
     "stop_gradient": handlers.stop_gradient,
 }
 # Functions of `jax.nn`, whose lines are closer than those of their programs.
-ACTIVATIONS: dict[str, Callable[..., list[Value]]] = {
+ACTIVATIONS: dict[str, Callable[..., list[Any]]] = {
     "softplus": handlers.softplus,
     "elu": handlers.elu,
     "hard_tanh": handlers.hard_tanh,
@@ -89,10 +90,12 @@ def results_of(graph: Graph, equation: Equation, operands: Operands) -> list[Any
     raise no_rule(equation)
 
 
-def activation(graph: Graph, equation: Equation, operands: Operands) -> list[Value] | None:
+def activation(graph: Graph, equation: Equation, operands: Operands) -> list[Any] | None:
     """The result of an activation of `jax.nn`; None for any other program of that name."""
     name = equation.params["name"]
     if name not in ACTIVATIONS or not isinstance(operands[0], Value):
+        return None
+    if any(isinstance(v, Value | Sign) or jnp.ndim(v) for v in operands[1:]):
         return None
     shapes = [
         jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type)

@@ -140,7 +140,7 @@ class Affine(Rule):
         constant, pull = jax.vjp(self.apply, *(jnp.zeros_like(x.low) for x in xs))
         moved = jax.vmap(pull)(rows)
         if self.exact:
-            return moved, total(rows * constant)
+            return moved, total(rows * constant - SUM_ROUNDING * jnp.abs(rows * constant))
         lost = (2 * self.rounding + SUM_ROUNDING) * jnp.abs(rows) * y.size
         return moved, total(rows * constant - lost)
 

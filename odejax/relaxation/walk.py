@@ -136,6 +136,9 @@ def _unrolled(
         ys.append(out[n_carry:])
     if params["reverse"]:
         ys.reverse()
+    if not ys:
+        empty = jaxpr.jaxpr.outvars[n_carry:]
+        return [*carry, *(jnp.zeros((0, *v.aval.shape), v.aval.dtype) for v in empty)]
     return [*carry, *(_stacked(graph, y) for y in zip(*ys, strict=True))]
 
 
@@ -166,10 +169,14 @@ def _stacked(graph: Graph, values: Sequence[Any]):
 def _loop(
     graph: Graph, params: dict[str, Any], consts: Operands, carry: Operands, xs: Operands
 ) -> list[Any] | None:
-    """A scan as one operation, if its carry alone depends on the image; else None."""
+    """A scan as one operation, if its carry alone depends on the image; else None.
+
+    Of nested scans the inner one is an operation, and the outer one is unrolled.
+    """
     jaxpr, length = params["jaxpr"], params["length"]
     depends = [isinstance(v, Value) for v in carry]
-    if length < 2 or any(isinstance(v, Value) for v in (*consts, *xs)):
+    inner = " scan[" in str(jaxpr)
+    if length < 2 or inner or any(isinstance(v, Value) for v in (*consts, *xs)):
         return None
     if not _is_closed(jaxpr.jaxpr, len(consts), depends):
         return None
@@ -194,7 +201,7 @@ def _loop(
         return turn.joined()
 
     order = slice(None, None, -1) if params["reverse"] else slice(None)
-    items = jax.tree.map(lambda v: v[order], (list(xs), starts))
+    items = jax.tree.map(lambda v: jnp.asarray(v)[order], (list(xs), starts))
     out = iter(graph.add_loop(Loop(body, items, length), [carry[i] for i in places], shapes))
     return [*(next(out) if d else e for d, e in zip(depends, ends, strict=True)), *ys]
 
