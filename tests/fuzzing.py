@@ -247,7 +247,7 @@ def calls() -> dict[str, Call]:
         attack=attacks.FGSM(), oracles={"a": linear}, targets={"b": linear}, **good)  # fmt: skip
     add("certified_radii", certified_radii,
         data | {"certificate": "function", "batch_size": count},
-        certificate=certificates.LinearRelaxation(), predictor=predictor, **good)  # fmt: skip
+        certificate=certificates.LinearRelaxation(), logits_fn=predictor, **good)  # fmt: skip
     add("bracket", bracket,
         {"images": "images", "labels": "labels", "balls": "ball", "key": "key or seed",
          "draws": count, "flag_images": "count or 0", "batch_size": count, "bits": count},

@@ -10,7 +10,7 @@ from helpers import all_models, digits, predictor_of, trained_mlp
 
 from odejax import L2Ball, LinfBall, MeanLogits, Predictor
 from odejax.attacks import PGD, margin_loss
-from odejax.certificates import IntervalBounds, LinearRelaxation
+from odejax.certificates import IntervalBounds, LinearRelaxation, StableMapping
 from odejax.certificates.bound_propagation import deterministic
 from odejax.evaluation import bracket, certified_radii
 from odejax.models import ConvODENet, ODESolve
@@ -19,7 +19,7 @@ from odejax.solvers import GridSteps
 
 KEY = jax.random.key(3)
 NOISY = ("EnResNet", "MixedEnResNet")
-QUICK = ("MLP", "ResNet BatchNorm", "ConvODENet", "NmODENet flow map")
+QUICK = ("MLP", "ResNet BatchNorm", "DenseODENet", "NmODENet flow map")
 FAMILIES = [
     pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
     for name in all_models
@@ -101,10 +101,24 @@ def test_a_primitive_without_a_rule_is_named():
         certify_traced(IntervalBounds(), predictor_of("NmODENet solver"))
 
 
-def test_the_mean_over_fixed_draws_is_no_network_with_a_state():
+def test_the_mean_over_fixed_draws_is_one_function():
+    """What is proven is of these draws: of the classifier that a bracket judges by."""
     mean = MeanLogits(trained_mlp(), jax.random.split(KEY, 2))
-    with pytest.raises((ValueError, AttributeError)):
-        certified_radii(mean, *digits("test", 2), LinfBall(0.1), IntervalBounds(), key=0)
+    radii = certified_radii(mean, *digits("test", 20), LinfBall(0.01), LinearRelaxation(), key=0)
+    assert (radii > 0).mean() > 0.8
+
+
+def test_a_plain_function_is_certified_by_bounds_alone():
+    weight = np.asarray(trained_mlp().model.layers[0].weight)[:10]
+    function = lambda x: weight @ x.ravel()  # noqa: E731
+    data = digits("test", 4)
+    labels = jax.vmap(function)(data.pixels).argmax(axis=1)
+    radii = certified_radii(
+        function, data.pixels, labels, LinfBall(1e-4), LinearRelaxation(), key=0
+    )
+    assert (radii == np.float32(1e-4)).all()
+    with pytest.raises(ValueError, match="StableMapping needs a Predictor; got .*lambda"):
+        certified_radii(function, data.pixels, labels, LinfBall(1e-4), StableMapping(), key=0)
 
 
 def test_a_radius_is_sought_only_on_request():

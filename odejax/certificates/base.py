@@ -82,9 +82,8 @@ class AbstractCertificate(eqx.Module):
         check_ball(ball)
         key = as_key(key)
         if not (self.of_any_function or isinstance(predictor, Predictor)):
-            raise ValueError(
-                f"{type(self).__name__} needs a Predictor; got {method_name(predictor)}"
-            )
+            name = getattr(predictor, "function", method_name(predictor))
+            raise ValueError(f"{type(self).__name__} needs a Predictor; got {name}")
         check_example(x, y, ball)
         for leaf in jax.tree.leaves(eqx.filter((predictor, x), eqx.is_inexact_array)):
             if jnp.finfo(leaf.dtype).bits < 32:
