@@ -117,7 +117,7 @@ def test_a_plain_function_is_certified_by_bounds_alone():
         function, data.pixels, labels, LinfBall(1e-4), LinearRelaxation(), key=0
     )
     assert (radii == np.float32(1e-4)).all()
-    with pytest.raises(ValueError, match="StableMapping needs a Predictor; got .*lambda"):
+    with pytest.raises(ValueError, match=r"needs a Predictor; got .*lambda"):
         certified_radii(function, data.pixels, labels, LinfBall(1e-4), StableMapping(), key=0)
 
 
