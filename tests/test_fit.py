@@ -553,7 +553,8 @@ def test_no_flipped_bit_of_a_checkpoint_is_used(finished, tmp_path):
     time.sleep(0.5)  # what Orbax's reader threads leave undone belongs to this test
     gc.collect()
     assert outcomes["another"] == 0
-    assert outcomes["refused"] > 20
+    # Else no flip met what is read. How many do depends on names that Orbax draws: 16, 20, more.
+    assert outcomes["refused"] > 10
 
 
 def flip_a_bit(path, rng):

@@ -169,6 +169,11 @@ PROGRAMS = {
     "square": lambda x: (W @ x) ** 2,
     "cube": lambda x: (W @ x) ** 3,
     "inverse square": lambda x: (jnp.abs(W @ x) + 1) ** -2,
+    "inner product": lambda x: (x[:6] @ x[2:8] ** 2) * jnp.ones(2),
+    "matrix product": lambda x: (x.reshape(4, 4).T @ (x.reshape(4, 4) ** 2)).ravel(),
+    "batched product": lambda x: jnp.einsum(
+        "bij,kbj->bik", x.reshape(2, 4, 2), x.reshape(4, 2, 2) ** 2
+    ).ravel(),
     "division": lambda x: (W @ x) / (2 + (V @ (W @ x)) ** 2),
     "division of a constant": lambda x: C[:6] / (1 + jnp.exp(W @ x)),
     "layer norm": lambda x: jax.nn.standardize(W @ x, epsilon=1e-3),

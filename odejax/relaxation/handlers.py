@@ -147,6 +147,46 @@ def multiply(graph: Graph, equation: Equation, operands: Operands):
     return [graph.product(a, b, equation.outvars[0].aval.shape)]
 
 
+def contract(graph: Graph, equation: Equation, operands: Operands):
+    """sum_k x_k y_k of two values: products entry by entry, and their sums."""
+    if not all(isinstance(v, Value) for v in operands):
+        return None
+    contracted, batched = equation.params["dimension_numbers"]
+    n_batch = len(batched[0])
+    shapes = [graph.shape(v) for v in operands]
+    free = [
+        [i for i in range(len(shape)) if i not in (*c, *b)]
+        for shape, c, b in zip(shapes, contracted, batched, strict=True)
+    ]
+    sizes = [tuple(shape[i] for i in axes) for shape, axes in zip(shapes, free, strict=True)]
+    full = (
+        *(shapes[0][i] for i in batched[0]), *sizes[0], *sizes[1],
+        *(shapes[0][i] for i in contracted[0]),
+    )  # fmt: skip
+
+    def spread(side: int) -> Value:
+        """An operand with the axes of all: batch, free ones of either, contracted."""
+        order = (*batched[side], *free[side], *contracted[side])
+        # The free axes of the other operand are new ones.
+        at = n_batch + (len(sizes[0]) if side == 0 else 0)
+        new = tuple(range(at, at + len(sizes[1 - side])))
+
+        def copy(y):
+            return jnp.broadcast_to(jnp.expand_dims(jnp.transpose(y, order), new), full)
+
+        return graph.copied(copy, operands[side], full)
+
+    product = graph.product(spread(0), spread(1), full)
+    axes = tuple(range(len(full) - len(contracted[0]), len(full)))
+
+    def added(y):
+        return jnp.sum(y, axis=axes)
+
+    n = math.prod(full[i] for i in axes)
+    rule = Affine(added, added, rounding=sum_rounding(n))
+    return [graph.add(rule, [product], equation.outvars[0].aval.shape)]
+
+
 def divide(graph: Graph, equation: Equation, operands: Operands):
     a, b = operands
     if not isinstance(b, Value):

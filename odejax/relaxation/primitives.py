@@ -44,6 +44,7 @@ UNARY: dict[str, AbstractElementwise] = {
 HANDLED: dict[str, Handler] = {
     "odejax_flow_map": handlers.flow_map,
     "mul": handlers.multiply,
+    "dot_general": handlers.contract,
     "div": handlers.divide,
     "integer_pow": handlers.integer_power,
     "max": handlers.maximum,
