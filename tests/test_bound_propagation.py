@@ -113,14 +113,17 @@ def test_the_mean_over_fixed_draws_is_one_function():
 
 def test_a_plain_function_is_certified_by_bounds_alone():
     weight = np.asarray(trained_mlp().model.layers[0].weight)[:10]
-    function = lambda x: weight @ x.ravel()  # noqa: E731
+
+    def function(x):
+        return weight @ x.ravel()
+
     data = digits("test", 4)
     labels = jax.vmap(function)(data.pixels).argmax(axis=1)
     radii = certified_radii(
         function, data.pixels, labels, LinfBall(1e-4), LinearRelaxation(), key=0
     )
     assert (radii == np.float32(1e-4)).all()
-    with pytest.raises(ValueError, match=r"needs a Predictor; got .*lambda"):
+    with pytest.raises(ValueError, match=r"needs a Predictor; got .*function"):
         certified_radii(function, data.pixels, labels, LinfBall(1e-4), StableMapping(), key=0)
 
 

@@ -103,7 +103,7 @@ class LinearRelaxation(AbstractBoundPropagation):
 
         a z + b <= f(z) <= c z + d  on the interval that z runs through
 
-    The lines take the place of every operation that is not affine; what is left of a margin is
+    The lines take the place of every operation that is not affine; the margin is then
     linear in x, and its least value over ball and box is known. The intervals are found in the same
     way, from the first operation to the last.
 

@@ -45,18 +45,15 @@ class AbstractElementwise(eqx.Module):
     """A function of one number, on intervals."""
 
     exact = False  # no value of it is rounded
-    kinked = False  # linear but for a kink at 0, where the slope of the lower line is free
+    kinked = False  # linear but for a kink at 0
 
     @abc.abstractmethod
     def range(self, lower: Numbers, upper: Numbers) -> tuple[Numbers, Numbers]:
         """The least and the largest value on [lower, upper]."""
 
     @abc.abstractmethod
-    def lines(self, lower: Numbers, upper: Numbers, slope: Numbers | None = None) -> Lines:
-        """Two lines that enclose the function on [lower, upper].
-
-        - `slope`: of the line below, where it is free.
-        """
+    def lines(self, lower: Numbers, upper: Numbers) -> Lines:
+        """Two lines that enclose the function on [lower, upper]."""
 
 
 class Leaky(AbstractElementwise):
@@ -69,16 +66,12 @@ class Leaky(AbstractElementwise):
     def range(self, lower, upper):
         return jnp.maximum(lower, self.a * lower), jnp.maximum(upper, self.a * upper)
 
-    def lines(self, lower, upper, slope=None):
+    def lines(self, lower, upper):
         low, high = self.range(lower, upper)
         chord = _ratio(high - low, upper - lower)
         crosses = (lower < 0) & (upper > 0)
         chord = jnp.where(crosses, chord, jnp.where(lower >= 0, 1.0, self.a))
-        if slope is None:
-            steep = jnp.where(upper > -lower, 1.0, self.a)
-        else:
-            steep = self.a + slope * (1 - self.a)
-        below = jnp.where(crosses, steep, chord)
+        below = jnp.where(crosses, jnp.where(upper > -lower, 1.0, self.a), chord)
         return Lines(
             low_slope=below,
             low=jnp.zeros_like(lower),
@@ -112,7 +105,7 @@ class Convex(AbstractElementwise):
         outside = lower < self.start
         return jnp.where(outside, -jnp.inf, low), jnp.where(outside, jnp.inf, high)
 
-    def lines(self, lower, upper, slope=None):
+    def lines(self, lower, upper):
         middle, wide = (lower + upper) / 2, upper > lower
         tangent = self.derivative(middle)
         chord = jnp.where(wide, self.chord(lower, jnp.where(wide, upper, lower + 1)), tangent)
@@ -139,7 +132,7 @@ class Reciprocal(AbstractElementwise):
         unknown = (lower <= 0) & (upper >= 0)
         return jnp.where(unknown, -jnp.inf, 1 / upper), jnp.where(unknown, jnp.inf, 1 / lower)
 
-    def lines(self, lower, upper, slope=None):
+    def lines(self, lower, upper):
         middle = (lower + upper) / 2
         tangent, chord = -1 / middle**2, -1 / (lower * upper)
         # With m the middle, f(m) + m / m^2 and f(lower) + lower / (lower upper).
@@ -186,7 +179,7 @@ class Smooth(AbstractElementwise):
         least, most = self.bounds
         return jnp.maximum(y.min(0) - between, least), jnp.minimum(y.max(0) + between, most)
 
-    def lines(self, lower, upper, slope=None):
+    def lines(self, lower, upper):
         y, z, between = self._sampled(lower, upper)
         slopes = self.derivative(z)
         slope = jnp.mean((slopes[1:] + slopes[:-1]) / 2, axis=0)

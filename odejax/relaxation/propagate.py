@@ -41,7 +41,7 @@ def pull(
     *,
     stop: bool = False,
 ) -> tuple[Rows, Offset]:
-    """Rows on the nodes' results as rows on what goes into them, and the constant that is left.
+    """Rows on the nodes' results as rows on what goes into them, and the constant.
 
     - `stop`: what is not affine is replaced by its interval.
     """
@@ -73,7 +73,7 @@ def least(rows: Float[Array, "r ..."], interval: Interval) -> Offset:
 
 
 def _from_behind(nodes: Sequence[Node], bounds: Bounds, finish: Finish) -> Finish:
-    """Lower bounds of rows that stand behind `nodes`, by `finish` for those ahead of them."""
+    """Lower bounds of rows behind `nodes`, by `finish` for rows ahead of them."""
 
     def lower_bounds(rows, offset):
         return finish(*pull(nodes, bounds, rows, offset))
@@ -154,8 +154,8 @@ class Propagation:
     ) -> Bounds:
         """The bounds of what nodes without a loop make.
 
-        One loop over all values that are tightened, so that the way from here to the image stands
-        in the program once.
+        One loop over all values that are tightened, so that the program holds the way from
+        here to the image once.
         """
         made = [number for node in nodes for number in node.outputs]
         into = {number for node in nodes for number in node.inputs}.difference(made)
@@ -180,7 +180,7 @@ class Propagation:
             if tightened is None:
                 return bound
             below, above = tightened[:, tasks.index(n), : low.size]
-            # Where a backward pass gives no number the interval stands.
+            # Where a backward pass gives no number, the interval is kept.
             low, high = jnp.fmax(low, below.reshape(shape)), jnp.fmin(high, above.reshape(shape))
             return Bound(Interval(low, jnp.maximum(low, high)), bound.size)
 
@@ -280,7 +280,7 @@ def _numbers(bound: Bound) -> Bound:
 
 
 def _segments(nodes: Sequence[Node]) -> Iterator[tuple[Node, ...]]:
-    """Each loop by itself, and all that stands between."""
+    """Each loop by itself, and the nodes between two loops together."""
     for is_loop, group in itertools.groupby(nodes, lambda node: isinstance(node.rule, Loop)):
         some = tuple(group)
         yield from ((node,) for node in some) if is_loop else (some,)

@@ -66,9 +66,7 @@ class Rule(abc.ABC):
         """The interval of the result."""
 
     @abc.abstractmethod
-    def backward(
-        self, rows: Numbers, y: Bound, *xs: Interval, slope: Any = None
-    ) -> tuple[Sequence[Numbers], Numbers]:
+    def backward(self, rows: Numbers, y: Bound, *xs: Interval) -> tuple[Sequence[Numbers], Numbers]:
         """Rows on the operands, and the constant (r,), of `rows` (r, *shape) on the result."""
 
 
@@ -136,7 +134,7 @@ class Affine(Rule):
             low, high = middle - reach, middle + reach
         return Bound(Interval(low - lost, high + lost), size)
 
-    def backward(self, rows, y, *xs, slope=None):
+    def backward(self, rows, y, *xs):
         constant, pull = jax.vjp(self.apply, *(jnp.zeros_like(x.low) for x in xs))
         moved = jax.vmap(pull)(rows)
         if self.exact:
@@ -176,9 +174,9 @@ class Unary(Rule):
         out = Interval(_toward(low, lost), high + lost)
         return Bound(out, out.largest())
 
-    def backward(self, rows, y, x: Interval, slope=None):
+    def backward(self, rows, y, x: Interval):
         up, down = split(rows)
-        low_slope, low, high_slope, high = self.function.lines(*x, slope)
+        low_slope, low, high_slope, high = self.function.lines(*x)
         steepest = jnp.maximum(jnp.abs(low_slope), jnp.abs(high_slope))
         size = y.size + steepest * x.largest() + jnp.maximum(jnp.abs(low), jnp.abs(high))
         rounding = ROUNDING if self.function.exact else SUM_ROUNDING
@@ -200,7 +198,7 @@ class Product(Rule):
         lost = ROUNDING * jnp.maximum(jnp.abs(low), jnp.abs(high))
         return Bound(Interval(_toward(low, lost), high + lost), x.largest() * y.largest())
 
-    def backward(self, rows, z, x: Interval, y: Interval, slope=None):
+    def backward(self, rows, z, x: Interval, y: Interval):
         shape = rows.shape[1:]
         (a, b), (c, d) = ([jnp.broadcast_to(v, shape) for v in side] for side in (x, y))
         up, down = split(rows)
@@ -236,7 +234,7 @@ class Largest(Rule):
         out = Interval(x.low.max(-1), x.high.max(-1))
         return Bound(out, jnp.zeros_like(out.low))
 
-    def backward(self, rows, y, x: Interval, slope=None):
+    def backward(self, rows, y, x: Interval):
         up, down = split(rows)
         best = jax.nn.one_hot(jnp.argmax(x.low, -1), x.low.shape[-1], dtype=rows.dtype)
         rival = jnp.where(best > 0, -jnp.inf, x.high).max(-1)

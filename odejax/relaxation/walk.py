@@ -217,7 +217,7 @@ def _is_closed(jaxpr: Jaxpr, n_consts: int, depends: list[bool]) -> bool:
 def _known_part(params: dict[str, Any], consts: Operands, known: list[Any], xs: Operands):
     """Of a scan: the carry's known part at the end and at the start of each turn, and the ys.
 
-    Like the ys, what is of each turn stands where its x does, in a reversed scan too.
+    What belongs to a turn has the index of the turn's x, in a reversed scan too.
 
     - `known`: the carry at the start, None for what depends on the image.
     """
