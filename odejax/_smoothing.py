@@ -66,8 +66,8 @@ class Smoothed(eqx.Module):
                 "draws with MeanLogits"
             )
         votes = self.votes(x, self.draws, key=key)
-        # In this order: XLA may round a product and a sum as one operation in some places, as two in
-        # others, and then no logit equals the largest one, where a loss takes its gradient.
+        # In this order: XLA may round a product and a sum as one operation here and as two there, and
+        # then no logit equals the largest one, where a loss takes its gradient.
         return (votes - self.draws / len(votes)) / self.draws
 
     def votes(self, x: Image, n: int, *, key: Key) -> Float[Array, " k"]:
