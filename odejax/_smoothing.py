@@ -15,20 +15,20 @@ class Smoothed(eqx.Module):
 
         z_c(x) = #{d : argmax f(x + sigma e_d) = c} / draws - 1 / k,  e_d ~ N(0, I)
 
-    Its largest logit is that of the class with most votes. The logits are shares of the votes
-    rather than their logarithms, so that a mean of logits is a vote, too: `MeanLogits` of it is the
-    vote of all its draws, once fixed (a `bracket` judges by that), `attacks.EOT` the vote of fresh
-    ones. They are counted from an even split, so no loss saturates.
+    The largest logit is that of the class with most votes. The logits are shares of the votes, not
+    logarithms of them, so that a mean of logits is a vote, too: `attacks.EOT` attacks the vote of
+    several evaluations, `MeanLogits` fixes the draws, and a `bracket` judges by the vote of all
+    that it fixes. Less the share 1 / k of an even split, they saturate no loss.
 
-    A vote has no gradient. In its place stands that of the mean softmax over the same draws, which
-    counts every vote by its confidence; the gradient of cross-entropy then has the direction of
-    SmoothAdv (Salman et al.). So a bracket raises "gradient unlike finite differences", and an
-    attack without gradients should be run as well.
+    A vote has no gradient. Its derivative is replaced by that of the mean softmax over the same
+    draws. The gradient of cross-entropy then has the direction of SmoothAdv's (Salman et al.) where
+    the other classes have equal shares. It is not the gradient of what is evaluated, so a bracket
+    raises "gradient unlike finite differences": run an attack without gradients as well.
 
-    The noise is not clipped: the network must accept pixels outside [0, 1], as all here do.
+    The noise is not clipped, so the network gets pixels outside [0, 1].
     A network that draws noise itself, such as `EnResNet`, draws it anew for every vote.
-    `certificates.RandomizedSmoothing` certifies the vote over infinitely many draws, to which
-    these votes converge.
+    `certificates.RandomizedSmoothing` certifies the exact vote, of infinitely many draws. A vote of
+    finitely many estimates it.
 
     - `logits_fn(x, key=key)`: the network, f.
     - `sigma`: standard deviation of the noise, in units of the pixel scale [0, 1]; an array leaf.
@@ -66,7 +66,7 @@ class Smoothed(eqx.Module):
                 "draws with MeanLogits"
             )
         votes = self.votes(x, self.draws, key=key)
-        # In this order: XLA may round a product and a sum as one operation here and as two there, and
+        # In this order: XLA may round a product and a sum as one operation here, as two there, and
         # then no logit equals the largest one, where a loss takes its gradient.
         return (votes - self.draws / len(votes)) / self.draws
 

@@ -347,7 +347,7 @@ def test_a_confidence_for_many_images_is_a_smaller_alpha_for_each():
         ({"alpha": 0.0}, "alpha must be finite and positive; got 0.0"),
         ({"alpha": 1.0}, "alpha must be at least 0 and below 1; got 1.0"),
         ({"alpha": "x"}, "alpha must be finite and positive; got 'x'"),
-        ({"n": 9}, "n must be at least 10 for alpha = 0.001 and 1 images: .*; got 9"),
+        ({"n": 9}, "n must be at least 10 for alpha / images = 0.001: .*; got 9"),
         ({"n": 13, "images": 10}, "n must be at least 14"),
     ],
 )

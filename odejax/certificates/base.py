@@ -24,7 +24,8 @@ class CertificateResult(eqx.Module):
     - `label`: the predicted class; -1 where there is none (logits that are not finite, a vote that
       is too close).
     - `radius`: in the norm of the ball; no image of [0, 1] nearer than it changes `label`. The
-      proof is in real numbers; `MARGIN_ROUNDING` is taken off first for those of the machine.
+      proof is in real numbers; `MARGIN_ROUNDING` is taken off first for those of the machine. Under
+      `RandomizedSmoothing` it holds with a confidence.
     - `certified`: `label` is `y`, and `radius` is at least the ball's eps.
 
         >>> import jax.numpy as jnp, odejax

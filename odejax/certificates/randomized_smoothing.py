@@ -29,11 +29,11 @@ class RandomizedSmoothing(AbstractCertificate):
     image nearer than the radius. Nothing is asked of the network f, which may draw noise of its
     own: the probability is over both. (The inner noise of an `EnResNet` alone proves nothing.)
 
-    **What holds with which confidence.** A radius is too large with probability at most alpha,
-    over the draws: so it is for each image. That all m images of a set are right at once holds
-    with confidence 1 - m alpha (the union bound). `images=m` divides alpha by m, so that the
-    confidence 1 - alpha is that of all m at once. The vote of finitely many draws, by which attacks
-    are judged, can differ where the exact vote is close.
+    The confidence is that of one image: its radius is too large with probability at most alpha,
+    over the draws. The radii of m images are right all at once with confidence 1 - m alpha (the
+    union bound). With `images=m` each is certified at alpha / m, and the confidence 1 - alpha is
+    that of all m at once. The statement is about the exact vote. A vote of finitely many draws, by
+    which attacks are judged, may differ from it where the exact vote is close.
 
     All of R^n is covered, so also the box. For `LinfBall` the radius is divided by sqrt(n pixels).
     No radius exceeds sigma Phi^-1(alpha^(1/n)): 3.2 sigma by default, 3.8 sigma at n = 100,000. It
@@ -73,7 +73,7 @@ class RandomizedSmoothing(AbstractCertificate):
         least = math.floor(math.log2(1 / self.alpha_per_image)) + 1
         if self.n < least:
             raise ValueError(
-                f"n must be at least {least} for alpha = {self.alpha} and {self.images} images: "
+                f"n must be at least {least} for alpha / images = {self.alpha_per_image:.3g}: "
                 f"fewer votes prove nothing; got {self.n}"
             )
 
