@@ -76,7 +76,8 @@ def test_the_vote_is_that_of_draws_counted_one_by_one(name):
 
 
 def test_a_batch_of_votes_is_that_of_single_images():
-    smoothed, images = Smoothed(trained_mlp(), 0.5, draws=40), digits("test", 6).pixels
+    smoothed = Smoothed(trained_mlp(), 0.5, draws=40)
+    images = jnp.asarray(digits("test", 6).pixels)
     keys = jax.random.split(KEY, 6)
     batched = jax.jit(jax.vmap(lambda x, key: smoothed(x, key=key)))(images, keys)
     single = [smoothed(x, key=key) for x, key in zip(images, keys, strict=True)]
@@ -114,7 +115,7 @@ def test_fixed_draws_are_one_vote_of_all():
     )
     mean = MeanLogits(smoothed, keys)
     np.testing.assert_allclose(mean(x), counts / 100 - 0.1, atol=1e-6)
-    fixed = [predict(mean, x[None], key=seed) for seed in (0, 1)]
+    fixed = [predict(mean, np.asarray(x)[None], key=seed) for seed in (0, 1)]
     np.testing.assert_array_equal(*fixed)
 
 
@@ -157,7 +158,7 @@ def test_an_attack_crosses_the_boundary_of_the_vote_beyond_its_radius_alone(loss
     @jax.vmap
     def margin(eps):
         x_adv = attack(smoothed, X, 1, L2Ball(eps), key=KEY).x_adv
-        return -margin_loss(judge(x_adv), 1)
+        return -margin_loss(judge(x_adv), jnp.asarray(1))
 
     # Shares of 2,000 draws; at 0.05 from the boundary they are 69 % and 31 %.
     below, above = margin(jnp.asarray([0.15, 0.25]))
@@ -172,7 +173,7 @@ def test_draws_that_are_no_numbers_are_no_votes():
     smoothed = Smoothed(diverges, 0.3)
     assert np.isnan(smoothed(X, key=KEY)).all()
     with pytest.raises(FloatingPointError, match="logits that are not finite"):
-        predict(smoothed, X[None], key=KEY)
+        predict(smoothed, np.asarray(X)[None], key=KEY)
     result = RandomizedSmoothing(n=100)(smoothed, X, 1, L2Ball(0.0), key=KEY)
     assert (int(result.label), float(result.radius), bool(result.certified)) == (-1, 0.0, False)
 
@@ -187,7 +188,7 @@ def test_draws_that_are_no_numbers_are_no_votes():
         ({"logits_fn": 3}, "logits_fn must be a function; got 3"),
     ],
 )
-def test_a_vote_of_other_settings_is_refused(settings, message):
+def test_a_vote_of_other_settings_is_refused(settings, message, unchecked):
     with pytest.raises(ValueError, match=message):
         Smoothed(**{"logits_fn": linear_logits(), "sigma": 0.1} | settings)
 
@@ -351,7 +352,7 @@ def test_a_confidence_for_many_images_is_a_smaller_alpha_for_each():
         ({"n": 13, "images": 10}, "n must be at least 14"),
     ],
 )
-def test_a_certificate_of_other_settings_is_refused(settings, message):
+def test_a_certificate_of_other_settings_is_refused(settings, message, unchecked):
     with pytest.raises(ValueError, match=message):
         RandomizedSmoothing(**settings)
     if "n must be at least" in message:  # one more vote, all of one class, proves something

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -61,7 +60,7 @@ def certified_radii(
     check_labels(labels, count_classes(logits_fn, images[0], key))
     logits_fn, out = on_mesh(hoist(logits_fn, images[0], key)), []
     for _, batch, n in batches(len(images), min(batch_size, len(images))):
-        x, y, i = spread(images[batch]), spread(labels[batch]), spread(jnp.asarray(batch))
+        x, y, i = spread(images[batch]), spread(labels[batch]), spread(batch)
         result = _certify_batch(certificate, logits_fn, x, y, i, ball, key)
         right = to_host(result.label) == labels[batch]
         out.append(np.where(right, to_host(result.radius), 0.0)[:n])
