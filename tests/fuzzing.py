@@ -298,7 +298,7 @@ def _names(value) -> list[str]:
     kind = type(value).__name__
     names = [repr(value), str(value), f"a {kind}", f"got {kind}", "unequal rows"]
     if isinstance(value, list):
-        names.append(f"got {len(value)}")
+        names += [f"got {len(value)}", *(f"got {one}" for one in value)]
     if isinstance(value, np.ndarray | jax.Array):
         names += [str(value.shape), str(value.dtype), "empty"]
         if value.size and isinstance(value, np.ndarray):
