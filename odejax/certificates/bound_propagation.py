@@ -17,10 +17,10 @@ from ..models.ode_solve import ODESolve
 from ..relaxation import Graph, Interval, Propagation, depends_on, pull, trace
 from ..relaxation.rules import sum_rounding, unit
 from ..solvers import GridSteps
-from .base import AbstractCertificate
+from .base import AbstractDeterministicCertificate
 
 
-class AbstractBoundPropagation(AbstractCertificate):
+class AbstractBoundPropagation(AbstractDeterministicCertificate):
     """Lower bounds on all margins z_label - z_j over ball and box, from the network's program.
 
     A subclass defines `margins`. The radius asked for, `ball.eps`, is tried first; with

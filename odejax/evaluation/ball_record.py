@@ -31,6 +31,7 @@ class BallRecord:
     x_adv: np.ndarray
     still_correct_under: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     per_certificate: dict[str, float] = dataclasses.field(default_factory=dict)
+    alpha: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     flags: list[Flag] = dataclasses.field(default_factory=list)
     n_last: int | None = None
@@ -73,10 +74,16 @@ class BallRecord:
         self._keep_examples(smaller.has_adversarial, smaller.x_adv)
         self.still_correct = self.still_correct & smaller.still_correct
 
-    def add_certificate(self, name: str, radius: np.ndarray, seconds: float):
-        """Certified radii, (n,), in the ball's norm."""
-        proven = self.correct & (radius >= np.asarray(self.ball.eps)) & (radius > 0)
+    def proven_by(self, radius: np.ndarray) -> np.ndarray:
+        """The images that certified radii, (n,), in the ball's norm, prove correct."""
+        return self.correct & (radius >= np.asarray(self.ball.eps)) & (radius > 0)
+
+    def add_certificate(self, name: str, radius: np.ndarray, seconds: float, alpha: float = 0.0):
+        """Certified radii; `alpha`, the probability that one of them is too large."""
+        proven = self.proven_by(radius)
         self.per_certificate[name] = float(proven.mean())
+        if alpha:
+            self.alpha[name] = alpha
         self.certified_correct = self.certified_correct | proven
         self.radius = np.maximum(self.radius, radius)
         self.seconds[name] = seconds
@@ -111,7 +118,7 @@ _ARRAYS = (
     "correct", "still_correct", "certified_correct", "withstood_last", "has_adversarial", "radius",
     "x_adv",
 )  # fmt: skip
-_JSON = ("per_certificate", "seconds", "flags", "n_last", "probed")
+_JSON = ("per_certificate", "alpha", "seconds", "flags", "n_last", "probed")
 
 
 def records_to_arrays(records: Sequence[BallRecord]) -> dict[str, np.ndarray]:

@@ -41,6 +41,8 @@ class Bracket(Shown):
       for each image); `certified`: correct, and proven so by at least one certificate.
     - `per_attack`, `per_transfer`, `per_certificate`: the same for each attack, each network that
       images were crafted on, and each certificate, by name.
+    - `alpha`: for each certificate that is a test (`RandomizedSmoothing`), the probability that the
+      radius of an image is too large; all are right at once with confidence 1 - n alpha.
     - `n_last`: how many images the last attack was run on; None without one.
     - `flags`: why `attacked` may still be too high (`FLAGS` says what each means).
     - `seconds`: by attack, network and certificate.
@@ -72,6 +74,7 @@ class Bracket(Shown):
     per_attack: dict[str, float]
     per_transfer: dict[str, float]
     per_certificate: dict[str, float]
+    alpha: dict[str, float]
     n_last: int | None
     flags: tuple[Flag, ...]
     seconds: dict[str, float]
@@ -106,7 +109,16 @@ class Bracket(Shown):
         rows += [[f"crafted on {name}", percent(a)] for name, a in self.per_transfer.items()]
         rows += [["under all of them", percent(self.attacked)]]
         rows += [[f"certified by {name}", percent(a)] for name, a in self.per_certificate.items()]
-        return title, ["", "accuracy (%)"], rows, [str(flag) for flag in self.flags]
+        return title, ["", "accuracy (%)"], rows, [*map(str, self.flags), *self.confidences()]
+
+    def confidences(self) -> list[str]:
+        """One line for each certificate that is a test: how sure its radii are."""
+        return [
+            f"{name} certifies the exact vote, of infinitely many draws: with confidence "
+            f"{100 * (1 - alpha):.6g} % for each image, {100 * max(0, 1 - self.n * alpha):.6g} % "
+            f"for all {self.n} at once"
+            for name, alpha in self.alpha.items()
+        ]
 
 
 class Brackets(Shown, tuple[Bracket, ...]):
@@ -140,7 +152,7 @@ class Brackets(Shown, tuple[Bracket, ...]):
             for b in self
         ]
         raised = sorted({flag.name for bracket in self for flag in bracket.flags})
-        return f"accuracy in %, {first.n} images", head, rows, raised
+        return f"accuracy in %, {first.n} images", head, rows, [*raised, *first.confidences()]
 
 
 @own_promotion
@@ -176,7 +188,10 @@ def bracket(
     - `balls`: one ball, or several of one norm and growing eps.
     - `attacks`: by name, or named by their class. Each is run on every correctly classified image,
       so each has a robust accuracy of its own.
-    - `certificates`: likewise. All but bound propagation need a `Predictor`.
+    - `certificates`: likewise. All but bound propagation need a `Predictor`, and
+      `RandomizedSmoothing` a `Smoothed`: it is about the exact vote, and attacks are judged by that
+      of finitely many draws. A certified image whose vote an attack turned no further than chance
+      may is not counted as certified.
     - `last`: a last attack, `AutoAttack()` as a rule, on the images that no attack broke and no
       certificate proved, in the largest ball first. An image that is still correct there is not
       attacked in the smaller balls. It has no robust accuracy of its own.
@@ -186,7 +201,8 @@ def bracket(
       perturbation. They count in `attacked` all the same.
     - `key`: of `jax.random`, or an integer seed; the same in every ball.
     - `draws`: a randomised network is attacked as it is, with fresh noise, and judged by its mean
-      logits over this many draws, fixed by `key` (`MeanLogits`).
+      logits over this many draws, fixed by `key` (`MeanLogits`); a `Smoothed` by the vote of
+      `draws` times its own.
     - `bits`: judge adversarial examples rounded to so many bits a pixel (`robust_accuracy`).
     - `flag_images`: how many images the network's gradients (and an ODE's solver) are checked on;
       0 for none of these flags.
@@ -325,6 +341,7 @@ def _bracket_of(
         per_attack=accuracies(attacks),
         per_transfer=accuracies(oracles),
         per_certificate=record.per_certificate,
+        alpha=record.alpha,
         n_last=record.n_last,
         flags=tuple(record.flags),
         seconds=record.seconds,

@@ -30,7 +30,10 @@ def certified_radii(
 ) -> np.ndarray:
     """The certified radius of every image in the ball's norm, (n,), 0 where misclassified.
 
-    - `logits_fn`: a `Predictor`, or, for bound propagation, any function of one image.
+    Image i draws its noise from `fold_in(key, i)`, where a certificate draws any.
+
+    - `logits_fn`: a `Predictor`; for bound propagation any function of one image; for
+      `RandomizedSmoothing` a `Smoothed`.
     - `images` (n, h, w, c): floats in [0, 1], or uint8; `labels` (n,): classes. `*dataset` gives
       both.
     - `ball`: its norm is that of the radii; its eps is the radius asked for, which a certificate
@@ -57,13 +60,16 @@ def certified_radii(
     check_labels(labels, count_classes(logits_fn, images[0], key))
     logits_fn, out = on_mesh(hoist(logits_fn, images[0], key)), []
     for _, batch, n in batches(len(images), min(batch_size, len(images))):
-        x, y = spread(images[batch]), spread(labels[batch])
-        result = _certify_batch(certificate, logits_fn, x, y, ball, key)
+        x, y, i = spread(images[batch]), spread(labels[batch]), spread(batch)
+        result = _certify_batch(certificate, logits_fn, x, y, i, ball, key)
         right = to_host(result.label) == labels[batch]
         out.append(np.where(right, to_host(result.radius), 0.0)[:n])
     return np.concatenate(out)
 
 
 @eqx.filter_jit
-def _certify_batch(certificate, logits_fn, images, labels, ball, key):
-    return jax.vmap(lambda x, y: certificate(logits_fn, x, y, ball, key=key))(images, labels)
+def _certify_batch(certificate, logits_fn, images, labels, index, ball, key):
+    def one(x, y, i):
+        return certificate(logits_fn, x, y, ball, key=jax.random.fold_in(key, i))
+
+    return jax.vmap(one)(images, labels, index)
