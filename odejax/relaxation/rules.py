@@ -44,10 +44,16 @@ class Interval(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """An interval, and the sizes of what each entry is a sum of."""
+    """What is known of a value.
+
+    - `interval`: what it lies between; `size`: of what each entry is a sum of.
+    - `tilt`: where it is the result of a kink, that of the line below it, for each row; None for
+      the line of the smaller loss.
+    """
 
     interval: Interval
     size: Numbers
+    tilt: Numbers | None = None
 
 
 class Node(NamedTuple):
@@ -176,7 +182,8 @@ class Unary(Rule):
 
     def backward(self, rows, y, x: Interval):
         up, down = split(rows)
-        low_slope, low, high_slope, high = self.function.lines(*x)
+        tilt = () if y.tilt is None else (y.tilt,)
+        low_slope, low, high_slope, high = self.function.lines(*x, *tilt)
         steepest = jnp.maximum(jnp.abs(low_slope), jnp.abs(high_slope))
         size = y.size + steepest * x.largest() + jnp.maximum(jnp.abs(low), jnp.abs(high))
         rounding = ROUNDING if self.function.exact else SUM_ROUNDING
