@@ -1,6 +1,7 @@
 """Bound propagation as certificates: of any deterministic network, from its program alone."""
 
 import abc
+from functools import partial
 from typing import ClassVar, Literal
 
 import equinox as eqx
@@ -16,21 +17,22 @@ from .._threat_model import AbstractBall, LinfBall
 from .._types import Image, Label, Logits, LogitsFn, Scalar
 from ..models.ode_solve import ODESolve
 from ..relaxation import (
+    Bounds,
     Graph,
     Interval,
+    Kinks,
     Propagation,
-    at_kinks,
     depends_on,
+    kinks_of,
     pull,
     trace,
-    with_tilts,
+    with_kinks,
 )
-from ..relaxation.elementwise import smaller_loss
 from ..relaxation.rules import sum_rounding
 from ..solvers import GridSteps
 from .base import AbstractCertificate
 
-RATE, RATE_DECAY = 0.5, 0.98  # of the ascent on slopes, and what each step leaves of it
+RATE, RATE_DECAY = 0.25, 0.98  # of gradient ascent, and what each step leaves of it
 
 
 class AbstractBoundPropagation(AbstractCertificate):
@@ -161,13 +163,19 @@ class LinearRelaxation(AbstractBoundPropagation):
 
 
 class Margins:
-    """The bounds of a graph's values around an image, and what they prove of its margins."""
+    """The bounds of a graph's values around an image, and what they prove of its margins.
 
-    def __init__(self, graph: Graph, x: Image, ball: AbstractBall, propagation: Propagation):
+    - `bounds`: of all values, or how they are found.
+    """
+
+    def __init__(self, graph: Graph, x: Image, ball: AbstractBall, bounds: Propagation | Bounds):
         self.graph, self.x, self.ball = graph, x, ball
+        if not isinstance(bounds, Propagation):
+            self.bounds = bounds
+            return
         box = Interval(jnp.maximum(x - ball.eps, ball.lower), jnp.minimum(x + ball.eps, ball.upper))
         exact = isinstance(ball, LinfBall)  # the box is the ball
-        self.bounds = propagation.forward(graph, [box], self._over_ball, exact=exact)
+        self.bounds = bounds.forward(graph, [box], self._over_ball, exact=exact)
 
     def _over_ball(self, rows, offset):
         """The least value of <rows, x'> + offset over the x' of ball and box."""
@@ -177,56 +185,73 @@ class Margins:
         lost = 2 * sum_rounding(x.size) * (jnp.abs(rows) @ jnp.abs(x) + gain)
         return offset + rows @ x - gain - lost
 
-    def least_of(
-        self, rows: Float[Array, "r k"], *, stop: bool, slope_steps: int = 0
-    ) -> Float[Array, " r"]:
-        """Lower bounds on <rows, z>.
+    def linear(
+        self, rows: Float[Array, "r k"], kinks: Kinks | None = None, *, stop: bool = False
+    ) -> tuple[Float[Array, "r ..."], Float[Array, " r"]]:
+        """Linear functions of the image below <rows, z>: (r, h, w, c) and constants.
 
         - `stop`: from the intervals ahead of the last affine part.
-        - `slope_steps`: of gradient ascent on the slopes below the kinks, each row's its own.
         """
-        (out,) = self.graph.outputs
-        offset = jnp.zeros(len(rows), self.x.dtype)
+        (out,), offset = self.graph.outputs, jnp.zeros(len(rows), self.x.dtype)
+        bounds = self.bounds if kinks is None else with_kinks(self.graph, self.bounds, kinks)
+        moved, offset = pull(self.graph.nodes, bounds, {out: rows}, offset, stop=stop)
+        return moved.get(0, jnp.zeros((len(rows), *self.x.shape), self.x.dtype)), offset
 
-        def bound(tilts):
-            bounds = with_tilts(self.bounds, tilts)
-            pulled = pull(self.graph.nodes, bounds, {out: rows}, offset, stop=stop)
-            least = self._over_ball(*pulled)
-            return jnp.where(jnp.isfinite(least), least, -jnp.inf)  # no overflow is a bound
+    def least(self, rows: Float[Array, "r ..."], offset: Float[Array, " r"]) -> Float[Array, " r"]:
+        """The least values of linear functions over ball and box."""
+        least = self._over_ball({0: rows}, offset)
+        return jnp.where(jnp.isfinite(least), least, -jnp.inf)  # no overflow is a bound
 
-        if not slope_steps:
-            return bound({})
-
-        def start(x: Interval):
-            tilt = smaller_loss(*x)
-            return jnp.broadcast_to(tilt, (len(rows), *tilt.shape))
-
-        tilts = at_kinks(self.graph.nodes, self.bounds, start)
-        return ascended(bound, tilts, slope_steps)
+    def least_of(self, rows: Float[Array, "r k"], *, stop: bool) -> Float[Array, " r"]:
+        """Lower bounds on <rows, z>."""
+        return self.least(*self.linear(rows, stop=stop))
 
     def of_label(self, label: Label, *, stop: bool, slope_steps: int = 0) -> Float[Array, " k"]:
-        """Lower bounds on z_label - z_j."""
+        """Lower bounds on z_label - z_j.
+
+        - `slope_steps`: of gradient ascent on the slopes below the kinks, each margin's its own.
+        """
         (k,) = self.graph.shapes[self.graph.outputs[0]]
         rows = jax.nn.one_hot(label, k, dtype=self.x.dtype) - jnp.eye(k, dtype=self.x.dtype)
-        return self.least_of(rows, stop=stop, slope_steps=slope_steps)
+        if not slope_steps:
+            return self.least_of(rows, stop=stop)
+        start = kinks_of(self.graph, self.bounds)
+        return jax.vmap(lambda row: self.ascend(row, start, slope_steps)[0])(rows)
 
+    def ascend(self, row: Float[Array, " k"], kinks: Kinks, steps: int) -> tuple[Scalar, Kinks]:
+        """The best lower bound on <row, z> along steps of gradient ascent, and its kinks.
 
-def ascended(bound, tilts, steps: int):
-    """The largest bound of each row along `steps` steps of gradient ascent on its tilts."""
-    optimizer = optax.adam(optax.exponential_decay(RATE, 1, RATE_DECAY))
+        The bound of any tilts and multipliers holds; multipliers are those of kinks whose operand
+        has one sign.
+        """
 
-    def step(carry, _):
-        tilts, state, best = carry
-        value, back = jax.vjp(bound, tilts)
-        (uphill,) = back(jnp.ones_like(value))
-        downhill = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), -g, 0.0), uphill)
-        updates, state = optimizer.update(downhill, state)
-        tilts = jax.tree.map(lambda t, u: jnp.clip(t + u, 0.0, 1.0), tilts, updates)
-        return (tilts, state, jnp.maximum(best, value)), None
+        def bound(tilt, multiplier):
+            chosen = kinks._replace(tilt=tilt, multiplier=multiplier)
+            return self.least(*self.linear(row[None], chosen))[0]
 
-    best = bound(tilts)
-    (tilts, _, best), _ = jax.lax.scan(step, (tilts, optimizer.init(tilts), best), None, steps)
-    return jnp.maximum(best, bound(tilts))
+        def step(carry, _):
+            now, state, best, best_at = carry
+            value, gradient = jax.value_and_grad(bound, (0, 1))(*now)
+            better = value > best
+            best_at = jax.tree.map(partial(jnp.where, better), now, best_at)
+            downhill = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), -g, 0.0), gradient)
+            (tilt, multiplier), state = optimizer.update(downhill, state)
+            tilt = jnp.clip(now[0] + tilt, 0.0, 1.0)
+            # A multiplier has the sign of its operand.
+            multiplier = jnp.clip(
+                now[1] + multiplier,
+                jnp.where(kinks.high <= 0, -jnp.inf, 0.0),
+                jnp.where(kinks.low >= 0, jnp.inf, 0.0),
+            )
+            return ((tilt, multiplier), state, jnp.maximum(best, value), best_at), None
+
+        optimizer = optax.adam(optax.exponential_decay(RATE, 1, RATE_DECAY))
+        start = kinks.tilt, kinks.multiplier
+        carry = start, optimizer.init(start), jnp.asarray(-jnp.inf, row.dtype), start
+        (now, _, best, best_at), _ = jax.lax.scan(step, carry, None, steps)
+        value = bound(*now)
+        tilt, multiplier = jax.tree.map(partial(jnp.where, value > best), now, best_at)
+        return jnp.maximum(best, value), kinks._replace(tilt=tilt, multiplier=multiplier)
 
 
 def deterministic(logits_fn: LogitsFn, x: Image):

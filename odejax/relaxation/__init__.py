@@ -7,7 +7,7 @@
 """
 
 from .graph import Graph as Graph
-from .kinks import at_kinks as at_kinks, with_tilts as with_tilts
-from .propagate import Propagation as Propagation, pull as pull
+from .kinks import Kinks as Kinks, kinks_of as kinks_of, with_kinks as with_kinks
+from .propagate import Bounds as Bounds, Propagation as Propagation, pull as pull
 from .rules import Interval as Interval
 from .walk import depends_on as depends_on, trace as trace

@@ -58,7 +58,7 @@ class AbstractElementwise(eqx.Module):
 
 
 class Leaky(AbstractElementwise):
-    """max(z, a z), ReLU for a = 0; 0 <= a <= 1.
+    """max(z, a z), ReLU for a = 0 and |z| for a = -1; -1 <= a <= 1.
 
     Below it lies every line of slope a + tilt (1 - a), 0 <= tilt <= 1.
     """
@@ -68,10 +68,16 @@ class Leaky(AbstractElementwise):
     kinked = True
 
     def range(self, lower, upper):
+        at_lower, at_upper = self._ends(lower, upper)
+        low = jnp.minimum(at_lower, at_upper)
+        crosses = (lower < 0) & (upper > 0)
+        return jnp.where(crosses, jnp.minimum(low, 0.0), low), jnp.maximum(at_lower, at_upper)
+
+    def _ends(self, lower, upper):
         return jnp.maximum(lower, self.a * lower), jnp.maximum(upper, self.a * upper)
 
     def lines(self, lower, upper, tilt=None):
-        low, high = self.range(lower, upper)
+        low, high = self._ends(lower, upper)
         chord = _ratio(high - low, upper - lower)
         crosses = (lower < 0) & (upper > 0)
         chord = jnp.where(crosses, chord, jnp.where(lower >= 0, 1.0, self.a))
@@ -240,10 +246,6 @@ def _log1p_chord(lower, upper):
     return jnp.log1p((upper - lower) / (1 + lower)) / (upper - lower)
 
 
-def _abs_chord(lower, upper):
-    return (jnp.abs(upper) - jnp.abs(lower)) / (upper - lower)
-
-
 def _softplus_chord(lower, upper):
     # log((1 + e^upper) / (1 + e^lower)), which cancels on short intervals alone
     width = upper - lower
@@ -257,7 +259,7 @@ def _gauss(z):
 
 RELU = Leaky()
 LEAKY = Leaky
-ABS = Convex(jnp.abs, jnp.sign, _abs_chord, bottom=0.0)
+ABS = Leaky(-1.0)
 SQUARE = Convex(jnp.square, lambda z: 2 * z, lambda lower, upper: lower + upper, bottom=0.0)
 EXP = Convex(jnp.exp, jnp.exp, _exp_chord)
 SOFTPLUS = Convex(jax.nn.softplus, jax.nn.sigmoid, _softplus_chord)

@@ -1,43 +1,94 @@
-"""What may be chosen at each kink of a graph: the line below it.
+"""What may be chosen at the kinks of a graph, whose functions are linear but for one point.
 
-A choice is a dictionary: by the number of a kink's result an array; by that of a loop's first
-result, the choices of all turns, stacked.
+At each kink the operand's interval may be cut, the line below be tilted, and a sign of the operand
+be used with a multiplier. Each of these is a vector over all kinks of the graph, in the order of
+evaluation.
+
+Xu et al. (2021), arXiv:2011.13824; Wang et al. (2021), arXiv:2103.06624.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
 
+from .elementwise import smaller_loss
+from .graph import Graph
 from .propagate import Bounds
 from .rules import Interval, Loop, Node, Unary
 
-Choices = dict[int, Any]
+
+class Kinks(NamedTuple):
+    """What is chosen at every kink.
+
+    - `low`, `high`: what its operand lies between.
+    - `tilt`: of the line below it, in [0, 1].
+    - `multiplier`: of the operand's sign, not negative where the operand is not, not positive where
+      it is not.
+    """
+
+    low: Float[Array, " kinks"]
+    high: Float[Array, " kinks"]
+    tilt: Float[Array, " kinks"]
+    multiplier: Float[Array, " kinks"]
+
+    def crossing(self):
+        """Where the kink lies inside the interval."""
+        return (self.low < 0) & (self.high > 0)
 
 
-def at_kinks(nodes: Sequence[Node], bounds: Bounds, choose: Callable[[Interval], Any]) -> Choices:
-    """choose(interval) at each kink, for the interval that its operand lies in."""
-    out: Choices = {}
+def kinks_of(graph: Graph, bounds: Bounds) -> Kinks:
+    """Those that CROWN chooses for a graph whose bounds are known."""
+    low, _ = ravel_pytree(_at_kinks(graph.nodes, bounds, lambda x: x.low))
+    high, _ = ravel_pytree(_at_kinks(graph.nodes, bounds, lambda x: x.high))
+    return Kinks(low, high, smaller_loss(low, high), jnp.zeros_like(low))
+
+
+def with_kinks(graph: Graph, bounds: Bounds, kinks: Kinks) -> Bounds:
+    """The bounds of a graph with other choices at its kinks."""
+    _, unravel = ravel_pytree(_at_kinks(graph.nodes, bounds, lambda x: x.low))
+    chosen = jax.tree.map(lambda *parts: Kinks(*parts), *map(unravel, kinks))
+    return _inserted(graph.nodes, bounds, chosen)
+
+
+def _at_kinks(nodes: Sequence[Node], bounds: Bounds, part: Callable[[Interval], Any]) -> dict:
+    """By the number of a kink's result, a part of its operand's interval.
+
+    By that of a loop's first result, those of all turns, stacked.
+    """
+    out = {}
     for node in nodes:
         first = node.outputs[0]
         if isinstance(node.rule, Loop):
-            turn = node.rule.at(0).nodes  # those of every turn have the same numbers
-            chosen = jax.vmap(lambda kept, turn=turn: at_kinks(turn, kept, choose))(
-                bounds["loop", first]
-            )
-            if chosen:
-                out[first] = chosen
-        elif isinstance(node.rule, Unary) and node.rule.function.kinked:
-            out[first] = choose(bounds[node.inputs[0]].interval)
+            out[first] = _at_kinks(_turn(node.rule), bounds["loop", first], part)
+        elif is_kink(node):
+            out[first] = part(bounds[node.inputs[0]].interval)
     return out
 
 
-def with_tilts(bounds: Bounds, tilts: Choices) -> Bounds:
-    """Bounds whose lines below the kinks are those of `tilts`, with an array (r, *shape) each."""
+def _inserted(nodes: Sequence[Node], bounds: Bounds, kinks: dict) -> Bounds:
     out = dict(bounds)
-    for number, tilt in tilts.items():
-        if isinstance(tilt, dict):
-            out["loop", number] = with_tilts(bounds["loop", number], tilt)
-        else:
-            out[number] = bounds[number]._replace(tilt=tilt)
+    for node in nodes:
+        first = node.outputs[0]
+        if isinstance(node.rule, Loop):
+            out["loop", first] = _inserted(_turn(node.rule), bounds["loop", first], kinks[first])
+        elif is_kink(node):
+            low, high, tilt, multiplier = kinks[first]
+            (operand,) = node.inputs
+            known = out[operand].interval  # two kinks may have one operand
+            both = Interval(jnp.maximum(low, known.low), jnp.minimum(high, known.high))
+            out[operand] = out[operand]._replace(interval=both)
+            out[first] = out[first]._replace(tilt=tilt, multiplier=multiplier)
     return out
+
+
+def _turn(loop: Loop) -> Sequence[Node]:
+    """The nodes of a turn, whose numbers are the same in every one."""
+    return loop.at(0).nodes
+
+
+def is_kink(node: Node) -> bool:
+    return isinstance(node.rule, Unary) and node.rule.function.kinked

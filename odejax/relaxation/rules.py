@@ -47,13 +47,13 @@ class Bound(NamedTuple):
     """What is known of a value.
 
     - `interval`: what it lies between; `size`: of what each entry is a sum of.
-    - `tilt`: where it is the result of a kink, that of the line below it, for each row; None for
-      the line of the smaller loss.
+    - `tilt`, `multiplier`: where it is the result of a kink, what is chosen there (`Kinks`).
     """
 
     interval: Interval
     size: Numbers
     tilt: Numbers | None = None
+    multiplier: Numbers | None = None
 
 
 class Node(NamedTuple):
@@ -188,7 +188,14 @@ class Unary(Rule):
         size = y.size + steepest * x.largest() + jnp.maximum(jnp.abs(low), jnp.abs(high))
         rounding = ROUNDING if self.function.exact else SUM_ROUNDING
         lost = 2 * rounding * jnp.abs(rows) * size
-        return (up * low_slope + down * high_slope,), total(up * low + down * high - lost)
+        moved = up * low_slope + down * high_slope
+        if y.multiplier is not None:
+            # multiplier * x >= 0 where both have one sign: it may be taken off.
+            (positive, negative), (low_end, high_end) = split(y.multiplier), x
+            used = jnp.where(low_end >= 0, positive, 0.0) + jnp.where(high_end <= 0, negative, 0.0)
+            moved = moved - used
+            lost = lost + 2 * ROUNDING * jnp.abs(used) * x.largest()
+        return (moved,), total(up * low + down * high - lost)
 
 
 @dataclasses.dataclass(frozen=True)
