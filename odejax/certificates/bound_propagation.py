@@ -247,7 +247,7 @@ class Margins:
 
         optimizer = optax.adam(optax.exponential_decay(RATE, 1, RATE_DECAY))
         start = kinks.tilt, kinks.multiplier
-        carry = start, optimizer.init(start), jnp.asarray(-jnp.inf, row.dtype), start
+        carry = start, optimizer.init(start), jnp.full((), -jnp.inf, kinks.low.dtype), start
         (now, _, best, best_at), _ = jax.lax.scan(step, carry, None, steps)
         value = bound(*now)
         tilt, multiplier = jax.tree.map(partial(jnp.where, value > best), now, best_at)

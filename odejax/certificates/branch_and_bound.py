@@ -30,6 +30,7 @@ from ..relaxation.rules import Affine, Loop
 from .bound_propagation import Margins, deterministic
 
 STALE = 10  # passes over a subdomain without a kink left to split
+DESCENT = 5  # steps from where a bound is least
 
 
 class Subdomain(NamedTuple):
@@ -37,8 +38,8 @@ class Subdomain(NamedTuple):
 
     - `signs`: of each kink's operand, 1 or -1, and 0 where it is not split.
     - `tilt`, `multiplier`: where gradient ascent goes on.
-    - `kink`: the next one to be split.
-    - `left`: passes that are left, where no kink is.
+    - `kink`: the next one to be split, or -1.
+    - `left`: passes that are left where no kink is to be split.
     """
 
     other: int
@@ -62,8 +63,8 @@ class Subdomain(NamedTuple):
 class Search(NamedTuple):
     """What branch and bound ended with.
 
-    - `bound`: the least margin over ball and box is not below it.
-    - `subdomains`: how many were bounded.
+    - `bound`: the least margin over ball and box is not below it; minus infinity with an `x_adv`.
+    - `subdomains`: how many were bounded, besides the whole one of each margin.
     - `x_adv`: an image with another prediction, in ball and box; None where none was met.
     """
 
@@ -83,57 +84,62 @@ def search(
     steps: int,
     is_broken: Callable[[np.ndarray], bool],
 ) -> Search:
-    """Bound subdomains until all are positive, an image is broken, or it is `deadline`.
+    """Bound subdomains until all bounds are positive, an image is broken, or it is `deadline`.
 
     - `deadline`: of `time.perf_counter`.
     - `batch_size`: subdomains at a time; `steps`: of gradient ascent for each.
     - `is_broken(x)`: judges images that the linear bounds are least at.
     """
     bounds, margins, start = _root(logits_fn, x, label, ball)
-    sizes = len(start.tilt)
-    tilt, none = np.asarray(start.tilt), np.zeros(sizes, np.float32)
-    signs = np.zeros(sizes, np.int8)
-    margins = np.asarray(margins)
-    bound, count, tie = np.inf, len(margins), itertools.count()
+    margins, tilt = np.asarray(margins), np.asarray(start.tilt)
+    whole = Subdomain(0, np.zeros(tilt.shape, np.int8), tilt, np.zeros_like(tilt))
+    least, count, order = np.inf, 0, itertools.count()  # least: of what is not in the heap
     heap: list[tuple[float, int, Subdomain]] = []
-    stuck = np.inf  # the least bound of what nothing is left to split of
-    for other, margin in enumerate(margins):
-        if other == int(label):
-            continue
-        if margin > 0:
-            bound = min(bound, float(margin))
+
+    def add(bound: float, subdomain: Subdomain):
+        nonlocal least
+        if bound > 0:
+            least = min(least, bound)
         else:
-            heap.append((float(margin), next(tie), Subdomain(other, signs, tilt, none)))
-    heapq.heapify(heap)
-    first = True
+            heapq.heappush(heap, (bound, next(order), subdomain))
+
+    for other in set(range(len(margins))) - {int(label)}:
+        add(float(margins[other]), whole._replace(other=other))
     while heap and time.perf_counter() < deadline:
-        batch: list[Subdomain] = []
+        batch: list[tuple[float, Subdomain]] = []
         while heap and len(batch) + 2 <= batch_size:
-            low, _, parent = heapq.heappop(heap)
-            children = [parent] if first else parent.children()
+            bound, _, parent = heapq.heappop(heap)
+            children = parent.children()
             if not children:
-                stuck = min(stuck, low)
-            batch += [(low, child) for child in children]  # pyright: ignore
+                least = min(least, bound)
+            batch += [(bound, child) for child in children]
         if not batch:
-            continue
-        first = False
-        lows, batch = zip(*batch, strict=True)  # pyright: ignore
-        padded = [*batch, *[batch[-1]] * (batch_size - len(batch))]
-        stacked = [np.stack([getattr(s, f) for s in padded]) for f in ("signs", "tilt", "multiplier")]
-        others = np.asarray([s.other for s in padded])
-        result = _bound(logits_fn, x, label, ball, bounds, others, *stacked, steps)
-        value, tilts, multipliers, kink, least_at, worst = map(np.asarray, result)
+            break
         count += len(batch)
-        for i, (low, child) in enumerate(zip(lows, batch, strict=True)):
-            below = max(float(value[i]), low)  # the parent's holds, too
+        rows = [*batch, *batch[-1:] * (batch_size - len(batch))]
+        others, signs, tilts, multipliers = (
+            np.stack([getattr(subdomain, name) for _, subdomain in rows])
+            for name in ("other", "signs", "tilt", "multiplier")
+        )
+        result = _bound(logits_fn, x, label, ball, bounds, others, signs, tilts, multipliers, steps)
+        value, tilts, multipliers, kink, least_at, worst = map(np.asarray, result)
+        for i, (bound, child) in enumerate(batch):
             if worst[i] <= 0 and is_broken(least_at[i]):
                 return Search(-np.inf, count, least_at[i])
-            if below > 0:
-                bound = min(bound, below)
-                continue
             child = child._replace(tilt=tilts[i], multiplier=multipliers[i], kink=int(kink[i]))
-            heapq.heappush(heap, (below, next(tie), child))
-    return Search(min([bound, stuck, *(low for low, *_ in heap[:1])]), count, None)
+            add(max(bound, float(value[i])), child)  # the parent's bound holds, too
+    return Search(min([least, *(bound for bound, *_ in heap[:1])]), count, None)
+
+
+def compiled(
+    logits_fn: LogitsFn, x: Image, label: Label, ball: AbstractBall, *, batch_size: int, steps: int
+):
+    """Compile what `search` runs, so that no image's time is spent on it."""
+    bounds, _, start = _root(logits_fn, x, label, ball)
+    tilts = np.zeros((batch_size, *start.tilt.shape), start.tilt.dtype)
+    others, signs = np.zeros(batch_size, int), tilts.astype(np.int8)
+    result = _bound(logits_fn, x, label, ball, bounds, others, signs, tilts, tilts, steps)
+    jax.block_until_ready(result)
 
 
 def check_kinks_alone(logits_fn: LogitsFn, x: Any):
@@ -166,19 +172,19 @@ def _root(logits_fn, x, label, ball):
 
 @eqx.filter_jit
 def _bound(logits_fn, x, label, ball, bounds, others, signs, tilts, multipliers, steps):
-    """For each subdomain: its bound, the tilts and multipliers of it, the next kink to split, the
-    image that the linear bound is least at, and the least margin of the network there.
+    """For each subdomain: its bound, the tilts and multipliers of it, the next kink to split, an
+    image near which the linear bound is least, and the margin of the network there.
     """
     with jax.default_matmul_precision("highest"):
         margins = _margins(logits_fn, x, ball, bounds)
         f = deterministic(logits_fn, x)
         (k,) = margins.graph.shapes[margins.graph.outputs[0]]
-        start = kinks_of(margins.graph, margins.bounds)
+        start_kinks = kinks_of(margins.graph, margins.bounds)
 
         def one(other, signs, tilt, multiplier):
             row = jax.nn.one_hot(label, k, dtype=x.dtype) - jax.nn.one_hot(other, k, dtype=x.dtype)
-            low = jnp.where(signs > 0, jnp.maximum(start.low, 0.0), start.low)
-            high = jnp.where(signs < 0, jnp.minimum(start.high, 0.0), start.high)
+            low = jnp.where(signs > 0, jnp.maximum(start_kinks.low, 0.0), start_kinks.low)
+            high = jnp.where(signs < 0, jnp.minimum(start_kinks.high, 0.0), start_kinks.high)
             bound, kinks = margins.ascend(row, Kinks(low, high, tilt, multiplier), steps)
 
             def of_ends(low, high):
@@ -189,10 +195,27 @@ def _bound(logits_fn, x, label, ball, bounds, others, signs, tilts, multipliers,
             # What the bound gains, to first order, where an end is cut at 0.
             gain = jnp.where(kinks.crossing(), -low * at_low - high * at_high, -jnp.inf)
             kink = jnp.where(jnp.any(kinks.crossing()), jnp.argmax(gain), -1)
-            least_at = ball.project(x - ball.eps * ball.steepest(rows), x)
-            logits = f(least_at)
-            worst = logits[label] - jnp.max(jnp.where(jnp.arange(k) == label, -jnp.inf, logits))
-            return bound, kinks.tilt, kinks.multiplier, kink, least_at, worst
+            return bound, kinks.tilt, kinks.multiplier, kink, *worst_near(rows)
+
+        def margin(at):
+            logits = f(at)
+            return logits[label] - jnp.max(jnp.where(jnp.arange(k) == label, -jnp.inf, logits))
+
+        def worst_near(rows):
+            """Where a linear function is least, and then downhill in ever shorter steps."""
+
+            def step(i, carry):
+                at, least, least_at = carry
+                value, uphill = jax.value_and_grad(margin)(at)
+                least_at = jnp.where(value < least, at, least_at)
+                move = ball.eps / 2 ** (i + 1.0) * ball.steepest(uphill)
+                return ball.project(at - move, x), jnp.minimum(value, least), least_at
+
+            start = ball.project(x - ball.eps * ball.steepest(rows), x)
+            carry = start, jnp.full((), jnp.inf, start_kinks.low.dtype), start
+            at, least, least_at = jax.lax.fori_loop(0, DESCENT, step, carry)
+            value = margin(at)
+            return jnp.where(value < least, at, least_at), jnp.minimum(value, least)
 
         return jax.vmap(one)(others, signs, tilts, multipliers)
 

@@ -4,7 +4,6 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,7 +17,7 @@ from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
 from ..attacks import PGD, Restarts, margin_loss
-from ..certificates.branch_and_bound import check_kinks_alone, search
+from ..certificates.branch_and_bound import check_kinks_alone, compiled, search
 from .intervals import confidence_interval, percent
 from .robust_accuracy import robust_accuracy
 from .tables import Shown
@@ -32,11 +31,13 @@ class Verification(Shown):
     """What is known of each of n images: `certified` <= true robust accuracy <= `attacked`.
 
     - `status`: (n,) "proven": no image of ball and box has another prediction than the label;
-      "broken": `x_adv` has; "open": the time was over.
+      "broken": `x_adv` has; "open": neither, since the time was over, or since the least margin is
+      within what float32 may lose.
     - `x_adv`: (n, h, w, c), in ball and box; the image itself where none was found.
     - `bound`: (n,) the margin z_label - max_j z_j is nowhere less in ball and box; minus infinity
       where it was not sought.
-    - `subdomains`: (n,) how many were bounded; 0 where the attack broke the image.
+    - `subdomains`: (n,) how many were bounded; 0 where the attack broke the image, or nothing had to
+      be split.
     - `seconds`: (n,) of branch and bound; `attack_seconds`: of the attack on all images.
 
     >>> images, labels = np.full((4, 1, 2, 1), 0.5, np.float32), np.zeros(4, int)
@@ -92,8 +93,8 @@ def verify(
     time_limit: float = 60.0,
     attack: Callable = VERIFY_ATTACK,
     key: Key | int,
-    batch_size: int = 256,
-    steps: int = 20,
+    batch_size: int = 64,
+    steps: int = 5,
     progress: bool | None = None,
 ) -> Verification:
     """Prove every image, or break it, by branch and bound on the signs at its kinks.
@@ -111,8 +112,8 @@ def verify(
       without a proof by then is open.
     - `attack`: PGD-40 on the margin, started 5 times, by default.
     - `key`: of `jax.random`, or an integer seed.
-    - `batch_size`: subdomains that are bounded at a time (256).
-    - `steps`: of gradient ascent on the slopes and multipliers of a subdomain (20).
+    - `batch_size`: subdomains that are bounded at a time (64).
+    - `steps`: of gradient ascent on the slopes and multipliers of a subdomain (5).
     - `progress`: as for `robust_accuracy`.
 
     Raises `ValueError` for what `robust_accuracy` refuses, for another operation that is not
@@ -161,7 +162,8 @@ def verify(
     status = np.where(report.still_correct, "open", "broken")
     bound, subdomains, seconds = np.full(n, -np.inf), np.zeros(n, int), np.zeros(n)
     if len(left):
-        jax.block_until_ready(searched(left[0], time.perf_counter() + 1e-9))  # compiled
+        first, sizes = left[0], {"batch_size": batch_size, "steps": steps}
+        compiled(network, jnp.asarray(images[first]), jnp.asarray(labels[first]), ball, **sizes)
     with progress_bar(enabled=progress, transient=True) as bar:
         task = bar.add_task("branch and bound", total=len(left), note="")
         for done, i in enumerate(left, 1):
