@@ -18,7 +18,7 @@ from odejax.evaluation import certified_radii, verify
 from odejax.relaxation import Kinks, Propagation, kinks_of, trace, with_kinks
 from odejax.relaxation.elementwise import LEAKY
 
-EPS = 0.3
+EPS = 0.4
 X = jnp.asarray([0.45, 0.6]).reshape(1, 2, 1)
 
 
@@ -44,7 +44,7 @@ class Tiny(eqx.Module):
 def tiny(seed, scanned):
     rng = np.random.default_rng(seed)
     shapes = (6, 3), (3, 6, 6), (3, 6)
-    return Tiny(*(jnp.asarray(rng.normal(size=s) / 2, jnp.float32) for s in shapes), scanned)
+    return Tiny(*(jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes), scanned)
 
 
 @eqx.filter_jit
@@ -95,10 +95,11 @@ def test_any_tilts_and_multipliers_bound_a_subdomain(ball, scanned):
         return kinks_of(graph, at.bounds)
 
     exact = operands(points)
-    assert (exact.high - exact.low < 1e-3).all()
+    assert (exact.high - exact.low < 1e-2).all()
     rows = jnp.eye(3) - jnp.roll(jnp.eye(3), 1, axis=0)
     at = rng.integers(len(points), size=40)
     signs = jnp.sign(exact.low[at]) * rng.integers(0, 2, (40, *start.low.shape))
+    signs = signs.at[:20].set(jnp.sign(exact.low[at[:20]]))  # of all kinks: nothing is relaxed
     kinks = Kinks(
         low=jnp.where(signs > 0, jnp.maximum(start.low, 0), start.low),
         high=jnp.where(signs < 0, jnp.minimum(start.high, 0), start.high),
@@ -119,7 +120,8 @@ def test_any_tilts_and_multipliers_bound_a_subdomain(ball, scanned):
     true = np.stack([np.asarray(logits[inside.all(1)] @ rows.T).min(0) for inside in fits])
     assert (drawn <= true + 1e-4).all()
     assert (ascended <= true + 1e-4).all()
-    assert np.median(true - ascended) < 0.1 < np.median(true - drawn)
+    lost, lost_by_chance = ((true - some)[:20][true[:20] < 0] for some in (ascended, drawn))
+    assert np.median(lost) < 0.1 * np.median(lost_by_chance)
 
 
 @pytest.mark.parametrize("scanned", [False, True])
@@ -151,7 +153,7 @@ class Nothing(eqx.Module):
 def test_it_agrees_with_a_dense_grid(ball_type, scanned):
     images = np.asarray(X)[None]
     decided, split = [], 0
-    for seed, eps in itertools.product(range(12), (0.1, EPS)):
+    for seed, eps in itertools.product(range(10), (0.25, EPS)):
         net, ball = tiny(seed, scanned), ball_type(eps)
         label = int(net(X).argmax())
         least = least_margin(net, ball, label)
@@ -167,9 +169,9 @@ def test_it_agrees_with_a_dense_grid(ball_type, scanned):
             assert predict(net, result.x_adv, key=0).argmax() != label
             assert ball.contains(jnp.asarray(result.x_adv[0]), X)
         split += int(result.subdomains[0] > 2)
-    assert len(decided) >= 20
-    assert 4 <= decided.count("proven") < len(decided)
-    assert split >= 5
+    assert len(decided) >= 18
+    assert 5 <= decided.count("proven") < len(decided)
+    assert split >= (3 if ball_type is LinfBall else 1)
 
 
 def test_it_proves_what_linear_relaxation_leaves_open():

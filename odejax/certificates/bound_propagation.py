@@ -32,7 +32,7 @@ from ..relaxation.rules import sum_rounding
 from ..solvers import GridSteps
 from .base import AbstractCertificate
 
-RATE, RATE_DECAY = 0.25, 0.98  # of gradient ascent, and what each step leaves of it
+RATE, RATE_DECAY = 0.25, 0.98  # of gradient ascent on tilts, and its factor from step to step
 
 
 class AbstractBoundPropagation(AbstractCertificate):
@@ -221,37 +221,43 @@ class Margins:
     def ascend(self, row: Float[Array, " k"], kinks: Kinks, steps: int) -> tuple[Scalar, Kinks]:
         """The best lower bound on <row, z> along steps of gradient ascent, and its kinks.
 
-        The bound of any tilts and multipliers holds; multipliers are those of kinks whose operand
-        has one sign.
+        Adam on the tilts, Polyak's steps on the multipliers. The bound of any of them holds.
         """
 
         def bound(tilt, multiplier):
             chosen = kinks._replace(tilt=tilt, multiplier=multiplier)
             return self.least(*self.linear(row[None], chosen))[0]
 
+        # Where a kink is split, a multiplier has the sign of its operand; elsewhere it stays 0.
+        ends = jnp.where(kinks.high == 0, -jnp.inf, 0.0), jnp.where(kinks.low == 0, jnp.inf, 0.0)
+
         def step(carry, _):
             now, state, best, best_at = carry
             value, gradient = jax.value_and_grad(bound, (0, 1))(*now)
             better = value > best
             best_at = jax.tree.map(partial(jnp.where, better), now, best_at)
-            downhill = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), -g, 0.0), gradient)
-            (tilt, multiplier), state = optimizer.update(downhill, state)
-            tilt = jnp.clip(now[0] + tilt, 0.0, 1.0)
-            # A multiplier has the sign of its operand.
-            multiplier = jnp.clip(
-                now[1] + multiplier,
-                jnp.where(kinks.high <= 0, -jnp.inf, 0.0),
-                jnp.where(kinks.low >= 0, jnp.inf, 0.0),
-            )
-            return ((tilt, multiplier), state, jnp.maximum(best, value), best_at), None
+            (tilt, multiplier), uphill = now, jax.tree.map(_finite, gradient)
+            move, state = optimizer.update(-uphill[0], state)
+            free = jnp.clip(multiplier + uphill[1], *ends) != multiplier
+            along = jnp.where(free, uphill[1], 0.0)
+            # Polyak's step: to where the bound were positive by half of what it lacks.
+            lacks, square = 1.5 * jnp.maximum(-value, 0.0), jnp.sum(along**2)
+            length = _finite(lacks / jnp.where(square > 0, square, jnp.inf))
+            now = jnp.clip(tilt + move, 0.0, 1.0), jnp.clip(multiplier + length * along, *ends)
+            return (now, state, jnp.maximum(best, value), best_at), None
 
         optimizer = optax.adam(optax.exponential_decay(RATE, 1, RATE_DECAY))
         start = kinks.tilt, kinks.multiplier
-        carry = start, optimizer.init(start), jnp.full((), -jnp.inf, kinks.low.dtype), start
+        lowest = jnp.full((), -jnp.inf, kinks.low.dtype)
+        carry = start, optimizer.init(kinks.tilt), lowest, start
         (now, _, best, best_at), _ = jax.lax.scan(step, carry, None, steps)
         value = bound(*now)
         tilt, multiplier = jax.tree.map(partial(jnp.where, value > best), now, best_at)
         return jnp.maximum(best, value), kinks._replace(tilt=tilt, multiplier=multiplier)
+
+
+def _finite(x: Array) -> Array:
+    return jnp.where(jnp.isfinite(x), x, 0.0)
 
 
 def deterministic(logits_fn: LogitsFn, x: Image):

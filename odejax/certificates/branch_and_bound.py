@@ -29,7 +29,7 @@ from ..relaxation.kinks import is_kink
 from ..relaxation.rules import Affine, Loop
 from .bound_propagation import Margins, deterministic
 
-STALE = 10  # passes over a subdomain without a kink left to split
+STALE = 30  # passes over a subdomain without a kink left to split
 DESCENT = 5  # steps from where a bound is least
 
 

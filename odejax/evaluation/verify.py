@@ -36,8 +36,8 @@ class Verification(Shown):
     - `x_adv`: (n, h, w, c), in ball and box; the image itself where none was found.
     - `bound`: (n,) the margin z_label - max_j z_j is nowhere less in ball and box; minus infinity
       where it was not sought.
-    - `subdomains`: (n,) how many were bounded; 0 where the attack broke the image, or nothing had to
-      be split.
+    - `subdomains`: (n,) how many were bounded; 0 where the attack broke the image, and where
+      nothing had to be split.
     - `seconds`: (n,) of branch and bound; `attack_seconds`: of the attack on all images.
 
     >>> images, labels = np.full((4, 1, 2, 1), 0.5, np.float32), np.zeros(4, int)
@@ -158,7 +158,7 @@ def verify(
     report = robust_accuracy(logits_fn, images, labels, ball, attack, key=key, progress=progress)
     attack_seconds, x_adv = time.perf_counter() - started, report.x_adv.copy()
     x_adv[report.still_correct] = images[report.still_correct]
-    n, left = len(images), np.flatnonzero(report.still_correct)
+    n, left = len(images), np.flatnonzero(report.still_correct).tolist()
     status = np.where(report.still_correct, "open", "broken")
     bound, subdomains, seconds = np.full(n, -np.inf), np.zeros(n, int), np.zeros(n)
     if len(left):
