@@ -384,8 +384,8 @@ FAULTS = [
     Fault(
         "Rows take the other line",
         "relaxation/rules.py",
-        "return (up * low_slope + down * high_slope,)",
-        "return (up * high_slope + down * low_slope,)",
+        "moved = up * low_slope + down * high_slope",
+        "moved = up * high_slope + down * low_slope",
         ("tests/test_relaxation.py",),
     ),
     Fault(

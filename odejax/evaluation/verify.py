@@ -103,7 +103,8 @@ def verify(
 
     An attack goes first. Of what it does not break each margin is bounded by linear relaxation, and
     where that is not enough, one kink after another is split by the sign of its operand. The image
-    that a bound is least at is evaluated, and may break the prediction too.
+    that a bound is least at is evaluated, and may break the prediction too. After a `bracket` what
+    lies between its ends is left: the images of `still_correct & ~certified_correct`.
 
     - `logits_fn`: a network whose operations are affine, but for ReLU, leaky ReLU, abs, and max and
       min of two values.
