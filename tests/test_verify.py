@@ -206,6 +206,20 @@ def test_an_image_is_open_when_its_time_is_over():
     assert (result.subdomains[is_open] == 0).all()
 
 
+def test_a_tie_is_neither_proven_nor_broken():
+    """The prediction is the first of equal logits: no image has another one, and none is proven."""
+
+    def network(x):
+        y = jax.nn.relu(x.ravel() - 0.5)
+        return jnp.stack([y[0], y[0], -1 - y[1]])
+
+    images = np.asarray(X)[None]
+    result = verify(network, images, np.array([0]), LinfBall(0.1), time_limit=20.0, key=0)
+    assert result.status.tolist() == ["open"]
+    assert -1e-3 < result.bound[0] <= 0
+    assert (result.x_adv == images).all()
+
+
 def test_what_it_does_not_split_is_refused():
     data = digits("test", 2)
     with pytest.raises(ValueError, match=r"splits kinks.*not affine: .*Smooth"):
