@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import all_models, digits, predictor_of, trained_mlp
+from scipy.optimize import linprog
 
 from odejax import L2Ball, LinfBall, MeanLogits, Predictor
 from odejax.attacks import PGD, margin_loss
 from odejax.certificates import IntervalBounds, LinearRelaxation, StableMapping
-from odejax.certificates.bound_propagation import deterministic
+from odejax.certificates.bound_propagation import Margins, deterministic
 from odejax.evaluation import bracket, certified_radii
 from odejax.models import ConvODENet, ODESolve
-from odejax.relaxation import trace
+from odejax.relaxation import Propagation, kinks_of, trace
 from odejax.solvers import GridSteps
 
 KEY = jax.random.key(3)
@@ -89,6 +90,72 @@ def certify_traced(certificate, predictor):
     """By tracing alone: a refusal needs no numbers."""
     x = digits("test").pixels[0]
     return eqx.filter_eval_shape(certificate, predictor, x, 0, LinfBall(0.1), key=KEY)
+
+
+# -- slopes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ball", [LinfBall(0.06), L2Ball(0.3)])
+@pytest.mark.parametrize("name", ["MLP", "ResNet BatchNorm"])
+def test_optimised_slopes_are_never_looser(name, ball):
+    predictor, data = trained_mlp() if name == "MLP" else predictor_of(name), digits("test", 3)
+
+    @eqx.filter_jit
+    def bounds(predictor, x, steps):
+        graph = trace(deterministic(predictor, x), x)
+        label = jnp.argmax(predictor(x))
+        certificate = LinearRelaxation(slope_steps=steps)
+        logits = jax.vmap(predictor)(x + jnp.asarray(moves))
+        return certificate.margins(graph, x, label, ball), (logits[:, label, None] - logits).min(0)
+
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (200, *data.pixels[0].shape))
+    gained = []
+    for x in data.pixels:
+        moves = np.stack([np.asarray(ball.project(x + s, x) - x) for s in signs[:50]])
+        crown, _ = bounds(predictor, x, 0)
+        first, _ = bounds(predictor, x, 1)  # a step that is too long for some margins
+        assert (first >= crown - 1e-5).all()
+        optimised, sampled = bounds(predictor, x, 20)
+        assert (optimised >= crown - 1e-5).all()
+        gained.append((optimised - crown).max())
+        assert (optimised <= sampled + 1e-5).all()
+    assert max(gained) > 1e-2
+
+
+def test_optimised_slopes_reach_the_linear_program():
+    """The largest bound over all slopes is the least margin between the lines of the two sides.
+
+    Salman et al. (2019), arXiv:1902.08722: the dual of the program over the neurons.
+    """
+    model, x, eps = trained_mlp().model, digits("test").pixels[8], 0.08
+    weights = [np.asarray(layer.weight, np.float64) for layer in model.layers]
+    biases = [np.asarray(layer.bias, np.float64) for layer in model.layers]
+    label, sizes = int(trained_mlp()(x).argmax()), [64, 32, 32]
+    graph = trace(trained_mlp(), x)
+    around = Margins(graph, x, LinfBall(eps), Propagation())
+    low, high = (np.asarray(v, np.float64) for v in kinks_of(graph, around.bounds)[:2])
+    starts, rows, right = np.cumsum([0, *sizes]), [], []
+    for i, (w, b) in enumerate(zip(weights[:2], biases[:2], strict=True)):
+        here = slice(starts[i + 1] - 64, starts[i + 2] - 64)
+        upper, lower = np.maximum(high[here], 0), np.minimum(low[here], 0)
+        chord = upper / (upper - lower)
+        z = np.zeros((len(w), 128))
+        z[:, starts[i] : starts[i + 1]] = w
+        y = np.eye(128)[starts[i + 1] : starts[i + 2]]
+        rows += [z - y, y - chord[:, None] * z]
+        right += [-b, chord * (b - lower)]
+    pixels = np.stack([np.maximum(x.ravel() - eps, 0), np.minimum(x.ravel() + eps, 1)], 1)
+    box = [*map(tuple, pixels), *[(0, None)] * 64]
+    crown, optimised = (around.of_label(label, stop=False, slope_steps=n) for n in (0, 50))
+    gains = []
+    for other in set(range(10)) - {label}:
+        cost = np.concatenate([np.zeros(96), weights[2][label] - weights[2][other]])
+        program = linprog(cost, np.concatenate(rows), np.concatenate(right), bounds=box)
+        least = program.fun + biases[2][label] - biases[2][other]
+        assert optimised[other] <= least + 1e-4
+        assert optimised[other] >= least - 1e-2
+        gains.append(least - crown[other])
+    assert max(gains) > 0.1
 
 
 def test_a_neural_ode_is_certified_on_a_grid_alone():

@@ -1,11 +1,13 @@
 """Bound propagation as certificates: of any deterministic network, from its program alone."""
 
 import abc
+from functools import partial
 from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from .._checks import check_count
@@ -14,10 +16,23 @@ from .._logits import Checked
 from .._threat_model import AbstractBall, LinfBall
 from .._types import Image, Label, Logits, LogitsFn, Scalar
 from ..models.ode_solve import ODESolve
-from ..relaxation import Graph, Interval, Propagation, depends_on, pull, trace
+from ..relaxation import (
+    Bounds,
+    Graph,
+    Interval,
+    Kinks,
+    Propagation,
+    depends_on,
+    kinks_of,
+    pull,
+    trace,
+    with_kinks,
+)
 from ..relaxation.rules import sum_rounding, unit
 from ..solvers import GridSteps
 from .base import AbstractDeterministicCertificate
+
+RATE, RATE_DECAY = 0.25, 0.98  # of gradient ascent on tilts, and its factor from step to step
 
 
 class AbstractBoundPropagation(AbstractDeterministicCertificate):
@@ -105,10 +120,14 @@ class LinearRelaxation(AbstractBoundPropagation):
 
     The lines take the place of every operation that is not affine; the margin is then
     linear in x, and its least value over ball and box is known. The intervals are found in the same
-    way, from the first operation to the last.
+    way, from the first operation to the last. Below a kink (of ReLU, leaky ReLU, max) every line
+    through it with a slope between its two is such a line; with `slope_steps` these slopes are
+    optimised for each margin (alpha-CROWN). The intervals stay CROWN's.
 
     - `intermediate`: how the intervals are found: "linear" (CROWN), or "interval" (CROWN-IBP).
     - `bisections`: halvings of the radius (0: the radius asked for, or nothing).
+    - `slope_steps`: steps of gradient ascent on the slopes below the kinks (0); each costs about
+      three backward passes of all margins. The best bound of all steps counts.
     - `chunk`: how many linear functions are carried back at once (64); memory grows with it.
 
     It is about any deterministic network: this library's, or a `logits_fn` of Flax or Haiku. A
@@ -122,32 +141,41 @@ class LinearRelaxation(AbstractBoundPropagation):
         >>> float(certify(net, jnp.ones((2, 2, 1)), 0, odejax.LinfBall(0.1), key=key).radius) > 0.05
         True
 
-    Zhang et al. (2018), arXiv:1811.00866; Zhang et al. (2020), arXiv:1906.06316, for CROWN-IBP.
+    Zhang et al. (2018), arXiv:1811.00866; Zhang et al. (2020), arXiv:1906.06316, for CROWN-IBP;
+    Xu et al. (2021), arXiv:2011.13824, for the slopes.
     """
 
     intermediate: Literal["linear", "interval"] = eqx.field(static=True, default="linear")
     bisections: int = eqx.field(static=True, default=0)
+    slope_steps: int = eqx.field(static=True, default=0)
     chunk: int = eqx.field(static=True, default=64)
 
     def __check_init__(self):
-        check_count(0, bisections=self.bisections)
+        check_count(0, bisections=self.bisections, slope_steps=self.slope_steps)
         check_count(2, chunk=self.chunk)
         if self.intermediate not in ("linear", "interval"):
             raise ValueError(f"intermediate must be linear or interval; got {self.intermediate!r}")
 
     def margins(self, graph, x, label, ball):
         margins = Margins(graph, x, ball, Propagation(self.intermediate == "linear", self.chunk))
-        return jnp.maximum(margins.of_label(label, stop=False), margins.of_label(label, stop=True))
+        crown = margins.of_label(label, stop=False, slope_steps=self.slope_steps)
+        return jnp.maximum(crown, margins.of_label(label, stop=True))
 
 
 class Margins:
-    """The bounds of a graph's values around an image, and what they prove of its margins."""
+    """The bounds of a graph's values around an image, and what they prove of its margins.
 
-    def __init__(self, graph: Graph, x: Image, ball: AbstractBall, propagation: Propagation):
+    - `bounds`: of all values, or how they are found.
+    """
+
+    def __init__(self, graph: Graph, x: Image, ball: AbstractBall, bounds: Propagation | Bounds):
         self.graph, self.x, self.ball = graph, x, ball
+        if not isinstance(bounds, Propagation):
+            self.bounds = bounds
+            return
         box = Interval(jnp.maximum(x - ball.eps, ball.lower), jnp.minimum(x + ball.eps, ball.upper))
         exact = isinstance(ball, LinfBall)  # the box is the ball
-        self.bounds = propagation.forward(graph, [box], self._over_ball, exact=exact)
+        self.bounds = bounds.forward(graph, [box], self._over_ball, exact=exact)
 
     def _over_ball(self, rows, offset):
         """The least value of <rows, x'> + offset over the x' of ball and box."""
@@ -157,19 +185,79 @@ class Margins:
         lost = 2 * sum_rounding(x.size) * unit(x) * (jnp.abs(rows) @ jnp.abs(x) + gain)
         return offset + rows @ x - gain - lost
 
-    def least_of(self, rows: Float[Array, "r k"], *, stop: bool) -> Float[Array, " r"]:
-        """Lower bounds on <rows, z>; `stop`: from the intervals ahead of the last affine part."""
-        (out,) = self.graph.outputs
-        offset = jnp.zeros(len(rows), self.x.dtype)
-        pulled = pull(self.graph.nodes, self.bounds, {out: rows}, offset, stop=stop)
-        least = self._over_ball(*pulled)
+    def linear(
+        self, rows: Float[Array, "r k"], kinks: Kinks | None = None, *, stop: bool = False
+    ) -> tuple[Float[Array, "r ..."], Float[Array, " r"]]:
+        """Linear functions of the image below <rows, z>: (r, h, w, c) and constants.
+
+        - `stop`: from the intervals ahead of the last affine part.
+        """
+        (out,), offset = self.graph.outputs, jnp.zeros(len(rows), self.x.dtype)
+        bounds = self.bounds if kinks is None else with_kinks(self.graph, self.bounds, kinks)
+        moved, offset = pull(self.graph.nodes, bounds, {out: rows}, offset, stop=stop)
+        return moved.get(0, jnp.zeros((len(rows), *self.x.shape), self.x.dtype)), offset
+
+    def least(self, rows: Float[Array, "r ..."], offset: Float[Array, " r"]) -> Float[Array, " r"]:
+        """The least values of linear functions over ball and box."""
+        least = self._over_ball({0: rows}, offset)
         return jnp.where(jnp.isfinite(least), least, -jnp.inf)  # no overflow is a bound
 
-    def of_label(self, label: Label, *, stop: bool) -> Float[Array, " k"]:
-        """Lower bounds on z_label - z_j."""
+    def least_of(self, rows: Float[Array, "r k"], *, stop: bool) -> Float[Array, " r"]:
+        """Lower bounds on <rows, z>."""
+        return self.least(*self.linear(rows, stop=stop))
+
+    def of_label(self, label: Label, *, stop: bool, slope_steps: int = 0) -> Float[Array, " k"]:
+        """Lower bounds on z_label - z_j.
+
+        - `slope_steps`: of gradient ascent on the slopes below the kinks, each margin's its own.
+        """
         (k,) = self.graph.shapes[self.graph.outputs[0]]
         rows = jax.nn.one_hot(label, k, dtype=self.x.dtype) - jnp.eye(k, dtype=self.x.dtype)
-        return self.least_of(rows, stop=stop)
+        if not slope_steps:
+            return self.least_of(rows, stop=stop)
+        start = kinks_of(self.graph, self.bounds)
+        return jax.vmap(lambda row: self.ascend(row, start, slope_steps)[0])(rows)
+
+    def ascend(self, row: Float[Array, " k"], kinks: Kinks, steps: int) -> tuple[Scalar, Kinks]:
+        """The best lower bound on <row, z> along steps of gradient ascent, and its kinks.
+
+        Adam on the tilts, Polyak's steps on the multipliers. The bound of any of them holds.
+        """
+
+        def bound(tilt, multiplier):
+            chosen = kinks._replace(tilt=tilt, multiplier=multiplier)
+            return self.least(*self.linear(row[None], chosen))[0]
+
+        # Where a kink is split, a multiplier has the sign of its operand; elsewhere it stays 0.
+        ends = jnp.where(kinks.high == 0, -jnp.inf, 0.0), jnp.where(kinks.low == 0, jnp.inf, 0.0)
+
+        def step(carry, _):
+            now, state, best, best_at = carry
+            value, gradient = jax.value_and_grad(bound, (0, 1))(*now)
+            better = value > best
+            best_at = jax.tree.map(partial(jnp.where, better), now, best_at)
+            (tilt, multiplier), uphill = now, jax.tree.map(_finite, gradient)
+            move, state = optimizer.update(-uphill[0], state)
+            free = jnp.clip(multiplier + uphill[1], *ends) != multiplier
+            along = jnp.where(free, uphill[1], 0.0)
+            # Polyak's step: to where the bound were positive by half of what it lacks.
+            lacks, square = 1.5 * jnp.maximum(-value, 0.0), jnp.sum(along**2)
+            length = _finite(lacks / jnp.where(square > 0, square, jnp.inf))
+            now = jnp.clip(tilt + move, 0.0, 1.0), jnp.clip(multiplier + length * along, *ends)
+            return (now, state, jnp.maximum(best, value), best_at), None
+
+        optimizer = optax.adam(optax.exponential_decay(RATE, 1, RATE_DECAY))
+        start = kinks.tilt, kinks.multiplier
+        lowest = jnp.full((), -jnp.inf, kinks.low.dtype)
+        carry = start, optimizer.init(kinks.tilt), lowest, start
+        (now, _, best, best_at), _ = jax.lax.scan(step, carry, None, steps)
+        value = bound(*now)
+        tilt, multiplier = jax.tree.map(partial(jnp.where, value > best), now, best_at)
+        return jnp.maximum(best, value), kinks._replace(tilt=tilt, multiplier=multiplier)
+
+
+def _finite(x: Array) -> Array:
+    return jnp.where(jnp.isfinite(x), x, 0.0)
 
 
 def deterministic(logits_fn: LogitsFn, x: Image):

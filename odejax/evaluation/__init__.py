@@ -32,3 +32,4 @@ from .solver_flags import (
     solver_variants as solver_variants,
 )
 from .transfer import TransferMatrix as TransferMatrix, transfer_matrix as transfer_matrix
+from .verify import Verification as Verification, verify as verify

@@ -3,10 +3,11 @@
 - `walk`: from a function to its graph.
 - `primitives`: which primitives are known; `handlers`: what those do that need more than a table.
 - `elementwise`: functions of one number between two lines; `rules`: bounds through one operation.
-- `propagate`: bounds through the graph.
+- `propagate`: bounds through the graph; `kinks`: what may be chosen at its kinks.
 """
 
 from .graph import Graph as Graph
-from .propagate import Propagation as Propagation, pull as pull
+from .kinks import Kinks as Kinks, kinks_of as kinks_of, with_kinks as with_kinks
+from .propagate import Bounds as Bounds, Propagation as Propagation, pull as pull
 from .rules import Interval as Interval
 from .walk import depends_on as depends_on, trace as trace

@@ -3,7 +3,8 @@
     a z + b <= f(z) <= c z + d  for every z in [lower, upper]
 
 - of a convex function the tangent in the middle, and the chord (of a concave one the reverse);
-- of ReLU the chord above, below a line through 0 of slope 0 or 1, whichever loses the smaller area;
+- of a kink (ReLU) the chord above, below a line through 0 of any slope between its two: by default
+  the one of the two that loses the smaller area;
 - of another smooth one two lines along its mean slope, as far apart as n + 1 samples and the
   largest curvature between two of them ask for: spacing^2 / 8 max |f''|.
 
@@ -57,27 +58,43 @@ class AbstractElementwise(eqx.Module):
 
 
 class Leaky(AbstractElementwise):
-    """max(z, a z), ReLU for a = 0; 0 <= a <= 1."""
+    """max(z, a z), ReLU for a = 0 and |z| for a = -1; -1 <= a <= 1.
+
+    Below it lies every line of slope a + tilt (1 - a), 0 <= tilt <= 1.
+    """
 
     a: float | Array = 0.0
     exact = True
     kinked = True
 
     def range(self, lower, upper):
+        at_lower, at_upper = self._ends(lower, upper)
+        low = jnp.minimum(at_lower, at_upper)
+        crosses = (lower < 0) & (upper > 0)
+        return jnp.where(crosses, jnp.minimum(low, 0.0), low), jnp.maximum(at_lower, at_upper)
+
+    def _ends(self, lower, upper):
         return jnp.maximum(lower, self.a * lower), jnp.maximum(upper, self.a * upper)
 
-    def lines(self, lower, upper):
-        low, high = self.range(lower, upper)
+    def lines(self, lower, upper, tilt=None):
+        low, high = self._ends(lower, upper)
         chord = _ratio(high - low, upper - lower)
         crosses = (lower < 0) & (upper > 0)
         chord = jnp.where(crosses, chord, jnp.where(lower >= 0, 1.0, self.a))
-        below = jnp.where(crosses, jnp.where(upper > -lower, 1.0, self.a), chord)
+        if tilt is None:
+            tilt = smaller_loss(lower, upper)
+        below = jnp.clip(self.a + (1 - self.a) * tilt, self.a, 1.0)
         return Lines(
-            low_slope=below,
+            low_slope=jnp.where(crosses, below, chord),
             low=jnp.zeros_like(lower),
             high_slope=chord,
             high=jnp.where(crosses, low - chord * lower, 0.0),
         )
+
+
+def smaller_loss(lower: Numbers, upper: Numbers) -> Numbers:
+    """The tilt, 0 or 1, of the line below a kink that loses the smaller area."""
+    return jnp.where(upper > -lower, jnp.ones_like(upper), 0.0)
 
 
 class Convex(AbstractElementwise):
@@ -229,10 +246,6 @@ def _log1p_chord(lower, upper):
     return jnp.log1p((upper - lower) / (1 + lower)) / (upper - lower)
 
 
-def _abs_chord(lower, upper):
-    return (jnp.abs(upper) - jnp.abs(lower)) / (upper - lower)
-
-
 def _softplus_chord(lower, upper):
     # log((1 + e^upper) / (1 + e^lower)), which cancels on short intervals alone
     width = upper - lower
@@ -246,7 +259,7 @@ def _gauss(z):
 
 RELU = Leaky()
 LEAKY = Leaky
-ABS = Convex(jnp.abs, jnp.sign, _abs_chord, bottom=0.0)
+ABS = Leaky(-1.0)
 SQUARE = Convex(jnp.square, lambda z: 2 * z, lambda lower, upper: lower + upper, bottom=0.0)
 EXP = Convex(jnp.exp, jnp.exp, _exp_chord)
 SOFTPLUS = Convex(jax.nn.softplus, jax.nn.sigmoid, _softplus_chord)

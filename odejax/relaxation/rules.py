@@ -49,10 +49,16 @@ class Interval(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """An interval, and the sizes of what each entry is a sum of."""
+    """What is known of a value.
+
+    - `interval`: what it lies between; `size`: of what each entry is a sum of.
+    - `tilt`, `multiplier`: where it is the result of a kink, what is chosen there (`Kinks`).
+    """
 
     interval: Interval
     size: Numbers
+    tilt: Numbers | None = None
+    multiplier: Numbers | None = None
 
 
 class Node(NamedTuple):
@@ -190,14 +196,22 @@ class Unary(Rule):
         return Bound(out, out.largest())
 
     def backward(self, rows, y, x: Interval):
-        low_slope, low, high_slope, high = self.function.lines(*x)
+        tilt = () if y.tilt is None else (y.tilt,)
+        low_slope, low, high_slope, high = self.function.lines(*x, *tilt)
         steepest = jnp.maximum(jnp.abs(low_slope), jnp.abs(high_slope))
         size = y.size + steepest * x.largest() + jnp.maximum(jnp.abs(low), jnp.abs(high))
         rounding = ROUNDING if self.function.exact else SUM_ROUNDING
         lost = 2 * rounding * unit(rows) * size
         up, down = split(rows)
         moved = up * low_slope + down * high_slope
-        return (moved,), least_sum(rows, (low + high) / 2, (high - low) / 2 + lost)
+        constant = least_sum(rows, (low + high) / 2, (high - low) / 2 + lost)
+        if y.multiplier is not None:
+            # multiplier * x >= 0 where both have one sign: it may be taken off.
+            (positive, negative), (low_end, high_end) = split(y.multiplier), x
+            used = jnp.where(low_end >= 0, positive, 0.0) + jnp.where(high_end <= 0, negative, 0.0)
+            moved = moved - used
+            constant = constant - 2 * ROUNDING * unit(rows) * jnp.sum(jnp.abs(used) * x.largest())
+        return (moved,), constant
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,180 @@
+"""Complete verification: every image proven, broken, or open when its time is over."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._checks import check_arrays, check_count, check_labels, check_positive
+from .._inputs import as_key, as_method
+from .._logits import count_classes, hoist
+from .._predictor import predict
+from .._progress import progress_bar
+from .._promotion import own_promotion
+from .._threat_model import AbstractBall, check_ball
+from .._types import Key, LogitsFn
+from ..attacks import PGD, Restarts, margin_loss
+from ..certificates.branch_and_bound import check_kinks_alone, compiled, search
+from .intervals import confidence_interval, percent
+from .robust_accuracy import robust_accuracy
+from .tables import Shown
+
+VERIFY_ATTACK = Restarts(PGD(40, loss=margin_loss), 5)
+STATUSES = ("proven", "broken", "open")
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Verification(Shown):
+    """What is known of each of n images: `certified` <= true robust accuracy <= `attacked`.
+
+    - `status`: (n,) "proven": no image of ball and box has another prediction than the label;
+      "broken": `x_adv` has; "open": neither, since the time was over, or since the least margin is
+      within what float32 may lose.
+    - `x_adv`: (n, h, w, c), in ball and box; the image itself where none was found.
+    - `bound`: (n,) the margin z_label - max_j z_j is nowhere less in ball and box; minus infinity
+      where it was not sought.
+    - `subdomains`: (n,) how many were bounded; 0 where the attack broke the image, and where
+      nothing had to be split.
+    - `seconds`: (n,) of branch and bound; `attack_seconds`: of the attack on all images.
+
+    >>> images, labels = np.full((4, 1, 2, 1), 0.5, np.float32), np.zeros(4, int)
+    >>> first_wins = lambda x: jnp.stack([jax.nn.relu(x[0, 0, 0]) + 0.1, x[0, 1, 0]])
+    >>> result = odejax.evaluation.verify(
+    ...     first_wins, images, labels, odejax.LinfBall(0.04), key=0
+    ... )
+    >>> result.status.tolist(), result.certified, result.attacked
+    (['proven', 'proven', 'proven', 'proven'], 1.0, 1.0)
+    """
+
+    status: np.ndarray
+    x_adv: np.ndarray
+    bound: np.ndarray
+    subdomains: np.ndarray
+    seconds: np.ndarray
+    attack_seconds: float
+
+    @property
+    def certified(self) -> float:
+        """The fraction that is proven."""
+        return float((self.status == "proven").mean())
+
+    @property
+    def attacked(self) -> float:
+        """The fraction that is not broken."""
+        return float((self.status != "broken").mean())
+
+    def table(self) -> tuple[str, list[str], list[list[str]], list[str]]:
+        n = len(self.status)
+        rows = []
+        for status in STATUSES:
+            of = self.status == status
+            low, high = confidence_interval(int(of.sum()), n)
+            sums = [f"{self.subdomains[of].sum()}", f"{self.seconds[of].sum():.1f}"]
+            interval = f"{percent(low)} to {percent(high)}"
+            rows.append([status, f"{of.sum()}", percent(of.mean()), interval, *sums])
+        title = (
+            f"{percent(self.certified)} % certified <= robust accuracy <= "
+            f"{percent(self.attacked)} % ({n} images)"
+        )
+        head = ["", "images", "%", "95 % sampling interval", "subdomains", "seconds"]
+        return title, head, rows, [f"the attack took {self.attack_seconds:.1f} s"]
+
+
+@own_promotion
+def verify(
+    logits_fn: LogitsFn,
+    images: ArrayLike,
+    labels: ArrayLike,
+    ball: AbstractBall,
+    *,
+    time_limit: float = 60.0,
+    attack: Callable = VERIFY_ATTACK,
+    key: Key | int,
+    batch_size: int = 64,
+    steps: int = 5,
+    progress: bool | None = None,
+) -> Verification:
+    """Prove every image, or break it, by branch and bound on the signs at its kinks.
+
+        min {m(x') : x' in ball and box} = min over signs s of min {m(x') : s_i z_i(x') >= 0}
+
+    An attack goes first. Of what it does not break each margin is bounded by linear relaxation, and
+    where that is not enough, one kink after another is split by the sign of its operand. The image
+    that a bound is least at is evaluated, and may break the prediction too. After a `bracket` what
+    lies between its ends is left: the images of `still_correct & ~certified_correct`.
+
+    - `logits_fn`: a network whose operations are affine, but for ReLU, leaky ReLU, abs, and max and
+      min of two values.
+    - `images`, `labels`, `ball`: as for `robust_accuracy`.
+    - `time_limit`: seconds for each image (60), the attack and compilation not counted. An image
+      without a proof by then is open.
+    - `attack`: PGD-40 on the margin, started 5 times, by default.
+    - `key`: of `jax.random`, or an integer seed.
+    - `batch_size`: subdomains that are bounded at a time (64).
+    - `steps`: of gradient ascent on the slopes and multipliers of a subdomain (5).
+    - `progress`: as for `robust_accuracy`.
+
+    Raises `ValueError` for what `robust_accuracy` refuses, for another operation that is not
+    affine, for a network that draws noise, and for a neural ODE that is not solved on a grid.
+
+    >>> make, key = eqx.nn.make_with_state(odejax.models.MLP), jax.random.key(0)
+    >>> net = odejax.Predictor(*make((2, 2, 1), 3, width=4, depth=2, key=key))
+    >>> images = np.full((2, 2, 2, 1), 0.5, np.float32)
+    >>> labels = odejax.predict(net, images, key=0).argmax(axis=1)
+    >>> odejax.evaluation.verify(net, images, labels, odejax.LinfBall(1e-3), key=0).certified
+    1.0
+
+    Bunel et al. (2020), arXiv:1909.06588; Wang et al. (2021), arXiv:2103.06624 (beta-CROWN).
+    """
+    key, attack = as_key(key), as_method("attack", attack)
+    check_ball(ball)
+    check_count(steps=steps)
+    check_count(16, batch_size=batch_size)
+    check_positive(time_limit=time_limit)
+    images, labels = check_arrays(images, labels)
+    check_labels(labels, count_classes(logits_fn, images[0], key))
+    network = hoist(logits_fn, images[0], key)
+    check_kinks_alone(network, images[0])
+
+    def is_broken_at(i: int, x_adv: np.ndarray) -> bool:
+        (logits,) = predict(logits_fn, x_adv[None], key=key)
+        return bool(logits.argmax() != labels[i] and ball.contains(jnp.asarray(x_adv), images[i]))
+
+    def searched(i: int, deadline: float):
+        return search(
+            network,
+            jnp.asarray(images[i]),
+            jnp.asarray(labels[i]),
+            ball,
+            deadline=deadline,
+            batch_size=batch_size,
+            steps=steps,
+            is_broken=lambda x_adv: is_broken_at(i, x_adv),
+        )
+
+    started = time.perf_counter()
+    report = robust_accuracy(logits_fn, images, labels, ball, attack, key=key, progress=progress)
+    attack_seconds, x_adv = time.perf_counter() - started, report.x_adv.copy()
+    x_adv[report.still_correct] = images[report.still_correct]
+    n, left = len(images), np.flatnonzero(report.still_correct).tolist()
+    status = np.where(report.still_correct, "open", "broken")
+    bound, subdomains, seconds = np.full(n, -np.inf), np.zeros(n, int), np.zeros(n)
+    if len(left):
+        first, sizes = left[0], {"batch_size": batch_size, "steps": steps}
+        compiled(network, jnp.asarray(images[first]), jnp.asarray(labels[first]), ball, **sizes)
+    with progress_bar(enabled=progress, transient=True) as bar:
+        task = bar.add_task("branch and bound", total=len(left), note="")
+        for done, i in enumerate(left, 1):
+            started = time.perf_counter()
+            result = searched(i, started + time_limit)
+            bound[i], subdomains[i] = result.bound, result.subdomains
+            seconds[i] = time.perf_counter() - started
+            if result.x_adv is not None:
+                status[i], x_adv[i] = "broken", result.x_adv
+            elif result.bound > 0:
+                status[i] = "proven"
+            bar.update(task, completed=done, note=f"{(status == 'open').sum()} not decided")
+    return Verification(status, x_adv, bound, subdomains, seconds, attack_seconds)

@@ -1,0 +1,230 @@
+"""Kinks and branch and bound: against dense grids, where the least margin is known."""
+
+import itertools
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import digits, predictor_of, trained_mlp
+
+from odejax import L2Ball, LinfBall, predict
+from odejax.attacks import APGD, AttackResult, Restarts, dlr
+from odejax.certificates import LinearRelaxation
+from odejax.certificates.bound_propagation import Margins
+from odejax.evaluation import certified_radii, verify
+from odejax.relaxation import Kinks, Propagation, kinks_of, trace, with_kinks
+from odejax.relaxation.elementwise import LEAKY
+
+EPS = 0.4
+X = jnp.asarray([0.45, 0.6]).reshape(1, 2, 1)
+
+
+class Tiny(eqx.Module):
+    """Of two pixels, whose grids are dense: four kinds of kinks, or blocks in a scan."""
+
+    first: jax.Array
+    blocks: jax.Array
+    last: jax.Array
+    scanned: bool = eqx.field(static=True)
+
+    def __call__(self, x):
+        y = self.first @ jnp.append(x.ravel(), 1.0)
+        if self.scanned:
+            y, _ = jax.lax.scan(lambda y, w: (y + w @ jax.nn.relu(y - 0.1), None), y, self.blocks)
+        else:
+            y = jax.nn.relu(self.blocks[0] @ y)
+            y = self.blocks[1] @ jnp.concatenate([jnp.abs(y[:3] - 0.2), y[3:]])
+            y = jnp.maximum(y, y[::-1]) + jax.nn.leaky_relu(self.blocks[2] @ y, 0.1)
+        return self.last @ y
+
+
+def tiny(seed, scanned):
+    rng = np.random.default_rng(seed)
+    shapes = (6, 3), (3, 6, 6), (3, 6)
+    return Tiny(*(jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes), scanned)
+
+
+@eqx.filter_jit
+def grid(net, ball):
+    """The points of a grid in ball and box, and the logits there."""
+    moves = jnp.linspace(-ball.eps, ball.eps, 201)
+    points = X + jnp.stack(jnp.meshgrid(moves, moves), -1).reshape(-1, 1, 2, 1)
+    inside = jax.vmap(lambda p: ball.norm(p - X) <= ball.eps)(points)
+    points = jnp.where(inside[:, None, None, None], jnp.clip(points, 0, 1), X)
+    return points, jax.vmap(net)(points)
+
+
+def least_margin(net, ball, label):
+    _, logits = map(np.asarray, grid(net, ball))
+    return (logits[:, label] - np.delete(logits, label, axis=1).max(1)).min()
+
+
+# -- kinks -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("a", [-1.0, 0.0, 0.3])
+def test_every_tilt_is_a_line_below_a_kink(a):
+    low, high = np.sort(np.random.default_rng(0).normal(size=(2, 200)), axis=0).astype(np.float32)
+    z = low + (high - low) * np.linspace(0, 1, 101)[:, None]
+    for tilt in (-1.0, 0.0, 0.4, 1.0, 2.0):  # beyond its interval, too
+        slope, constant, *_ = LEAKY(a).lines(low, high, tilt)
+        assert (slope * z + constant <= np.maximum(z, a * z) + 1e-6).all()
+    slopes = [LEAKY(a).lines(low, high, tilt).low_slope for tilt in (0.0, 1.0)]
+    crossing = (low < 0) & (high > 0)
+    np.testing.assert_allclose(np.stack(slopes)[:, crossing].min(1), [a, 1.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("ball", [LinfBall(EPS), L2Ball(EPS)])
+def test_any_tilts_and_multipliers_bound_a_subdomain(ball, scanned):
+    """A subdomain is where some operands of kinks have the signs that they have at a point."""
+    rng = np.random.default_rng(1)
+    net = tiny(3, scanned)
+    points, logits = grid(net, ball)
+    graph = trace(net, X)
+    margins = Margins(graph, X, ball, Propagation())
+    start = kinks_of(graph, margins.bounds)
+
+    @jax.vmap
+    def operands(x):
+        """Of all kinks at one point: the ends of their intervals there."""
+        at = Margins(graph, x, type(ball)(0.0), Propagation(tighten=False))
+        return kinks_of(graph, at.bounds)
+
+    exact = operands(points)
+    assert (exact.high - exact.low < 1e-2).all()
+    rows = jnp.eye(3) - jnp.roll(jnp.eye(3), 1, axis=0)
+    at = rng.integers(len(points), size=40)
+    signs = jnp.sign(exact.low[at]) * rng.integers(0, 2, (40, *start.low.shape))
+    signs = signs.at[:20].set(jnp.sign(exact.low[at[:20]]))  # of all kinks: nothing is relaxed
+    kinks = Kinks(
+        low=jnp.where(signs > 0, jnp.maximum(start.low, 0), start.low),
+        high=jnp.where(signs < 0, jnp.minimum(start.high, 0), start.high),
+        tilt=jnp.asarray(rng.uniform(-0.5, 1.5, signs.shape), jnp.float32),
+        multiplier=jnp.asarray(0.3 * rng.normal(size=signs.shape), jnp.float32),
+    )
+
+    @jax.jit
+    @jax.vmap
+    def bounds(kinks):
+        """As they were drawn, of any sign and size; and the best on the way uphill."""
+        ascended, _ = jax.vmap(lambda row: margins.ascend(row, kinks, 30))(rows)
+        return margins.least(*margins.linear(rows, kinks)), ascended
+
+    drawn, ascended = map(np.asarray, bounds(kinks))
+    # What is within rounding of a kink belongs to both sides.
+    fits = (signs[:, None] * exact.low >= -1e-4) & (signs[:, None] * exact.high >= -1e-4)
+    true = np.stack([np.asarray(logits[inside.all(1)] @ rows.T).min(0) for inside in fits])
+    assert (drawn <= true + 1e-4).all()
+    assert (ascended <= true + 1e-4).all()
+    lost, lost_by_chance = ((true - some)[:20][true[:20] < 0] for some in (ascended, drawn))
+    assert np.median(lost) < 0.1 * np.median(lost_by_chance)
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_what_is_chosen_at_kinks_is_put_there(scanned):
+    net, ball = tiny(0, scanned), LinfBall(EPS)
+    graph = trace(net, X)
+    margins = Margins(graph, X, ball, Propagation())
+    start = kinks_of(graph, margins.bounds)
+    assert start.low.shape == ((18,) if scanned else (6 + 3 + 6 + 6,))
+    same = kinks_of(graph, with_kinks(graph, margins.bounds, start))
+    np.testing.assert_array_equal(same.low, start.low)
+    np.testing.assert_array_equal(same.high, start.high)
+    plain, chosen = (margins.linear(jnp.eye(3), kinks) for kinks in (None, start))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), plain, chosen)
+
+
+# -- branch and bound ------------------------------------------------------------------------------
+
+
+class Nothing(eqx.Module):
+    """An attack that changes nothing: what is broken, branch and bound has broken."""
+
+    def __call__(self, logits_fn, x, y, ball, *, key):
+        return AttackResult(x, jnp.asarray(False), jnp.asarray(1.0), jnp.asarray(1))
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
+def test_it_agrees_with_a_dense_grid(ball_type, scanned):
+    images = np.asarray(X)[None]
+    decided, split = [], 0
+    for seed, eps in itertools.product(range(10), (0.25, EPS)):
+        net, ball = tiny(seed, scanned), ball_type(eps)
+        label = int(net(X).argmax())
+        least = least_margin(net, ball, label)
+        result = verify(
+            net, images, np.array([label]), ball, attack=Nothing(), time_limit=20.0, key=0
+        )
+        (status,), (bound,) = result.status, result.bound
+        assert bound <= least + 1e-5
+        if abs(least) > 5e-3:  # else the grid is too coarse
+            assert status == ("proven" if least > 0 else "broken"), (seed, eps, least)
+            decided.append(status)
+        if status == "broken":
+            assert predict(net, result.x_adv, key=0).argmax() != label
+            assert ball.contains(jnp.asarray(result.x_adv[0]), X)
+        split += int(result.subdomains[0] > 2)
+    assert len(decided) >= 18
+    assert 5 <= decided.count("proven") < len(decided)
+    assert split >= (3 if ball_type is LinfBall else 1)
+
+
+def test_it_proves_what_linear_relaxation_leaves_open():
+    data, ball = digits("test", 40), LinfBall(0.06)
+    net = trained_mlp()
+    result = verify(net, *data, ball, time_limit=20.0, key=0, progress=False)
+    crown = certified_radii(net, *data, ball, LinearRelaxation(), key=0) > 0
+    proven = result.status == "proven"
+    assert (proven >= crown).all()
+    assert proven.sum() > crown.sum()
+    assert (result.status != "open").all()
+    assert result.certified == result.attacked == proven.mean()
+    assert (result.bound[proven] > 0).all()
+    # A proof holds against other attacks, and what is broken is so by its own image.
+    strong = Restarts(APGD(loss=dlr), 3)
+    x, y = data.pixels[proven], data.labels[proven]
+    attacked = jax.vmap(lambda x, y: strong(net, x, y, ball, key=jax.random.key(1)))(x, y)
+    assert not attacked.success.any()
+    assert ((predict(net, result.x_adv, key=0).argmax(1) == data.labels) == proven).all()
+    assert "certified <= robust accuracy <=" in repr(result)
+
+
+def test_an_image_is_open_when_its_time_is_over():
+    data, ball = digits("test", 40), LinfBall(0.06)
+    crown = certified_radii(trained_mlp(), *data, ball, LinearRelaxation(), key=0) > 0
+    result = verify(trained_mlp(), *data, ball, time_limit=1e-9, key=0)
+    assert ((result.status == "proven") == crown).all()
+    is_open = result.status == "open"
+    assert is_open.any()
+    assert (result.bound[is_open] <= 0).all()
+    assert (result.bound[is_open] > -20).all()
+    assert (result.subdomains[is_open] == 0).all()
+
+
+def test_a_tie_is_neither_proven_nor_broken():
+    """The prediction is the first of equal logits: no image has another one, and none is proven."""
+
+    def network(x):
+        y = jax.nn.relu(x.ravel() - 0.5)
+        return jnp.stack([y[0], y[0], -1 - y[1]])
+
+    images = np.asarray(X)[None]
+    result = verify(network, images, np.array([0]), LinfBall(0.1), time_limit=20.0, key=0)
+    assert result.status.tolist() == ["open"]
+    assert -1e-3 < result.bound[0] <= 0
+    assert (result.x_adv == images).all()
+
+
+def test_what_it_does_not_split_is_refused():
+    data = digits("test", 2)
+    with pytest.raises(ValueError, match=r"splits kinks.*not affine: .*Smooth"):
+        verify(lambda x: jnp.tanh(x.ravel()[:10]), *data, LinfBall(0.1), key=0)
+    with pytest.raises(ValueError, match="draws noise"):
+        verify(predictor_of("EnResNet"), *data, LinfBall(0.1), key=0)
+    with pytest.raises(ValueError, match="time_limit must be finite and positive; got 0"):
+        verify(trained_mlp(), *data, LinfBall(0.1), time_limit=0.0, key=0)
