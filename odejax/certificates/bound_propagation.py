@@ -28,7 +28,8 @@ from ..relaxation import (
     trace,
     with_kinks,
 )
-from ..relaxation.rules import sum_rounding, unit
+from ..relaxation.propagate import nothing_off
+from ..relaxation.rules import Offset, sum_rounding, unit
 from ..solvers import GridSteps
 from .base import AbstractDeterministicCertificate
 
@@ -177,13 +178,15 @@ class Margins:
         exact = isinstance(ball, LinfBall)  # the box is the ball
         self.bounds = bounds.forward(graph, [box], self._over_ball, exact=exact)
 
-    def _over_ball(self, rows, offset):
-        """The least value of <rows, x'> + offset over the x' of ball and box."""
+    def _over_ball(self, rows, offset: Offset, parallel=True) -> Interval:
+        """What <rows, x'> + offset lies between for the x' of ball and box."""
         x = jnp.ravel(self.x)
-        rows = rows[0].reshape(len(offset), -1) if rows else jnp.zeros((len(offset), x.size))
-        gain = self.ball.largest_gain(x, -rows)
-        lost = 2 * sum_rounding(x.size) * unit(x) * (jnp.abs(rows) @ jnp.abs(x) + gain)
-        return offset + rows @ x - gain - lost
+        rows = rows[0].reshape(len(offset.middle), -1) if rows else jnp.zeros((1, x.size))
+        down, up = self.ball.largest_gain(x, -rows), self.ball.largest_gain(x, rows)
+        lost = 2 * sum_rounding(x.size) * unit(x)
+        size, middle = jnp.abs(rows) @ jnp.abs(x), offset.middle + rows @ x
+        low = middle - offset.reach - down - lost * (size + down)
+        return Interval(low, middle + offset.reach + up + lost * (size + up))
 
     def linear(
         self, rows: Float[Array, "r k"], kinks: Kinks | None = None, *, stop: bool = False
@@ -192,14 +195,15 @@ class Margins:
 
         - `stop`: from the intervals ahead of the last affine part.
         """
-        (out,), offset = self.graph.outputs, jnp.zeros(len(rows), self.x.dtype)
+        (out,), offset = self.graph.outputs, nothing_off(len(rows), self.x.dtype)
         bounds = self.bounds if kinks is None else with_kinks(self.graph, self.bounds, kinks)
         moved, offset = pull(self.graph.nodes, bounds, {out: rows}, offset, stop=stop)
-        return moved.get(0, jnp.zeros((len(rows), *self.x.shape), self.x.dtype)), offset
+        moved = moved.get(0, jnp.zeros((len(rows), *self.x.shape), self.x.dtype))
+        return moved, offset.middle - offset.reach
 
     def least(self, rows: Float[Array, "r ..."], offset: Float[Array, " r"]) -> Float[Array, " r"]:
         """The least values of linear functions over ball and box."""
-        least = self._over_ball({0: rows}, offset)
+        least = self._over_ball({0: rows}, Offset(offset, jnp.zeros_like(offset))).low
         return jnp.where(jnp.isfinite(least), least, -jnp.inf)  # no overflow is a bound
 
     def least_of(self, rows: Float[Array, "r k"], *, stop: bool) -> Float[Array, " r"]:

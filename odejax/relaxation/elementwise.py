@@ -56,6 +56,18 @@ class AbstractElementwise(eqx.Module):
     def lines(self, lower: Numbers, upper: Numbers) -> Lines:
         """Two lines that enclose the function on [lower, upper]."""
 
+    def parallel_lines(self, lower: Numbers, upper: Numbers) -> Lines:
+        """Two lines of one slope, the mean of those of `lines`."""
+        low_slope, low, high_slope, high = self.lines(lower, upper)
+        slope = (low_slope + high_slope) / 2
+        down, up = low_slope - slope, high_slope - slope
+        furthest = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
+        size = (jnp.abs(low_slope) + jnp.abs(high_slope)) * furthest + jnp.abs(low) + jnp.abs(high)
+        lost = 4 * jnp.finfo(size.dtype).eps * size
+        low = low + jnp.minimum(down * lower, down * upper)
+        high = high + jnp.maximum(up * lower, up * upper)
+        return Lines(slope, low - lost, slope, high + lost)
+
 
 class Leaky(AbstractElementwise):
     """max(z, a z), ReLU for a = 0 and |z| for a = -1; -1 <= a <= 1.
@@ -90,6 +102,10 @@ class Leaky(AbstractElementwise):
             high_slope=chord,
             high=jnp.where(crosses, low - chord * lower, 0.0),
         )
+
+    def parallel_lines(self, lower, upper):
+        lines = self.lines(lower, upper)
+        return lines._replace(low_slope=lines.high_slope)  # below it through 0, too
 
 
 def smaller_loss(lower: Numbers, upper: Numbers) -> Numbers:
@@ -202,6 +218,9 @@ class Smooth(AbstractElementwise):
         slope = jnp.mean((slopes[1:] + slopes[:-1]) / 2, axis=0)
         rest = y - slope * z
         return Lines(slope, rest.min(0) - between, slope, rest.max(0) + between)
+
+    def parallel_lines(self, lower, upper):
+        return self.lines(lower, upper)
 
     def _sampled(self, lower, upper):
         """Values, where they are taken, and how far the function may be beyond them in between."""

@@ -22,14 +22,15 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from .graph import Graph
-from .rules import ROUNDING, Affine, Bound, Interval, Loop, Node, Unary, least_sum, unit
+from .rules import ROUNDING, Affine, Bound, Interval, Loop, Node, Offset, Unary, sum_of, unit
 
 Rows = dict[int, Float[Array, "r ..."]]  # of linear functions of values, by their numbers
-Offset = Float[Array, " r"]
 # What is known of a graph's values by their numbers; of a loop, at ("loop", its first result), that
 # of each turn, stacked.
 Bounds = dict[Any, Any]
-Finish = Callable[[Rows, Offset], Offset]  # lower bounds, of rows on a graph's inputs
+# From rows on a graph's inputs, and whether lines are to be parallel, to what the rows lie between;
+# the upper end only holds where they are.
+Finish = Callable[[Rows, Offset, bool | Array], Interval]
 
 
 def pull(
@@ -39,10 +40,12 @@ def pull(
     offset: Offset,
     *,
     stop: bool = False,
+    parallel: bool | Array = False,
 ) -> tuple[Rows, Offset]:
-    """Rows on the nodes' results as rows on what goes into them, and the constant.
+    """Rows on the nodes' results as rows on what goes into them, and the constants.
 
     - `stop`: what is not affine is replaced by its interval.
+    - `parallel`: see `Rule.backward`.
     """
     rows = dict(rows)
     for node in reversed(nodes):
@@ -52,35 +55,43 @@ def pull(
         here = [_or_zero(row, bounds[n], offset) for n, row in zip(node.outputs, here, strict=True)]
         if stop and not isinstance(node.rule, Affine):
             for number, row in zip(node.outputs, here, strict=True):
-                offset = offset + least(row, bounds[number].interval)
+                offset = offset.plus(_of_interval(row, bounds[number].interval))
             continue
         if isinstance(node.rule, Loop):
-            moved, offset = _through_loop(node.rule, bounds["loop", node.outputs[0]], here, offset)
+            kept = bounds["loop", node.outputs[0]]
+            moved, offset = _through_loop(node.rule, kept, here, offset, parallel)
         else:
             xs = [bounds[number].interval for number in node.inputs]
-            moved, constant = node.rule.backward(here[0], bounds[node.outputs[0]], *xs)
-            offset = offset + constant
+            y = bounds[node.outputs[0]]
+            moved, more = node.rule.backward(here[0], y, *xs, parallel=parallel)
+            offset = offset.plus(more)
         offset = _add(rows, node.inputs, moved, bounds, offset)
     return rows, offset
 
 
-def least(rows: Float[Array, "r ..."], interval: Interval) -> Offset:
-    """The least value of <rows, y> for y anywhere in its interval."""
+def nothing_off(n: int, dtype) -> Offset:
+    """The constants 0 of `n` rows."""
+    return Offset(jnp.zeros(n, dtype), jnp.zeros(n, dtype))
+
+
+def _of_interval(rows: Float[Array, "r ..."], interval: Interval) -> Offset:
+    """<rows, y> for y anywhere in its interval."""
     known = jnp.isfinite(interval.low) & jnp.isfinite(interval.high)
     low, high = (jnp.where(known, end, 0.0) for end in interval)
     lost = ROUNDING * unit(rows) * jnp.maximum(jnp.abs(low), jnp.abs(high))
-    bound = least_sum(rows, (low + high) / 2, (high - low) / 2 + lost)
+    offset = sum_of(rows, (low + high) / 2, (high - low) / 2 + lost)
     unknown = jnp.any((rows != 0) & ~known, axis=tuple(range(1, rows.ndim)))
-    return jnp.where(unknown, -jnp.inf, bound)
+    return offset._replace(reach=jnp.where(unknown, jnp.inf, offset.reach))
 
 
 def _from_behind(nodes: Sequence[Node], bounds: Bounds, finish: Finish) -> Finish:
-    """Lower bounds of rows behind `nodes`, by `finish` for rows ahead of them."""
+    """Bounds of rows behind `nodes`, by `finish` for rows ahead of them."""
 
-    def lower_bounds(rows, offset):
-        return finish(*pull(nodes, bounds, rows, offset))
+    def bounds_of(rows, offset, parallel):
+        rows, offset = pull(nodes, bounds, rows, offset, parallel=parallel)
+        return finish(rows, offset, parallel)
 
-    return lower_bounds
+    return bounds_of
 
 
 def _add(
@@ -91,31 +102,38 @@ def _add(
         if number in rows:
             lost = ROUNDING * unit(row) * bounds[number].interval.largest()
             nothing = jnp.zeros_like(lost)
-            offset = offset + least_sum(rows[number], nothing, lost) + least_sum(row, nothing, lost)
+            for one in (rows[number], row):
+                offset = offset.plus(sum_of(one, nothing, lost))
             row = rows[number] + row
         rows[number] = row
     return offset
 
 
 def _or_zero(row: Array | None, bound: Bound, offset: Offset) -> Array:
-    return jnp.zeros((*offset.shape, *bound.size.shape), offset.dtype) if row is None else row
+    middle = offset.middle
+    return jnp.zeros((*middle.shape, *bound.size.shape), middle.dtype) if row is None else row
 
 
-def _through_loop(loop: Loop, kept: Bounds, rows: list[Array], offset: Offset):
+def _through_loop(
+    loop: Loop, kept: Bounds, rows: list[Array], offset: Offset, parallel: bool | Array
+):
     """Rows behind a loop as rows ahead of it."""
 
     def turn(carry, known):
         item, bounds = known
-        return _through_turn(loop.body(item), bounds, *carry), None
+        rows, offset = carry
+        return _through_turn(loop.body(item), bounds, rows, offset, parallel), None
 
     (rows, offset), _ = lax.scan(turn, (rows, offset), (loop.items, kept), reverse=True)
     return rows, offset
 
 
-def _through_turn(graph: Graph, bounds: Bounds, rows: list[Array], offset: Offset):
+def _through_turn(
+    graph: Graph, bounds: Bounds, rows: list[Array], offset: Offset, parallel: bool | Array
+):
     behind: Rows = {}
     offset = _add(behind, graph.outputs, rows, bounds, offset)
-    ahead, offset = pull(graph.nodes, bounds, behind, offset)
+    ahead, offset = pull(graph.nodes, bounds, behind, offset, parallel=parallel)
     return [_or_zero(ahead.get(n), bounds[n], offset) for n in graph.inputs], offset
 
 
@@ -141,7 +159,7 @@ class Propagation:
     ) -> Bounds:
         """The bounds of all values.
 
-        - `finish`: from rows on the inputs to lower bounds.
+        - `finish`: from rows on the inputs to bounds.
         - `exact`: any point of the inputs' intervals can be meant, so that an affine operation on
           them alone has the tightest intervals already.
         - `inner`: the graph is a turn of a loop.
@@ -165,8 +183,9 @@ class Propagation:
     ) -> Bounds:
         """The bounds of what nodes without a loop make.
 
-        One loop over all values that are tightened, so that the program holds the way from
-        here to the image once.
+        Each value is tightened twice: along parallel lines, where one row gives both bounds, and,
+        where a kink still lies in between, along the best line for each bound. One loop over all of
+        it, so that the program holds the way from here to the image once.
         """
         made = [number for node in nodes for number in node.outputs]
         into = {number for node in nodes for number in node.inputs}.difference(made)
@@ -201,8 +220,10 @@ class Propagation:
         sizes = [math.prod(shapes[n]) for n in tasks]
         dtype = first[tasks[0]].size.dtype
         half = min(self.chunk // 2, max(sizes))
+        kinked = jnp.array([sought[n] is _crossing for n in tasks])
 
-        def one_task(i, tightened):
+        def one_task(step, tightened):
+            i, parallel = step // 2, step % 2 == 0
             known = bounds | intervals(tightened)
             needed = lax.switch(
                 i,
@@ -213,14 +234,21 @@ class Propagation:
                     for n, size in zip(tasks, sizes, strict=True)
                 ],
             )
+            needed = needed & (parallel | kinked[i])
             order = jnp.argsort(~needed)  # what is needed comes first
-            order = jnp.concatenate([order, jnp.full(half, order[0])])
+            order = jnp.concatenate([order, jnp.full(2 * half, order[0])])
+            # Either 2 half entries, or half of them and what is below and above each.
+            place = jnp.arange(2 * half)
+            place = jnp.where(parallel, place, place % half)
+            sign = jnp.where(parallel | (jnp.arange(2 * half) < half), 1.0, -1.0).astype(dtype)
 
             def begin(n, size):
                 def rows_of(index):
-                    ones = jax.nn.one_hot(index, size, dtype=dtype).reshape(half, *shapes[n])
-                    rows, offset = {n: jnp.concatenate([ones, -ones])}, jnp.zeros(2 * half, dtype)
-                    rows, offset = pull(nodes, known, rows, offset)
+                    ones = sign[:, None] * jax.nn.one_hot(index, size, dtype=dtype)
+                    rows = {n: ones.reshape(2 * half, *shapes[n])}
+                    rows, offset = pull(
+                        nodes, known, rows, nothing_off(2 * half, dtype), parallel=parallel
+                    )
                     return {i: _or_zero(rows.get(i), known[i], offset) for i in into}, offset
 
                 return rows_of
@@ -229,18 +257,23 @@ class Propagation:
 
             def some(carry):
                 k, tightened = carry
-                index = lax.dynamic_slice(order, (k,), (half,))
-                lower = finish(*lax.switch(i, begins, index))
-                lower = jnp.where(jnp.isfinite(lower), lower, -jnp.inf)  # no overflow is a bound
-                tightened = tightened.at[0, i, index].set(lower[:half])
-                return k + half, tightened.at[1, i, index].set(-lower[half:])
+                index = order[k + place]
+                rows, offset = lax.switch(i, begins, index)
+                low, high = finish(rows, offset, parallel)
+                # No overflow is a bound.
+                low = jnp.where(jnp.isfinite(low), low, -jnp.inf)
+                high = jnp.where(jnp.isfinite(high), high, jnp.inf)
+                below = jnp.where(sign > 0, low, -jnp.inf)
+                above = jnp.where(parallel, high, jnp.where(sign < 0, -low, jnp.inf))
+                tightened = tightened.at[0, i, index].max(below).at[1, i, index].min(above)
+                return k + jnp.where(parallel, 2 * half, half), tightened
 
             count = jnp.sum(needed)
             start = jnp.zeros((), count.dtype), tightened
             return lax.while_loop(lambda carry: carry[0] < count, some, start)[1]
 
         nothing = jnp.full((len(tasks), max(sizes)), jnp.inf, dtype)
-        tightened = lax.fori_loop(0, len(tasks), one_task, jnp.stack([-nothing, nothing]))
+        tightened = lax.fori_loop(0, 2 * len(tasks), one_task, jnp.stack([-nothing, nothing]))
         return intervals(tightened)
 
     def _loop(self, node: Node, around: Bounds, finish: Finish) -> Bounds:
@@ -254,7 +287,7 @@ class Propagation:
         def turn(t, carry):
             inputs, kept = carry
 
-            def from_turn(rows, offset):
+            def from_turn(rows, offset, parallel):
                 rows = [
                     _or_zero(rows.get(n), bounds, offset)
                     for n, bounds in zip(body.inputs, first, strict=True)
@@ -262,12 +295,13 @@ class Propagation:
 
                 def earlier(k, carry):
                     known = jax.tree.map(lambda v: v[t - 1 - k], kept)
-                    return _through_turn(loop.at(t - 1 - k), known, *carry)
+                    rows, offset = carry
+                    return _through_turn(loop.at(t - 1 - k), known, rows, offset, parallel)
 
                 rows, offset = lax.fori_loop(0, t, earlier, (rows, offset))
                 ahead: Rows = {}
                 offset = _add(ahead, node.inputs, rows, around, offset)
-                return finish(ahead, offset)
+                return finish(ahead, offset, parallel)
 
             body = loop.at(t)
             first = [Bound(x, x.largest()) for x in inputs]

@@ -61,6 +61,16 @@ class Bound(NamedTuple):
     multiplier: Numbers | None = None
 
 
+class Offset(NamedTuple):
+    """A constant for each row, (r,), and how far it may be off."""
+
+    middle: Numbers
+    reach: Numbers
+
+    def plus(self, more: "Offset") -> "Offset":
+        return Offset(self.middle + more.middle, self.reach + more.reach)
+
+
 class Node(NamedTuple):
     """An operation in a graph: its operands and results by their numbers."""
 
@@ -77,8 +87,14 @@ class Rule(abc.ABC):
         """The interval of the result."""
 
     @abc.abstractmethod
-    def backward(self, rows: Numbers, y: Bound, *xs: Interval) -> tuple[Sequence[Numbers], Numbers]:
-        """Rows on the operands, and the constant (r,), of `rows` (r, *shape) on the result."""
+    def backward(
+        self, rows: Numbers, y: Bound, *xs: Interval, parallel: bool | Array = False
+    ) -> tuple[Sequence[Numbers], Offset]:
+        """Rows on the operands, and the constants, of `rows` (r, *shape) on the result.
+
+        - `parallel`: the lines above are those below, moved up, so that one row gives both bounds:
+          <A, y> <= <B, x> + c + reach.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +164,7 @@ class Affine(Rule):
             low, high = middle - reach, middle + reach
         return Bound(Interval(low - lost, high + lost), size)
 
-    def backward(self, rows, y, *xs):
+    def backward(self, rows, y, *xs, parallel=False):
         constant, pull = jax.vjp(self.apply, *(jnp.zeros_like(x.low) for x in xs))
         moved = jax.vmap(pull)(rows)
         added = sum_rounding(self.copies)
@@ -158,7 +174,7 @@ class Affine(Rule):
             lost = added * y.interval.largest()
         else:
             lost = jnp.zeros_like(constant)
-        return moved, least_sum(rows, constant, unit(rows) * lost)
+        return moved, sum_of(rows, constant, unit(rows) * lost)
 
 
 def _toward(low, lost):
@@ -166,14 +182,14 @@ def _toward(low, lost):
     return jnp.where(low >= 0, jnp.maximum(low - lost, 0.0), low - lost)
 
 
-def least_sum(rows: Numbers, middle: Numbers, reach: Numbers) -> Numbers:
-    """The least <rows, v> over |v - middle| <= reach, (r,), less what its own sums may lose.
+def sum_of(rows: Numbers, middle: Numbers, reach: Numbers) -> Offset:
+    """<rows, v> for |v - middle| <= reach, with what its own sums may lose.
 
     Products with matrices: a reduction is many times slower on a CPU.
     """
     reach = reach + sum_rounding(middle.size) * unit(middle) * (jnp.abs(middle) + reach)
     rows = rows.reshape(len(rows), -1)
-    return rows @ jnp.ravel(middle) - jnp.abs(rows) @ jnp.ravel(reach)
+    return Offset(rows @ jnp.ravel(middle), jnp.abs(rows) @ jnp.ravel(reach))
 
 
 def split(rows: Numbers) -> tuple[Numbers, Numbers]:
@@ -195,23 +211,28 @@ class Unary(Rule):
         out = Interval(_toward(low, lost), high + lost)
         return Bound(out, out.largest())
 
-    def backward(self, rows, y, x: Interval):
-        tilt = () if y.tilt is None else (y.tilt,)
-        low_slope, low, high_slope, high = self.function.lines(*x, *tilt)
+    def backward(self, rows, y, *xs, parallel=False):
+        (x,), tilt = xs, () if y.tilt is None else (y.tilt,)
+        lines = self.function.lines(*x, *tilt)
+        if parallel is not False:
+            both = zip(self.function.parallel_lines(*x), lines, strict=True)
+            lines = [jnp.where(parallel, one, other) for one, other in both]
+        low_slope, low, high_slope, high = lines
         steepest = jnp.maximum(jnp.abs(low_slope), jnp.abs(high_slope))
         size = y.size + steepest * x.largest() + jnp.maximum(jnp.abs(low), jnp.abs(high))
         rounding = ROUNDING if self.function.exact else SUM_ROUNDING
         lost = 2 * rounding * unit(rows) * size
         up, down = split(rows)
         moved = up * low_slope + down * high_slope
-        constant = least_sum(rows, (low + high) / 2, (high - low) / 2 + lost)
+        offset = sum_of(rows, (low + high) / 2, (high - low) / 2 + lost)
         if y.multiplier is not None:
             # multiplier * x >= 0 where both have one sign: it may be taken off.
             (positive, negative), (low_end, high_end) = split(y.multiplier), x
             used = jnp.where(low_end >= 0, positive, 0.0) + jnp.where(high_end <= 0, negative, 0.0)
             moved = moved - used
-            constant = constant - 2 * ROUNDING * unit(rows) * jnp.sum(jnp.abs(used) * x.largest())
-        return (moved,), constant
+            lost = 2 * ROUNDING * unit(rows) * jnp.sum(jnp.abs(used) * x.largest())
+            offset = offset._replace(reach=offset.reach + lost)
+        return (moved,), offset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,8 +249,8 @@ class Product(Rule):
         lost = ROUNDING * unit(low) * jnp.maximum(jnp.abs(low), jnp.abs(high))
         return Bound(Interval(_toward(low, lost), high + lost), x.largest() * y.largest())
 
-    def backward(self, rows, z, x: Interval, y: Interval):
-        shape = rows.shape[1:]
+    def backward(self, rows, y, *xs, parallel=False):
+        z, (x, y), shape = y, xs, rows.shape[1:]
         (a, b), (c, d) = ([jnp.broadcast_to(v, shape) for v in side] for side in (x, y))
         along_x, along_y = (c + d) / 2, (a + b) / 2
         moved = (
@@ -239,7 +260,7 @@ class Product(Rule):
         # The transpose of broadcasting is a sum.
         added = sum_rounding(z.size.size // min(x.low.size, y.low.size))
         lost = (4 * ROUNDING + added) * unit(rows) * z.size
-        return moved, least_sum(rows, -along_x * along_y, (b - a) * (d - c) / 4 + lost)
+        return moved, sum_of(rows, -along_x * along_y, (b - a) * (d - c) / 4 + lost)
 
 
 def _unbroadcast(rows, shape):
@@ -265,14 +286,21 @@ class Largest(Rule):
         out = Interval(x.low.max(-1), x.high.max(-1))
         return Bound(out, jnp.zeros_like(out.low))
 
-    def backward(self, rows, y, x: Interval):
-        up, down = split(rows)
+    def backward(self, rows, y, *xs, parallel=False):
+        (x,), (up, down) = xs, split(rows)
         best = jax.nn.one_hot(jnp.argmax(x.low, -1), x.low.shape[-1], dtype=rows.dtype)
         rival = jnp.where(best > 0, -jnp.inf, x.high).max(-1)
-        decided = x.low.max(-1) >= rival
-        moved = (up + jnp.where(decided, down, 0.0))[..., None] * best
-        most = jnp.where(decided, 0.0, x.high.max(-1))
-        return (moved,), least_sum(down, most, jnp.zeros_like(most))
+        least, most = x.low.max(-1), x.high.max(-1)
+        # By x_i alone, where it is the largest; else from above by the constant, or parallel by
+        # x_i and how far the largest may be above it.
+        decided = least >= rival
+        along = decided | parallel
+        above = jnp.where(decided, 0.0, jnp.maximum(rival - least, 0.0))
+        moved = (up + jnp.where(along, down, 0.0))[..., None] * best
+        constant = sum_of(jnp.where(along, 0.0, down), most, jnp.zeros_like(most))
+        lost = ROUNDING * unit(rows) * (jnp.abs(least) + jnp.abs(most))
+        gap = sum_of(jnp.where(decided | ~along, 0.0, rows), above / 2, above / 2 + lost)
+        return (moved,), constant.plus(gap)
 
 
 @dataclasses.dataclass(frozen=True)
