@@ -129,7 +129,7 @@ class LinearRelaxation(AbstractBoundPropagation):
     - `bisections`: halvings of the radius (0: the radius asked for, or nothing).
     - `slope_steps`: steps of gradient ascent on the slopes below the kinks (0); each costs about
       three backward passes of all margins. The best bound of all steps counts.
-    - `chunk`: how many linear functions are carried back at once (64); memory grows with it.
+    - `chunk`: how many linear functions are carried back at once (32); memory grows with it.
 
     It is about any deterministic network: this library's, or a `logits_fn` of Flax or Haiku. A
     neural ODE is certified on a grid (`ODESolve.on_grid`). Raises `ValueError` for a network that
@@ -149,7 +149,7 @@ class LinearRelaxation(AbstractBoundPropagation):
     intermediate: Literal["linear", "interval"] = eqx.field(static=True, default="linear")
     bisections: int = eqx.field(static=True, default=0)
     slope_steps: int = eqx.field(static=True, default=0)
-    chunk: int = eqx.field(static=True, default=64)
+    chunk: int = eqx.field(static=True, default=32)
 
     def __check_init__(self):
         check_count(0, bisections=self.bisections, slope_steps=self.slope_steps)
@@ -178,7 +178,7 @@ class Margins:
         exact = isinstance(ball, LinfBall)  # the box is the ball
         self.bounds = bounds.forward(graph, [box], self._over_ball, exact=exact)
 
-    def _over_ball(self, rows, offset: Offset, parallel=True) -> Interval:
+    def _over_ball(self, rows, offset: Offset, parallel: bool | Array = True) -> Interval:
         """What <rows, x'> + offset lies between for the x' of ball and box."""
         x = jnp.ravel(self.x)
         rows = rows[0].reshape(len(offset.middle), -1) if rows else jnp.zeros((1, x.size))

@@ -105,6 +105,7 @@ class Graph:
             positive=False,
             elementwise=True,
             rounding=ROUNDING,
+            linear=True,
         )
         return self.add(rule, [value], self.shape(value))
 
@@ -116,13 +117,14 @@ class Graph:
             lambda r, s: jnp.broadcast_to(r + s, shape),
             positive=sign > 0,
             rounding=ROUNDING,
+            linear=True,
             copies=max(_ratio(shape, self.shape(a)), _ratio(shape, self.shape(b))),
         )
         return self.add(rule, [a, b], shape)
 
     def copied(self, copy, value: Value, shape: Shape, copies: int = 1) -> Value:
         """copy(value), each of whose entries is one of the value's, at most `copies` times."""
-        rule = Affine(copy, copy, exact=True, elementwise=True, copies=copies)
+        rule = Affine(copy, copy, exact=True, elementwise=True, linear=True, copies=copies)
         return self.add(rule, [value], shape)
 
     def spread(self, value: Value, shape: Shape) -> Value:

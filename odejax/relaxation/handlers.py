@@ -67,6 +67,8 @@ def affine(
     if name in _INDEXED:  # an integer is a place
         absolute |= {i: v for i, v in known.items() if not _is_float(v)}
     single = name in _ONE_ROUNDING
+    if scaling:
+        positive = single and all(_is_positive(v) for v in known.values())
 
     def evaluated(out: int, others: dict[int, Any]):
         """Result number `out` as a function of the values; `others`: the other operands."""
@@ -88,10 +90,11 @@ def affine(
             evaluated(out, known),
             added(shape) if name in ("sub", "neg") else evaluated(out, absolute),
             exact,
-            positive=positive and not scaling,
+            positive=positive,
             elementwise=(single or exact) and len(places) == 1,
             rounding=ROUNDING if single else sum_rounding(_terms(equation, known)),
             factor=_factor(name, known),
+            linear=scaling or not known,
             copies=_copies(name, shape, [graph.shape(operands[i]) for i in places]),
         )
         results.append(graph.add(rule, [operands[i] for i in places], shape))
@@ -195,7 +198,7 @@ def contract(graph: Graph, equation: Equation, operands: Operands):
         return jnp.sum(y, axis=axes)
 
     n = math.prod(full[i] for i in axes)
-    rule = Affine(added, added, rounding=sum_rounding(n))
+    rule = Affine(added, added, rounding=sum_rounding(n), linear=True)
     return [graph.add(rule, [product], equation.outvars[0].aval.shape)]
 
 
@@ -364,6 +367,11 @@ def elu(graph: Graph, equation: Equation, z: Value, alpha=1.0):
 
 def _is_float(value) -> bool:
     return jnp.issubdtype(jnp.result_type(value), jnp.floating)
+
+
+def _is_positive(value) -> bool:
+    """Whether all of `value` is known now, and not negative."""
+    return not isinstance(value, Tracer) and bool((np.asarray(value) >= 0).all())
 
 
 def _is(value, number: float) -> bool:

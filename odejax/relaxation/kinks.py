@@ -81,7 +81,9 @@ def _inserted(nodes: Sequence[Node], bounds: Bounds, kinks: dict) -> Bounds:
             known = out[operand].interval  # two kinks may have one operand
             both = Interval(jnp.maximum(low, known.low), jnp.minimum(high, known.high))
             out[operand] = out[operand]._replace(interval=both)
-            out[first] = out[first]._replace(tilt=tilt, multiplier=multiplier)
+            kink: Unary = node.rule  # pyright: ignore[reportAssignmentType]
+            relaxed = kink.relax(out[first], both, tilt=tilt, multiplier=multiplier)
+            out[first] = out[first]._replace(relaxed=relaxed)
     return out
 
 

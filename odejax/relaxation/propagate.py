@@ -22,7 +22,19 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from .graph import Graph
-from .rules import ROUNDING, Affine, Bound, Interval, Loop, Node, Offset, Unary, sum_of, unit
+from .rules import (
+    ROUNDING,
+    Affine,
+    Bound,
+    Interval,
+    Loop,
+    Node,
+    Offset,
+    Unary,
+    constants,
+    times,
+    unit,
+)
 
 Rows = dict[int, Float[Array, "r ..."]]  # of linear functions of values, by their numbers
 # What is known of a graph's values by their numbers; of a loop, at ("loop", its first result), that
@@ -62,8 +74,8 @@ def pull(
             moved, offset = _through_loop(node.rule, kept, here, offset, parallel)
         else:
             xs = [bounds[number].interval for number in node.inputs]
-            y = bounds[node.outputs[0]]
-            moved, more = node.rule.backward(here[0], y, *xs, parallel=parallel)
+            relaxed = bounds[node.outputs[0]].relaxed
+            moved, more = node.rule.backward(here[0], relaxed, *xs, parallel=parallel)
             offset = offset.plus(more)
         offset = _add(rows, node.inputs, moved, bounds, offset)
     return rows, offset
@@ -79,7 +91,7 @@ def _of_interval(rows: Float[Array, "r ..."], interval: Interval) -> Offset:
     known = jnp.isfinite(interval.low) & jnp.isfinite(interval.high)
     low, high = (jnp.where(known, end, 0.0) for end in interval)
     lost = ROUNDING * unit(rows) * jnp.maximum(jnp.abs(low), jnp.abs(high))
-    offset = sum_of(rows, (low + high) / 2, (high - low) / 2 + lost)
+    offset = times(rows, constants((low + high) / 2, (high - low) / 2 + lost))
     unknown = jnp.any((rows != 0) & ~known, axis=tuple(range(1, rows.ndim)))
     return offset._replace(reach=jnp.where(unknown, jnp.inf, offset.reach))
 
@@ -101,9 +113,8 @@ def _add(
     for number, row in zip(numbers, more, strict=True):
         if number in rows:
             lost = ROUNDING * unit(row) * bounds[number].interval.largest()
-            nothing = jnp.zeros_like(lost)
             for one in (rows[number], row):
-                offset = offset.plus(sum_of(one, nothing, lost))
+                offset = offset.plus(times(one, constants(None, lost)))
             row = rows[number] + row
         rows[number] = row
     return offset
@@ -146,7 +157,7 @@ class Propagation:
     """
 
     tighten: bool = True
-    chunk: int = 64
+    chunk: int = 32
 
     def forward(
         self,
@@ -199,7 +210,9 @@ class Propagation:
                 known[n] = met(n, known[n], tightened)
             for node in nodes:
                 (n,) = node.outputs
-                known[n] = _numbers(node.rule.forward(*(known[i].interval for i in node.inputs)))
+                xs = [known[i].interval for i in node.inputs]
+                bound = _numbers(node.rule.forward(*xs))
+                known[n] = bound._replace(relaxed=node.rule.relax(bound, *xs))
                 if n in tasks:
                     known[n] = met(n, known[n], tightened)
             return {n: known[n] for n in (*made, *into)}
@@ -212,7 +225,7 @@ class Propagation:
             below, above = tightened[:, tasks.index(n), : low.size]
             # Where a backward pass gives no number, the interval is kept.
             low, high = jnp.fmax(low, below.reshape(shape)), jnp.fmin(high, above.reshape(shape))
-            return Bound(Interval(low, jnp.maximum(low, high)), bound.size)
+            return bound._replace(interval=Interval(low, jnp.maximum(low, high)))
 
         first = jax.eval_shape(intervals, None)
         if not tasks:
@@ -222,9 +235,11 @@ class Propagation:
         half = min(self.chunk // 2, max(sizes))
         kinked = jnp.array([sought[n] is _crossing for n in tasks])
 
-        def one_task(step, tightened):
-            i, parallel = step // 2, step % 2 == 0
-            known = bounds | intervals(tightened)
+        def one_task(step, carry):
+            tightened, _ = carry
+            i, parallel = jnp.minimum(step // 2, len(tasks) - 1), step % 2 == 0
+            now = intervals(tightened)
+            known = bounds | now
             needed = lax.switch(
                 i,
                 [
@@ -234,7 +249,8 @@ class Propagation:
                     for n, size in zip(tasks, sizes, strict=True)
                 ],
             )
-            needed = needed & (parallel | kinked[i])
+            # The last step is for the intervals alone.
+            needed = needed & (parallel | kinked[i]) & (step < 2 * len(tasks))
             order = jnp.argsort(~needed)  # what is needed comes first
             order = jnp.concatenate([order, jnp.full(2 * half, order[0])])
             # Either 2 half entries, or half of them and what is below and above each.
@@ -270,11 +286,12 @@ class Propagation:
 
             count = jnp.sum(needed)
             start = jnp.zeros((), count.dtype), tightened
-            return lax.while_loop(lambda carry: carry[0] < count, some, start)[1]
+            return lax.while_loop(lambda carry: carry[0] < count, some, start)[1], now
 
         nothing = jnp.full((len(tasks), max(sizes)), jnp.inf, dtype)
-        tightened = lax.fori_loop(0, 2 * len(tasks), one_task, jnp.stack([-nothing, nothing]))
-        return intervals(tightened)
+        unknown = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), first)
+        start = jnp.stack([-nothing, nothing]), unknown
+        return lax.fori_loop(0, 2 * len(tasks) + 1, one_task, start)[1]
 
     def _loop(self, node: Node, around: Bounds, finish: Finish) -> Bounds:
         """The bounds behind a loop, and those of each turn, stacked."""
@@ -350,11 +367,22 @@ def _sought(graph: Graph, exact: bool, inner: bool) -> dict[int, Callable]:
                 maker = made_by[number]
                 tight = exact and len(maker.inputs) == 1 and maker.inputs[0] in graph.inputs
                 wide = not (isinstance(maker.rule, Unary) or tight)
+                # Of a normalisation the variance, a mean of squares, is as good as these are.
+                if not kink and _sums_squares(maker, made_by):
+                    wide = False
             else:
                 wide = inner
             if wide:
                 looked_at[number] = looked_at.get(number, True) and kink
     return {n: _crossing if looked_at[n] else _all for n in sorted(looked_at)}
+
+
+def _sums_squares(node: Node, made_by: Mapping[int, Node]) -> bool:
+    """Whether a node is a sum of results of a function of one number, none with a negative sign."""
+    if not (isinstance(node.rule, Affine) and node.rule.positive and len(node.inputs) == 1):
+        return False
+    maker = made_by.get(node.inputs[0])
+    return maker is not None and isinstance(maker.rule, Unary)
 
 
 def _entry_by_entry(rule, copies: bool) -> bool:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._rounding import SUM_ROUNDING
-from .elementwise import AbstractElementwise
+from .elementwise import AbstractElementwise, Lines
 
 Numbers = Float[Array, "..."]
 
@@ -49,16 +49,14 @@ class Interval(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """What is known of a value.
+    """An interval, and the sizes of what each entry is a sum of.
 
-    - `interval`: what it lies between; `size`: of what each entry is a sum of.
-    - `tilt`, `multiplier`: where it is the result of a kink, what is chosen there (`Kinks`).
+    - `relaxed`: what the backward pass needs of the operation that makes it (`Rule.relax`).
     """
 
     interval: Interval
     size: Numbers
-    tilt: Numbers | None = None
-    multiplier: Numbers | None = None
+    relaxed: Any = None
 
 
 class Offset(NamedTuple):
@@ -87,8 +85,12 @@ class Rule(abc.ABC):
         """The interval of the result."""
 
     @abc.abstractmethod
+    def relax(self, y: Bound, *xs: Interval) -> Any:
+        """What `backward` needs, and what is the same for all rows."""
+
+    @abc.abstractmethod
     def backward(
-        self, rows: Numbers, y: Bound, *xs: Interval, parallel: bool | Array = False
+        self, rows: Numbers, relaxed: Any, *xs: Interval, parallel: bool | Array = False
     ) -> tuple[Sequence[Numbers], Offset]:
         """Rows on the operands, and the constants, of `rows` (r, *shape) on the result.
 
@@ -108,6 +110,7 @@ class Affine(Rule):
     - `rounding`: what an evaluation may lose, as a fraction of the sizes of what is added.
     - `sizes`: these, from the sizes of the operands; None: the radius and the constant's size.
     - `factor`: what the operand is multiplied by, where nothing else is done to it.
+    - `linear`: its constant is zero.
     - `copies`: how often one entry may be copied; the backward pass adds up as many.
     """
 
@@ -119,6 +122,7 @@ class Affine(Rule):
     rounding: float = SUM_ROUNDING
     sizes: Callable | None = None
     factor: Any = None
+    linear: bool = False
     copies: int = 1
 
     def size_of(self, *sizes: Numbers) -> Numbers:
@@ -136,6 +140,7 @@ class Affine(Rule):
             positive=self.positive and other.positive,
             elementwise=self.elementwise and other.elementwise,
             rounding=sum(rule.rounding for rule in (self, other) if not rule.exact),
+            linear=self.linear and other.linear,
             copies=self.copies * other.copies,
             sizes=lambda *sizes: other.size_of(self.size_of(*sizes)),
         )
@@ -164,17 +169,20 @@ class Affine(Rule):
             low, high = middle - reach, middle + reach
         return Bound(Interval(low - lost, high + lost), size)
 
-    def backward(self, rows, y, *xs, parallel=False):
-        constant, pull = jax.vjp(self.apply, *(jnp.zeros_like(x.low) for x in xs))
-        moved = jax.vmap(pull)(rows)
-        added = sum_rounding(self.copies)
+    def relax(self, y, *xs):
+        constant, lost = None, None
+        if not self.linear:
+            constant = self.apply(*(jnp.zeros_like(x.low) for x in xs))
+        added = sum_rounding(self.copies) * unit(y.size)
         if not self.exact:
-            lost = (2 * self.rounding + added) * y.size
+            lost = (2 * self.rounding * unit(y.size) + added) * y.size
         elif self.copies > 1:
             lost = added * y.interval.largest()
-        else:
-            lost = jnp.zeros_like(constant)
-        return moved, sum_of(rows, constant, unit(rows) * lost)
+        return constants(constant, lost)
+
+    def backward(self, rows, relaxed, *xs, parallel=False):
+        _, pull = jax.vjp(self.apply, *(jnp.zeros_like(x.low) for x in xs))
+        return jax.vmap(pull)(rows), times(rows, relaxed)
 
 
 def _toward(low, lost):
@@ -182,14 +190,40 @@ def _toward(low, lost):
     return jnp.where(low >= 0, jnp.maximum(low - lost, 0.0), low - lost)
 
 
-def sum_of(rows: Numbers, middle: Numbers, reach: Numbers) -> Offset:
-    """<rows, v> for |v - middle| <= reach, with what its own sums may lose.
+class Constants(NamedTuple):
+    """What a row is multiplied by for its constant, and for how far that may be off; None is 0."""
+
+    middle: Numbers | None
+    reach: Numbers | None
+
+
+def constants(middle: Numbers | None, reach: Numbers | None) -> Constants:
+    """With what the sums over them may lose."""
+    if middle is not None:
+        lost = sum_rounding(middle.size) * unit(middle) * jnp.abs(middle)
+        reach = lost if reach is None else reach + lost
+    if reach is not None:
+        reach = reach * (1 + sum_rounding(reach.size) * unit(reach))
+    return Constants(middle, reach)
+
+
+def times(rows: Numbers, by: Constants) -> Offset:
+    """<rows, v> for |v - middle| <= reach.
 
     Products with matrices: a reduction is many times slower on a CPU.
     """
-    reach = reach + sum_rounding(middle.size) * unit(middle) * (jnp.abs(middle) + reach)
-    rows = rows.reshape(len(rows), -1)
-    return Offset(rows @ jnp.ravel(middle), jnp.abs(rows) @ jnp.ravel(reach))
+    rows, zero = rows.reshape(len(rows), -1), jnp.zeros(len(rows), rows.dtype)
+    return Offset(
+        zero if by.middle is None else rows @ jnp.ravel(by.middle),
+        zero if by.reach is None else jnp.abs(rows) @ jnp.ravel(by.reach),
+    )
+
+
+def chosen(parallel: bool | Array, one: Any, other: Any) -> Any:
+    """The one where lines are to be parallel, and else the other."""
+    if isinstance(parallel, bool):
+        return one if parallel else other
+    return jax.tree.map(lambda a, b: jnp.where(parallel, a, b), one, other)
 
 
 def split(rows: Numbers) -> tuple[Numbers, Numbers]:
@@ -211,27 +245,38 @@ class Unary(Rule):
         out = Interval(_toward(low, lost), high + lost)
         return Bound(out, out.largest())
 
-    def backward(self, rows, y, *xs, parallel=False):
-        (x,), tilt = xs, () if y.tilt is None else (y.tilt,)
-        lines = self.function.lines(*x, *tilt)
-        if parallel is not False:
-            both = zip(self.function.parallel_lines(*x), lines, strict=True)
-            lines = [jnp.where(parallel, one, other) for one, other in both]
+    def relax(self, y, *xs, tilt: Numbers | None = None, multiplier: Numbers | None = None):
+        """The lines, those that are parallel, and what is taken off the rows.
+
+        - `tilt`, `multiplier`: what is chosen at a kink (`Kinks`).
+        """
+        (x,), chosen = xs, () if tilt is None else (tilt,)
+        best = self._with_rounding(self.function.lines(*x, *chosen), y, x)
+        parallel = self._with_rounding(self.function.parallel_lines(*x), y, x)
+        if multiplier is None:
+            return best, parallel, None
+        # multiplier * x >= 0 where both have one sign: it may be taken off.
+        (positive, negative), (low, high) = split(multiplier), x
+        used = jnp.where(low >= 0, positive, 0.0) + jnp.where(high <= 0, negative, 0.0)
+        lost = 2 * ROUNDING * unit(used) * jnp.sum(jnp.abs(used) * x.largest())
+        return best, parallel, (used, lost)
+
+    def _with_rounding(self, lines: Lines, y: Bound, x: Interval):
         low_slope, low, high_slope, high = lines
         steepest = jnp.maximum(jnp.abs(low_slope), jnp.abs(high_slope))
         size = y.size + steepest * x.largest() + jnp.maximum(jnp.abs(low), jnp.abs(high))
         rounding = ROUNDING if self.function.exact else SUM_ROUNDING
-        lost = 2 * rounding * unit(rows) * size
+        lost = 2 * rounding * unit(size) * size
+        return low_slope, high_slope, constants((low + high) / 2, (high - low) / 2 + lost)
+
+    def backward(self, rows, relaxed, *xs, parallel=False):
+        best, moved_up, taken_off = relaxed
+        low_slope, high_slope, constant = chosen(parallel, moved_up, best)
         up, down = split(rows)
-        moved = up * low_slope + down * high_slope
-        offset = sum_of(rows, (low + high) / 2, (high - low) / 2 + lost)
-        if y.multiplier is not None:
-            # multiplier * x >= 0 where both have one sign: it may be taken off.
-            (positive, negative), (low_end, high_end) = split(y.multiplier), x
-            used = jnp.where(low_end >= 0, positive, 0.0) + jnp.where(high_end <= 0, negative, 0.0)
-            moved = moved - used
-            lost = 2 * ROUNDING * unit(rows) * jnp.sum(jnp.abs(used) * x.largest())
-            offset = offset._replace(reach=offset.reach + lost)
+        moved, offset = up * low_slope + down * high_slope, times(rows, constant)
+        if taken_off is not None:
+            used, lost = taken_off
+            moved, offset = moved - used, offset._replace(reach=offset.reach + lost)
         return (moved,), offset
 
 
@@ -249,18 +294,22 @@ class Product(Rule):
         lost = ROUNDING * unit(low) * jnp.maximum(jnp.abs(low), jnp.abs(high))
         return Bound(Interval(_toward(low, lost), high + lost), x.largest() * y.largest())
 
-    def backward(self, rows, y, *xs, parallel=False):
-        z, (x, y), shape = y, xs, rows.shape[1:]
+    def relax(self, y, *xs):
+        z, (x, y), shape = y, xs, y.size.shape
         (a, b), (c, d) = ([jnp.broadcast_to(v, shape) for v in side] for side in (x, y))
         along_x, along_y = (c + d) / 2, (a + b) / 2
+        # The transpose of broadcasting is a sum.
+        added = sum_rounding(z.size.size // min(x.low.size, y.low.size))
+        lost = (4 * ROUNDING + added) * unit(z.size) * z.size
+        return along_x, along_y, constants(-along_x * along_y, (b - a) * (d - c) / 4 + lost)
+
+    def backward(self, rows, relaxed, *xs, parallel=False):
+        (x, y), (along_x, along_y, constant) = xs, relaxed
         moved = (
             _unbroadcast(rows * along_x, x.low.shape),
             _unbroadcast(rows * along_y, y.low.shape),
         )
-        # The transpose of broadcasting is a sum.
-        added = sum_rounding(z.size.size // min(x.low.size, y.low.size))
-        lost = (4 * ROUNDING + added) * unit(rows) * z.size
-        return moved, sum_of(rows, -along_x * along_y, (b - a) * (d - c) / 4 + lost)
+        return moved, times(rows, constant)
 
 
 def _unbroadcast(rows, shape):
@@ -286,21 +335,27 @@ class Largest(Rule):
         out = Interval(x.low.max(-1), x.high.max(-1))
         return Bound(out, jnp.zeros_like(out.low))
 
-    def backward(self, rows, y, *xs, parallel=False):
-        (x,), (up, down) = xs, split(rows)
-        best = jax.nn.one_hot(jnp.argmax(x.low, -1), x.low.shape[-1], dtype=rows.dtype)
+    def relax(self, y, *xs):
+        """The entry, whether it is one of the line above, and the constants below and above."""
+        (x,) = xs
+        best = jax.nn.one_hot(jnp.argmax(x.low, -1), x.low.shape[-1], dtype=x.low.dtype)
         rival = jnp.where(best > 0, -jnp.inf, x.high).max(-1)
         least, most = x.low.max(-1), x.high.max(-1)
         # By x_i alone, where it is the largest; else from above by the constant, or parallel by
         # x_i and how far the largest may be above it.
         decided = least >= rival
+        above = jnp.where(decided, 0.0, jnp.maximum(rival - least, 0.0)) / 2
+        lost = ROUNDING * unit(least) * jnp.where(decided, 0.0, jnp.abs(least) + jnp.abs(most))
+        constant = constants(jnp.where(decided, 0.0, most), None)
+        return best, decided, constant, constants(above, above + lost)
+
+    def backward(self, rows, relaxed, *xs, parallel=False):
+        best, decided, constant, gap = relaxed
+        up, down = split(rows)
         along = decided | parallel
-        above = jnp.where(decided, 0.0, jnp.maximum(rival - least, 0.0))
         moved = (up + jnp.where(along, down, 0.0))[..., None] * best
-        constant = sum_of(jnp.where(along, 0.0, down), most, jnp.zeros_like(most))
-        lost = ROUNDING * unit(rows) * (jnp.abs(least) + jnp.abs(most))
-        gap = sum_of(jnp.where(decided | ~along, 0.0, rows), above / 2, above / 2 + lost)
-        return (moved,), constant.plus(gap)
+        by_constant = times(jnp.where(along, 0.0, down), constant)
+        return (moved,), by_constant.plus(times(jnp.where(parallel, rows, 0.0), gap))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,4 +375,4 @@ class Loop(Rule):
     def forward(self, *xs):
         raise TypeError("a loop's bounds need those of the graph around it")
 
-    backward = forward  # pyright: ignore
+    relax = backward = forward  # pyright: ignore
