@@ -90,6 +90,7 @@ def brackets():
         labels,
         [L2Ball(0.05), L2Ball(0.3)],
         attacks=attacks.PGD(3),
+        certificates=(),
         key=0,
         flag_images=0,
         progress=False,

@@ -73,13 +73,24 @@ class BallRecord:
         self._keep_examples(smaller.has_adversarial, smaller.x_adv)
         self.still_correct = self.still_correct & smaller.still_correct
 
-    def add_certificate(self, name: str, radius: np.ndarray, seconds: float):
-        """Certified radii, (n,), in the ball's norm."""
+    def add_certificate(self, name: str, radius: np.ndarray, seconds: float, *, in_turn: bool):
+        """Certified radii, (n,), in the ball's norm.
+
+        `in_turn`: what the certificates before it proved counts as its own.
+        """
         proven = self.correct & (radius >= np.asarray(self.ball.eps)) & (radius > 0)
-        self.per_certificate[name] = float(proven.mean())
         self.certified_correct = self.certified_correct | proven
+        counted = self.certified_correct if in_turn else proven
+        self.per_certificate[name] = float(counted.mean())
         self.radius = np.maximum(self.radius, radius)
         self.seconds[name] = seconds
+
+    def inherit_radius(self, smaller: "BallRecord"):
+        """What is proven within a radius is so whichever ball it was sought in."""
+        self.radius = np.maximum(self.radius, smaller.radius)
+        self.certified_correct = (
+            self.correct & (self.radius >= np.asarray(self.ball.eps)) & (self.radius > 0)
+        )
 
     def add_flags(self, flags: Collection[Flag]):
         """Flags, unless they are there already."""
