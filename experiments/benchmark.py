@@ -255,12 +255,16 @@ def proven(result: dict[str, Any]) -> str:
     if not certified:
         return "no network is certified"
     shares = []
-    for brackets in [*zip(*certified, strict=True)][:2]:
-        low, high = (100 * pick(b["certified"] for b in brackets) for pick in (min, max))
-        shares.append(f"within {brackets[0]['eps']:.3g} {low:.0f} to {high:.0f} % of the images")
+    for i, first in enumerate(certified[0][:2]):
+        low, high = (100 * pick(of[i]["certified"] for of in certified) for pick in (min, max))
+        shares.append((f"{low:.0f} to {high:.0f} %", f"{first['eps']:.3g}"))
     without = [name for name, of in networks.items() if not of["certificates"]]
-    but = f" (no proof: {', '.join(without)})" if without else ""
-    return f"{accuracy.NORMS[ball]} proofs cover {', '.join(shares)}{but}"
+    (most, least), *others = shares
+    more = "".join(f", {share} within {eps}" for share, eps in others)
+    but = f" (none for {', '.join(without)})" if without else ""
+    return (
+        f"certificates prove {most} of the images within {accuracy.NORMS[ball]} {least}{more}{but}"
+    )
 
 
 def curves(result: dict[str, Any]):
