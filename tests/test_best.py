@@ -147,7 +147,7 @@ def test_what_is_not_listed_proves_no_more(ball):
 
 # -- by default in a bracket ---------------------------------------------------------------------
 
-EPS = (0.002, 0.02, 0.1)
+EPS = (0.002, 0.03, 0.04)
 
 
 @pytest.fixture
@@ -189,6 +189,7 @@ def test_by_default_a_bracket_runs_what_applies_on_images_in_doubt(sought):
         np.testing.assert_array_equal(one.certified_correct, proven)
         assert one.certified == proven.mean()
         before = proven
+    assert (measured[2].still_correct & ~measured[1].certified_correct).any()  # not sought again
     assert measured[0].certified > measured[1].certified > measured[2].certified
     assert len({tuple(one.per_certificate.values()) for one in measured}) == 3
     assert (measured[1].radius >= measured[0].radius).all()
