@@ -230,10 +230,11 @@ def notes(result: dict[str, Any]) -> list[str]:
     flags = {name: ", ".join(network.flags) for name, network in networks.items()}
     return [
         f"Attacked: robust accuracy under {' and '.join(brackets[0]['per_attack'])} together. "
+        "<=: no certificate. "
         f"95 % sampling error: at most {error:.1f} points.",
         f"Clean accuracy on all test images: {', '.join(f'{n} {c:.1f}' for n, c in clean.items())}",
         f"{accuracy.overstated(networks, 'FGSM')}.",
-        *(f"{name}: not certified (<=): {reason}." for name, reason in _uncertified(result)),
+        *(f"{name}: {reason}." for name, reason in _uncertified(result)),
         *(f"{n}: {f}; stronger attacks may succeed on more images." for n, f in flags.items() if f),
     ]
 

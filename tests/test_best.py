@@ -225,7 +225,7 @@ def test_the_limit_of_neurons_can_be_given_to_a_bracket():
     assert list(result.per_certificate) == ["CROWN-IBP"]
     assert result.in_turn
     assert "more than max_neurons = 1" in result.uncertified[0]
-    assert "not certified: CROWN is left out for its cost" in repr(result)
+    assert "certificates: CROWN is left out for its cost" in repr(result)
 
 
 def test_where_nothing_applies_the_lower_end_is_nothing_and_says_why():
@@ -239,7 +239,7 @@ def test_where_nothing_applies_the_lower_end_is_nothing_and_says_why():
         assert "NoisyLogits draws noise" in reason
         assert "0 % (no certificate) <= robust accuracy" in repr(one)
         for shown in (repr(one), one._repr_html_(), repr(result)):
-            assert f"not certified: {reason}" in shown
+            assert f"certificates: {reason}" in shown
         assert json.loads(json.dumps(one.summary()))["uncertified"] == [reason]
 
 

@@ -156,7 +156,7 @@ class Brackets(Shown, tuple[Bracket, ...]):
 
 
 def _unproven(reasons: Sequence[str]) -> list[str]:
-    return [f"not certified: {reason}" for reason in reasons]
+    return [f"certificates: {reason}" for reason in reasons]
 
 
 @own_promotion
