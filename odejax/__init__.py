@@ -25,6 +25,7 @@ from ._ensembles import EnsembleLogits as EnsembleLogits, MeanLogits as MeanLogi
 from ._mesh import batch_mesh as batch_mesh
 from ._network_file import load_network as load_network, save_network as save_network
 from ._predictor import Predictor as Predictor, predict as predict
+from ._smoothing import Smoothed as Smoothed
 from ._threat_model import AbstractBall as AbstractBall, L2Ball as L2Ball, LinfBall as LinfBall
 from ._types import (
     Image as Image,

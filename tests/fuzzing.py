@@ -161,6 +161,10 @@ def calls() -> dict[str, Call]:
         call = getattr(attacks, name)
         add(name, call, {"attack": "attack", n: count}, attack=attacks.PGD())
     add("LinearRelaxation", certificates.LinearRelaxation, {"chunk": count})
+    add("RandomizedSmoothing", certificates.RandomizedSmoothing,
+        {"n0": count, "n": count, "alpha": positive, "images": count})  # fmt: skip
+    add("Smoothed", odejax.Smoothed, {"logits_fn": "function", "sigma": positive, "draws": count,
+                                      "chunk": count}, logits_fn=linear, sigma=0.1)  # fmt: skip
 
     net = {"image_shape": "image shape", "n_classes": count, "width": count}
     for name, more in {
@@ -297,7 +301,7 @@ def _names(value) -> list[str]:
     kind = type(value).__name__
     names = [repr(value), str(value), f"a {kind}", f"got {kind}", "unequal rows"]
     if isinstance(value, list):
-        names.append(f"got {len(value)}")
+        names += [f"got {len(value)}", *(f"got {one}" for one in value)]
     if isinstance(value, np.ndarray | jax.Array):
         names += [str(value.shape), str(value.dtype), "empty"]
         if value.size and isinstance(value, np.ndarray):

@@ -40,6 +40,7 @@ from odejax.certificates import (
     IntervalBounds,
     LinearRelaxation,
     LipschitzMargin,
+    RandomizedSmoothing,
     StableMapping,
 )
 from odejax.models import (
@@ -172,7 +173,7 @@ attack_queries = {
 }
 stopping_attacks = ("Square", "Boundary", "SPSA", "AutoAttack")
 
-# name -> (certificate, a model that it certifies)
+# name -> (certificate, a model that it certifies, or that a vote under noise is of)
 all_certificates = {
     "StableMapping": (StableMapping(), _maker(NmODENet, width=32)),
     "FiniteTimeStableMapping": (FiniteTimeStableMapping(), _maker(NmODENet, width=32)),
@@ -180,6 +181,7 @@ all_certificates = {
     "IntervalBounds": (IntervalBounds(), _maker(NmODENet, width=32)),
     "LinearRelaxation": (LinearRelaxation(bisections=4), _maker(NmODENet, width=32)),
     "LipschitzMargin": (LipschitzMargin(), _maker(LipschitzNet, width=4, depth=1, features=16)),
+    "RandomizedSmoothing": (RandomizedSmoothing(n=100), _maker(MLP, width=8)),
 }
 
 

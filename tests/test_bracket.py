@@ -14,7 +14,11 @@ from helpers import LinearLogits, NoisyLogits, digits, linear_logits, trained_ml
 import odejax
 from odejax import L2Ball, LinfBall
 from odejax.attacks import FGSM, PGD, AutoAttack, RelativeStep, Square
-from odejax.certificates import AbstractCertificate, StableMapping
+from odejax.certificates import (
+    AbstractCertificate,
+    AbstractDeterministicCertificate,
+    StableMapping,
+)
 from odejax.data import ArrayDataset
 from odejax.evaluation import Bracket, bracket, robust_accuracy, transfer_matrix
 
@@ -39,7 +43,7 @@ class Mean(eqx.Module):
         return jnp.stack([mean, -mean]), state
 
 
-class NearlyExact(AbstractCertificate):
+class NearlyExact(AbstractDeterministicCertificate):
     """Nine tenths of that distance."""
 
     def radius(self, predictor, x, logits, ball):

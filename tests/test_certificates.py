@@ -30,6 +30,7 @@ from odejax.certificates import (
     IntervalBounds,
     LinearRelaxation,
     LipschitzMargin,
+    RandomizedSmoothing,
     StableMapping,
 )
 from odejax.evaluation import bracket, certified_radii
@@ -435,7 +436,7 @@ def test_a_certificate_judges_a_model_of_its_own():
                 result.certified,
                 (result.label == labels) & (result.radius >= np.float32(0.001)),
             )
-    judged.add(IntervalBounds)  # in `test_relaxation.py`
+    judged |= {IntervalBounds, RandomizedSmoothing}  # in `test_relaxation.py`, `test_smoothing.py`
     assert judged == {type(certificate) for certificate, _ in all_certificates.values()}
 
 

@@ -2,6 +2,7 @@
 
 from .base import (
     AbstractCertificate as AbstractCertificate,
+    AbstractDeterministicCertificate as AbstractDeterministicCertificate,
     AbstractLipschitzCertificate as AbstractLipschitzCertificate,
     CertificateResult as CertificateResult,
 )
@@ -11,6 +12,7 @@ from .bound_propagation import (
     LinearRelaxation as LinearRelaxation,
 )
 from .lipschitz_margin import LipschitzMargin as LipschitzMargin
+from .randomized_smoothing import RandomizedSmoothing as RandomizedSmoothing
 from .stable_mapping import (
     FiniteTimeStableMapping as FiniteTimeStableMapping,
     FlowMapSlope as FlowMapSlope,

@@ -21,9 +21,11 @@ from .._types import BoolScalar, Image, Key, Label, Logits, Scalar
 class CertificateResult(eqx.Module):
     """What is proven of one example; batched by `vmap`.
 
-    - `label`: the predicted class.
+    - `label`: the predicted class; -1 where there is none (logits that are not finite, a vote that
+      is too close).
     - `radius`: in the norm of the ball; no image of [0, 1] nearer than it changes `label`. The
-      proof is in real numbers; `MARGIN_ROUNDING` is taken off first for those of the machine.
+      proof is in real numbers; `MARGIN_ROUNDING` is taken off first for those of the machine. Under
+      `RandomizedSmoothing` it holds with a confidence.
     - `certified`: `label` is `y`, and `radius` is at least the ball's eps.
 
         >>> import jax.numpy as jnp, odejax
@@ -45,8 +47,9 @@ class AbstractCertificate(eqx.Module):
 
         argmax f(x') = argmax f(x) for all x' of the box with |x' - x| < radius
 
-    A subclass defines `radius(predictor, x, logits, ball)`. Raises `ValueError` for a model that
-    the certificate says nothing about.
+    A subclass defines `prove(predictor, x, ball, key=key)`; one about a deterministic network is an
+    `AbstractDeterministicCertificate`. Raises `ValueError` for a model that the certificate says
+    nothing about.
 
     - `predictor`: a frozen network; with `of_any_function` any function of one image.
     - `x`, `y`: one image (h, w, c) in [0, 1], and its label.
@@ -62,11 +65,13 @@ class AbstractCertificate(eqx.Module):
     of_any_function: ClassVar[bool] = False  # or only of a `Predictor`, whose model is looked at
 
     @abc.abstractmethod
-    def radius(self, predictor: Any, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
-        """The certified radius of the predicted class, argmax(logits), in the ball's norm.
+    def prove(
+        self, predictor: Any, x: Image, ball: AbstractBall, *, key: Key
+    ) -> tuple[Logits, Scalar]:
+        """Logits (or votes), whose largest is the class proven, and its radius in the ball's norm.
 
-        `ball.eps` says which radius is asked for, and may be ignored. Raises `ValueError` for a
-        model that the certificate says nothing about.
+        Where they are not all finite nothing is proven. `ball.eps` says which radius is asked for,
+        and may be ignored. Raises `ValueError` for a model that the certificate says nothing about.
         """
 
     @final
@@ -89,15 +94,42 @@ class AbstractCertificate(eqx.Module):
             if jnp.finfo(leaf.dtype).bits < 32:
                 raise ValueError(f"certificates are for float32 and float64; got {leaf.dtype}")
         with jax.default_matmul_precision("highest"):  # TF32 would lose more than MARGIN_ROUNDING
-            logits = Checked(predictor)(x, key=key)
-            check_labels(y, len(logits))
-            label = jnp.argmax(logits)
-            radius = self.radius(predictor, x, logits, ball)
-            correct = (label == y) & jnp.all(jnp.isfinite(logits))
-        return CertificateResult(label, radius, correct & (radius >= ball.eps))
+            logits, radius = self.prove(predictor, x, ball, key=key)
+        check_labels(y, len(logits))
+        label = jnp.where(jnp.all(jnp.isfinite(logits)), jnp.argmax(logits), -1)
+        return CertificateResult(label, radius, (label == y) & (radius >= ball.eps))
 
 
-class AbstractLipschitzCertificate(AbstractCertificate):
+class AbstractDeterministicCertificate(AbstractCertificate):
+    """A certificate of the class with the largest logit, argmax(predictor(x)).
+
+    A subclass defines `radius(predictor, x, logits, ball)`.
+
+        >>> import odejax
+        >>> abstract = odejax.certificates.AbstractDeterministicCertificate
+        >>> issubclass(odejax.certificates.LinearRelaxation, abstract)
+        True
+
+    Zhang et al. (2018), arXiv:1811.00866, for one.
+    """
+
+    @abc.abstractmethod
+    def radius(self, predictor: Any, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
+        """The certified radius of the predicted class, argmax(logits), in the ball's norm.
+
+        `ball.eps` says which radius is asked for, and may be ignored. Raises `ValueError` for a
+        model that the certificate says nothing about.
+        """
+
+    @final
+    def prove(
+        self, predictor: Any, x: Image, ball: AbstractBall, *, key: Key
+    ) -> tuple[Logits, Scalar]:
+        logits = Checked(predictor)(x, key=key)
+        return logits, self.radius(predictor, x, logits, ball)
+
+
+class AbstractLipschitzCertificate(AbstractDeterministicCertificate):
     """A certificate whose proof is a Lipschitz constant, for all x, in the one norm `norm`.
 
         radius = min_j (z_label - z_j) / L_j
@@ -132,9 +164,14 @@ class AbstractLipschitzCertificate(AbstractCertificate):
         label = jnp.argmax(logits)
         lost, more = self.rounding(predictor, x, label)
         lipschitz = (self.margin_lipschitz(predictor, label) + more) * (1 + MARGIN_ROUNDING)
-        # The ball of radius 1, seen in the certificate's norm, has this radius.
-        stretch = self.norm(1.0).covering_radius(type(ball)(1.0), x.size)  # pyright: ignore
-        return smallest_radius(logits, lipschitz, lost) / stretch * (1 - RADIUS_ROUNDING)
+        return carried_over(smallest_radius(logits, lipschitz, lost), self.norm, ball, x.size)
+
+
+def carried_over(radius: Scalar, norm: type[AbstractBall], ball: AbstractBall, size: int) -> Scalar:
+    """A radius that is certified in `norm`, in the norm of `ball`; rounded down."""
+    # The ball of radius 1, seen in the certificate's norm, has this radius.
+    stretch = norm(1.0).covering_radius(type(ball)(1.0), size)  # pyright: ignore
+    return radius / stretch * (1 - RADIUS_ROUNDING)
 
 
 def smallest_radius(

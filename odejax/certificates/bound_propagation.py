@@ -15,12 +15,12 @@ from .._threat_model import AbstractBall, LinfBall
 from .._types import Image, Label, Logits, LogitsFn, Scalar
 from ..models.ode_solve import ODESolve
 from ..relaxation import Graph, Interval, Propagation, depends_on, pull, trace
-from ..relaxation.rules import sum_rounding
+from ..relaxation.rules import sum_rounding, unit
 from ..solvers import GridSteps
-from .base import AbstractCertificate
+from .base import AbstractDeterministicCertificate
 
 
-class AbstractBoundPropagation(AbstractCertificate):
+class AbstractBoundPropagation(AbstractDeterministicCertificate):
     """Lower bounds on all margins z_label - z_j over ball and box, from the network's program.
 
     A subclass defines `margins`. The radius asked for, `ball.eps`, is tried first; with
@@ -109,7 +109,7 @@ class LinearRelaxation(AbstractBoundPropagation):
 
     - `intermediate`: how the intervals are found: "linear" (CROWN), or "interval" (CROWN-IBP).
     - `bisections`: halvings of the radius (0: the radius asked for, or nothing).
-    - `chunk`: how many linear functions are carried back at once (256); memory grows with it.
+    - `chunk`: how many linear functions are carried back at once (64); memory grows with it.
 
     It is about any deterministic network: this library's, or a `logits_fn` of Flax or Haiku. A
     neural ODE is certified on a grid (`ODESolve.on_grid`). Raises `ValueError` for a network that
@@ -127,7 +127,7 @@ class LinearRelaxation(AbstractBoundPropagation):
 
     intermediate: Literal["linear", "interval"] = eqx.field(static=True, default="linear")
     bisections: int = eqx.field(static=True, default=0)
-    chunk: int = eqx.field(static=True, default=256)
+    chunk: int = eqx.field(static=True, default=64)
 
     def __check_init__(self):
         check_count(0, bisections=self.bisections)
@@ -154,7 +154,7 @@ class Margins:
         x = jnp.ravel(self.x)
         rows = rows[0].reshape(len(offset), -1) if rows else jnp.zeros((len(offset), x.size))
         gain = self.ball.largest_gain(x, -rows)
-        lost = 2 * sum_rounding(x.size) * (jnp.abs(rows) @ jnp.abs(x) + gain)
+        lost = 2 * sum_rounding(x.size) * unit(x) * (jnp.abs(rows) @ jnp.abs(x) + gain)
         return offset + rows @ x - gain - lost
 
     def least_of(self, rows: Float[Array, "r k"], *, stop: bool) -> Float[Array, " r"]:

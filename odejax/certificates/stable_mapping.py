@@ -20,7 +20,7 @@ from .._threat_model import AbstractBall, L2Ball, LinfBall
 from .._types import Image, Label, Logits, Scalar
 from ..models import NmODENet, matrix_norm_bound
 from .base import (
-    AbstractCertificate,
+    AbstractDeterministicCertificate,
     AbstractLipschitzCertificate,
     smallest_radius,
 )
@@ -89,7 +89,7 @@ class FiniteTimeStableMapping(AbstractLipschitzCertificate):
         return _rounding(_nmode_net(self, predictor), label), jnp.zeros(())
 
 
-class FlowMapSlope(AbstractCertificate):
+class FlowMapSlope(AbstractDeterministicCertificate):
     """The same with the flow map's own largest slope, max_gamma |dy/dgamma|, in place of a bound.
 
         |y - y'|_k <= max_gamma |dy/dgamma| ||w_k||_* ||x - x'||

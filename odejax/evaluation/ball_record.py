@@ -31,6 +31,7 @@ class BallRecord:
     x_adv: np.ndarray
     still_correct_under: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     per_certificate: dict[str, float] = dataclasses.field(default_factory=dict)
+    alpha: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     flags: list[Flag] = dataclasses.field(default_factory=list)
     n_last: int | None = None
@@ -73,12 +74,27 @@ class BallRecord:
         self._keep_examples(smaller.has_adversarial, smaller.x_adv)
         self.still_correct = self.still_correct & smaller.still_correct
 
-    def add_certificate(self, name: str, radius: np.ndarray, seconds: float, *, in_turn: bool):
-        """Certified radii, (n,), in the ball's norm.
+    def proven_by(self, radius: np.ndarray) -> np.ndarray:
+        """The images that certified radii, (n,), in the ball's norm, prove correct."""
+        return self.correct & (radius >= np.asarray(self.ball.eps)) & (radius > 0)
 
-        `in_turn`: what the certificates before it proved counts as its own.
+    def add_certificate(
+        self,
+        name: str,
+        radius: np.ndarray,
+        seconds: float,
+        alpha: float = 0.0,
+        *,
+        in_turn: bool = False,
+    ):
+        """Certified radii.
+
+        - `alpha`: the probability that one of them is too large.
+        - `in_turn`: what the certificates before it proved counts as its own.
         """
-        proven = self.correct & (radius >= np.asarray(self.ball.eps)) & (radius > 0)
+        proven = self.proven_by(radius)
+        if alpha:
+            self.alpha[name] = alpha
         self.certified_correct = self.certified_correct | proven
         counted = self.certified_correct if in_turn else proven
         self.per_certificate[name] = float(counted.mean())
@@ -88,9 +104,7 @@ class BallRecord:
     def inherit_radius(self, smaller: "BallRecord"):
         """What is proven within a radius is so whichever ball it was sought in."""
         self.radius = np.maximum(self.radius, smaller.radius)
-        self.certified_correct = (
-            self.correct & (self.radius >= np.asarray(self.ball.eps)) & (self.radius > 0)
-        )
+        self.certified_correct = self.proven_by(self.radius)
 
     def add_flags(self, flags: Collection[Flag]):
         """Flags, unless they are there already."""
@@ -122,7 +136,7 @@ _ARRAYS = (
     "correct", "still_correct", "certified_correct", "withstood_last", "has_adversarial", "radius",
     "x_adv",
 )  # fmt: skip
-_JSON = ("per_certificate", "seconds", "flags", "n_last", "probed")
+_JSON = ("per_certificate", "alpha", "seconds", "flags", "n_last", "probed")
 
 
 def records_to_arrays(records: Sequence[BallRecord]) -> dict[str, np.ndarray]:

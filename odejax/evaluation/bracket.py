@@ -45,6 +45,8 @@ class Bracket(Shown):
       images; `in_turn`, it counts what it or one before it proved.
     - `in_turn`: whether the certificates are those of `certificates.best` (`"auto"`).
     - `uncertified`: why there is none among those, or no CROWN.
+    - `alpha`: for each certificate that is a test (`RandomizedSmoothing`), the probability that the
+      radius of an image is too large; all are right at once with confidence 1 - n alpha.
     - `n_last`: how many images the last attack was run on; None without one.
     - `flags`: why `attacked` may still be too high (`FLAGS` says what each means).
     - `seconds`: by attack, network and certificate.
@@ -78,6 +80,7 @@ class Bracket(Shown):
     per_attack: dict[str, float]
     per_transfer: dict[str, float]
     per_certificate: dict[str, float]
+    alpha: dict[str, float]
     n_last: int | None
     in_turn: bool
     uncertified: tuple[str, ...]
@@ -117,7 +120,17 @@ class Bracket(Shown):
             row = f"with {name}" if self.in_turn and i else f"certified by {name}"
             rows.append([row, percent(accuracy)])
         notes = [*(str(flag) for flag in self.flags), *_unproven(self.uncertified)]
+        notes += self.confidences()
         return title, ["", "accuracy (%)"], rows, notes
+
+    def confidences(self) -> list[str]:
+        """One line for each certificate that is a test: how sure its radii are."""
+        return [
+            f"{name} certifies the exact vote, of infinitely many draws: with confidence "
+            f"{100 * (1 - alpha):.6g} % for each image, {100 * max(0, 1 - self.n * alpha):.6g} % "
+            f"for all {self.n} at once"
+            for name, alpha in self.alpha.items()
+        ]
 
 
 class Brackets(Shown, tuple[Bracket, ...]):
@@ -151,7 +164,7 @@ class Brackets(Shown, tuple[Bracket, ...]):
             for b in self
         ]
         raised = sorted({flag.name for bracket in self for flag in bracket.flags})
-        notes = [*raised, *_unproven(first.uncertified)]
+        notes = [*raised, *first.confidences(), *_unproven(first.uncertified)]
         return f"accuracy in %, {first.n} images", head, rows, notes
 
 
@@ -192,11 +205,16 @@ def bracket(
     - `balls`: one ball, or several of one norm and growing eps.
     - `attacks`: by name, or named by their class. Each is run on every correctly classified image,
       so each has a robust accuracy of its own.
-    - `certificates`: likewise; all but bound propagation need a `Predictor`. By default, `"auto"`,
-      those that apply to the network, `certificates.best(logits_fn)`: the cheapest on all images,
-      and each other in turn on those that are not yet certified, still correct, and certified in
-      the ball before, those of large margins first, until it proves nothing of a batch. Where none
-      applies the lower end is 0 %, and `uncertified` says why. `()` certifies nothing.
+    - `certificates`: likewise. All but bound propagation need a `Predictor`, and
+      `RandomizedSmoothing` a `Smoothed`: it is about the exact vote, and attacks are judged by that
+      of finitely many draws. A certified image whose vote an attack turned no further than chance
+      may is not counted as certified.
+
+      By default, `"auto"`, those that apply to the network, `certificates.best(logits_fn)`: the
+      cheapest on all images, and each other in turn on those that are not yet certified, still
+      correct, and certified in the ball before, those of large margins first, until it proves
+      nothing of a batch. Where none applies the lower end is 0 %, and `uncertified` says why. `()`
+      certifies nothing.
     - `last`: a last attack, `AutoAttack()` as a rule, on the images that no attack broke and no
       certificate proved, in the largest ball first. An image that is still correct there is not
       attacked in the smaller balls. It has no robust accuracy of its own.
@@ -206,7 +224,8 @@ def bracket(
       perturbation. They count in `attacked` all the same.
     - `key`: of `jax.random`, or an integer seed; the same in every ball.
     - `draws`: a randomised network is attacked as it is, with fresh noise, and judged by its mean
-      logits over this many draws, fixed by `key` (`MeanLogits`).
+      logits over this many draws, fixed by `key` (`MeanLogits`); a `Smoothed` by the vote of
+      `draws` times its own.
     - `bits`: judge adversarial examples rounded to so many bits a pixel (`robust_accuracy`).
     - `flag_images`: how many images the network's gradients (and an ODE's solver) are checked on;
       0 for none of these flags.
@@ -289,7 +308,7 @@ def bracket(
                 record.add_flags([NO_ATTACK("attacked is the clean accuracy")])
             record.compare_attacks(attacks, oracles)
             steps.certify(record, certificates, smaller, in_turn=in_turn)
-            if smaller is not None:
+            if in_turn and smaller is not None:
                 record.inherit_radius(smaller)
         if last is not None:
             steps.last_attack(records, last)
@@ -363,6 +382,7 @@ def _bracket_of(
         per_attack=accuracies(attacks),
         per_transfer=accuracies(oracles),
         per_certificate=record.per_certificate,
+        alpha=record.alpha,
         n_last=record.n_last,
         in_turn=in_turn,
         uncertified=uncertified,

@@ -7,8 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy.stats import binom
 
 from .._inputs import method_name
+from .._predictor import predict
+from .._smoothing import Smoothed
 from .._types import Key, LogitsFn
 from .ball_record import BallRecord
 from .certified_radii import certified_radii
@@ -18,6 +21,7 @@ from .solver_flags import solver_flags
 
 _BATCH_IN_DOUBT = 16  # images that are certified at a time
 _LAST_BATCH = 32  # few images are attacked last, and a batch is never smaller
+_CHANCE = 1e-6  # an attack refutes a certified vote if chance turns it as far less often than this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +116,27 @@ class BracketSteps:
                     progress=self.settings["progress"],
                     **chosen,
                 )
+                alpha = getattr(certificate, "alpha_per_image", 0.0)
+                if alpha:
+                    radius = np.where(self._turned_by_chance(record, radius), 0.0, radius)
                 seconds = time.perf_counter() - started
-                record.add_certificate(name, radius, seconds, in_turn=in_turn)
+                record.add_certificate(name, radius, seconds, alpha, in_turn=in_turn)
                 self.save()
+
+    def _turned_by_chance(self, record: BallRecord, radius: np.ndarray) -> np.ndarray:
+        """The certified images, (n,) bool, whose vote an attack turned no further than chance may.
+
+        A certificate of a `Smoothed` is about the exact vote, in which the class has at least half
+        of the probability at x', and an attack is judged by the vote of finitely many draws.
+        """
+        turned = record.proven_by(radius) & ~record.still_correct
+        network, judge = self.logits_fn, self.settings["judge"]
+        if turned.any() and isinstance(network, Smoothed):
+            i, draws = np.flatnonzero(turned), network.draws * len(judge.keys)
+            logits = predict(judge, record.x_adv[i], key=self.key, batch_size=self.batch_size)
+            share = logits[np.arange(len(i)), self.labels[i]] + 1 / logits.shape[1]
+            turned[i] = binom.cdf(np.round(draws * share), draws, 0.5) > _CHANCE
+        return turned
 
     def last_attack(self, records: Sequence[BallRecord], attack: Callable):
         """`attack` on the images that are neither broken nor certified, in the largest ball first.

@@ -35,7 +35,10 @@ def certified_radii(
 ) -> np.ndarray:
     """The certified radius of every image in the ball's norm, (n,), 0 where misclassified.
 
-    - `logits_fn`: a `Predictor`, or, for bound propagation, any function of one image.
+    Image i draws its noise from `fold_in(key, i)`, where a certificate draws any.
+
+    - `logits_fn`: a `Predictor`; for bound propagation any function of one image; for
+      `RandomizedSmoothing` a `Smoothed`.
     - `images` (n, h, w, c): floats in [0, 1], or uint8; `labels` (n,): classes. `*dataset` gives
       both.
     - `ball`: its norm is that of the radii; its eps is the radius asked for, which a certificate
@@ -71,8 +74,8 @@ def certified_radii(
         # Batches as large as for the full set, however few are sought: one shape.
         for first, rows, n in batches(len(sought), min(batch_size, len(images))):
             batch = sought[rows]
-            x, y = spread(images[batch]), spread(labels[batch])
-            result = _certify_batch(certificate, logits_fn, x, y, ball, key)
+            x, y, i = spread(images[batch]), spread(labels[batch]), spread(batch)
+            result = _certify_batch(certificate, logits_fn, x, y, i, ball, key)
             right = to_host(result.label) == labels[batch]
             radii[batch] = np.where(right, to_host(result.radius), 0.0)
             proven = radii[sought[: first + n]] >= np.asarray(ball.eps)
@@ -83,5 +86,8 @@ def certified_radii(
 
 
 @eqx.filter_jit
-def _certify_batch(certificate, logits_fn, images, labels, ball, key):
-    return jax.vmap(lambda x, y: certificate(logits_fn, x, y, ball, key=key))(images, labels)
+def _certify_batch(certificate, logits_fn, images, labels, index, ball, key):
+    def one(x, y, i):
+        return certificate(logits_fn, x, y, ball, key=jax.random.fold_in(key, i))
+
+    return jax.vmap(one)(images, labels, index)

@@ -22,7 +22,8 @@ class EnResNet(eqx.Module):
 
     Every member has weights of its own and adds sigma N(0, I) after each residual layer, with
     sigma = a sqrt(Var(x + F(x))): a Monte-Carlo estimate of the Feynman-Kac expectation. Noise is
-    drawn at test time too, so every call needs a `key`.
+    drawn at test time too, so every call needs a `key`. This noise proves nothing of an adversary:
+    a certificate needs noise on the image (`odejax.Smoothed`), and counts both.
 
     - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
     - `members`: n (2).

@@ -5,6 +5,7 @@ operation that it goes into.
 """
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -92,6 +93,7 @@ class Graph:
             lambda r: jnp.broadcast_to(r, shape),
             positive=sign > 0,
             rounding=ROUNDING,
+            copies=_ratio(shape, self.shape(value)),
         )
         return self.add(rule, [value], shape)
 
@@ -114,20 +116,29 @@ class Graph:
             lambda r, s: jnp.broadcast_to(r + s, shape),
             positive=sign > 0,
             rounding=ROUNDING,
+            copies=max(_ratio(shape, self.shape(a)), _ratio(shape, self.shape(b))),
         )
         return self.add(rule, [a, b], shape)
 
-    def copied(self, copy, value: Value, shape: Shape) -> Value:
-        """copy(value), each of whose entries is one of the value's."""
-        return self.add(Affine(copy, copy, exact=True, elementwise=True), [value], shape)
+    def copied(self, copy, value: Value, shape: Shape, copies: int = 1) -> Value:
+        """copy(value), each of whose entries is one of the value's, at most `copies` times."""
+        rule = Affine(copy, copy, exact=True, elementwise=True, copies=copies)
+        return self.add(rule, [value], shape)
 
     def spread(self, value: Value, shape: Shape) -> Value:
         """The value broadcast to `shape`."""
         if self.shape(value) == shape:
             return value
-        return self.copied(lambda y: jnp.broadcast_to(y, shape), value, shape)
+        copies = _ratio(shape, self.shape(value))
+        return self.copied(lambda y: jnp.broadcast_to(y, shape), value, shape, copies)
 
     def largest(self, value: Value, index: np.ndarray) -> Value:
         """max_k value[index[..., k]], where `index` counts the entries of the flattened value."""
-        windows = self.copied(lambda y: jnp.ravel(y)[index], value, index.shape)
+        copies = int(np.bincount(index.ravel()).max())
+        windows = self.copied(lambda y: jnp.ravel(y)[index], value, index.shape, copies)
         return self.add(Largest(), [windows], index.shape[:-1])
+
+
+def _ratio(more: Shape, fewer: Shape) -> int:
+    """How many entries of one shape there are for each of the other."""
+    return math.prod(more) // max(1, math.prod(fewer))

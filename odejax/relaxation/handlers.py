@@ -40,6 +40,7 @@ def bind(equation: Equation, operands: Operands) -> list[Any]:
 # -- affine primitives -----------------------------------------------------------------------------
 
 _ONE_ROUNDING = ("mul", "div", "add", "add_any", "sub", "neg")  # of each entry, not of a sum
+_SUMS = ("dot_general", "conv_general_dilated", "odejax_conv2d")
 _INDEXED = ("gather", "dynamic_slice", "dynamic_update_slice")
 
 
@@ -91,6 +92,7 @@ def affine(
             elementwise=(single or exact) and len(places) == 1,
             rounding=ROUNDING if single else sum_rounding(_terms(equation, known)),
             factor=_factor(name, known),
+            copies=_copies(name, shape, [graph.shape(operands[i]) for i in places]),
         )
         results.append(graph.add(rule, [operands[i] for i in places], shape))
     return results
@@ -106,11 +108,20 @@ def _terms(equation: Equation, known: dict[int, Any]) -> int:
         return shape[params["axis"]]
     if name == "reduce_window_sum":
         return math.prod(params["window_dimensions"])
-    if name in ("dot_general", "conv_general_dilated", "odejax_conv2d"):
+    if name in _SUMS:
         # At most one of the known operand's axes is in none of the sums.
         (operand,) = known.values()
         return math.prod(operand.shape) // max(1, min(operand.shape, default=1))
     return 1
+
+
+def _copies(name: str, shape: tuple[int, ...], operands: Sequence[tuple[int, ...]]) -> int:
+    """How often a primitive may copy one entry."""
+    if name in _SUMS:  # the terms are counted
+        return 1
+    if name == "gather":  # its indices may be alike
+        return math.prod(shape)
+    return max(math.prod(shape) // max(1, math.prod(one)) for one in operands)
 
 
 def _factor(name: str, known: dict[int, Any]) -> Any:
@@ -174,7 +185,8 @@ def contract(graph: Graph, equation: Equation, operands: Operands):
         def copy(y):
             return jnp.broadcast_to(jnp.expand_dims(jnp.transpose(y, order), new), full)
 
-        return graph.copied(copy, operands[side], full)
+        copies = math.prod(sizes[1 - side])
+        return graph.copied(copy, operands[side], full, copies)
 
     product = graph.product(spread(0), spread(1), full)
     axes = tuple(range(len(full) - len(contracted[0]), len(full)))
@@ -204,12 +216,14 @@ def integer_power(graph: Graph, equation: Equation, operands: Operands):
         return [jnp.ones(graph.shape(value))]
     if power < 0:
         value = graph.unary(RECIPROCAL, value)
-    result, square = None, value
-    for bit in reversed(bin(abs(power))[2:]):
-        if bit == "1":
+    result, square, power = None, value, abs(power)
+    while True:
+        if power % 2:
             result = square if result is None else graph.product(result, square, graph.shape(value))
+        power //= 2
+        if not power:
+            return [result]
         square = graph.unary(SQUARE, square)
-    return [result]
 
 
 # -- maxima ----------------------------------------------------------------------------------------

@@ -21,9 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from .._rounding import SUM_ROUNDING
 from .graph import Graph
-from .rules import Affine, Bound, Interval, Loop, Node, Unary, total
+from .rules import ROUNDING, Affine, Bound, Interval, Loop, Node, Unary, least_sum, unit
 
 Rows = dict[int, Float[Array, "r ..."]]  # of linear functions of values, by their numbers
 Offset = Float[Array, " r"]
@@ -61,15 +60,18 @@ def pull(
             xs = [bounds[number].interval for number in node.inputs]
             moved, constant = node.rule.backward(here[0], bounds[node.outputs[0]], *xs)
             offset = offset + constant
-        _add(rows, node.inputs, moved)
+        offset = _add(rows, node.inputs, moved, bounds, offset)
     return rows, offset
 
 
 def least(rows: Float[Array, "r ..."], interval: Interval) -> Offset:
     """The least value of <rows, y> for y anywhere in its interval."""
-    ends = jnp.where(rows > 0, rows * interval.low, rows * interval.high)
-    lost = 2 * SUM_ROUNDING * jnp.abs(rows) * interval.largest()
-    return total(jnp.where(rows == 0, 0.0, ends - lost))  # 0 times infinity among them
+    known = jnp.isfinite(interval.low) & jnp.isfinite(interval.high)
+    low, high = (jnp.where(known, end, 0.0) for end in interval)
+    lost = ROUNDING * unit(rows) * jnp.maximum(jnp.abs(low), jnp.abs(high))
+    bound = least_sum(rows, (low + high) / 2, (high - low) / 2 + lost)
+    unknown = jnp.any((rows != 0) & ~known, axis=tuple(range(1, rows.ndim)))
+    return jnp.where(unknown, -jnp.inf, bound)
 
 
 def _from_behind(nodes: Sequence[Node], bounds: Bounds, finish: Finish) -> Finish:
@@ -81,9 +83,18 @@ def _from_behind(nodes: Sequence[Node], bounds: Bounds, finish: Finish) -> Finis
     return lower_bounds
 
 
-def _add(rows: Rows, numbers: Iterable[int], more: Iterable[Array]):
+def _add(
+    rows: Rows, numbers: Iterable[int], more: Iterable[Array], bounds: Bounds, offset: Offset
+) -> Offset:
+    """Adds more rows to `rows`; the offset, less what the sums may lose."""
     for number, row in zip(numbers, more, strict=True):
-        rows[number] = rows[number] + row if number in rows else row
+        if number in rows:
+            lost = ROUNDING * unit(row) * bounds[number].interval.largest()
+            nothing = jnp.zeros_like(lost)
+            offset = offset + least_sum(rows[number], nothing, lost) + least_sum(row, nothing, lost)
+            row = rows[number] + row
+        rows[number] = row
+    return offset
 
 
 def _or_zero(row: Array | None, bound: Bound, offset: Offset) -> Array:
@@ -103,7 +114,7 @@ def _through_loop(loop: Loop, kept: Bounds, rows: list[Array], offset: Offset):
 
 def _through_turn(graph: Graph, bounds: Bounds, rows: list[Array], offset: Offset):
     behind: Rows = {}
-    _add(behind, graph.outputs, rows)
+    offset = _add(behind, graph.outputs, rows, bounds, offset)
     ahead, offset = pull(graph.nodes, bounds, behind, offset)
     return [_or_zero(ahead.get(n), bounds[n], offset) for n in graph.inputs], offset
 
@@ -117,7 +128,7 @@ class Propagation:
     """
 
     tighten: bool = True
-    chunk: int = 256
+    chunk: int = 64
 
     def forward(
         self,
@@ -255,7 +266,7 @@ class Propagation:
 
                 rows, offset = lax.fori_loop(0, t, earlier, (rows, offset))
                 ahead: Rows = {}
-                _add(ahead, node.inputs, rows)
+                offset = _add(ahead, node.inputs, rows, around, offset)
                 return finish(ahead, offset)
 
             body = loop.at(t)

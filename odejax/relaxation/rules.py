@@ -20,8 +20,13 @@ from .elementwise import AbstractElementwise
 
 Numbers = Float[Array, "..."]
 
-# What a few operations on single numbers may lose: 8 u.
+# What a few operations on single numbers may lose: 8 u. It and all others are float32's.
 ROUNDING = 5e-7
+
+
+def unit(v: Array) -> float:
+    """The roundings of an array's type, as a fraction of float32's."""
+    return float(jnp.finfo(v.dtype).eps / jnp.finfo(jnp.float32).eps)
 
 
 def sum_rounding(n: int) -> float:
@@ -81,6 +86,7 @@ class Affine(Rule):
     - `rounding`: what an evaluation may lose, as a fraction of the sizes of what is added.
     - `sizes`: these, from the sizes of the operands; None: the radius and the constant's size.
     - `factor`: what the operand is multiplied by, where nothing else is done to it.
+    - `copies`: how often one entry may be copied; the backward pass adds up as many.
     """
 
     apply: Callable
@@ -91,6 +97,7 @@ class Affine(Rule):
     rounding: float = SUM_ROUNDING
     sizes: Callable | None = None
     factor: Any = None
+    copies: int = 1
 
     def size_of(self, *sizes: Numbers) -> Numbers:
         """The sizes of all that is added, for operands of these sizes."""
@@ -107,6 +114,7 @@ class Affine(Rule):
             positive=self.positive and other.positive,
             elementwise=self.elementwise and other.elementwise,
             rounding=sum(rule.rounding for rule in (self, other) if not rule.exact),
+            copies=self.copies * other.copies,
             sizes=lambda *sizes: other.size_of(self.size_of(*sizes)),
         )
 
@@ -117,8 +125,8 @@ class Affine(Rule):
             return Bound(Interval(low, high), jnp.zeros_like(low))
         size = self.size_of(*(x.largest() for x in xs))
         # What is smaller than any normal number may be flushed to zero.
-        size = size + jnp.finfo(size.dtype).tiny / ROUNDING
-        lost = self.rounding * size
+        size = size + jnp.finfo(size.dtype).tiny / (ROUNDING * unit(size))
+        lost = self.rounding * unit(size) * size
         if self.positive:
             low, high = self.apply(*lows), self.apply(*highs)
             # A sum of what is not negative is not, either.
@@ -137,10 +145,14 @@ class Affine(Rule):
     def backward(self, rows, y, *xs):
         constant, pull = jax.vjp(self.apply, *(jnp.zeros_like(x.low) for x in xs))
         moved = jax.vmap(pull)(rows)
-        if self.exact:
-            return moved, total(rows * constant - SUM_ROUNDING * jnp.abs(rows * constant))
-        lost = (2 * self.rounding + SUM_ROUNDING) * jnp.abs(rows) * y.size
-        return moved, total(rows * constant - lost)
+        added = sum_rounding(self.copies)
+        if not self.exact:
+            lost = (2 * self.rounding + added) * y.size
+        elif self.copies > 1:
+            lost = added * y.interval.largest()
+        else:
+            lost = jnp.zeros_like(constant)
+        return moved, least_sum(rows, constant, unit(rows) * lost)
 
 
 def _toward(low, lost):
@@ -148,11 +160,14 @@ def _toward(low, lost):
     return jnp.where(low >= 0, jnp.maximum(low - lost, 0.0), low - lost)
 
 
-def total(rows: Numbers) -> Numbers:
-    """The sum over all but the first axis, one axis after another: no chain is long."""
-    while rows.ndim > 1:
-        rows = jnp.sum(rows, axis=-1)
-    return rows
+def least_sum(rows: Numbers, middle: Numbers, reach: Numbers) -> Numbers:
+    """The least <rows, v> over |v - middle| <= reach, (r,), less what its own sums may lose.
+
+    Products with matrices: a reduction is many times slower on a CPU.
+    """
+    reach = reach + sum_rounding(middle.size) * unit(middle) * (jnp.abs(middle) + reach)
+    rows = rows.reshape(len(rows), -1)
+    return rows @ jnp.ravel(middle) - jnp.abs(rows) @ jnp.ravel(reach)
 
 
 def split(rows: Numbers) -> tuple[Numbers, Numbers]:
@@ -170,18 +185,19 @@ class Unary(Rule):
         low, high = self.function.range(*x)
         lost = 0.0
         if not self.function.exact:
-            lost = SUM_ROUNDING * jnp.maximum(jnp.abs(low), jnp.abs(high))
+            lost = SUM_ROUNDING * unit(low) * jnp.maximum(jnp.abs(low), jnp.abs(high))
         out = Interval(_toward(low, lost), high + lost)
         return Bound(out, out.largest())
 
     def backward(self, rows, y, x: Interval):
-        up, down = split(rows)
         low_slope, low, high_slope, high = self.function.lines(*x)
         steepest = jnp.maximum(jnp.abs(low_slope), jnp.abs(high_slope))
         size = y.size + steepest * x.largest() + jnp.maximum(jnp.abs(low), jnp.abs(high))
         rounding = ROUNDING if self.function.exact else SUM_ROUNDING
-        lost = 2 * rounding * jnp.abs(rows) * size
-        return (up * low_slope + down * high_slope,), total(up * low + down * high - lost)
+        lost = 2 * rounding * unit(rows) * size
+        up, down = split(rows)
+        moved = up * low_slope + down * high_slope
+        return (moved,), least_sum(rows, (low + high) / 2, (high - low) / 2 + lost)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,20 +211,21 @@ class Product(Rule):
     def forward(self, x: Interval, y: Interval) -> Bound:
         ends = jnp.stack([a * b for a in x for b in y])
         low, high = ends.min(0), ends.max(0)
-        lost = ROUNDING * jnp.maximum(jnp.abs(low), jnp.abs(high))
+        lost = ROUNDING * unit(low) * jnp.maximum(jnp.abs(low), jnp.abs(high))
         return Bound(Interval(_toward(low, lost), high + lost), x.largest() * y.largest())
 
     def backward(self, rows, z, x: Interval, y: Interval):
         shape = rows.shape[1:]
         (a, b), (c, d) = ([jnp.broadcast_to(v, shape) for v in side] for side in (x, y))
-        up, down = split(rows)
-        low, high = -(a * c + b * d) / 2, -(a * d + b * c) / 2
-        lost = 4 * ROUNDING * jnp.abs(rows) * z.size
+        along_x, along_y = (c + d) / 2, (a + b) / 2
         moved = (
-            _unbroadcast(rows * (c + d) / 2, x.low.shape),
-            _unbroadcast(rows * (a + b) / 2, y.low.shape),
+            _unbroadcast(rows * along_x, x.low.shape),
+            _unbroadcast(rows * along_y, y.low.shape),
         )
-        return moved, total(up * low + down * high - lost)
+        # The transpose of broadcasting is a sum.
+        added = sum_rounding(z.size.size // min(x.low.size, y.low.size))
+        lost = (4 * ROUNDING + added) * unit(rows) * z.size
+        return moved, least_sum(rows, -along_x * along_y, (b - a) * (d - c) / 4 + lost)
 
 
 def _unbroadcast(rows, shape):
@@ -240,7 +257,8 @@ class Largest(Rule):
         rival = jnp.where(best > 0, -jnp.inf, x.high).max(-1)
         decided = x.low.max(-1) >= rival
         moved = (up + jnp.where(decided, down, 0.0))[..., None] * best
-        return (moved,), total(jnp.where(decided, 0.0, down * x.high.max(-1)))
+        most = jnp.where(decided, 0.0, x.high.max(-1))
+        return (moved,), least_sum(down, most, jnp.zeros_like(most))
 
 
 @dataclasses.dataclass(frozen=True)
