@@ -203,6 +203,17 @@ def check_arrays(images, labels) -> tuple[np.ndarray, np.ndarray]:
     return images.astype(np.float32), labels.astype(np.int32)
 
 
+def check_order(order: Any, n: int) -> np.ndarray:
+    """`order` as an array; `ValueError` unless it has indices of `n` images, each once at most."""
+    order = np.asarray(order)
+    whole = order.ndim == 1 and np.issubdtype(order.dtype, np.integer)
+    if not whole or not np.isin(order, np.arange(n)).all() or len(set(order.tolist())) < len(order):
+        raise ValueError(
+            f"order must be different integers from 0 to {n - 1}; got {_described(order)}"
+        )
+    return order
+
+
 def _described(array: np.ndarray) -> str:
     if array.shape == ():  # something else that NumPy made an array of
         return _shown(array.item())

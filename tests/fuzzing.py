@@ -252,11 +252,14 @@ def calls() -> dict[str, Call]:
     add("certified_radii", certified_radii,
         data | {"certificate": "function", "batch_size": count},
         certificate=certificates.LinearRelaxation(), logits_fn=predictor, **good)  # fmt: skip
+    add("best", certificates.best,
+        {"logits_fn": "function", "max_neurons": "count or 0"},
+        logits_fn=linear, image_shape=IMAGES.shape[1:], max_neurons=9)  # fmt: skip
     add("bracket", bracket,
         {"images": "images", "labels": "labels", "balls": "ball", "key": "key or seed",
          "draws": count, "flag_images": "count or 0", "batch_size": count, "bits": count},
         logits_fn=predictor, images=IMAGES, labels=LABELS, balls=BALL, attacks=[attacks.FGSM()],
-        key=KEY)  # fmt: skip
+        certificates=(), key=KEY)  # fmt: skip
     one = {"x": "image", "y": "label", "ball": "ball", "key": "key or seed"}
     example = {"x": IMAGES[0], "y": 0, "ball": BALL, "key": KEY}
     add("an attack", attacks.FGSM(), {"logits_fn": "function", **one}, logits_fn=linear, **example)

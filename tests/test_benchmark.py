@@ -10,6 +10,8 @@ import time
 from functools import partial
 from pathlib import Path
 
+import diffrax
+import equinox as eqx
 import jax
 import pytest
 
@@ -18,6 +20,7 @@ from experiments.lib import run as cli
 from experiments.lib.run import Runs
 from odejax.data import load
 from odejax.evaluation import load_result, save_result
+from odejax.solvers import GridSteps
 
 SMALL = ["--models", "MLP", "LipschitzNet", "--epochs", "2", "--test-images", "40"]
 SMALL += ["--eps", "0.02", "0.1", "--eps-l2", "0.2"]
@@ -123,6 +126,54 @@ def test_a_wrong_command_line_ends_with_one_line_and_code_2(
     assert said in output.err
     assert output.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def stored(certified, uncertified=()):
+    """A network's record as `result.json` has it, of two balls of one norm."""
+    per = dict.fromkeys(["CROWN"] * bool(certified), 0.0)
+    ends = {"clean": 0.9, "clean_interval": [0.8, 1.0], "attacked_interval": [0.8, 1.0]}
+    brackets = [
+        ends
+        | {"ball": "linf", "eps": eps, "attacked": 0.8, "per_attack": {"FGSM": 0.85, "PGD-40": 0.8}}
+        | {"certified": share, "certified_interval": [share, share], "per_certificate": per}
+        | {"flags": {}, "uncertified": list(uncertified)}
+        for eps, share in zip((0.005, 0.1), certified or (0.0, 0.0), strict=True)
+    ]
+    ball = {"brackets": brackets, "radii": [0.005], "certificates": len(per)}
+    return {"balls": {"linf": ball}, "clean_accuracy": 0.9, "examples": None}
+
+
+def test_what_is_proven_is_the_finding_and_what_is_not_has_a_reason():
+    networks = {
+        "A": stored((0.75, 0.0)),
+        "B": stored((0.5, 0.25)),
+        "C": stored((), ["it is noisy"]),
+    }
+    result = {"settings": {"dataset": "digits", "test_images": 9}, "models": networks}
+    assert benchmark.proven(result) == (
+        "certificates prove 50 to 75 % of the images within L-infinity 0.005, 0 to 25 % within "
+        "0.1 (none for C)"
+    )
+    notes = benchmark.notes(result)
+    assert "C: it is noisy." in notes
+    assert not any(note.startswith("A: ") for note in notes)
+    _, table = benchmark.tables(result)
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[2:] == [
+        ["75.0-80.0", "50.0-80.0", "<= 80.0"],
+        ["0.0-80.0", "25.0-80.0", "<= 80.0"],
+    ]
+    nothing = benchmark.proven(result | {"models": {"C": networks["C"]}})
+    assert nothing == "no network is certified"
+
+
+def test_the_neural_ode_is_made_on_its_grid():
+    family = benchmark.FAMILIES["ConvODENet-grid"]
+    model, _ = jax.eval_shape(
+        lambda key: eqx.nn.make_with_state(family.make)((8, 8, 1), 10, key=key), jax.random.key(0)
+    )
+    assert isinstance(model.ode.solver, diffrax.Midpoint)
+    assert model.ode.adjoint == GridSteps(4)
 
 
 def test_a_cache_of_compiled_programs_that_is_set_already_stays():

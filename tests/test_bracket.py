@@ -55,7 +55,12 @@ def predictor():
 
 
 def measured(**settings):
-    settings = {"attacks": {"weak": WEAK}, "key": KEY, "flag_images": 0, **settings}
+    settings = {
+        "attacks": {"weak": WEAK},
+        "certificates": (),
+        "key": KEY,
+        "flag_images": 0,
+    } | settings
     return bracket(predictor(), *DATA, [LinfBall(eps) for eps in EPS], **settings)
 
 
@@ -90,7 +95,7 @@ def test_an_attack_that_could_repeat_a_perturbation_does_not_lose_it(anew):
 
 
 def test_one_step_attacks_are_run_anew_in_every_ball():
-    data, settings = digits("test", 60), {"key": KEY, "flag_images": 0}
+    data, settings = digits("test", 60), {"certificates": (), "key": KEY, "flag_images": 0}
     attacks = {"FGSM": FGSM(), "PGD": PGD(5)}
     small, large = bracket(
         trained_mlp(), *data, [LinfBall(0.05), LinfBall(0.1)], attacks=attacks, **settings
@@ -106,11 +111,10 @@ def test_one_step_attacks_are_run_anew_in_every_ball():
 
 
 def test_the_first_of_several_balls_is_measured_as_it_would_be_alone():
-    data, attacks = digits("test", 60), {"FGSM": FGSM(), "PGD": PGD(5)}
-    first, _ = bracket(
-        trained_mlp(), *data, [LinfBall(0.05), LinfBall(0.1)], attacks=attacks, key=KEY
-    )
-    alone = bracket(trained_mlp(), *data, LinfBall(0.05), attacks=attacks, key=KEY)
+    data = digits("test", 60)
+    settings = {"attacks": {"FGSM": FGSM(), "PGD": PGD(5)}, "certificates": (), "key": KEY}
+    first, _ = bracket(trained_mlp(), *data, [LinfBall(0.05), LinfBall(0.1)], **settings)
+    alone = bracket(trained_mlp(), *data, LinfBall(0.05), **settings)
     for field in dataclasses.fields(Bracket):
         if field.name not in ("seconds", "judge"):
             assert eqx.tree_equal(getattr(first, field.name), getattr(alone, field.name))
@@ -182,6 +186,7 @@ def test_images_crafted_on_another_network_are_counted_and_flagged():
         attacks=attack,
         oracles={"open": open_one},
         transfer_attack=attack,
+        certificates=(),
         key=KEY,
         flag_images=0,
     )
@@ -236,7 +241,14 @@ def test_a_killed_bracket_of_several_balls_goes_on_where_it_was(at, tmp_path, mo
 def test_short_forms_say_the_same_as_long_ones():
     data, logits = digits("test", 20), trained_mlp()
     expected = bracket(
-        logits, data.pixels, data.labels, LinfBall(0.1), attacks=[FGSM()], key=KEY, flag_images=0
+        logits,
+        data.pixels,
+        data.labels,
+        LinfBall(0.1),
+        attacks=[FGSM()],
+        certificates=(),
+        key=KEY,
+        flag_images=0,
     )
     for arguments, settings in (
         ((logits, *data), {"attacks": FGSM()}),
@@ -250,7 +262,7 @@ def test_short_forms_say_the_same_as_long_ones():
         images = np.asarray(arguments[1])
         images = images.astype(np.uint8) if images.dtype == np.int64 else images
         result = bracket(
-            arguments[0], images, arguments[2], LinfBall(0.1), flag_images=0,
+            arguments[0], images, arguments[2], LinfBall(0.1), certificates=(), flag_images=0,
             **{"key": KEY, **settings},
         )  # fmt: skip
         assert result.per_attack == expected.per_attack
@@ -272,6 +284,7 @@ def test_short_forms_say_the_same_as_long_ones():
         ({"bits": 0}, "bits must be at least 1; got 0"),
         ({"logits_fn": Mean()}, r"Mean takes a state, too: write odejax.Predictor\(model, state\)"),
         ({"certificates": StableMapping()}, "certifies .* got Mean"),
+        ({"certificates": "best"}, "certificates must be methods or \"auto\"; got 'best'"),
     ],
     ids=str,
 )
@@ -288,7 +301,7 @@ def test_a_ball_larger_than_the_box_is_pointed_out():
 
 
 def test_a_bracket_without_an_attack_says_so():
-    result = bracket(predictor(), *DATA, LinfBall(0.1), key=KEY, flag_images=0)
+    result = measured(attacks=())[1]
     assert result.attacked == result.clean == 0.8
     assert [flag.name for flag in result.flags] == ["no attack"]
 

@@ -120,6 +120,7 @@ def test_the_strongest_attack_counts_even_where_it_came_first():
         *digits("test", 100),
         LinfBall(0.08),
         attacks={"strong": PGD5, "weak": weak},
+        certificates=(),
         key=KEY,
         flag_images=0,
     )
@@ -303,6 +304,7 @@ def test_no_image_of_a_random_network_is_lost_to_a_lucky_draw():
         *data,
         LinfBall(1e-9),
         attacks=[FGSM(), PGD5],
+        certificates=(),
         key=KEY,
         draws=4,
         flag_images=0,

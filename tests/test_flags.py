@@ -369,7 +369,14 @@ def test_the_bracket_flags_that_square_beats_a_hidden_gradient(attacks):
     def flags(hide):
         network = Hidden(trained_mlp(), jnp.asarray(hide))
         interval = bracket(
-            network, *data, BALL, attacks=attacks, key=KEY, batch_size=80, flag_images=0
+            network,
+            *data,
+            BALL,
+            attacks=attacks,
+            certificates=(),
+            key=KEY,
+            batch_size=80,
+            flag_images=0,
         )
         return names(interval.flags)
 

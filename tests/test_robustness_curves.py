@@ -68,6 +68,18 @@ def test_certified_radii_are_a_step_curve():
     np.testing.assert_allclose(certified, [80, 80, 60, 60, 20])
 
 
+def test_a_logarithmic_axis_begins_at_0_and_has_every_eps_as_a_tick():
+    small = [summary(0.005, 0.78, 0.7), *MEASURED]
+    axes = draw({"a": small, "b": small}, log=True).axes
+    for axis in axes:
+        assert axis.get_xscale() == "symlog"
+        np.testing.assert_allclose(axis.get_xticks(), [0, 0.005, 0.1, 0.2])
+        assert axis.get_xlim()[0] == 0
+        at, _ = axis.transData.transform([(eps, 0) for eps in (0, 0.005, 0.1, 0.2)]).T
+        assert np.diff(at)[0] > 0.1 * (at[-1] - at[0])  # what is small is seen
+        assert [axis.xaxis.get_major_formatter()(eps) for eps in (0.005, 0.2)] == ["0.005", "0.2"]
+
+
 def test_without_certificates_no_proof_is_drawn():
     unproven = [summary(0.1, 0.7, 0.0, proofs=())]
     stored = {"brackets": unproven, "radii": np.zeros(5), "certificates": 0}
@@ -90,6 +102,7 @@ def brackets():
         labels,
         [L2Ball(0.05), L2Ball(0.3)],
         attacks=attacks.PGD(3),
+        certificates=(),
         key=0,
         flag_images=0,
         progress=False,

@@ -6,6 +6,7 @@ from .base import (
     AbstractLipschitzCertificate as AbstractLipschitzCertificate,
     CertificateResult as CertificateResult,
 )
+from .best import Best as Best, best as best
 from .bound_propagation import (
     IntervalBounds as IntervalBounds,
     LinearRelaxation as LinearRelaxation,

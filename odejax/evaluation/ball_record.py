@@ -78,15 +78,33 @@ class BallRecord:
         """The images that certified radii, (n,), in the ball's norm, prove correct."""
         return self.correct & (radius >= np.asarray(self.ball.eps)) & (radius > 0)
 
-    def add_certificate(self, name: str, radius: np.ndarray, seconds: float, alpha: float = 0.0):
-        """Certified radii; `alpha`, the probability that one of them is too large."""
+    def add_certificate(
+        self,
+        name: str,
+        radius: np.ndarray,
+        seconds: float,
+        alpha: float = 0.0,
+        *,
+        in_turn: bool = False,
+    ):
+        """Certified radii.
+
+        - `alpha`: the probability that one of them is too large.
+        - `in_turn`: what the certificates before it proved counts as its own.
+        """
         proven = self.proven_by(radius)
-        self.per_certificate[name] = float(proven.mean())
         if alpha:
             self.alpha[name] = alpha
         self.certified_correct = self.certified_correct | proven
+        counted = self.certified_correct if in_turn else proven
+        self.per_certificate[name] = float(counted.mean())
         self.radius = np.maximum(self.radius, radius)
         self.seconds[name] = seconds
+
+    def inherit_radius(self, smaller: "BallRecord"):
+        """What is proven within a radius is so whichever ball it was sought in."""
+        self.radius = np.maximum(self.radius, smaller.radius)
+        self.certified_correct = self.proven_by(self.radius)
 
     def add_flags(self, flags: Collection[Flag]):
         """Flags, unless they are there already."""

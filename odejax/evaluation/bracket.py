@@ -5,7 +5,7 @@ import itertools
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -22,6 +22,7 @@ from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
 from ..attacks import FGSM, PGD, margin_loss
+from ..certificates import Best, best
 from .ball_record import BallRecord, records_from_arrays, records_to_arrays
 from .bracket_steps import BracketSteps
 from .flags import NO_ATTACK, Flag, parts_of
@@ -40,7 +41,10 @@ class Bracket(Shown):
     - `clean`: accuracy without an attack; `attacked`: correct under every attack (the worst case
       for each image); `certified`: correct, and proven so by at least one certificate.
     - `per_attack`, `per_transfer`, `per_certificate`: the same for each attack, each network that
-      images were crafted on, and each certificate, by name.
+      images were crafted on, and each certificate, by name. Each certificate is run on all
+      images; `in_turn`, it counts what it or one before it proved.
+    - `in_turn`: whether the certificates are those of `certificates.best` (`"auto"`).
+    - `uncertified`: why there is none among those, or no CROWN.
     - `alpha`: for each certificate that is a test (`RandomizedSmoothing`), the probability that the
       radius of an image is too large; all are right at once with confidence 1 - n alpha.
     - `n_last`: how many images the last attack was run on; None without one.
@@ -58,11 +62,13 @@ class Bracket(Shown):
     >>> odejax.evaluation.bracket(
     ...     first_wins, images, labels, odejax.LinfBall(0.2), attacks=odejax.attacks.FGSM, key=0
     ... )
-    linf, eps 0.2, 4 images: 0 % (no certificate) <= robust accuracy <= 0.0 %
-                         accuracy (%)
-      clean                     100.0
-      under FGSM                  0.0
-      under all of them           0.0
+    linf, eps 0.2, 4 images: certified 0.0 % <= robust accuracy <= 0.0 %
+                              accuracy (%)
+      clean                          100.0
+      under FGSM                       0.0
+      under all of them                0.0
+      certified by CROWN-IBP           0.0
+      with CROWN                       0.0
     """
 
     ball: str
@@ -76,6 +82,8 @@ class Bracket(Shown):
     per_certificate: dict[str, float]
     alpha: dict[str, float]
     n_last: int | None
+    in_turn: bool
+    uncertified: tuple[str, ...]
     flags: tuple[Flag, ...]
     seconds: dict[str, float]
     still_correct: np.ndarray
@@ -108,8 +116,12 @@ class Bracket(Shown):
         rows += [[f"under {name}", percent(a)] for name, a in self.per_attack.items()]
         rows += [[f"crafted on {name}", percent(a)] for name, a in self.per_transfer.items()]
         rows += [["under all of them", percent(self.attacked)]]
-        rows += [[f"certified by {name}", percent(a)] for name, a in self.per_certificate.items()]
-        return title, ["", "accuracy (%)"], rows, [*map(str, self.flags), *self.confidences()]
+        for i, (name, accuracy) in enumerate(self.per_certificate.items()):
+            row = f"with {name}" if self.in_turn and i else f"certified by {name}"
+            rows.append([row, percent(accuracy)])
+        notes = [*(str(flag) for flag in self.flags), *_unproven(self.uncertified)]
+        notes += self.confidences()
+        return title, ["", "accuracy (%)"], rows, notes
 
     def confidences(self) -> list[str]:
         """One line for each certificate that is a test: how sure its radii are."""
@@ -132,8 +144,8 @@ class Brackets(Shown, tuple[Bracket, ...]):
     ... )
     accuracy in %, 4 images
       linf eps  clean  certified  attacked   FGSM
-      0.04      100.0       none     100.0  100.0
-      0.06      100.0       none       0.0    0.0
+      0.04      100.0      100.0     100.0  100.0
+      0.06      100.0        0.0       0.0    0.0
     """
 
     def summaries(self) -> list[dict[str, Any]]:
@@ -152,7 +164,12 @@ class Brackets(Shown, tuple[Bracket, ...]):
             for b in self
         ]
         raised = sorted({flag.name for bracket in self for flag in bracket.flags})
-        return f"accuracy in %, {first.n} images", head, rows, [*raised, *first.confidences()]
+        notes = [*raised, *first.confidences(), *_unproven(first.uncertified)]
+        return f"accuracy in %, {first.n} images", head, rows, notes
+
+
+def _unproven(reasons: Sequence[str]) -> list[str]:
+    return [f"certificates: {reason}" for reason in reasons]
 
 
 @own_promotion
@@ -163,7 +180,7 @@ def bracket(
     balls: AbstractBall | Sequence[AbstractBall],
     *,
     attacks: Mapping[str, Callable] | Sequence[Callable] | Callable = (),
-    certificates: Mapping[str, Callable] | Sequence[Callable] | Callable = (),
+    certificates: Mapping[str, Callable] | Sequence[Callable] | Callable | Literal["auto"] = "auto",
     last: Callable | None = None,
     oracles: Mapping[str, LogitsFn] | None = None,
     transfer_attack: Callable = TRANSFER_ATTACK,
@@ -192,6 +209,12 @@ def bracket(
       `RandomizedSmoothing` a `Smoothed`: it is about the exact vote, and attacks are judged by that
       of finitely many draws. A certified image whose vote an attack turned no further than chance
       may is not counted as certified.
+
+      By default, `"auto"`, those that apply to the network, `certificates.best(logits_fn)`: the
+      cheapest on all images, and each other in turn on those that are not yet certified, still
+      correct, and certified in the ball before, those of large margins first, until it proves
+      nothing of a batch. Where none applies the lower end is 0 %, and `uncertified` says why. `()`
+      certifies nothing.
     - `last`: a last attack, `AutoAttack()` as a rule, on the images that no attack broke and no
       certificate proved, in the largest ball first. An image that is still correct there is not
       attacked in the smaller balls. It has no robust accuracy of its own.
@@ -227,7 +250,7 @@ def bracket(
     """
     key, several = as_key(key), not isinstance(balls, AbstractBall)
     balls = _in_order(balls if several else (balls,))
-    attacks, certificates = as_methods("attacks", attacks), as_methods("certificates", certificates)
+    attacks = as_methods("attacks", attacks)
     last = None if last is None else as_method("last", last)
     transfer_attack, oracles = as_method("transfer_attack", transfer_attack), dict(oracles or {})
     anew = _single_step(attacks) if anew is None else frozenset(anew)
@@ -237,11 +260,19 @@ def bracket(
     images, labels = check_arrays(images, labels)
     if state_path is not None:
         state_path = writable_file("state_path", state_path)
-    _try_out(certificates, logits_fn, images[0], labels[0], balls[0], key)
+    if isinstance(certificates, str):
+        if certificates != "auto":
+            raise ValueError(f'certificates must be methods or "auto"; got {certificates!r}')
+        certificates = best(logits_fn, images.shape[1:])
+    in_turn = isinstance(certificates, Best)
+    uncertified = certificates.limits if in_turn else ()
+    if not in_turn:  # those of `best` have been traced
+        certificates = as_methods("certificates", certificates)
+        _try_out(certificates, logits_fn, images[0], labels[0], balls[0], key)
 
     judge_key, flag_key, run_key = jax.random.split(key, 3)
     arguments = (logits_fn, attacks, certificates, last, oracles, transfer_attack, sorted(anew))
-    arguments += (images, labels, balls, run_key, draws, bits)
+    arguments += (images, labels, balls, run_key, draws, bits, in_turn)
     logits_fn = hoist(logits_fn, images[0], run_key)
     judge = MeanLogits(logits_fn, jax.random.split(judge_key, draws))
     # With certificates as precise as these: an image that TF32 alone misclassifies is not broken.
@@ -261,6 +292,7 @@ def bracket(
             logits_fn,
             images,
             labels,
+            np.diff(np.partition(logits, -2, axis=1)[:, -2:], axis=1)[:, 0],
             run_key,
             batch_size,
             settings,
@@ -275,7 +307,9 @@ def bracket(
             if not (attacks or oracles or last):
                 record.add_flags([NO_ATTACK("attacked is the clean accuracy")])
             record.compare_attacks(attacks, oracles)
-            steps.certify(record, certificates)
+            steps.certify(record, certificates, smaller, in_turn=in_turn)
+            if in_turn and smaller is not None:
+                record.inherit_radius(smaller)
         if last is not None:
             steps.last_attack(records, last)
             for smaller, record in itertools.pairwise(records):
@@ -283,7 +317,9 @@ def bracket(
     for record in records:
         record.check()
     state.delete()
-    brackets = Brackets(_bracket_of(record, attacks, oracles, judge) for record in records)
+    brackets = Brackets(
+        _bracket_of(record, attacks, oracles, judge, in_turn, uncertified) for record in records
+    )
     return brackets if several else brackets[0]
 
 
@@ -326,7 +362,12 @@ def _try_out(certificates: Mapping[str, Callable], logits_fn: LogitsFn, x, y, ba
 
 
 def _bracket_of(
-    record: BallRecord, attacks: Collection[str], oracles: Collection[str], judge: MeanLogits
+    record: BallRecord,
+    attacks: Collection[str],
+    oracles: Collection[str],
+    judge: MeanLogits,
+    in_turn: bool,
+    uncertified: tuple[str, ...],
 ) -> Bracket:
     def accuracies(names):
         return {name: float(record.still_correct_under[name].mean()) for name in names}
@@ -343,6 +384,8 @@ def _bracket_of(
         per_certificate=record.per_certificate,
         alpha=record.alpha,
         n_last=record.n_last,
+        in_turn=in_turn,
+        uncertified=uncertified,
         flags=tuple(record.flags),
         seconds=record.seconds,
         still_correct=record.still_correct,

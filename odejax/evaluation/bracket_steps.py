@@ -19,6 +19,7 @@ from .probes import masking_flags
 from .robust_accuracy import AttackReport, robust_accuracy
 from .solver_flags import solver_flags
 
+_BATCH_IN_DOUBT = 16  # images that are certified at a time
 _LAST_BATCH = 32  # few images are attacked last, and a batch is never smaller
 _CHANCE = 1e-6  # an attack refutes a certified vote if chance turns it as far less often than this
 
@@ -27,6 +28,7 @@ _CHANCE = 1e-6  # an attack refutes a certified vote if chance turns it as far l
 class BracketSteps:
     """Each step adds to a ball's record what it does not hold yet, and saves the records.
 
+    - `margins`: (n,) by how much the largest logit exceeds the next.
     - `key`: of attacks, transfers and certificates.
     - `settings`: of `robust_accuracy`, the same for every attack.
     - `save`: called without arguments.
@@ -35,6 +37,7 @@ class BracketSteps:
     logits_fn: LogitsFn
     images: np.ndarray
     labels: np.ndarray
+    margins: np.ndarray
     key: Key
     batch_size: int
     settings: Mapping[str, Any]
@@ -79,19 +82,45 @@ class BracketSteps:
                 record.add_attack(name, report, broken)
                 self.save()
 
-    def certify(self, record: BallRecord, certificates: Mapping[str, Callable]):
-        """Every certificate."""
-        for name, certificate in certificates.items():
+    def certify(
+        self,
+        record: BallRecord,
+        certificates: Mapping[str, Callable],
+        smaller: BallRecord | None,
+        *,
+        in_turn: bool,
+    ):
+        """Every certificate, on all images; `in_turn` those after the first on images in doubt.
+
+        In doubt is what is certified in the ball of `smaller`, still correct and not certified yet.
+        The largest margins come first, and a batch of which nothing is proven is the last.
+        """
+        network: Any = self.logits_fn
+        for i, (name, certificate) in enumerate(certificates.items()):
             if name not in record.per_certificate:
+                chosen: dict[str, Any] = {}
+                if in_turn and i > 0:
+                    in_doubt = record.still_correct & ~record.certified_correct
+                    in_doubt &= True if smaller is None else smaller.certified_correct
+                    order = np.argsort(-self.margins, kind="stable")
+                    order = order[in_doubt[order]]
+                    chosen = dict(order=order, until_none=True, batch_size=_BATCH_IN_DOUBT)
                 started = time.perf_counter()
-                network: Any = self.logits_fn
                 radius = certified_radii(
-                    network, self.images, self.labels, record.ball, certificate, key=self.key
+                    network,
+                    self.images,
+                    self.labels,
+                    record.ball,
+                    certificate,
+                    key=self.key,
+                    progress=self.settings["progress"],
+                    **chosen,
                 )
                 alpha = getattr(certificate, "alpha_per_image", 0.0)
                 if alpha:
                     radius = np.where(self._turned_by_chance(record, radius), 0.0, radius)
-                record.add_certificate(name, radius, time.perf_counter() - started, alpha)
+                seconds = time.perf_counter() - started
+                record.add_certificate(name, radius, seconds, alpha, in_turn=in_turn)
                 self.save()
 
     def _turned_by_chance(self, record: BallRecord, radius: np.ndarray) -> np.ndarray:

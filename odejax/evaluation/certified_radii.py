@@ -7,14 +7,16 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._checks import check_arrays, check_count, check_labels
-from .._inputs import as_key, as_method
+from .._checks import check_arrays, check_count, check_labels, check_order
+from .._inputs import as_key, as_method, method_name
 from .._logits import count_classes, hoist
 from .._mesh import on_mesh, spread, to_host
 from .._predictor import batches
+from .._progress import progress_bar
 from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
+from .intervals import percent
 
 
 @own_promotion
@@ -27,6 +29,9 @@ def certified_radii(
     *,
     key: Key | int,
     batch_size: int = 512,
+    order: np.ndarray | None = None,
+    until_none: bool = False,
+    progress: bool | None = None,
 ) -> np.ndarray:
     """The certified radius of every image in the ball's norm, (n,), 0 where misclassified.
 
@@ -39,6 +44,10 @@ def certified_radii(
     - `ball`: its norm is that of the radii; its eps is the radius asked for, which a certificate
       may ignore.
     - `key`: of `jax.random`, or an integer seed.
+    - `order` (m,): the images that a radius is sought for, by their index, in this order; that of
+      the others is 0. By default all.
+    - `until_none`: end after the first batch of which no image is proven at the ball's eps.
+    - `progress`: as for `robust_accuracy`.
 
     Raises `ValueError` for images or labels of another form, pixels outside [0, 1], and a network
     that the certificate says nothing about.
@@ -58,13 +67,22 @@ def certified_radii(
     check_count(batch_size=batch_size)
     images, labels = check_arrays(images, labels)
     check_labels(labels, count_classes(logits_fn, images[0], key))
-    logits_fn, out = on_mesh(hoist(logits_fn, images[0], key)), []
-    for _, batch, n in batches(len(images), min(batch_size, len(images))):
-        x, y, i = spread(images[batch]), spread(labels[batch]), spread(batch)
-        result = _certify_batch(certificate, logits_fn, x, y, i, ball, key)
-        right = to_host(result.label) == labels[batch]
-        out.append(np.where(right, to_host(result.radius), 0.0)[:n])
-    return np.concatenate(out)
+    sought = np.arange(len(images)) if order is None else check_order(order, len(images))
+    logits_fn, radii = on_mesh(hoist(logits_fn, images[0], key)), np.zeros(len(images))
+    with progress_bar(enabled=progress, transient=True) as bar:
+        task = bar.add_task(method_name(certificate), total=len(sought), note="")
+        # Batches as large as for the full set, however few are sought: one shape.
+        for first, rows, n in batches(len(sought), min(batch_size, len(images))):
+            batch = sought[rows]
+            x, y, i = spread(images[batch]), spread(labels[batch]), spread(batch)
+            result = _certify_batch(certificate, logits_fn, x, y, i, ball, key)
+            right = to_host(result.label) == labels[batch]
+            radii[batch] = np.where(right, to_host(result.radius), 0.0)
+            proven = radii[sought[: first + n]] >= np.asarray(ball.eps)
+            bar.update(task, completed=first + n, note=f"{percent(proven.mean())} % proven")
+            if until_none and not proven[first:].any():
+                break
+    return radii
 
 
 @eqx.filter_jit

@@ -24,7 +24,7 @@ def check_image(x: Image, image_shape: ImageShape):
         raise ValueError(f"this model takes one image of shape {image_shape}, got {x.shape}{hint}")
 
 
-def check_image_shape(image_shape: Sequence[int], n_classes: int) -> ImageShape:
+def check_image_shape(image_shape: Sequence[int], n_classes: int = 2) -> ImageShape:
     """`image_shape` as a tuple; `ValueError` unless a model can be built for it."""
     if (
         not isinstance(image_shape, Sequence)

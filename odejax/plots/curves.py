@@ -23,6 +23,7 @@ def robustness_curves(
     title: str,
     published: Published | None = None,
     alone: str | None = "FGSM",
+    log: bool = False,
 ) -> Figure:
     """A figure of certified and attacked accuracy, a column for each model, a row for each norm.
 
@@ -43,6 +44,7 @@ def robustness_curves(
       paper reports in it, drawn as crosses.
     - `alone`: an attack by its name in `per_attack`, drawn by itself where it was run; None draws
       none.
+    - `log`: an axis of eps that is logarithmic from the least eps on, for radii of several orders.
 
     Raises `ValueError` without a model, for a model that holds no bracket or anything else, for two
     brackets of one eps, and for published figures of a model or norm that is not drawn or outside
@@ -87,7 +89,13 @@ def robustness_curves(
     for norm, row in zip(norms, axes, strict=True):
         drawn = [curves[norm].eps[-1] for curves in read.values() if norm in curves]
         drawn += [eps for (_, of), pairs in crosses.items() if of == norm for eps, _ in pairs]
-        row[0].set_xlim(0, 1.03 * max(drawn))
+        if log:
+            least = min(c[norm].eps[1] for c in read.values() if norm in c)
+            row[0].set_xscale("symlog", linthresh=least, linscale=0.3)
+            row[0].set_xticks([0, *next(c[norm].eps[1:] for c in read.values() if norm in c)])
+            for axis in row:
+                plain_ticks(axis)
+        row[0].set_xlim(0, (1.1 if log else 1.03) * max(drawn))
         row[0].set_ylabel("accuracy (%)")
     _legend(figure, axes)
     set_title(figure, title)
