@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .elementwise import AbstractElementwise
-from .rules import ROUNDING, Affine, Largest, Loop, Node, Product, Rule, Unary
+from .rules import ROUNDING, Affine, Largest, Loop, Node, Product, Rule, Unary, sum_rounding
 
 Shape = tuple[int, ...]
 
@@ -54,13 +54,15 @@ class Graph:
     def joined(self) -> "Graph":
         """The same graph, with every chain of affine operations as one operation.
 
-        A chain ends at a value that is used more than once. The backward pass goes through a chain
-        in one step, and adds up its constants once.
+        A chain ends at a value that is used more than once, unless it is used by itself and by one
+        chain from it alone, as in x - mean(x). The backward pass goes through a chain in one step,
+        and adds up its constants once.
         """
         uses = Counter(number for node in self.nodes for number in node.inputs)
         uses.update(self.outputs)
         nodes: dict[int, Node] = {}  # by their first result
         for node in self.nodes:
+            node = _of_one_value(node, nodes, uses)
             first = nodes.get(node.inputs[0]) if len(node.inputs) == 1 else None
             if (
                 first is not None
@@ -93,7 +95,7 @@ class Graph:
             lambda r: jnp.broadcast_to(r, shape),
             positive=sign > 0,
             rounding=ROUNDING,
-            copies=_ratio(shape, self.shape(value)),
+            added=copied_rounding(shape, self.shape(value)),
         )
         return self.add(rule, [value], shape)
 
@@ -118,20 +120,21 @@ class Graph:
             positive=sign > 0,
             rounding=ROUNDING,
             linear=True,
-            copies=max(_ratio(shape, self.shape(a)), _ratio(shape, self.shape(b))),
+            added=copied_rounding(shape, self.shape(a), self.shape(b)),
         )
         return self.add(rule, [a, b], shape)
 
     def copied(self, copy, value: Value, shape: Shape, copies: int = 1) -> Value:
         """copy(value), each of whose entries is one of the value's, at most `copies` times."""
-        rule = Affine(copy, copy, exact=True, elementwise=True, linear=True, copies=copies)
+        added = copied_rounding((copies,), ())
+        rule = Affine(copy, copy, exact=True, elementwise=True, linear=True, added=added)
         return self.add(rule, [value], shape)
 
     def spread(self, value: Value, shape: Shape) -> Value:
         """The value broadcast to `shape`."""
         if self.shape(value) == shape:
             return value
-        copies = _ratio(shape, self.shape(value))
+        copies = math.prod(shape) // math.prod(self.shape(value))
         return self.copied(lambda y: jnp.broadcast_to(y, shape), value, shape, copies)
 
     def largest(self, value: Value, index: np.ndarray) -> Value:
@@ -141,6 +144,31 @@ class Graph:
         return self.add(Largest(), [windows], index.shape[:-1])
 
 
-def _ratio(more: Shape, fewer: Shape) -> int:
-    """How many entries of one shape there are for each of the other."""
-    return math.prod(more) // max(1, math.prod(fewer))
+def _of_one_value(node: Node, nodes: dict[int, Node], uses: Counter) -> Node:
+    """An affine operation of a value and of affine operations of it, as one of the value alone."""
+    if not isinstance(node.rule, Affine) or len(node.inputs) < 2:
+        return node
+    parts: list[Affine | None] = []
+    values: set[int] = set()
+    for number in node.inputs:
+        maker = nodes.get(number)
+        part, origin = None, (number,)
+        if maker is not None and isinstance(maker.rule, Affine):
+            alone = uses[number] == 1 and len(maker.inputs) == 1
+            part, origin = (maker.rule, maker.inputs) if alone else (part, origin)
+        parts.append(part)
+        values.update(origin)
+    if len(values) != 1 or not any(parts):
+        return node
+    for number, part in zip(node.inputs, parts, strict=True):
+        if part is not None:
+            del nodes[number]
+    (value,) = values
+    uses[value] -= len(parts) - 1
+    return Node(node.rule.of_one(parts), (value,), node.outputs)
+
+
+def copied_rounding(more: Shape, *fewer: Shape) -> float:
+    """What the transpose of copying entries of `fewer` to `more` may lose: it adds them up."""
+    copies = max(math.prod(more) // max(1, math.prod(one)) for one in fewer)
+    return sum_rounding(copies) if copies > 1 else 0.0

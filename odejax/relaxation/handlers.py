@@ -16,7 +16,7 @@ import numpy as np
 from jax.core import Tracer
 
 from .elementwise import EXP, LEAKY, RECIPROCAL, RELU, SOFTPLUS, SQUARE, of_flow_map
-from .graph import Graph, Value
+from .graph import Graph, Value, copied_rounding
 from .rules import ROUNDING, Affine, sum_rounding
 
 Equation = Any  # a `jax.extend.core.JaxprEqn`, which declares no shapes
@@ -95,7 +95,7 @@ def affine(
             rounding=ROUNDING if single else sum_rounding(_terms(equation, known)),
             factor=_factor(name, known),
             linear=scaling or not known,
-            copies=_copies(name, shape, [graph.shape(operands[i]) for i in places]),
+            added=_added(name, shape, [graph.shape(operands[i]) for i in places]),
         )
         results.append(graph.add(rule, [operands[i] for i in places], shape))
     return results
@@ -118,13 +118,13 @@ def _terms(equation: Equation, known: dict[int, Any]) -> int:
     return 1
 
 
-def _copies(name: str, shape: tuple[int, ...], operands: Sequence[tuple[int, ...]]) -> int:
-    """How often a primitive may copy one entry."""
+def _added(name: str, shape: tuple[int, ...], operands: Sequence[tuple[int, ...]]) -> float:
+    """What the transpose of a primitive may lose where it copies entries."""
     if name in _SUMS:  # the terms are counted
-        return 1
+        return 0.0
     if name == "gather":  # its indices may be alike
-        return math.prod(shape)
-    return max(math.prod(shape) // max(1, math.prod(one)) for one in operands)
+        return sum_rounding(math.prod(shape))
+    return copied_rounding(shape, *operands)
 
 
 def _factor(name: str, known: dict[int, Any]) -> Any:

@@ -8,6 +8,7 @@ Xu et al. (2021), arXiv:2011.13824; Wang et al. (2021), arXiv:2103.06624.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -74,7 +75,8 @@ def _inserted(nodes: Sequence[Node], bounds: Bounds, kinks: dict) -> Bounds:
     for node in nodes:
         first = node.outputs[0]
         if isinstance(node.rule, Loop):
-            out["loop", first] = _inserted(_turn(node.rule), bounds["loop", first], kinks[first])
+            each = jax.vmap(partial(_inserted, _turn(node.rule)))
+            out["loop", first] = each(bounds["loop", first], kinks[first])
         elif is_kink(node):
             low, high, tilt, multiplier = kinks[first]
             (operand,) = node.inputs

@@ -113,8 +113,8 @@ def _add(
     for number, row in zip(numbers, more, strict=True):
         if number in rows:
             lost = ROUNDING * unit(row) * bounds[number].interval.largest()
-            for one in (rows[number], row):
-                offset = offset.plus(times(one, constants(None, lost)))
+            size = jnp.abs(rows[number]) + jnp.abs(row)
+            offset = offset.plus(times(size, constants(None, lost)))
             row = rows[number] + row
         rows[number] = row
     return offset

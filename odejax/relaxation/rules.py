@@ -109,9 +109,10 @@ class Affine(Rule):
       the result is one of an entry of the one operand.
     - `rounding`: what an evaluation may lose, as a fraction of the sizes of what is added.
     - `sizes`: these, from the sizes of the operands; None: the radius and the constant's size.
+    - `losses`: what is lost, from these sizes; None: `rounding` times the result's.
     - `factor`: what the operand is multiplied by, where nothing else is done to it.
     - `linear`: its constant is zero.
-    - `copies`: how often one entry may be copied; the backward pass adds up as many.
+    - `added`: what the backward pass may lose where it adds up, for an entry that is copied.
     """
 
     apply: Callable
@@ -121,15 +122,23 @@ class Affine(Rule):
     elementwise: bool = False
     rounding: float = SUM_ROUNDING
     sizes: Callable | None = None
+    losses: Callable | None = None
     factor: Any = None
     linear: bool = False
-    copies: int = 1
+    added: float = 0.0
 
     def size_of(self, *sizes: Numbers) -> Numbers:
         """The sizes of all that is added, for operands of these sizes."""
         if self.sizes is not None:
             return self.sizes(*sizes)
         return self.radius(*sizes) + jnp.abs(self.apply(*map(jnp.zeros_like, sizes)))
+
+    def lost_of(self, *sizes: Numbers) -> Numbers:
+        """What an evaluation may lose in float32, for operands of these sizes."""
+        if self.losses is not None:
+            return self.losses(*sizes)
+        size = self.size_of(*sizes)
+        return jnp.zeros_like(size) if self.exact else self.rounding * size
 
     def then(self, other: "Affine") -> "Affine":
         """This operation, and then another."""
@@ -139,21 +148,43 @@ class Affine(Rule):
             exact=self.exact and other.exact,
             positive=self.positive and other.positive,
             elementwise=self.elementwise and other.elementwise,
-            rounding=sum(rule.rounding for rule in (self, other) if not rule.exact),
             linear=self.linear and other.linear,
-            copies=self.copies * other.copies,
+            added=self.added + other.added,
             sizes=lambda *sizes: other.size_of(self.size_of(*sizes)),
+            losses=lambda *sizes: (
+                other.radius(self.lost_of(*sizes)) + other.lost_of(self.size_of(*sizes))
+            ),
         )
+
+    def of_one(self, parts: Sequence["Affine | None"]) -> "Affine":
+        """This operation on what the `parts` make of one value; None is the value itself."""
+
+        def each(name: str, y) -> list:
+            return [y if part is None else getattr(part, name)(y) for part in parts]
+
+        rules = [self, *(part for part in parts if part is not None)]
+        return Affine(
+            lambda y: self.apply(*each("apply", y)),
+            lambda r: self.radius(*each("radius", r)),
+            positive=all(rule.positive for rule in rules),
+            linear=all(rule.linear for rule in rules),
+            added=ROUNDING + sum(rule.added for rule in rules),
+            sizes=lambda size: self.size_of(*each("size_of", size)),
+            losses=lambda size: self._losses_of(parts, size),
+        )
+
+    def _losses_of(self, parts: Sequence["Affine | None"], size: Numbers) -> Numbers:
+        """What this operation and its `parts` lose together."""
+        sizes = [size if part is None else part.size_of(size) for part in parts]
+        losses = [jnp.zeros_like(size) if part is None else part.lost_of(size) for part in parts]
+        return self.radius(*losses) + self.lost_of(*sizes)
 
     def forward(self, *xs: Interval) -> Bound:
         lows, highs = [x.low for x in xs], [x.high for x in xs]
         if self.exact:
             low, high = self.apply(*lows), self.apply(*highs)
             return Bound(Interval(low, high), jnp.zeros_like(low))
-        size = self.size_of(*(x.largest() for x in xs))
-        # What is smaller than any normal number may be flushed to zero.
-        size = size + jnp.finfo(size.dtype).tiny / (ROUNDING * unit(size))
-        lost = self.rounding * unit(size) * size
+        size, lost = self._size_and_lost(*xs)
         if self.positive:
             low, high = self.apply(*lows), self.apply(*highs)
             # A sum of what is not negative is not, either.
@@ -169,15 +200,22 @@ class Affine(Rule):
             low, high = middle - reach, middle + reach
         return Bound(Interval(low - lost, high + lost), size)
 
+    def _size_and_lost(self, *xs: Interval) -> tuple[Numbers, Numbers]:
+        sizes = [x.largest() for x in xs]
+        size = self.size_of(*sizes)
+        # What is smaller than any normal number may be flushed to zero.
+        tiny = jnp.finfo(size.dtype).tiny
+        return size + tiny / unit(size), unit(size) * self.lost_of(*sizes) + tiny
+
     def relax(self, y, *xs):
         constant, lost = None, None
         if not self.linear:
             constant = self.apply(*(jnp.zeros_like(x.low) for x in xs))
-        added = sum_rounding(self.copies) * unit(y.size)
         if not self.exact:
-            lost = (2 * self.rounding * unit(y.size) + added) * y.size
-        elif self.copies > 1:
-            lost = added * y.interval.largest()
+            # Of the network at x and at x', and of the transpose.
+            lost = 3 * self._size_and_lost(*xs)[1] + self.added * unit(y.size) * y.size
+        elif self.added:
+            lost = self.added * unit(y.size) * y.interval.largest()
         return constants(constant, lost)
 
     def backward(self, rows, relaxed, *xs, parallel=False):
