@@ -64,6 +64,11 @@ class AbstractCertificate(eqx.Module):
 
     of_any_function: ClassVar[bool] = False  # or only of a `Predictor`, whose model is looked at
 
+    @property
+    def images_at_once(self) -> int:
+        """How many images `evaluation.certified_radii` takes in one batch, by default."""
+        return 512
+
     @abc.abstractmethod
     def prove(
         self, predictor: Any, x: Image, ball: AbstractBall, *, key: Key

@@ -19,7 +19,6 @@ from .probes import masking_flags
 from .robust_accuracy import AttackReport, robust_accuracy
 from .solver_flags import solver_flags
 
-_BATCH_IN_DOUBT = 16  # images that are certified at a time
 _LAST_BATCH = 32  # few images are attacked last, and a batch is never smaller
 _CHANCE = 1e-6  # an attack refutes a certified vote if chance turns it as far less often than this
 
@@ -104,7 +103,7 @@ class BracketSteps:
                     in_doubt &= True if smaller is None else smaller.certified_correct
                     order = np.argsort(-self.margins, kind="stable")
                     order = order[in_doubt[order]]
-                    chosen = dict(order=order, until_none=True, batch_size=_BATCH_IN_DOUBT)
+                    chosen = dict(order=order, until_none=True)
                 started = time.perf_counter()
                 radius = certified_radii(
                     network,

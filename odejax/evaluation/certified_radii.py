@@ -28,7 +28,7 @@ def certified_radii(
     certificate: Callable,
     *,
     key: Key | int,
-    batch_size: int = 512,
+    batch_size: int | None = None,
     order: np.ndarray | None = None,
     until_none: bool = False,
     progress: bool | None = None,
@@ -44,6 +44,7 @@ def certified_radii(
     - `ball`: its norm is that of the radii; its eps is the radius asked for, which a certificate
       may ignore.
     - `key`: of `jax.random`, or an integer seed.
+    - `batch_size`: images at once; by default what the certificate says (`images_at_once`).
     - `order` (m,): the images that a radius is sought for, by their index, in this order; that of
       the others is 0. By default all.
     - `until_none`: end after the first batch of which no image is proven at the ball's eps.
@@ -64,7 +65,8 @@ def certified_radii(
     """
     key, certificate = as_key(key), as_method("certificate", certificate)
     check_ball(ball)
-    check_count(batch_size=batch_size)
+    at_once = getattr(certificate, "images_at_once", 512) if batch_size is None else batch_size
+    check_count(batch_size=at_once)
     images, labels = check_arrays(images, labels)
     check_labels(labels, count_classes(logits_fn, images[0], key))
     sought = np.arange(len(images)) if order is None else check_order(order, len(images))
@@ -72,7 +74,7 @@ def certified_radii(
     with progress_bar(enabled=progress, transient=True) as bar:
         task = bar.add_task(method_name(certificate), total=len(sought), note="")
         # Batches as large as for the full set, however few are sought: one shape.
-        for first, rows, n in batches(len(sought), min(batch_size, len(images))):
+        for first, rows, n in batches(len(sought), min(at_once, len(images))):
             batch = sought[rows]
             x, y, i = spread(images[batch]), spread(labels[batch]), spread(batch)
             result = _certify_batch(certificate, logits_fn, x, y, i, ball, key)
