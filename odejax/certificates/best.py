@@ -27,7 +27,7 @@ _OF_ANY_FUNCTION = {
     "CROWN-IBP": LinearRelaxation(intermediate="interval"),
     "CROWN": LinearRelaxation(),
 }
-MAX_NEURONS = 25_000
+MAX_NEURONS = 15_000
 
 
 @final
@@ -75,7 +75,7 @@ def best(
 
     - `logits_fn`: a `Predictor`, or any function of one image.
     - `image_shape`: (h, w, c); by default that of `logits_fn.model`.
-    - `max_neurons`: the largest network that CROWN is for (25,000), in numbers that come out of
+    - `max_neurons`: the largest network that CROWN is for (15,000), in numbers that come out of
       operations that are not affine. The cost of an image grows with their square.
 
     Nothing is computed: the certificates are traced. Raises `ValueError` where the shape is not
