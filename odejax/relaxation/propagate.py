@@ -367,22 +367,11 @@ def _sought(graph: Graph, exact: bool, inner: bool) -> dict[int, Callable]:
                 maker = made_by[number]
                 tight = exact and len(maker.inputs) == 1 and maker.inputs[0] in graph.inputs
                 wide = not (isinstance(maker.rule, Unary) or tight)
-                # Of a normalisation the variance, a mean of squares, is as good as these are.
-                if not kink and _sums_squares(maker, made_by):
-                    wide = False
             else:
                 wide = inner
             if wide:
                 looked_at[number] = looked_at.get(number, True) and kink
     return {n: _crossing if looked_at[n] else _all for n in sorted(looked_at)}
-
-
-def _sums_squares(node: Node, made_by: Mapping[int, Node]) -> bool:
-    """Whether a node is a sum of results of a function of one number, none with a negative sign."""
-    if not (isinstance(node.rule, Affine) and node.rule.positive and len(node.inputs) == 1):
-        return False
-    maker = made_by.get(node.inputs[0])
-    return maker is not None and isinstance(maker.rule, Unary)
 
 
 def _entry_by_entry(rule, copies: bool) -> bool:
