@@ -122,7 +122,7 @@ def test_neurons_are_counted_and_limit_crown_alone():
         ({"image_shape": (8, 8)}, r"image_shape must be \(height, width, .*got \(8, 8\)"),
         ({"max_neurons": -1}, "max_neurons must be at least 0; got -1"),
     ],
-    ids=str,
+    ids=["no function", "no shape", "shape of two", "negative limit"],
 )
 def test_what_cannot_be_meant_is_refused(arguments, message, unchecked):
     arguments = {"logits_fn": trained_mlp()} | arguments
