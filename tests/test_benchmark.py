@@ -173,7 +173,7 @@ def test_the_neural_ode_is_made_on_its_grid():
         lambda key: eqx.nn.make_with_state(family.make)((8, 8, 1), 10, key=key), jax.random.key(0)
     )
     assert isinstance(model.ode.solver, diffrax.Midpoint)
-    assert model.ode.adjoint == GridSteps(4)
+    assert model.ode.adjoint == GridSteps(2)
 
 
 def test_a_cache_of_compiled_programs_that_is_set_already_stays():
