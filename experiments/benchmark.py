@@ -6,7 +6,7 @@
 For each family: clean accuracy, accuracy under FGSM and PGD-40 (L-infinity and l2, several eps),
 certified accuracy by every certificate that applies to it, and masking flags; a table,
 `result.json` and two figures in the run folder. The neural ODE is solved in two midpoint steps,
-so that it can be certified. Digits end in 6 minutes on 2 CPU cores, MNIST in under 30.
+so that it can be certified. Digits end in about 10 minutes on 2 CPU cores.
 """
 
 import dataclasses

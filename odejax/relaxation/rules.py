@@ -20,7 +20,7 @@ from .elementwise import AbstractElementwise, Lines
 
 Numbers = Float[Array, "..."]
 
-# What a few operations on single numbers may lose: 8 u. It and all others are float32's.
+# What a few operations on single numbers may lose: 8 u. This and the other roundings are float32's.
 ROUNDING = 5e-7
 
 
@@ -288,8 +288,8 @@ class Unary(Rule):
 
         - `tilt`, `multiplier`: what is chosen at a kink (`Kinks`).
         """
-        (x,), chosen = xs, () if tilt is None else (tilt,)
-        best = self._with_rounding(self.function.lines(*x, *chosen), y, x)
+        (x,), tilts = xs, () if tilt is None else (tilt,)
+        best = self._with_rounding(self.function.lines(*x, *tilts), y, x)
         parallel = self._with_rounding(self.function.parallel_lines(*x), y, x)
         if multiplier is None:
             return best, parallel, None
