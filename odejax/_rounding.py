@@ -14,8 +14,19 @@ Certificates refuse half precision, and run at the highest matrix precision.
 # A sum, as a fraction of the sum of the sizes of its terms: 33 u. It covers chains of 32 additions
 # in the worst case (sums by pairs of any length, or 32 blocks of sums by pairs), and with errors of
 # random sign chains of about 1,000, as in dot products of a few thousand terms in vector lanes.
-# Used for each sum of fully connected layers, entry by entry.
+# `sum_rounding` is for longer ones.
 SUM_ROUNDING = 2e-6
+
+
+def sum_rounding(n: int) -> float:
+    """What a sum of n terms may lose in float32, as a fraction of the sum of their sizes.
+
+    A product of a vector with a matrix adds its terms one after the other: n equal terms, whose
+    errors have one sign for long, then lose up to n / 5.5 u. n / 4 u is assumed where that is more
+    than `SUM_ROUNDING`, for n above 100. The worst case, n u, is not.
+    """
+    return max(SUM_ROUNDING, (n / 4 + 8) * 2.0**-24)
+
 
 # The l2 norm of the errors of a whole layer's sums, as a fraction of the l2 norm of the largest
 # parts that are added: 8 u. The errors of the entries have random signs, so in l2 they grow like

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from .._checks import check_count
 from .._inputs import method_name
 from .._logits import Checked
+from .._rounding import sum_rounding
 from .._threat_model import AbstractBall, LinfBall
 from .._types import Image, Label, Logits, LogitsFn, Scalar
 from ..models.ode_solve import ODESolve
@@ -29,7 +30,7 @@ from ..relaxation import (
     with_kinks,
 )
 from ..relaxation.propagate import nothing_off
-from ..relaxation.rules import Offset, sum_rounding, unit
+from ..relaxation.rules import Offset, unit
 from ..solvers import GridSteps
 from .base import AbstractDeterministicCertificate
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._predictor import Predictor
-from .._rounding import MARGIN_ROUNDING, SUM_ROUNDING
+from .._rounding import MARGIN_ROUNDING, sum_rounding
 from .._threat_model import AbstractBall, L2Ball, LinfBall
 from .._types import Image, Label, Logits, Scalar
 from ..models import NmODENet, matrix_norm_bound
@@ -168,17 +168,18 @@ def _rounding(model: NmODENet, label: Label) -> Float[Array, " k"]:
     inputs, errors = 1.0, jnp.zeros(())  # pixels, and how far off they are
     for layer in model.layers:
         moved = jnp.abs(layer.weight) @ jnp.broadcast_to(errors, layer.weight.shape[1:])
-        errors = flow_map.max_slope() * (moved + SUM_ROUNDING * _sizes(layer, inputs))
+        errors = flow_map.max_slope() * (moved + _lost(layer, inputs))
         inputs = max(map(abs, flow_map.value_range()))
-    sums = SUM_ROUNDING * _sizes(model.outputs, inputs)
+    sums = _lost(model.outputs, inputs)
     return 2 * (_class_distances(model, label) @ errors + sums + sums[label])
 
 
-def _sizes(layer: eqx.nn.Linear, inputs: float) -> Array:
-    """The sum of the sizes of all terms in each output, of inputs up to `inputs`."""
+def _lost(layer: eqx.nn.Linear, inputs: float) -> Array:
+    """What each output's sum may lose, for inputs up to `inputs`."""
     assert layer.weight is not None
     bias = 0.0 if layer.bias is None else jnp.abs(layer.bias)
-    return jnp.sum(jnp.abs(layer.weight), axis=1) * inputs + bias
+    sizes = jnp.sum(jnp.abs(layer.weight), axis=1) * inputs + bias
+    return sum_rounding(layer.weight.shape[1]) * sizes
 
 
 def _class_distances(model: NmODENet, label: Label) -> Float[Array, "k width"]:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from .._rounding import sum_rounding
 from .elementwise import AbstractElementwise
-from .rules import ROUNDING, Affine, Largest, Loop, Node, Product, Rule, Unary, sum_rounding
+from .rules import ROUNDING, Affine, Largest, Loop, Node, Product, Rule, Unary
 
 Shape = tuple[int, ...]
 

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from .._rounding import sum_rounding
 from .elementwise import EXP, LEAKY, RECIPROCAL, RELU, SOFTPLUS, SQUARE, of_flow_map
 from .graph import Graph, Value, copied_rounding
-from .rules import ROUNDING, Affine, sum_rounding
+from .rules import ROUNDING, Affine
 
 Equation = Any  # a `jax.extend.core.JaxprEqn`, which declares no shapes
 Operands = Sequence[Any]

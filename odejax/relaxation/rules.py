@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._rounding import SUM_ROUNDING
+from .._rounding import SUM_ROUNDING, sum_rounding
 from .elementwise import AbstractElementwise, Lines
 
 Numbers = Float[Array, "..."]
@@ -27,15 +27,6 @@ ROUNDING = 5e-7
 def unit(v: Array) -> float:
     """The roundings of an array's type, as a fraction of float32's."""
     return float(jnp.finfo(v.dtype).eps / jnp.finfo(jnp.float32).eps)
-
-
-def sum_rounding(n: int) -> float:
-    """What a sum of n terms may lose, as a fraction of the sum of their sizes.
-
-    XLA's dot products keep at least 8 partial sums, so their longest chain has about n / 8
-    additions: n / 8 u where that is more than `SUM_ROUNDING`. Equal terms come to n / 27 u.
-    """
-    return max(SUM_ROUNDING, (n / 8 + 8) * 2.0**-24)
 
 
 class Interval(NamedTuple):
