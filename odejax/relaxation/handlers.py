@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .elementwise import EXP, LEAKY, RECIPROCAL, RELU, SOFTPLUS, SQUARE, of_flow_map
+from .elementwise import EXP, LEAKY, RECIPROCAL, RELU, SQUARE, of_flow_map, power as of_power
 from .graph import Graph, Value, copied_rounding
 from .rules import ROUNDING, Affine, sum_rounding
 
@@ -213,20 +213,40 @@ def divide(graph: Graph, equation: Equation, operands: Operands):
 
 
 def integer_power(graph: Graph, equation: Equation, operands: Operands):
-    """By repeated squaring."""
-    power, (value,) = equation.params["y"], operands
+    return [_to_integer(graph, operands[0], equation.params["y"])]
+
+
+def _to_integer(graph: Graph, value: Value, power: int):
     if power == 0:
-        return [jnp.ones(graph.shape(value))]
+        return jnp.ones(graph.shape(value))
     if power < 0:
-        value = graph.unary(RECIPROCAL, value)
-    result, square, power = None, value, abs(power)
-    while True:
-        if power % 2:
-            result = square if result is None else graph.product(result, square, graph.shape(value))
-        power //= 2
-        if not power:
-            return [result]
-        square = graph.unary(SQUARE, square)
+        return _to_integer(graph, graph.unary(RECIPROCAL, value), -power)
+    if power == 1:
+        return value
+    if power <= 16:  # the rules count the roundings of as many factors
+        return graph.unary(of_power(power), value)
+    root = _to_integer(graph, value, power // 2)
+    square = graph.unary(SQUARE, root)
+    return graph.product(square, value, graph.shape(value)) if power % 2 else square
+
+
+def power(graph: Graph, equation: Equation, operands: Operands):
+    """z^p and b^z, of a number p and a number b > 0 that are known now."""
+    base, exponent = operands
+    if isinstance(base, Value) and isinstance(exponent, Value):
+        return None
+    if isinstance(base, Value):
+        p = _number(exponent)
+        if p is None:
+            return None
+        if p == round(p):
+            return [_to_integer(graph, base, round(p))]
+        return [graph.unary(of_power(p), base)]
+    b = _number(base)
+    if b is None or b <= 0:
+        return None
+    shape = equation.outvars[0].aval.shape
+    return [graph.spread(graph.unary(EXP, graph.scaled(exponent, math.log(b))), shape)]
 
 
 # -- maxima ----------------------------------------------------------------------------------------
@@ -264,6 +284,13 @@ def clamp(graph: Graph, equation: Equation, operands: Operands):
     return minimum(graph, equation, [value, high])
 
 
+def between(graph: Graph, z: Value, low: float, high: float) -> Value:
+    """z clipped to [low, high]: high - relu(high - low - relu(z - low))"""
+    above_low = graph.unary(RELU, graph.shift(z, -low))
+    below_high = graph.unary(RELU, graph.shift(above_low, high - low, -1.0))
+    return graph.shift(below_high, high, -1.0)
+
+
 def maximum_over_axes(graph: Graph, equation: Equation, operands: Operands):
     (value,), axes = operands, equation.params["axes"]
     shape = graph.shape(value)
@@ -271,6 +298,12 @@ def maximum_over_axes(graph: Graph, equation: Equation, operands: Operands):
     kept = [i for i in range(len(shape)) if i not in axes]
     index = index.transpose(*kept, *axes).reshape(*(shape[i] for i in kept), -1)
     return [graph.largest(value, index)]
+
+
+def minimum_over_axes(graph: Graph, equation: Equation, operands: Operands):
+    negated = graph.scaled(operands[0], -1.0)
+    (largest,) = maximum_over_axes(graph, equation, [negated])
+    return [graph.scaled(largest, -1.0)]
 
 
 def maximum_over_windows(graph: Graph, equation: Equation, operands: Operands):
@@ -330,13 +363,8 @@ def _slope(graph: Graph, value: Value, of: Value) -> float | None:
         if node.outputs == (value.number,) and node.inputs == (of.number,):
             factor = node.rule.factor if isinstance(node.rule, Affine) else None
             alike = graph.shape(value) == graph.shape(of)
-            if factor is not None and alike and not isinstance(factor, Tracer):
-                factors = np.unique(np.asarray(factor))
-                return float(factors[0]) if len(factors) == 1 else None
+            return _number(factor) if factor is not None and alike else None
     return None
-
-
-# -- activations -----------------------------------------------------------------------------------
 
 
 def flow_map(graph: Graph, equation: Equation, operands: Operands):
@@ -344,22 +372,6 @@ def flow_map(graph: Graph, equation: Equation, operands: Operands):
     if equation.params["order"]:
         return None
     return [graph.unary(of_flow_map(equation.params["flow_map"]), operands[0])]
-
-
-def softplus(graph: Graph, equation: Equation, z: Value):
-    return [graph.unary(SOFTPLUS, z)]
-
-
-def hard_tanh(graph: Graph, equation: Equation, z: Value):
-    return clamp(graph, equation, [-1.0, z, 1.0])
-
-
-def elu(graph: Graph, equation: Equation, z: Value, alpha=1.0):
-    """relu(z) + alpha (e^{-relu(-z)} - 1)"""
-    positive = graph.unary(RELU, z)
-    negative = graph.unary(RELU, graph.shift(z, 0.0, -1.0))
-    decay = graph.unary(EXP, graph.shift(negative, 0.0, -1.0))
-    return [graph.sum(positive, graph.scaled(graph.shift(decay, -1.0), alpha))]
 
 
 # -- what is known ---------------------------------------------------------------------------------
@@ -372,6 +384,14 @@ def _is_float(value) -> bool:
 def _is_positive(value) -> bool:
     """Whether all of `value` is known now, and not negative."""
     return not isinstance(value, Tracer) and bool((np.asarray(value) >= 0).all())
+
+
+def _number(value) -> float | None:
+    """What all of `value` is, where that is known now and one number."""
+    if isinstance(value, Tracer):
+        return None
+    numbers = np.unique(np.asarray(value))
+    return float(numbers[0]) if len(numbers) == 1 else None
 
 
 def _is(value, number: float) -> bool:

@@ -12,15 +12,26 @@ A handler that returns None takes only some forms of its primitive. For the othe
 tables hold.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from . import handlers
-from .elementwise import ABS, EXP, LOG, LOG1P, RSQRT, SMOOTH, SQRT, SQUARE, AbstractElementwise
+from .elementwise import (
+    ABS,
+    EXP,
+    EXP2,
+    EXPM1,
+    LOG,
+    LOG1P,
+    LOG2,
+    RSQRT,
+    SMOOTH,
+    SQRT,
+    SQUARE,
+    AbstractElementwise,
+)
 from .graph import Graph, Value
 from .handlers import Equation, Handler, Operands, Sign
 
@@ -33,13 +44,16 @@ SUMMING = {"reduce_sum", "cumsum", "reduce_window_sum", "add", "add_any", "sub",
 SCALING = {"mul", "div", "dot_general", "conv_general_dilated", "odejax_conv2d"}
 UNARY: dict[str, AbstractElementwise] = {
     "exp": EXP,
+    "exp2": EXP2,
+    "expm1": EXPM1,
     "log": LOG,
+    "log2": LOG2,
     "sqrt": SQRT,
     "rsqrt": RSQRT,
     "square": SQUARE,
     "abs": ABS,
     "log1p": LOG1P,
-    **SMOOTH,  # tanh, logistic, erf, erfc, sin, cos
+    **SMOOTH,
 }
 HANDLED: dict[str, Handler] = {
     "odejax_flow_map": handlers.flow_map,
@@ -47,10 +61,12 @@ HANDLED: dict[str, Handler] = {
     "dot_general": handlers.contract,
     "div": handlers.divide,
     "integer_pow": handlers.integer_power,
+    "pow": handlers.power,
     "max": handlers.maximum,
     "min": handlers.minimum,
     "clamp": handlers.clamp,
     "reduce_max": handlers.maximum_over_axes,
+    "reduce_min": handlers.minimum_over_axes,
     "reduce_window_max": handlers.maximum_over_windows,
     "ge": handlers.compare_with_zero,
     "gt": handlers.compare_with_zero,
@@ -58,12 +74,6 @@ HANDLED: dict[str, Handler] = {
     "select_n": handlers.select_by_sign,
     "convert_element_type": handlers.convert,
     "stop_gradient": handlers.stop_gradient,
-}
-# Functions of `jax.nn`, whose lines are closer than those of their programs.
-ACTIVATIONS: dict[str, Callable[..., list[Any]]] = {
-    "softplus": handlers.softplus,
-    "elu": handlers.elu,
-    "hard_tanh": handlers.hard_tanh,
 }
 
 
@@ -89,23 +99,6 @@ def results_of(graph: Graph, equation: Equation, operands: Operands) -> list[Any
     if name in UNARY:
         return [graph.unary(UNARY[name], operands[0])]
     raise no_rule(equation)
-
-
-def activation(graph: Graph, equation: Equation, operands: Operands) -> list[Any] | None:
-    """The result of an activation of `jax.nn`; None for any other program of that name."""
-    name = equation.params["name"]
-    if name not in ACTIVATIONS or not isinstance(operands[0], Value):
-        return None
-    if any(isinstance(v, Value | Sign) or jnp.ndim(v) for v in operands[1:]):
-        return None
-    shapes = [
-        jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type)
-        for v in equation.invars
-    ]
-    original = jax.make_jaxpr(getattr(jax.nn, name))(*shapes).eqns
-    if len(original) != 1 or str(original[0].params["jaxpr"]) != str(equation.params["jaxpr"]):
-        return None
-    return ACTIVATIONS[name](graph, equation, *operands)
 
 
 _JAX = Path(jax.__file__).parent

@@ -16,9 +16,10 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jax.interpreters import partial_eval as pe
 
+from .activations import steps
 from .graph import Graph, Value
 from .handlers import Equation, Operands, Sign, bind
-from .primitives import activation, no_rule, results_of
+from .primitives import no_rule, results_of
 from .rules import Affine, Loop
 
 INLINED = {
@@ -59,9 +60,14 @@ def _run(graph: Graph, jaxpr: Jaxpr, consts: Operands, args: Operands) -> list[A
 
     known.update(zip(jaxpr.constvars, consts, strict=True))
     known.update(zip(jaxpr.invars, args, strict=True))
-    for equation in jaxpr.eqns:
-        results = _equation(graph, equation, [read(var) for var in equation.invars])
-        known.update(zip(equation.outvars, results, strict=True))
+    for step in steps(jaxpr):
+        result = step.result(graph, [read(v) for v in step.operands])
+        if result is not None:
+            known[step.equations[-1].outvars[0]] = result
+            continue
+        for equation in step.equations:
+            results = _equation(graph, equation, [read(var) for var in equation.invars])
+            known.update(zip(equation.outvars, results, strict=True))
     return [read(var) for var in jaxpr.outvars]
 
 
@@ -69,10 +75,6 @@ def _equation(graph: Graph, equation: Equation, operands: Operands) -> list[Any]
     name = equation.primitive.name
     depends = any(isinstance(v, Value | Sign) for v in operands)
     if name in INLINED:
-        if depends and name in ("jit", "pjit"):
-            result = activation(graph, equation, operands)
-            if result is not None:
-                return result
         return _inlined(graph, equation, operands)
     if not depends:
         return _evaluated(equation, operands)
