@@ -26,9 +26,10 @@ Handler = Callable[[Graph, Equation, Operands], list[Any] | None]
 
 @dataclasses.dataclass(frozen=True)
 class Sign:
-    """A comparison of a value with 0: `value > 0` or `value >= 0`."""
+    """Whether a value is above 0 (`above`) or below it; at 0 either."""
 
     value: Value
+    above: bool = True
 
 
 def bind(equation: Equation, operands: Operands) -> list[Any]:
@@ -136,6 +137,8 @@ def _factor(name: str, known: dict[int, Any]) -> Any:
 
 def convert(graph: Graph, equation: Equation, operands: Operands):
     """To a type of at least as many bits: fewer would round."""
+    if isinstance(operands[0], Sign):
+        return list(operands)
     before, after = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
     if not jnp.issubdtype(before, jnp.floating):
         return None
@@ -330,7 +333,10 @@ def maximum_over_windows(graph: Graph, equation: Equation, operands: Operands):
 
 def compare_with_zero(graph: Graph, equation: Equation, operands: Operands):
     value, by = operands
-    return [Sign(value)] if isinstance(value, Value) and _is(by, 0.0) else None
+    above = equation.primitive.name in ("gt", "ge")
+    if not isinstance(value, Value):
+        value, by, above = by, value, not above
+    return [Sign(value, above)] if isinstance(value, Value) and _is(by, 0.0) else None
 
 
 def compare_with_itself(graph: Graph, equation: Equation, operands: Operands):
@@ -340,13 +346,18 @@ def compare_with_itself(graph: Graph, equation: Equation, operands: Operands):
     return [np.zeros(equation.outvars[0].aval.shape, bool)] if same else None
 
 
+def is_finite(graph: Graph, equation: Equation, operands: Operands):
+    """A number is: where a value may overflow, its bounds are infinite."""
+    return [np.ones(equation.outvars[0].aval.shape, bool)]
+
+
 def select_by_sign(graph: Graph, equation: Equation, operands: Operands):
     """where(z > 0, z, a z) = a z + (1 - a) relu(z), a leaky ReLU for 0 <= a <= 1."""
     which, *cases = operands
     if not isinstance(which, Sign) or len(cases) != 2:
         return None
-    below, above = cases
-    if not (isinstance(below, Value) and isinstance(above, Value) and above == which.value):
+    below, above = cases if which.above else reversed(cases)
+    if above != which.value:
         return None
     slope = _slope(graph, below, which.value)
     if slope is None:
@@ -357,8 +368,10 @@ def select_by_sign(graph: Graph, equation: Equation, operands: Operands):
     return [graph.sum(graph.scaled(which.value, slope), positive)]
 
 
-def _slope(graph: Graph, value: Value, of: Value) -> float | None:
+def _slope(graph: Graph, value: Any, of: Value) -> float | None:
     """a, where `value` is a times the value `of`, with one number a that is known now."""
+    if not isinstance(value, Value):
+        return 0.0 if _is(value, 0.0) else None
     for node in graph.nodes:
         if node.outputs == (value.number,) and node.inputs == (of.number,):
             factor = node.rule.factor if isinstance(node.rule, Affine) else None

@@ -12,10 +12,7 @@ A handler that returns None takes only some forms of its primitive. For the othe
 tables hold.
 """
 
-from pathlib import Path
 from typing import Any
-
-import jax
 
 from . import handlers
 from .elementwise import (
@@ -34,6 +31,7 @@ from .elementwise import (
 )
 from .graph import Graph, Value
 from .handlers import Equation, Handler, Operands, Sign
+from .no_rule import COMPARED, NoRule
 
 COPYING = {
     "reshape", "squeeze", "broadcast_in_dim", "transpose", "slice", "rev", "copy", "copy_p",
@@ -70,7 +68,10 @@ HANDLED: dict[str, Handler] = {
     "reduce_window_max": handlers.maximum_over_windows,
     "ge": handlers.compare_with_zero,
     "gt": handlers.compare_with_zero,
+    "le": handlers.compare_with_zero,
+    "lt": handlers.compare_with_zero,
     "ne": handlers.compare_with_itself,
+    "is_finite": handlers.is_finite,
     "select_n": handlers.select_by_sign,
     "convert_element_type": handlers.convert,
     "stop_gradient": handlers.stop_gradient,
@@ -80,7 +81,7 @@ HANDLED: dict[str, Handler] = {
 def results_of(graph: Graph, equation: Equation, operands: Operands) -> list[Any]:
     """The results of an equation that depends on the image, as values of the graph.
 
-    Raises `ValueError` for a primitive without a rule.
+    Raises `NoRule`, a `ValueError`, for a primitive without a rule.
     """
     name = equation.primitive.name
     if name in HANDLED:
@@ -88,7 +89,7 @@ def results_of(graph: Graph, equation: Equation, operands: Operands) -> list[Any
         if results is not None:
             return results
     if any(isinstance(v, Sign) for v in operands):
-        raise no_rule(equation)
+        raise NoRule([equation], COMPARED)
     depends = [isinstance(v, Value) for v in operands]
     if name in COPYING:
         return handlers.affine(graph, equation, operands, exact=True)
@@ -98,16 +99,4 @@ def results_of(graph: Graph, equation: Equation, operands: Operands) -> list[Any
         return handlers.affine(graph, equation, operands, scaling=True)
     if name in UNARY:
         return [graph.unary(UNARY[name], operands[0])]
-    raise no_rule(equation)
-
-
-_JAX = Path(jax.__file__).parent
-
-
-def no_rule(equation: Equation) -> ValueError:
-    """The error that names a primitive, and the line outside JAX that it comes from."""
-    traceback = equation.source_info.traceback
-    frames = traceback.frames if traceback is not None else ()
-    lines = (f for f in frames if not Path(f.file_name).is_relative_to(_JAX))
-    at = next((f" (at {f.file_name}:{f.line_num}, in {f.function_name})" for f in lines), "")
-    return ValueError(f"no bounds are known for the primitive {equation.primitive.name}{at}")
+    raise NoRule([equation])
