@@ -1,8 +1,9 @@
 """From a function to its graph: the jaxpr, walked once.
 
-What no result depends on is left out; what does not depend on the image is evaluated. Programs within (`jit`, `custom_jvp`, `custom_vjp`,
-`checkpoint`, a branch of `cond`) are inlined. A `scan` is one operation of the graph if, of all
-that goes in and comes out, its carry alone depends on the image; any other `scan` is unrolled.
+What no result depends on is left out, and what does not depend on the image is evaluated. Programs
+within (`jit`, `custom_jvp`, `custom_vjp`, `checkpoint`, a branch of `cond`) are inlined. A `scan`
+is one operation of the graph if, of all that goes in and comes out, its carry alone depends on the
+image; any other `scan` is unrolled.
 """
 
 from collections.abc import Callable, Sequence
