@@ -11,7 +11,7 @@ from flax import nnx
 from helpers import IMAGE_SHAPE, all_models, digits, warm
 
 from odejax import LinfBall, Predictor
-from odejax.certificates import IntervalBounds, LinearRelaxation
+from odejax.certificates import LinearRelaxation
 from odejax.certificates.bound_propagation import deterministic
 from odejax.models import (
     BatchNorm,
@@ -26,8 +26,8 @@ from odejax.models import (
 from odejax.relaxation import trace
 
 KEY = jax.random.key(5)
-# At a larger one the intervals of normalised networks are infinite: their variances reach 0.
-EPS = np.float32(1e-6)
+# Without backward passes the intervals of a deep normalised network are infinite here already.
+EPS = np.float32(1e-5)
 GROUP = partial(GroupNorm, groups=2)
 # What `all_models` has with the other norm alone; RevNet and the neural ODEs refuse BatchNorm.
 OTHER_NORM = {
@@ -98,13 +98,13 @@ def are_bounds(network, certificate):
 
 @pytest.mark.parametrize("name", table(n for n in all_models if n not in (*NOISY, *REFUSED)))
 def test_a_family_has_finite_bounds(name):
-    are_bounds(network_of(all_models[name]), IntervalBounds())
+    are_bounds(network_of(all_models[name]), LinearRelaxation())
 
 
 @pytest.mark.parametrize("name", table(OTHER_NORM))
 def test_a_family_has_finite_bounds_with_the_other_norm(name):
     make = partial(eqx.nn.make_with_state(OTHER_NORM[name]), IMAGE_SHAPE, 10)
-    are_bounds(network_of(lambda key: make(key=key)), IntervalBounds())
+    are_bounds(network_of(lambda key: make(key=key)), LinearRelaxation())
 
 
 @pytest.mark.parametrize("name", REFUSED)
