@@ -180,8 +180,6 @@ PROGRAMS = {
     "relu by cases": lambda x: (lambda z: jnp.where(z > 0, z, 0.0))(W @ x) @ V,
     "leaky relu by cases": lambda x: (lambda z: jnp.where(z < 0, 0.1 * z, z))(W @ x) @ V,
     "relu, 0 first": lambda x: (lambda z: jnp.where(lax.ge(jnp.zeros(6), z), 0.0, z))(W @ x),
-        W @ x
-    ),
     "powers": lambda x: jnp.concatenate([(x + 1) ** 2.5, (x + 1) ** -0.5, x**2.0, 2.0**x]),
     "power 21": lambda x: (0.1 * (W @ x)) ** 21,
     "smallest": lambda x: (W @ x).reshape(2, 3).min(1),
