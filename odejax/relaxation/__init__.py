@@ -2,6 +2,7 @@
 
 - `walk`: from a function to its graph.
 - `primitives`: which primitives are known; `handlers`: what those do that need more than a table.
+- `activations`: programs that are one function; `no_rule`: the error for what has no bounds.
 - `elementwise`: functions of one number between two lines; `rules`: bounds through one operation.
 - `propagate`: bounds through the graph; `kinks`: what may be chosen at its kinks.
 """

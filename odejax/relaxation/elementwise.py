@@ -5,7 +5,9 @@
 - of a convex function the tangent in the middle, and the chord (of a concave one the reverse);
 - of a kink (ReLU) the chord above, below a line through 0 of any slope between its two: by default
   the one of the two that loses the smaller area;
-- of another smooth one two lines along its mean slope, as far apart as n + 1 samples and the
+- of another one whose bends are known, as of tanh or GELU, two lines along the chord. Between two
+  samples a convex function lies below its ends and above its tangents, a concave one the reverse;
+- of any other smooth one two lines along its mean slope, as far apart as n + 1 samples and the
   largest curvature between two of them ask for: spacing^2 / 8 max |f''|.
 
 No slope is the difference of two values over a short interval: a compiler may compute such a
@@ -149,7 +151,14 @@ class Convex(AbstractElementwise):
             under, over = touching, (chord, jnp.maximum(*ends))
         else:
             under, over = (chord, jnp.minimum(*ends)), touching
+        lost = _flushed(jnp.maximum(jnp.abs(lower), jnp.abs(upper)))
+        under, over = (under[0], under[1] - lost), (over[0], over[1] + lost)
         return Lines(*_or_flat(under, low), *_or_flat(over, high))
+
+
+def _flushed(largest):
+    """What is lost where numbers that are smaller than any normal one are flushed to zero."""
+    return 4 * jnp.finfo(largest.dtype).tiny * (1 + largest)
 
 
 def _or_flat(line, end):
@@ -188,7 +197,6 @@ class Smooth(AbstractElementwise):
     """A function of bounded curvature.
 
     - `derivative(z)`: f'; `steepest`: max |f'|; `curvature`: max |f''|.
-    - `increasing`: it is so everywhere, and its range is that between the ends.
     - `bounds`: what all its values lie between.
     - `error`: how far an evaluation may be off besides rounding; `argument_error`: and for each
       unit of |z|, where that is rounded within.
@@ -200,14 +208,11 @@ class Smooth(AbstractElementwise):
     curvature: float = eqx.field(static=True)
     bounds: tuple[float, float] = eqx.field(static=True, default=(-math.inf, math.inf))
     error: float = eqx.field(static=True, default=0.0)
-    increasing: bool = eqx.field(static=True, default=False)
     argument_error: float = eqx.field(static=True, default=0.0)
     steepest: float = eqx.field(static=True, default=1.0)
     samples: int = eqx.field(static=True, default=16)
 
     def range(self, lower, upper):
-        if self.increasing:
-            return self.f(lower), self.f(upper)
         y, _, between = self._sampled(lower, upper)
         least, most = self.bounds
         return jnp.maximum(y.min(0) - between, least), jnp.minimum(y.max(0) + between, most)
@@ -235,6 +240,73 @@ class Smooth(AbstractElementwise):
         return self.f(z), z, between
 
 
+class Curved(AbstractElementwise):
+    """A function that is convex, concave or linear between its bends.
+
+    - `derivative(z)`: f'; at the end of a linear piece that of the other side.
+    - `bends`: where that changes, in order; `signs`: of the curvature before, between and after
+      them, 0 for a linear piece. They may be arrays.
+    - `extrema`: where it may be least or largest within an interval.
+    - `rounding`: what an evaluation may be off by, in roundings of z; a fraction of the value is
+      counted by the rules.
+    - `samples`: pieces from one bend to the next.
+    """
+
+    f: Callable = eqx.field(static=True)
+    derivative: Callable = eqx.field(static=True)
+    bends: tuple[float, ...] = eqx.field(static=True)
+    signs: tuple[int | Array, ...]
+    extrema: tuple[float, ...] = eqx.field(static=True, default=())
+    rounding: float = eqx.field(static=True, default=0.0)
+    samples: int = eqx.field(static=True, default=8)
+
+    def range(self, lower, upper):
+        ends = self.f(lower), self.f(upper)
+        low, high = jnp.minimum(*ends), jnp.maximum(*ends)
+        for z in self.extrema:
+            y, within = self.f(jnp.asarray(z, lower.dtype)), (lower < z) & (z < upper)
+            low = jnp.where(within, jnp.minimum(low, y), low)
+            high = jnp.where(within, jnp.maximum(high, y), high)
+        lost = self._lost(lower, upper)
+        return low - lost, high + lost
+
+    def lines(self, lower, upper):
+        ends = [lower, *(jnp.clip(bend, lower, upper) for bend in self.bends), upper]
+        starts, stops = jnp.stack(ends[:-1])[:, None], jnp.stack(ends[1:])[:, None]
+        spacing = (stops - starts) / self.samples
+        across = (-1, *[1] * lower.ndim)  # the first axis is that of the pieces, then of samples
+        at = jnp.linspace(0, 1, self.samples + 1, dtype=lower.dtype).reshape(across)
+        z = starts * (1 - at) + stops * at
+        y, slopes = self.f(z), self.derivative(z)
+
+        # The chord's slope, as a mean of slopes: the function's own on an interval of no length.
+        mean = jnp.mean((slopes[:, 1:] + slopes[:, :-1]) / 2, axis=1)
+        length = jnp.sum(spacing[:, 0], axis=0)
+        weighted = jnp.sum(spacing[:, 0] * mean, axis=0)
+        slope = jnp.where(length > 0, _ratio(weighted, length), slopes[0, 0])
+
+        # Two tangents meet this far beyond the ends of a piece, where they have other signs.
+        sign = jnp.stack([jnp.asarray(v, lower.dtype) for v in self.signs])
+        sign = sign.reshape(-1, 1, *across[1:])
+        rest, tilts = y - slope * z, sign * (slopes - slope)
+        down, up = jnp.maximum(-tilts[:, :-1], 0.0), jnp.maximum(tilts[:, 1:], 0.0)
+        # Samples are rounded: two may be an ulp further apart.
+        ulp = 8 * jnp.finfo(z.dtype).eps * jnp.maximum(jnp.abs(lower), jnp.abs(upper))
+        beyond = (spacing + ulp) * down * _ratio(up, down + up)
+        beyond = beyond + ulp * (jnp.abs(slopes[:, :-1]) + jnp.abs(slopes[:, 1:]))
+        below = jnp.minimum(rest[:, :-1], rest[:, 1:]) - jnp.where(sign > 0, beyond, 0.0)
+        above = jnp.maximum(rest[:, :-1], rest[:, 1:]) + jnp.where(sign < 0, beyond, 0.0)
+
+        lost, (least, most) = self._lost(lower, upper), self.range(lower, upper)
+        under = _or_flat((slope, below.min((0, 1)) - lost), least)
+        over = _or_flat((slope, above.max((0, 1)) + lost), most)
+        return Lines(*under, *over)
+
+    def _lost(self, lower, upper):
+        largest = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
+        return self.rounding * jnp.finfo(lower.dtype).eps * largest + _flushed(largest)
+
+
 def of_flow_map(flow_map: AbstractFlowMap) -> Smooth:
     """A flow map, which takes gamma to its place in the period first."""
     return Smooth(
@@ -257,6 +329,16 @@ def _exp_chord(lower, upper):
     return jnp.exp(lower) * jnp.expm1(upper - lower) / (upper - lower)
 
 
+def _power_slope(exponent, z):
+    return exponent * z ** (exponent - 1)
+
+
+def _power_chord(exponent, lower, upper):
+    # upper^p (1 - (lower / upper)^p) / (upper - lower)
+    width = upper - lower
+    return -(upper**exponent) * jnp.expm1(exponent * jnp.log1p(-width / upper)) / width
+
+
 def _log_chord(lower, upper):
     return jnp.log1p((upper - lower) / lower) / (upper - lower)
 
@@ -272,6 +354,21 @@ def _softplus_chord(lower, upper):
     return jnp.where(width < 1, short, jax.nn.softplus(upper) - jax.nn.softplus(lower)) / width
 
 
+def _logistic_slope(z):
+    return jax.nn.sigmoid(z) * jax.nn.sigmoid(-z)
+
+
+def _tanh_slope(z):
+    return 4 * _logistic_slope(2 * z)
+
+
+def _gelu_by_tanh_slope(z):
+    z = jnp.clip(z, -20.0, 20.0)  # beyond it is 0 or 1
+    c, inner = math.sqrt(2 / math.pi), z + 0.044715 * z**3
+    rises = z * c * (1 + 3 * 0.044715 * z**2) * _tanh_slope(c * inner) / 2
+    return jax.nn.sigmoid(2 * c * inner) + rises
+
+
 def _gauss(z):
     return 2 / math.sqrt(math.pi) * jnp.exp(-(z**2))
 
@@ -281,8 +378,23 @@ LEAKY = Leaky
 ABS = Leaky(-1.0)
 SQUARE = Convex(jnp.square, lambda z: 2 * z, lambda lower, upper: lower + upper, bottom=0.0)
 EXP = Convex(jnp.exp, jnp.exp, _exp_chord)
+EXPM1 = Convex(jnp.expm1, jnp.exp, _exp_chord)
 SOFTPLUS = Convex(jax.nn.softplus, jax.nn.sigmoid, _softplus_chord)
 LOG = Convex(jnp.log, lambda z: 1 / z, _log_chord, sign=-1, start=0.0)
+EXP2 = Convex(
+    jnp.exp2,
+    lambda z: math.log(2) * jnp.exp2(z),
+    lambda lower, upper: (
+        jnp.exp2(lower) * jnp.expm1(math.log(2) * (upper - lower)) / (upper - lower)
+    ),
+)
+LOG2 = Convex(
+    jnp.log2,
+    lambda z: 1 / (math.log(2) * z),
+    lambda lower, upper: _log_chord(lower, upper) / math.log(2),
+    sign=-1,
+    start=0.0,
+)
 LOG1P = Convex(jnp.log1p, lambda z: 1 / (1 + z), _log1p_chord, sign=-1, start=-1.0)
 SQRT = Convex(
     jnp.sqrt,
@@ -298,18 +410,98 @@ RSQRT = Convex(
     start=0.0,
 )
 RECIPROCAL = Reciprocal()
-# The largest |f''|: tanh 4 / (3 sqrt 3), the logistic 1 / (6 sqrt 3), erf sqrt(8 / (pi e)).
+# Of sin and cos max |f''| is 1. The bends and the extrema below are zeros of f'' and f'.
 SMOOTH = {
-    "tanh": Smooth(jnp.tanh, lambda z: 1 - jnp.tanh(z) ** 2, 0.7699, (-1.0, 1.0), increasing=True),
-    "logistic": Smooth(
-        jax.nn.sigmoid,
-        lambda z: jax.nn.sigmoid(z) * jax.nn.sigmoid(-z),
-        0.09623,
-        (0.0, 1.0),
-        increasing=True,
-    ),
-    "erf": Smooth(lax.erf, _gauss, 0.9679, (-1.0, 1.0), increasing=True, steepest=1.1284),
-    "erfc": Smooth(lax.erfc, lambda z: -_gauss(z), 0.9679, (0.0, 2.0), steepest=1.1284),
+    "tanh": Curved(jnp.tanh, _tanh_slope, (0.0,), (1, -1)),
+    "logistic": Curved(jax.nn.sigmoid, _logistic_slope, (0.0,), (1, -1)),
+    "erf": Curved(lax.erf, _gauss, (0.0,), (1, -1)),
+    "erfc": Curved(lax.erfc, lambda z: -_gauss(z), (0.0,), (-1, 1)),
+    "atan": Curved(jnp.arctan, lambda z: 1 / (1 + z**2), (0.0,), (1, -1)),
+    "asinh": Curved(jnp.arcsinh, lambda z: lax.rsqrt(1 + z**2), (0.0,), (1, -1)),
+    "sinh": Curved(jnp.sinh, jnp.cosh, (0.0,), (-1, 1)),
+    "cosh": Curved(jnp.cosh, jnp.sinh, (), (1,), (0.0,)),
     "sin": Smooth(jnp.sin, jnp.cos, 1.0, (-1.0, 1.0)),
     "cos": Smooth(jnp.cos, lambda z: -jnp.sin(z), 1.0, (-1.0, 1.0)),
 }
+SILU = Curved(
+    jax.nn.silu,
+    lambda z: jax.nn.sigmoid(z) * (1 + z * jax.nn.sigmoid(-z)),
+    (-2.3993572805154675, 2.3993572805154675),
+    (-1, 1, -1),
+    (-1.278464542761074,),
+    rounding=4.0,
+)
+GELU = Curved(
+    partial(jax.nn.gelu, approximate=False),
+    lambda z: lax.erfc(-z / math.sqrt(2)) / 2 + z * jnp.exp(-(z**2) / 2) / math.sqrt(2 * math.pi),
+    (-math.sqrt(2), math.sqrt(2)),
+    (-1, 1, -1),
+    (-0.7517915246935646,),
+    rounding=4.0,
+)
+GELU_BY_TANH = Curved(
+    jax.nn.gelu,
+    _gelu_by_tanh_slope,
+    (-1.4185040087908283, 1.4185040087908283),
+    (-1, 1, -1),
+    (-0.7524614220710162,),
+    rounding=4.0,
+)
+MISH = Curved(
+    jax.nn.mish,
+    lambda z: (
+        jnp.tanh(jax.nn.softplus(z)) + z * _tanh_slope(jax.nn.softplus(z)) * jax.nn.sigmoid(z)
+    ),
+    (-2.2563763963607935, 1.4905711794854288),
+    (-1, 1, -1),
+    (-1.1924312145154952,),
+    rounding=4.0,
+)
+SOFT_SIGN = Curved(jax.nn.soft_sign, lambda z: 1 / (1 + jnp.abs(z)) ** 2, (0.0,), (1, -1))
+HARD_SILU = Curved(
+    jax.nn.hard_silu,
+    lambda z: jnp.where(jnp.abs(z) <= 3, (2 * z + 3) / 6, jnp.where(z > 0, 1.0, 0.0)),
+    (-3.0, 3.0),
+    (0, 1, 0),
+    (-1.5,),
+    rounding=4.0,
+)
+
+
+def elu(alpha: float | Array = 1.0) -> Curved:
+    """z where it is positive, alpha (e^z - 1) elsewhere."""
+    return Curved(
+        lambda z: jax.nn.elu(z, alpha),
+        lambda z: jnp.where(z > 0, 1.0, alpha * jnp.exp(jnp.minimum(z, 0.0))),
+        (0.0,),
+        (jnp.sign(alpha), 0),
+        (0.0,),
+    )
+
+
+def celu(alpha: float | Array = 1.0) -> Curved:
+    """z where it is positive, alpha (e^{z / alpha} - 1) elsewhere."""
+    return Curved(
+        lambda z: jax.nn.celu(z, alpha),
+        lambda z: jnp.exp(jnp.minimum(z, 0.0) / alpha),
+        (0.0,),
+        (jnp.sign(alpha), 0),
+    )
+
+
+def power(exponent: float) -> AbstractElementwise:
+    """z^p; of z > 0, if p is no positive integer."""
+    if exponent == 2:
+        return SQUARE
+    slope = partial(_power_slope, exponent)
+    if exponent > 0 and exponent == round(exponent):
+        power = round(exponent)
+        odd = power % 2
+        return Curved(lambda z: z**power, slope, (0.0,), (-1 if odd else 1, 1), (0.0,))
+    return Convex(
+        lambda z: z**exponent,
+        slope,
+        partial(_power_chord, exponent),
+        sign=-1 if 0 < exponent < 1 else 1,
+        start=0.0,
+    )

@@ -16,7 +16,7 @@ import numpy as np
 from jax.core import Tracer
 
 from .._rounding import sum_rounding
-from .elementwise import EXP, LEAKY, RECIPROCAL, RELU, SOFTPLUS, SQUARE, of_flow_map
+from .elementwise import EXP, LEAKY, RECIPROCAL, RELU, SQUARE, of_flow_map, power as of_power
 from .graph import Graph, Value, copied_rounding
 from .rules import ROUNDING, Affine
 
@@ -27,9 +27,10 @@ Handler = Callable[[Graph, Equation, Operands], list[Any] | None]
 
 @dataclasses.dataclass(frozen=True)
 class Sign:
-    """A comparison of a value with 0: `value > 0` or `value >= 0`."""
+    """Whether a value is above 0 (`above`) or below it; at 0 either."""
 
     value: Value
+    above: bool = True
 
 
 def bind(equation: Equation, operands: Operands) -> list[Any]:
@@ -137,6 +138,8 @@ def _factor(name: str, known: dict[int, Any]) -> Any:
 
 def convert(graph: Graph, equation: Equation, operands: Operands):
     """To a type of at least as many bits: fewer would round."""
+    if isinstance(operands[0], Sign):
+        return list(operands)
     before, after = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
     if not jnp.issubdtype(before, jnp.floating):
         return None
@@ -214,20 +217,40 @@ def divide(graph: Graph, equation: Equation, operands: Operands):
 
 
 def integer_power(graph: Graph, equation: Equation, operands: Operands):
-    """By repeated squaring."""
-    power, (value,) = equation.params["y"], operands
+    return [_to_integer(graph, operands[0], equation.params["y"])]
+
+
+def _to_integer(graph: Graph, value: Value, power: int):
     if power == 0:
-        return [jnp.ones(graph.shape(value))]
+        return jnp.ones(graph.shape(value))
     if power < 0:
-        value = graph.unary(RECIPROCAL, value)
-    result, square, power = None, value, abs(power)
-    while True:
-        if power % 2:
-            result = square if result is None else graph.product(result, square, graph.shape(value))
-        power //= 2
-        if not power:
-            return [result]
-        square = graph.unary(SQUARE, square)
+        return _to_integer(graph, graph.unary(RECIPROCAL, value), -power)
+    if power == 1:
+        return value
+    if power <= 16:  # the rules count the roundings of as many factors
+        return graph.unary(of_power(power), value)
+    root = _to_integer(graph, value, power // 2)
+    square = graph.unary(SQUARE, root)
+    return graph.product(square, value, graph.shape(value)) if power % 2 else square
+
+
+def power(graph: Graph, equation: Equation, operands: Operands):
+    """z^p and b^z, of a number p and a number b > 0 that are known now."""
+    base, exponent = operands
+    if isinstance(base, Value) and isinstance(exponent, Value):
+        return None
+    if isinstance(base, Value):
+        p = _number(exponent)
+        if p is None:
+            return None
+        if p == round(p):
+            return [_to_integer(graph, base, round(p))]
+        return [graph.unary(of_power(p), base)]
+    b = _number(base)
+    if b is None or b <= 0:
+        return None
+    shape = equation.outvars[0].aval.shape
+    return [graph.spread(graph.unary(EXP, graph.scaled(exponent, math.log(b))), shape)]
 
 
 # -- maxima ----------------------------------------------------------------------------------------
@@ -265,6 +288,13 @@ def clamp(graph: Graph, equation: Equation, operands: Operands):
     return minimum(graph, equation, [value, high])
 
 
+def between(graph: Graph, z: Value, low: float, high: float) -> Value:
+    """z clipped to [low, high]: high - relu(high - low - relu(z - low))"""
+    above_low = graph.unary(RELU, graph.shift(z, -low))
+    below_high = graph.unary(RELU, graph.shift(above_low, high - low, -1.0))
+    return graph.shift(below_high, high, -1.0)
+
+
 def maximum_over_axes(graph: Graph, equation: Equation, operands: Operands):
     (value,), axes = operands, equation.params["axes"]
     shape = graph.shape(value)
@@ -272,6 +302,12 @@ def maximum_over_axes(graph: Graph, equation: Equation, operands: Operands):
     kept = [i for i in range(len(shape)) if i not in axes]
     index = index.transpose(*kept, *axes).reshape(*(shape[i] for i in kept), -1)
     return [graph.largest(value, index)]
+
+
+def minimum_over_axes(graph: Graph, equation: Equation, operands: Operands):
+    negated = graph.scaled(operands[0], -1.0)
+    (largest,) = maximum_over_axes(graph, equation, [negated])
+    return [graph.scaled(largest, -1.0)]
 
 
 def maximum_over_windows(graph: Graph, equation: Equation, operands: Operands):
@@ -298,7 +334,10 @@ def maximum_over_windows(graph: Graph, equation: Equation, operands: Operands):
 
 def compare_with_zero(graph: Graph, equation: Equation, operands: Operands):
     value, by = operands
-    return [Sign(value)] if isinstance(value, Value) and _is(by, 0.0) else None
+    above = equation.primitive.name in ("gt", "ge")
+    if not isinstance(value, Value):
+        value, by, above = by, value, not above
+    return [Sign(value, above)] if isinstance(value, Value) and _is(by, 0.0) else None
 
 
 def compare_with_itself(graph: Graph, equation: Equation, operands: Operands):
@@ -308,13 +347,18 @@ def compare_with_itself(graph: Graph, equation: Equation, operands: Operands):
     return [np.zeros(equation.outvars[0].aval.shape, bool)] if same else None
 
 
+def is_finite(graph: Graph, equation: Equation, operands: Operands):
+    """A number is: where a value may overflow, its bounds are infinite."""
+    return [np.ones(equation.outvars[0].aval.shape, bool)]
+
+
 def select_by_sign(graph: Graph, equation: Equation, operands: Operands):
     """where(z > 0, z, a z) = a z + (1 - a) relu(z), a leaky ReLU for 0 <= a <= 1."""
     which, *cases = operands
     if not isinstance(which, Sign) or len(cases) != 2:
         return None
-    below, above = cases
-    if not (isinstance(below, Value) and isinstance(above, Value) and above == which.value):
+    below, above = cases if which.above else reversed(cases)
+    if above != which.value:
         return None
     slope = _slope(graph, below, which.value)
     if slope is None:
@@ -325,19 +369,16 @@ def select_by_sign(graph: Graph, equation: Equation, operands: Operands):
     return [graph.sum(graph.scaled(which.value, slope), positive)]
 
 
-def _slope(graph: Graph, value: Value, of: Value) -> float | None:
+def _slope(graph: Graph, value: Any, of: Value) -> float | None:
     """a, where `value` is a times the value `of`, with one number a that is known now."""
+    if not isinstance(value, Value):
+        return 0.0 if _is(value, 0.0) else None
     for node in graph.nodes:
         if node.outputs == (value.number,) and node.inputs == (of.number,):
             factor = node.rule.factor if isinstance(node.rule, Affine) else None
             alike = graph.shape(value) == graph.shape(of)
-            if factor is not None and alike and not isinstance(factor, Tracer):
-                factors = np.unique(np.asarray(factor))
-                return float(factors[0]) if len(factors) == 1 else None
+            return _number(factor) if factor is not None and alike else None
     return None
-
-
-# -- activations -----------------------------------------------------------------------------------
 
 
 def flow_map(graph: Graph, equation: Equation, operands: Operands):
@@ -345,22 +386,6 @@ def flow_map(graph: Graph, equation: Equation, operands: Operands):
     if equation.params["order"]:
         return None
     return [graph.unary(of_flow_map(equation.params["flow_map"]), operands[0])]
-
-
-def softplus(graph: Graph, equation: Equation, z: Value):
-    return [graph.unary(SOFTPLUS, z)]
-
-
-def hard_tanh(graph: Graph, equation: Equation, z: Value):
-    return clamp(graph, equation, [-1.0, z, 1.0])
-
-
-def elu(graph: Graph, equation: Equation, z: Value, alpha=1.0):
-    """relu(z) + alpha (e^{-relu(-z)} - 1)"""
-    positive = graph.unary(RELU, z)
-    negative = graph.unary(RELU, graph.shift(z, 0.0, -1.0))
-    decay = graph.unary(EXP, graph.shift(negative, 0.0, -1.0))
-    return [graph.sum(positive, graph.scaled(graph.shift(decay, -1.0), alpha))]
 
 
 # -- what is known ---------------------------------------------------------------------------------
@@ -373,6 +398,14 @@ def _is_float(value) -> bool:
 def _is_positive(value) -> bool:
     """Whether all of `value` is known now, and not negative."""
     return not isinstance(value, Tracer) and bool((np.asarray(value) >= 0).all())
+
+
+def _number(value) -> float | None:
+    """What all of `value` is, where that is known now and one number."""
+    if isinstance(value, Tracer):
+        return None
+    numbers = np.unique(np.asarray(value))
+    return float(numbers[0]) if len(numbers) == 1 else None
 
 
 def _is(value, number: float) -> bool:

@@ -12,17 +12,26 @@ A handler that returns None takes only some forms of its primitive. For the othe
 tables hold.
 """
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from . import handlers
-from .elementwise import ABS, EXP, LOG, LOG1P, RSQRT, SMOOTH, SQRT, SQUARE, AbstractElementwise
+from .elementwise import (
+    ABS,
+    EXP,
+    EXP2,
+    EXPM1,
+    LOG,
+    LOG1P,
+    LOG2,
+    RSQRT,
+    SMOOTH,
+    SQRT,
+    SQUARE,
+    AbstractElementwise,
+)
 from .graph import Graph, Value
 from .handlers import Equation, Handler, Operands, Sign
+from .no_rule import COMPARED, NoRule
 
 COPYING = {
     "reshape", "squeeze", "broadcast_in_dim", "transpose", "slice", "rev", "copy", "copy_p",
@@ -33,13 +42,16 @@ SUMMING = {"reduce_sum", "cumsum", "reduce_window_sum", "add", "add_any", "sub",
 SCALING = {"mul", "div", "dot_general", "conv_general_dilated", "odejax_conv2d"}
 UNARY: dict[str, AbstractElementwise] = {
     "exp": EXP,
+    "exp2": EXP2,
+    "expm1": EXPM1,
     "log": LOG,
+    "log2": LOG2,
     "sqrt": SQRT,
     "rsqrt": RSQRT,
     "square": SQUARE,
     "abs": ABS,
     "log1p": LOG1P,
-    **SMOOTH,  # tanh, logistic, erf, erfc, sin, cos
+    **SMOOTH,
 }
 HANDLED: dict[str, Handler] = {
     "odejax_flow_map": handlers.flow_map,
@@ -47,30 +59,29 @@ HANDLED: dict[str, Handler] = {
     "dot_general": handlers.contract,
     "div": handlers.divide,
     "integer_pow": handlers.integer_power,
+    "pow": handlers.power,
     "max": handlers.maximum,
     "min": handlers.minimum,
     "clamp": handlers.clamp,
     "reduce_max": handlers.maximum_over_axes,
+    "reduce_min": handlers.minimum_over_axes,
     "reduce_window_max": handlers.maximum_over_windows,
     "ge": handlers.compare_with_zero,
     "gt": handlers.compare_with_zero,
+    "le": handlers.compare_with_zero,
+    "lt": handlers.compare_with_zero,
     "ne": handlers.compare_with_itself,
+    "is_finite": handlers.is_finite,
     "select_n": handlers.select_by_sign,
     "convert_element_type": handlers.convert,
     "stop_gradient": handlers.stop_gradient,
-}
-# Functions of `jax.nn`, whose lines are closer than those of their programs.
-ACTIVATIONS: dict[str, Callable[..., list[Any]]] = {
-    "softplus": handlers.softplus,
-    "elu": handlers.elu,
-    "hard_tanh": handlers.hard_tanh,
 }
 
 
 def results_of(graph: Graph, equation: Equation, operands: Operands) -> list[Any]:
     """The results of an equation that depends on the image, as values of the graph.
 
-    Raises `ValueError` for a primitive without a rule.
+    Raises `NoRule`, a `ValueError`, for a primitive without a rule.
     """
     name = equation.primitive.name
     if name in HANDLED:
@@ -78,7 +89,7 @@ def results_of(graph: Graph, equation: Equation, operands: Operands) -> list[Any
         if results is not None:
             return results
     if any(isinstance(v, Sign) for v in operands):
-        raise no_rule(equation)
+        raise NoRule([equation], COMPARED)
     depends = [isinstance(v, Value) for v in operands]
     if name in COPYING:
         return handlers.affine(graph, equation, operands, exact=True)
@@ -88,33 +99,4 @@ def results_of(graph: Graph, equation: Equation, operands: Operands) -> list[Any
         return handlers.affine(graph, equation, operands, scaling=True)
     if name in UNARY:
         return [graph.unary(UNARY[name], operands[0])]
-    raise no_rule(equation)
-
-
-def activation(graph: Graph, equation: Equation, operands: Operands) -> list[Any] | None:
-    """The result of an activation of `jax.nn`; None for any other program of that name."""
-    name = equation.params["name"]
-    if name not in ACTIVATIONS or not isinstance(operands[0], Value):
-        return None
-    if any(isinstance(v, Value | Sign) or jnp.ndim(v) for v in operands[1:]):
-        return None
-    shapes = [
-        jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type)
-        for v in equation.invars
-    ]
-    original = jax.make_jaxpr(getattr(jax.nn, name))(*shapes).eqns
-    if len(original) != 1 or str(original[0].params["jaxpr"]) != str(equation.params["jaxpr"]):
-        return None
-    return ACTIVATIONS[name](graph, equation, *operands)
-
-
-_JAX = Path(jax.__file__).parent
-
-
-def no_rule(equation: Equation) -> ValueError:
-    """The error that names a primitive, and the line outside JAX that it comes from."""
-    traceback = equation.source_info.traceback
-    frames = traceback.frames if traceback is not None else ()
-    lines = (f for f in frames if not Path(f.file_name).is_relative_to(_JAX))
-    at = next((f" (at {f.file_name}:{f.line_num}, in {f.function_name})" for f in lines), "")
-    return ValueError(f"no bounds are known for the primitive {equation.primitive.name}{at}")
+    raise NoRule([equation])

@@ -1,8 +1,9 @@
 """From a function to its graph: the jaxpr, walked once.
 
-What does not depend on the image is evaluated. Programs within (`jit`, `custom_jvp`, `custom_vjp`,
-`checkpoint`) are inlined. A `scan` is one operation of the graph if, of all that goes in and comes
-out, its carry alone depends on the image; any other `scan` is unrolled.
+What no result depends on is left out, and what does not depend on the image is evaluated. Programs
+within (`jit`, `custom_jvp`, `custom_vjp`, `checkpoint`, a branch of `cond`) are inlined. A `scan`
+is one operation of the graph if, of all that goes in and comes out, its carry alone depends on the
+image; any other `scan` is unrolled.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +17,11 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jax.interpreters import partial_eval as pe
 
+from .activations import steps
 from .graph import Graph, Value
 from .handlers import Equation, Operands, Sign, bind
-from .primitives import activation, no_rule, results_of
+from .no_rule import COMPARED, NoRule
+from .primitives import results_of
 from .rules import Affine, Loop
 
 INLINED = {
@@ -35,7 +38,8 @@ def trace(function: Callable, x: jax.Array) -> Graph:
     """
     closed = jax.make_jaxpr(function)(x)
     graph = Graph([x.shape])
-    (out,) = _run(graph, closed.jaxpr, closed.consts, [Value(0)])
+    used, _ = pe.dce_jaxpr(closed.jaxpr, [True], instantiate=True)
+    (out,) = _run(graph, used, closed.consts, [Value(0)])
     if not isinstance(out, Value):
         raise ValueError("the logits do not depend on the image: there is nothing to prove")
     graph.outputs = (out.number,)
@@ -59,23 +63,33 @@ def _run(graph: Graph, jaxpr: Jaxpr, consts: Operands, args: Operands) -> list[A
 
     known.update(zip(jaxpr.constvars, consts, strict=True))
     known.update(zip(jaxpr.invars, args, strict=True))
-    for equation in jaxpr.eqns:
-        results = _equation(graph, equation, [read(var) for var in equation.invars])
-        known.update(zip(equation.outvars, results, strict=True))
+    for step in steps(jaxpr):
+        result = step.result(graph, [read(v) for v in step.operands])
+        if result is not None:
+            known[step.equations[-1].outvars[0]] = result
+            continue
+        for equation in step.equations:
+            results = _equation(graph, equation, [read(var) for var in equation.invars])
+            known.update(zip(equation.outvars, results, strict=True))
     return [read(var) for var in jaxpr.outvars]
 
 
 def _equation(graph: Graph, equation: Equation, operands: Operands) -> list[Any]:
+    try:
+        return _results(graph, equation, operands)
+    except NoRule as error:
+        raise error.within(equation) from None
+
+
+def _results(graph: Graph, equation: Equation, operands: Operands) -> list[Any]:
     name = equation.primitive.name
     depends = any(isinstance(v, Value | Sign) for v in operands)
     if name in INLINED:
-        if depends and name in ("jit", "pjit"):
-            result = activation(graph, equation, operands)
-            if result is not None:
-                return result
         return _inlined(graph, equation, operands)
     if not depends:
         return _evaluated(equation, operands)
+    if name == "cond":
+        return _branch(graph, equation, operands)
     for var in equation.outvars:
         dtype = var.aval.dtype
         if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
@@ -101,12 +115,41 @@ def _inlined(graph: Graph, equation: Equation, operands: Operands) -> list[Any]:
     return _run(graph, inner, (), operands)
 
 
+def _branch(graph: Graph, equation: Equation, operands: Operands) -> list[Any]:
+    """The branch that is taken; all of them, where that is known as the program runs."""
+    index, *args = operands
+    branches = equation.params["branches"]
+    if isinstance(index, Value | Sign):
+        raise NoRule([equation])
+    if not isinstance(index, Tracer):
+        taken = branches[int(np.clip(index, 0, len(branches) - 1))]
+        return _run(graph, taken.jaxpr, taken.consts, args)
+    results = [_run(graph, branch.jaxpr, branch.consts, args) for branch in branches]
+    return [
+        _selected(graph, index, cases, var.aval)
+        for cases, var in zip(zip(*results, strict=True), equation.outvars, strict=True)
+    ]
+
+
+def _selected(graph: Graph, index: jax.Array, cases: Sequence[Any], aval: Any):
+    """cases[index]"""
+    case = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+    index = jnp.clip(index, 0, len(cases) - 1)
+
+    def select(index, *cases):
+        return lax.select_n(index, *cases) if len(cases) > 2 else lax.select_n(index > 0, *cases)
+
+    closed = jax.make_jaxpr(select)(index, *[case] * len(cases))
+    (out,) = _run(graph, closed.jaxpr, closed.consts, [index, *cases])
+    return out
+
+
 # -- loops -----------------------------------------------------------------------------------------
 
 
 def _scan(graph: Graph, equation: Equation, operands: Operands) -> list[Any]:
     if any(isinstance(v, Sign) for v in operands):
-        raise no_rule(equation)
+        raise NoRule([equation], COMPARED)
     params = equation.params
     # JAX's versions name the numbers of operands in other ways; a turn's own have an axis less.
     inner = params["jaxpr"].jaxpr
@@ -202,6 +245,7 @@ def _loop(
 
     order = slice(None, None, -1) if params["reverse"] else slice(None)
     items = jax.tree.map(lambda v: jnp.asarray(v)[order], (list(xs), starts))
+    jax.eval_shape(lambda: (body(jax.tree.map(lambda v: v[0], items)), None)[1])  # may raise
     out = iter(graph.add_loop(Loop(body, items, length), [carry[i] for i in places], shapes))
     return [*(next(out) if d else e for d, e in zip(depends, ends, strict=True)), *ys]
 
