@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._threat_model import AbstractBall
-from .._types import Image, Label, LogitsFn, Scalar
+from .._types import Image, Label, Logits, Scalar
 
 DESCENT = 5  # steps from where a bound is least
 
@@ -123,7 +123,7 @@ def padded(subdomains: Sequence[Any], size: int) -> list[Any]:
 
 
 def downhill(
-    f: LogitsFn, start: Image, x: Image, label: Label, ball: AbstractBall
+    f: Callable[[Image], Logits], start: Image, x: Image, label: Label, ball: AbstractBall
 ) -> tuple[Image, Scalar]:
     """The least margin in ever shorter steps downhill from an image, and where it is."""
 

@@ -27,9 +27,10 @@ class LocalLipschitz(AbstractDeterministicCertificate):
     image. For any deterministic network whose operations are affine, products, maxima, and
     functions of one number.
 
-    What it proves CROWN (`LinearRelaxation`) nearly always proves, and more: this certificate is
-    for its constants (`constants`), and for radii below eps without a search. On a linear network
-    the constants are exact.
+    This certificate is for its constants (`constants`), and for radii below eps without a search.
+    Of 100 digits, in both norms, on an MLP, an nmODE network, a ResNet and a `LipschitzNet` it
+    proved no image that CROWN (`LinearRelaxation`) did not, and at large eps far fewer; so
+    `certificates.best` leaves it out. On a linear network the constants are exact.
 
     Raises `ValueError` for a network that draws noise, one that is solved in steps of its own
     choice, and for a primitive without a rule.
@@ -91,4 +92,5 @@ def _constants(logits_fn: LogitsFn, x: Image, label: Label, ball: AbstractBall):
     lipschitz = jax.vmap(ball.dual_norm)(steepest) * rounding
     lost = 2 * found.lost * rounding
     known = jnp.isfinite(lipschitz) & jnp.isfinite(lost)
-    return jnp.where(known, lipschitz, jnp.inf), jnp.where(known, lost, jnp.inf)
+    lipschitz, lost = (jnp.where(known, v, jnp.inf) for v in (lipschitz, lost))
+    return jnp.where(jnp.arange(k) == label, 0.0, lipschitz), lost

@@ -115,14 +115,15 @@ def verify(
     too. After a `bracket` what lies between its ends is left: the images of
     `still_correct & ~certified_correct`.
 
-    | split | D_1 and D_2 | applies to |
+    | split | in D_1, and in D_2 | for |
     | --- | --- | --- |
-    | "kinks" | x' with z(x') >= 0, and <= 0, for the operand z of a kink | networks whose operations are affine, or ReLU, leaky ReLU, abs, max and min of two values |
-    | "inputs" | x' with a pixel below, and above, the middle of its range | any deterministic network |
+    | "kinks" | the operand of a kink is >= 0, and <= 0 | networks that are affine but for kinks |
+    | "inputs" | a pixel is below, and above, its middle | any deterministic network |
 
-    Splitting inputs decides networks of few pixels. It is valid for any number, but the number of
-    cells grows exponentially with that of the pixels that matter: of a whole image, hardly more is
-    proven than without it.
+    Kinks are those of ReLU, leaky ReLU, abs, and max and min of two values. Splitting inputs
+    decides networks of few pixels. It is valid for any number, but the number of cells grows
+    exponentially with that of the pixels that matter: of a whole image, hardly more is proven than
+    without it.
 
     Images of float64, where JAX's float64 is enabled, are searched in float64, with the network's
     weights converted. What is proven and broken is the network of float64 then, and float32's
@@ -166,7 +167,7 @@ def verify(
     images, labels = check_arrays(images, labels)
     check_labels(labels, count_classes(logits_fn, images[0], key))
     attacked_images, network = images, logits_fn
-    if jax.config.jax_enable_x64 and np.asarray(given).dtype == np.float64:
+    if jnp.result_type(float) == np.float64 == np.asarray(given).dtype:
         images, network = np.asarray(given), _in_float64(logits_fn)
     network = hoist(network, images[0], key)
     by_kinks = _by_kinks(split, network, images[0])
@@ -212,7 +213,7 @@ def verify(
 
 
 def _by_kinks(split: str, network: LogitsFn, x: np.ndarray) -> bool:
-    """Whether kinks are split; `ValueError` where they are to be, and other things would have to."""
+    """Whether kinks are split; `ValueError` where they are to be, and would not be enough."""
     others = operations_without_kinks(network, x)
     if split == "kinks" and others:
         raise ValueError(

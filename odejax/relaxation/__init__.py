@@ -4,6 +4,7 @@
 - `primitives`: which primitives are known; `handlers`: what those do that need more than a table.
 - `elementwise`: functions of one number between two lines; `rules`: bounds through one operation.
 - `propagate`: bounds through the graph; `kinks`: what may be chosen at its kinks.
+- `gradients`: what the derivatives of its outputs lie between.
 """
 
 from .graph import Graph as Graph

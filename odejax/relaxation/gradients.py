@@ -60,13 +60,12 @@ def _through(nodes: Sequence[Node], bounds: Bounds, behind: Gradients) -> Gradie
     """Gradients with respect to what goes into nodes, from those with respect to their results."""
     rows, lost = dict(behind.rows), behind.lost
     for node in reversed(nodes):
-        here = [rows.pop(number, None) for number in node.outputs]
-        if all(row is None for row in here):
+        if not any(number in rows for number in node.outputs):
             continue
+        here = [_or_zero(rows.pop(n, None), bounds[n], lost) for n in node.outputs]
         if isinstance(node.rule, Loop):
-            full = [_or_zero(r, bounds[n], lost) for r, n in zip(here, node.outputs, strict=True)]
             kept = bounds["loop", node.outputs[0]]
-            moved, lost = _through_loop(node.rule, kept, full, lost)
+            moved, lost = _through_loop(node.rule, kept, here, lost)
         else:
             ((row,), (number,)) = here, node.outputs
             xs = [bounds[i].interval for i in node.inputs]
@@ -96,10 +95,9 @@ def _or_zero(row: Interval | None, bound: Any, lost: Array) -> Interval:
     return Interval(zero, zero) if row is None else row
 
 
-def _widened(low: Array, high: Array, by: float | Array) -> Interval:
-    """By a fraction of the size; what is no number is nothing known."""
-    lost = by * unit(low) * jnp.maximum(jnp.abs(low), jnp.abs(high))
-    low, high = low - lost, high + lost
+def _widened(low: Array, high: Array, by: float) -> Interval:
+    """Each end by a fraction of its size; of what is no number nothing is known."""
+    low, high = low - by * unit(low) * jnp.abs(low), high + by * unit(high) * jnp.abs(high)
     unknown = jnp.isnan(low) | jnp.isnan(high)
     return Interval(jnp.where(unknown, -jnp.inf, low), jnp.where(unknown, jnp.inf, high))
 
@@ -142,11 +140,11 @@ def _through_affine(rule: Affine, rows: Interval, *xs: Interval) -> list[Interva
     size = jnp.abs(middle) + reach
     # A transpose loses what the transpose of the operation's own losses says.
     losses = transposed(rule.lost_of, unit(size) * size)
-    reaches = transposed(rule.radius, reach + (ROUNDING + rule.added) * unit(size) * size)
+    wide = reach + (ROUNDING + rule.added) * unit(size) * size
+    wide = transposed(rule.radius, wide * (1 + SUM_ROUNDING * unit(size)))
     out = []
-    for middle, reach, lost in zip(transposed(rule.apply, middle), reaches, losses, strict=True):
-        reach = reach * (1 + SUM_ROUNDING * unit(reach)) + 2 * lost
-        out.append(_widened(middle - reach, middle + reach, 0.0))
+    for m, r, lost in zip(transposed(rule.apply, middle), wide, losses, strict=True):
+        out.append(_widened(m - r - 2 * lost, m + r + 2 * lost, ROUNDING))
     return out
 
 
