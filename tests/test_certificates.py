@@ -445,7 +445,8 @@ def test_a_certificate_judges_a_model_of_its_own():
 def test_a_model_that_the_proof_says_nothing_about_is_refused():
     resnet = Predictor(*shapes_of(all_models["ResNet"]))
     for name, (certificate, _) in all_certificates.items():
-        if not certificate.of_any_function:
+        # These are about any program.
+        if name not in ("IntervalBounds", "LinearRelaxation", "LocalLipschitz"):
             check_refused(certificate, resnet, "ResNet")
 
 

@@ -18,11 +18,11 @@ class LipschitzMargin(AbstractLipschitzCertificate):
 
     z_y - z_j is <e_y - e_j, z>, and ||e_y - e_j||_2 = sqrt(2). For every model that proves its
     constant L as `model.lipschitz_bound()`, from pixels in [0, 1] to logits. If the model also has
-    one for each pair of classes, as `model.margin_bounds(y)`, (k,), these are used: a_j are the rows
-    of its last matrix, which may lie closer than sqrt(2) times its norm, and L_h is the constant of
-    all ahead of it. The float32 error is subtracted. The model
-    must state it as `model.float32_error(x, radius)`: how far float32 logits may be from the exact
-    ones, in l2, an affine function of the radius.
+    one constant for each pair of classes, as `model.margin_bounds(y)`, (k,), these are used: the
+    rows a_j of its last matrix may lie closer than sqrt(2) times its norm (L_h is the constant of
+    all ahead of it). The float32 error is subtracted. The model must state it as
+    `model.float32_error(x, radius)`: how far float32 logits may be from the exact ones, in l2, an
+    affine function of the radius.
 
     Raises `ValueError` for a model without `lipschitz_bound` or `float32_error`.
 
