@@ -211,7 +211,7 @@ def test_a_constant_that_is_not_known_proves_nothing():
     """The root has no bounded slope at 0."""
 
     def network(x):
-        a, b = x.ravel()
+        a, b = x[0, 0, 0], x[0, 1, 0]
         return jnp.stack([1 + jnp.sqrt(a), b])
 
     x, ball = jnp.asarray([0.05, 0.1]).reshape(1, 2, 1), LinfBall(0.1)
@@ -220,6 +220,10 @@ def test_a_constant_that_is_not_known_proves_nothing():
     assert (float(result.radius), bool(result.certified)) == (0.0, False)
     with pytest.raises(ValueError, match="no bounds are known for the primitive erf_inv"):
         LocalLipschitz().constants(lambda x: jax.lax.erf_inv(x.ravel()), x, 0, ball)
+    with pytest.raises(ValueError, match="labels must be classes 0 to 1; got 2"):
+        LocalLipschitz().constants(network, x, 2, ball)
+    with pytest.raises(ValueError, match=r"one image \(h, w, c\); got shape \(2,\)"):
+        LocalLipschitz().constants(network, x.ravel(), 0, ball)
 
 
 # -- constants of whole networks -------------------------------------------------------------------

@@ -310,7 +310,8 @@ def test_a_pixel_whose_line_is_flat_is_cut_too():
     """By slopes alone the second pixel would be cut for ever: those in the first are 0."""
 
     def network(x):
-        u, v = x.ravel() - X.ravel()
+        away = x.ravel() - X.ravel()
+        u, v = away[0], away[1]
         rest = 4 * u**2 - 7.8 * (1 - jnp.cos(u)) + 1e-3 * v
         return jnp.stack([rest + 0.05, jnp.zeros(())])
 
@@ -320,16 +321,19 @@ def test_a_pixel_whose_line_is_flat_is_cut_too():
 
 
 def test_cells_beyond_the_ball_are_not_looked_at():
-    """The margin is negative in the corners of the box around the ball, and nowhere in the ball."""
-    ball = L2Ball(0.2)
+    """The margin is -1/2 in a corner of the box around the ball, and flat there."""
+    settings = {"attack": Nothing(), "time_limit": 5.0, "key": 0}
 
     def network(x):
-        return jnp.stack([0.0401 * 1.2 - jnp.sum((x - X) ** 2), jnp.zeros(())])
+        bumps = jax.nn.sigmoid(30 * ((x - X).ravel() / 0.2 - 0.72))
+        return jnp.stack([0.5 - bumps[0] * bumps[1], jnp.zeros(())])
 
-    result = verify(network, np.asarray(X)[None], np.array([0]), ball, attack=Nothing(), key=0)
+    result = verify(network, np.asarray(X)[None], np.array([0]), L2Ball(0.2), **settings)
     assert result.status.tolist() == ["proven"]
-    assert 0 < result.bound[0] <= 0.0401 * 1.2 - 0.04 + 1e-5
+    assert 0 < result.bound[0] <= 0.5 - 0.16
     assert result.subdomains[0] > 2
+    corner = verify(network, np.asarray(X)[None], np.array([0]), LinfBall(0.2), **settings)
+    assert corner.status.tolist() == ["broken"]
 
 
 # -- float64 ---------------------------------------------------------------------------------------
@@ -339,7 +343,7 @@ def test_float64_decides_what_the_rounding_of_float32_leaves_open():
     """Large numbers that cancel: float32 rounds x + 1e4 to a multiple of 1e-3, down at this x."""
 
     def network(x, shift):
-        a, b = x.ravel()
+        a, b = x[0, 0, 0], x[0, 1, 0]
         return jnp.stack([jax.nn.relu(a + 1e4) - 1e4 + 1e-5, jax.nn.relu(a) - shift * b])
 
     images, labels, ball = np.array([0.4496, 0.6]).reshape(1, 1, 2, 1), np.array([0]), LinfBall(0.1)

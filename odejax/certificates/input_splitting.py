@@ -6,7 +6,7 @@ A subdomain is a cell, with the margins of all classes. Everything is bounded an
 that the network may be any deterministic one. w is the linear bound of the least margin, of which
 the cut gains |w_i| (b_i - a_i) / 4 to first order on either side. As bounds get close in small
 cells, what has no tie is decided in the end; but n pixels that matter need 2^n cells before each is
-cut once, and images of more than a few are hopeless.
+cut once: with more than a few, what linear relaxation misses by little is proven, and no more.
 
 Wang et al. (2018), arXiv:1804.10829 (ReluVal), for splitting inputs.
 """

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._checks import as_array, check_example, check_labels
+from .._promotion import own_promotion
 from .._rounding import RADIUS_ROUNDING
-from .._threat_model import AbstractBall
+from .._threat_model import AbstractBall, check_ball
 from .._types import Image, Label, Logits, LogitsFn, Scalar
 from ..relaxation import Propagation, trace
 from ..relaxation.gradients import gradients
@@ -54,6 +56,7 @@ class LocalLipschitz(AbstractDeterministicCertificate):
     def images_at_once(self) -> int:
         return 16  # as for `LinearRelaxation`, whose intervals it needs
 
+    @own_promotion
     def constants(
         self, logits_fn: LogitsFn, x: Image, label: Label | int, ball: AbstractBall
     ) -> Float[Array, " k"]:
@@ -66,8 +69,13 @@ class LocalLipschitz(AbstractDeterministicCertificate):
 
         Infinite where nothing is known. Raises `ValueError` as the certificate does.
         """
+        x, label = as_array("x", x), as_array("label", label)
+        check_ball(ball)
+        check_example(x, label, ball)
         with jax.default_matmul_precision("highest"):
-            return _constants(logits_fn, x, jnp.asarray(label), ball)[0]
+            constants, _ = _constants(logits_fn, x, label, ball)
+        check_labels(label, len(constants))
+        return constants
 
     def radius(self, predictor: LogitsFn, x: Image, logits: Logits, ball: AbstractBall) -> Scalar:
         label, others = jnp.argmax(logits), jnp.arange(len(logits))

@@ -122,8 +122,8 @@ def verify(
 
     Kinks are those of ReLU, leaky ReLU, abs, and max and min of two values. Splitting inputs
     decides networks of few pixels. It is valid for any number, but the number of cells grows
-    exponentially with that of the pixels that matter: of a whole image, hardly more is proven than
-    without it.
+    exponentially with that of the pixels that matter: of a whole image it proves what linear
+    relaxation nearly proves, and the rest stays open.
 
     Images of float64, where JAX's float64 is enabled, are searched in float64, with the network's
     weights converted. What is proven and broken is the network of float64 then, and float32's
