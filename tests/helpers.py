@@ -40,6 +40,7 @@ from odejax.certificates import (
     IntervalBounds,
     LinearRelaxation,
     LipschitzMargin,
+    LocalLipschitz,
     RandomizedSmoothing,
     StableMapping,
 )
@@ -180,6 +181,7 @@ all_certificates = {
     "FlowMapSlope": (FlowMapSlope(), _maker(NmODENet, width=32)),
     "IntervalBounds": (IntervalBounds(), _maker(NmODENet, width=32)),
     "LinearRelaxation": (LinearRelaxation(bisections=4), _maker(NmODENet, width=32)),
+    "LocalLipschitz": (LocalLipschitz(), _maker(NmODENet, width=32)),
     "LipschitzMargin": (LipschitzMargin(), _maker(LipschitzNet, width=4, depth=1, features=16)),
     "RandomizedSmoothing": (RandomizedSmoothing(n=100), _maker(MLP, width=8)),
 }

@@ -30,6 +30,7 @@ from odejax.certificates import (
     IntervalBounds,
     LinearRelaxation,
     LipschitzMargin,
+    LocalLipschitz,
     RandomizedSmoothing,
     StableMapping,
 )
@@ -49,7 +50,7 @@ CERTIFICATES = {
     **dict.fromkeys(NMODES, OF_NMODE),
     (0.5, 1.0): {"finite": FiniteTimeStableMapping()},
     "Lipschitz": {"Lipschitz": LipschitzMargin()},
-    "ReLU": {"relaxation": LinearRelaxation(bisections=10)},
+    "ReLU": {"relaxation": LinearRelaxation(bisections=10), "local": LocalLipschitz()},
     "stacked": OF_NMODE,
     "tanh": {"relaxation": LinearRelaxation(bisections=10)},
 }
@@ -436,14 +437,16 @@ def test_a_certificate_judges_a_model_of_its_own():
                 result.certified,
                 (result.label == labels) & (result.radius >= np.float32(0.001)),
             )
-    judged |= {IntervalBounds, RandomizedSmoothing}  # in `test_relaxation.py`, `test_smoothing.py`
+    # In `test_relaxation.py`, `test_local_lipschitz.py` and `test_smoothing.py`.
+    judged |= {IntervalBounds, LocalLipschitz, RandomizedSmoothing}
     assert judged == {type(certificate) for certificate, _ in all_certificates.values()}
 
 
 def test_a_model_that_the_proof_says_nothing_about_is_refused():
     resnet = Predictor(*shapes_of(all_models["ResNet"]))
     for name, (certificate, _) in all_certificates.items():
-        if name not in ("IntervalBounds", "LinearRelaxation"):  # these are about any program
+        # These are about any program.
+        if name not in ("IntervalBounds", "LinearRelaxation", "LocalLipschitz"):
             check_refused(certificate, resnet, "ResNet")
 
 

@@ -1,8 +1,10 @@
 """Kinks and branch and bound: against dense grids, where the least margin is known."""
 
 import itertools
+from collections.abc import Callable
 from functools import partial
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,13 @@ import numpy as np
 import pytest
 from helpers import digits, predictor_of, trained_mlp
 
-from odejax import L2Ball, LinfBall, predict
+from odejax import L2Ball, LinfBall, Predictor, predict
 from odejax.attacks import APGD, AttackResult, Restarts, dlr
 from odejax.certificates import LinearRelaxation
 from odejax.certificates.bound_propagation import Margins
 from odejax.evaluation import certified_radii, verify
+from odejax.evaluation.verify import _by_kinks
+from odejax.models import DenseODENet
 from odejax.relaxation import Kinks, Propagation, kinks_of, trace, with_kinks
 from odejax.relaxation.elementwise import LEAKY
 
@@ -222,9 +226,148 @@ def test_a_tie_is_neither_proven_nor_broken():
 
 def test_what_it_does_not_split_is_refused():
     data = digits("test", 2)
-    with pytest.raises(ValueError, match=r"splits kinks.*not affine: .*Smooth"):
-        verify(lambda x: jnp.tanh(x.ravel()[:10]), *data, LinfBall(0.1), key=0)
+    with pytest.raises(ValueError, match=r'split="kinks" splits kinks.*not affine: Smooth; split='):
+        verify(lambda x: jnp.tanh(x.ravel()[:10]), *data, LinfBall(0.1), split="kinks", key=0)
+    with pytest.raises(ValueError, match="split must be auto, kinks or inputs; got 'pixels'"):
+        verify(trained_mlp(), *data, LinfBall(0.1), split="pixels", key=0)
     with pytest.raises(ValueError, match="draws noise"):
         verify(predictor_of("EnResNet"), *data, LinfBall(0.1), key=0)
     with pytest.raises(ValueError, match="time_limit must be finite and positive; got 0"):
         verify(trained_mlp(), *data, LinfBall(0.1), time_limit=0.0, key=0)
+
+
+# -- splitting inputs ------------------------------------------------------------------------------
+
+
+class Curved(eqx.Module):
+    """Of two pixels: products, and functions that are smooth."""
+
+    first: jax.Array
+    last: jax.Array
+
+    def __call__(self, x):
+        y = jnp.tanh(self.first @ jnp.append(x.ravel(), 1.0))
+        return self.last @ (y[:3] * y[3:] + jax.nn.sigmoid(2 * y[::2]))
+
+
+def curved(seed):
+    rng = np.random.default_rng(seed)
+    return Curved(*(jnp.asarray(2 * rng.normal(size=s), jnp.float32) for s in ((6, 3), (3, 3))))
+
+
+def neural_ode(seed):
+    """A neural ODE on a grid, with weights three times as large as its first ones."""
+    make = eqx.nn.make_with_state(DenseODENet)
+    solver = diffrax.Heun()
+    net, state = make((1, 2, 1), 3, width=4, solver=solver, key=jax.random.key(seed))
+    larger = jax.tree.map(lambda a: 3 * a if eqx.is_inexact_array(a) else a, net)
+    return Predictor(eqx.tree_at(lambda m: m.ode, larger, net.ode.on_grid(2)), state)
+
+
+class Raised(eqx.Module):
+    """A network with a constant added to one of its logits."""
+
+    net: Callable
+    label: jax.Array
+    by: jax.Array
+
+    def __call__(self, x):
+        return self.net(x) + self.by * jax.nn.one_hot(self.label, 3)
+
+
+@pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
+@pytest.mark.parametrize(
+    ("make", "size"), [(curved, 0.02), (neural_ode, 0.02), (partial(tiny, scanned=True), 0.2)]
+)
+def test_splitting_inputs_agrees_with_a_dense_grid(make, size, ball_type):
+    """With a least margin that is just above 0 in a ball, and just below, by more than the grid."""
+    images, ball, split = np.asarray(X)[None], ball_type(EPS), 0
+    for seed, margin in itertools.product(range(5), (size, -size)):
+        net = eqx.filter_jit(make)(seed)
+        label = seed % 3
+        least = least_margin(net, ball, label)
+        net = Raised(net, jnp.asarray(label), jnp.asarray(margin - least))
+        labels = np.array([label])
+        result = verify(net, images, labels, ball, split="inputs", attack=Nothing(), key=0)
+        assert result.status.tolist() == ["proven" if margin > 0 else "broken"], seed
+        assert result.bound[0] <= margin + 1e-5
+        if margin < 0:
+            assert predict(net, result.x_adv, key=0).argmax() != label
+            assert ball.contains(jnp.asarray(result.x_adv[0]), X)
+        split += int(margin > 0 and result.subdomains[0] > 2)
+    assert split >= 3
+
+
+def test_what_is_split_is_chosen_by_the_network():
+    kinks, smooth = tiny(0, True), curved(0)
+    assert _by_kinks("auto", kinks, X)
+    assert _by_kinks("kinks", kinks, X)
+    assert not _by_kinks("inputs", kinks, X)
+    assert not _by_kinks("auto", smooth, X)
+
+
+def test_a_pixel_whose_line_is_flat_is_cut_too():
+    """By slopes alone the second pixel would be cut for ever: those in the first are 0."""
+
+    def network(x):
+        away = x.ravel() - X.ravel()
+        u, v = away[0], away[1]
+        rest = 4 * u**2 - 7.8 * (1 - jnp.cos(u)) + 1e-3 * v
+        return jnp.stack([rest + 0.05, jnp.zeros(())])
+
+    result = verify(network, np.asarray(X)[None], np.array([0]), LinfBall(EPS), key=0)
+    assert result.status.tolist() == ["proven"]
+    assert 2 < result.subdomains[0] < 200
+
+
+def test_cells_beyond_the_ball_are_not_looked_at():
+    """The margin is -1/2 in a corner of the box around the ball, and flat there."""
+    settings = {"attack": Nothing(), "time_limit": 5.0, "key": 0}
+
+    def network(x):
+        bumps = jax.nn.sigmoid(30 * ((x - X).ravel() / 0.2 - 0.72))
+        return jnp.stack([0.5 - bumps[0] * bumps[1], jnp.zeros(())])
+
+    result = verify(network, np.asarray(X)[None], np.array([0]), L2Ball(0.2), **settings)
+    assert result.status.tolist() == ["proven"]
+    assert 0 < result.bound[0] <= 0.5 - 0.16
+    assert result.subdomains[0] > 2
+    corner = verify(network, np.asarray(X)[None], np.array([0]), LinfBall(0.2), **settings)
+    assert corner.status.tolist() == ["broken"]
+
+
+# -- float64 ---------------------------------------------------------------------------------------
+
+
+def test_float64_decides_what_the_rounding_of_float32_leaves_open():
+    """Large numbers that cancel: float32 rounds x + 1e4 to a multiple of 1e-3, down at this x."""
+
+    def network(x, shift):
+        a, b = x[0, 0, 0], x[0, 1, 0]
+        return jnp.stack([jax.nn.relu(a + 1e4) - 1e4 + 1e-5, jax.nn.relu(a) - shift * b])
+
+    images, labels, ball = np.array([0.4496, 0.6]).reshape(1, 1, 2, 1), np.array([0]), LinfBall(0.1)
+    settings = {"attack": Nothing(), "time_limit": 2.0, "key": 0}
+    for shift, in_float32 in ((1e-2, "open"), (0.0, "broken")):
+        shifted = partial(network, shift=shift)
+        single = verify(shifted, images, labels, ball, **settings)
+        assert single.status.tolist() == [in_float32]
+        assert single.x_adv.dtype == np.float32
+        with jax.enable_x64(True):
+            double = verify(shifted, images, labels, ball, **settings)
+        assert double.status.tolist() == ["proven"]
+        assert double.x_adv.dtype == np.float64
+        np.testing.assert_array_equal(double.x_adv, images)
+        assert 0 < double.bound[0] <= 1e-5 + 0.5 * shift + 1e-9
+
+
+def test_a_network_of_float32_is_verified_in_float64():
+    data, ball = digits("test", 20), LinfBall(0.06)
+    single = verify(trained_mlp(), *data, ball, time_limit=20.0, key=0)
+    with jax.enable_x64(True):
+        images = data.pixels.astype(np.float64)
+        double = verify(trained_mlp(), images, data.labels, ball, time_limit=20.0, key=0)
+    np.testing.assert_array_equal(double.status, single.status)
+    proven = double.status == "proven"
+    assert 0 < proven.sum() < 20
+    assert (double.bound[proven] > 0).all()

@@ -12,6 +12,7 @@ from .bound_propagation import (
     LinearRelaxation as LinearRelaxation,
 )
 from .lipschitz_margin import LipschitzMargin as LipschitzMargin
+from .local_lipschitz import LocalLipschitz as LocalLipschitz
 from .randomized_smoothing import RandomizedSmoothing as RandomizedSmoothing
 from .stable_mapping import (
     FiniteTimeStableMapping as FiniteTimeStableMapping,

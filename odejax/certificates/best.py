@@ -71,7 +71,7 @@ def best(
 
     None applies to a network that draws noise, or to a neural ODE whose steps depend on the image.
     A certificate that another one of these contains (`IntervalBounds`, `StableMapping`,
-    `FiniteTimeStableMapping`) is not listed.
+    `FiniteTimeStableMapping`, and `LocalLipschitz` as far as measured) is not listed.
 
     - `logits_fn`: a `Predictor`, or any function of one image.
     - `image_shape`: (h, w, c); by default that of `logits_fn.model`.

@@ -173,21 +173,45 @@ class Margins:
     """The bounds of a graph's values around an image, and what they prove of its margins.
 
     - `bounds`: of all values, or how they are found.
+    - `cell`: of ball and box the images that lie in it; None for all.
     """
 
-    def __init__(self, graph: Graph, x: Image, ball: AbstractBall, bounds: Propagation | Bounds):
-        self.graph, self.x, self.ball = graph, x, ball
+    def __init__(
+        self,
+        graph: Graph,
+        x: Image,
+        ball: AbstractBall,
+        bounds: Propagation | Bounds,
+        cell: Interval | None = None,
+    ):
+        self.graph, self.x, self.ball, self.cell = graph, x, ball, cell
         if not isinstance(bounds, Propagation):
             self.bounds = bounds
             return
-        box = Interval(jnp.maximum(x - ball.eps, ball.lower), jnp.minimum(x + ball.eps, ball.upper))
+        box = around(x, ball) if cell is None else cell
         exact = isinstance(ball, LinfBall)  # the box is the ball
-        self.bounds = bounds.forward(graph, [box], self._over_ball, exact=exact)
+        self.bounds = bounds.forward(graph, [box], self._over_region, exact=exact)
 
-    def _over_ball(self, rows, offset: Offset, parallel: bool | Array = True) -> Interval:
-        """What <rows, x'> + offset lies between for the x' of ball and box."""
+    def _over_region(self, rows, offset: Offset, parallel: bool | Array = True) -> Interval:
+        """What <rows, x'> + offset lies between for the x' of ball, box and cell."""
+        rows = rows[0].reshape(len(offset.middle), -1) if rows else jnp.zeros((1, self.x.size))
+        over_ball = self._over_ball(rows, offset)
+        if self.cell is None:
+            return over_ball
+        over_cell = self._over_cell(rows, offset, *map(jnp.ravel, self.cell))
+        return Interval(
+            jnp.maximum(over_ball.low, over_cell.low), jnp.minimum(over_ball.high, over_cell.high)
+        )
+
+    def _over_cell(self, rows, offset: Offset, low, high) -> Interval:
+        sizes = jnp.maximum(jnp.abs(low), jnp.abs(high))
+        lost = 2 * sum_rounding(low.size) * unit(low) * (jnp.abs(rows) @ sizes)
+        middle = offset.middle + rows @ ((low + high) / 2)
+        reach = offset.reach + jnp.abs(rows) @ ((high - low) / 2) + lost
+        return Interval(middle - reach, middle + reach)
+
+    def _over_ball(self, rows, offset: Offset) -> Interval:
         x = jnp.ravel(self.x)
-        rows = rows[0].reshape(len(offset.middle), -1) if rows else jnp.zeros((1, x.size))
         down, up = self.ball.largest_gain(x, -rows), self.ball.largest_gain(x, rows)
         lost = 2 * sum_rounding(x.size) * unit(x)
         size, middle = jnp.abs(rows) @ jnp.abs(x), offset.middle + rows @ x
@@ -209,7 +233,7 @@ class Margins:
 
     def least(self, rows: Float[Array, "r ..."], offset: Float[Array, " r"]) -> Float[Array, " r"]:
         """The least values of linear functions over ball and box."""
-        least = self._over_ball({0: rows}, Offset(offset, jnp.zeros_like(offset))).low
+        least = self._over_region({0: rows}, Offset(offset, jnp.zeros_like(offset))).low
         return jnp.where(jnp.isfinite(least), least, -jnp.inf)  # no overflow is a bound
 
     def least_of(self, rows: Float[Array, "r k"], *, stop: bool) -> Float[Array, " r"]:
@@ -264,6 +288,11 @@ class Margins:
         value = bound(*now)
         tilt, multiplier = jax.tree.map(partial(jnp.where, value > best), now, best_at)
         return jnp.maximum(best, value), kinks._replace(tilt=tilt, multiplier=multiplier)
+
+
+def around(x: Image, ball: AbstractBall) -> Interval:
+    """The smallest cell that holds ball and box."""
+    return Interval(jnp.maximum(x - ball.eps, ball.lower), jnp.minimum(x + ball.eps, ball.upper))
 
 
 def _finite(x: Array) -> Array:

@@ -14,14 +14,15 @@ from .base import AbstractLipschitzCertificate
 class LipschitzMargin(AbstractLipschitzCertificate):
     """A net that is L-Lipschitz in l2 keeps its class within a radius in proportion to its margin.
 
-        radius = (z_y - max_j z_j) / (sqrt(2) L)
+        radius = min_j (z_y - z_j) / L_yj,  L_yj = min(sqrt(2) L, L_h ||a_y - a_j||_2)
 
     z_y - z_j is <e_y - e_j, z>, and ||e_y - e_j||_2 = sqrt(2). For every model that proves its
-    constant as `model.lipschitz_bound()`, from pixels in [0, 1] to logits. If the model also bounds
-    every difference, as `model.margin_bounds(y)`, these bounds are used: the rows of its last
-    matrix may lie closer than sqrt(2) times its norm. The float32 error is subtracted. The model
-    must state it as `model.float32_error(x, radius)`: how far float32 logits may be from the exact
-    ones, in l2, an affine function of the radius.
+    constant L as `model.lipschitz_bound()`, from pixels in [0, 1] to logits. If the model also has
+    one constant for each pair of classes, as `model.margin_bounds(y)`, (k,), these are used: the
+    rows a_j of its last matrix may lie closer than sqrt(2) times its norm (L_h is the constant of
+    all ahead of it). The float32 error is subtracted. The model must state it as
+    `model.float32_error(x, radius)`: how far float32 logits may be from the exact ones, in l2, an
+    affine function of the radius.
 
     Raises `ValueError` for a model without `lipschitz_bound` or `float32_error`.
 

@@ -3,7 +3,11 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,12 +21,15 @@ from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
 from ..attacks import PGD, Restarts, margin_loss
-from ..certificates.branch_and_bound import check_kinks_alone, compiled, search
+from ..certificates.branch_and_bound import AbstractSplitting, search
+from ..certificates.input_splitting import InputSplitting
+from ..certificates.kink_splitting import KinkSplitting, operations_without_kinks
 from .intervals import confidence_interval, percent
 from .robust_accuracy import robust_accuracy
 from .tables import Shown
 
 VERIFY_ATTACK = Restarts(PGD(40, loss=margin_loss), 5)
+SPLITS = ("auto", "kinks", "inputs")
 STATUSES = ("proven", "broken", "open")
 
 
@@ -90,6 +97,7 @@ def verify(
     labels: ArrayLike,
     ball: AbstractBall,
     *,
+    split: Literal["auto", "kinks", "inputs"] = "auto",
     time_limit: float = 60.0,
     attack: Callable = VERIFY_ATTACK,
     key: Key | int,
@@ -97,28 +105,46 @@ def verify(
     steps: int = 5,
     progress: bool | None = None,
 ) -> Verification:
-    """Prove every image, or break it, by branch and bound on the signs at its kinks.
+    """Prove every image, or break it, by branch and bound: on the signs at kinks, or on pixels.
 
-        min {m(x') : x' in ball and box} = min over signs s of min {m(x') : s_i z_i(x') >= 0}
+        min {m(x') : x' in D} = min (min {m(x') : x' in D_1}, min {m(x') : x' in D_2})
 
-    An attack goes first. Of what it does not break each margin is bounded by linear relaxation, and
-    where that is not enough, one kink after another is split by the sign of its operand. The image
-    that a bound is least at is evaluated, and may break the prediction too. After a `bracket` what
-    lies between its ends is left: the images of `still_correct & ~certified_correct`.
+    D is ball and box, and D_1 and D_2 are D together. An attack goes first. Of what it does not
+    break each margin is bounded by linear relaxation. Where that is not enough D is split in two,
+    again and again. The image that a bound is least at is evaluated, and may break the prediction
+    too. After a `bracket` what lies between its ends is left: the images of
+    `still_correct & ~certified_correct`.
 
-    - `logits_fn`: a network whose operations are affine, but for ReLU, leaky ReLU, abs, and max and
-      min of two values.
+    | split | in D_1, and in D_2 | for |
+    | --- | --- | --- |
+    | "kinks" | the operand of a kink is >= 0, and <= 0 | networks that are affine but for kinks |
+    | "inputs" | a pixel is below, and above, its middle | any deterministic network |
+
+    Kinks are those of ReLU, leaky ReLU, abs, and max and min of two values. Splitting inputs
+    decides networks of few pixels. It is valid for any number, but the number of cells grows
+    exponentially with that of the pixels that matter: of a whole image it proves what linear
+    relaxation nearly proves, and the rest stays open.
+
+    Images of float64, where JAX's float64 is enabled, are searched in float64, with the network's
+    weights converted. What is proven and broken is the network of float64 then, and float32's
+    rounding leaves nothing open; the attack itself runs on images of float32.
+
+    - `logits_fn`: a deterministic network.
     - `images`, `labels`, `ball`: as for `robust_accuracy`.
+    - `split`: "auto" (the default) splits kinks where all that is not affine are kinks, and inputs
+      elsewhere.
     - `time_limit`: seconds for each image (60), the attack and compilation not counted. An image
       without a proof by then is open.
     - `attack`: PGD-40 on the margin, started 5 times, by default.
     - `key`: of `jax.random`, or an integer seed.
     - `batch_size`: subdomains that are bounded at a time (64).
-    - `steps`: of gradient ascent on the slopes and multipliers of a subdomain (5).
+    - `steps`: of gradient ascent on the slopes and multipliers of a subdomain (5), where kinks are
+      split.
     - `progress`: as for `robust_accuracy`.
 
-    Raises `ValueError` for what `robust_accuracy` refuses, for another operation that is not
-    affine, for a network that draws noise, and for a neural ODE that is not solved on a grid.
+    Raises `ValueError` for what `robust_accuracy` refuses, for another `split`, for "kinks" and an
+    operation that is neither affine nor a kink, for a network that draws noise, for a neural ODE
+    that is not solved on a grid, and for a primitive without a rule.
 
     >>> make, key = eqx.nn.make_with_state(odejax.models.MLP), jax.random.key(0)
     >>> net = odejax.Predictor(*make((2, 2, 1), 3, width=4, depth=2, key=key))
@@ -127,49 +153,55 @@ def verify(
     >>> odejax.evaluation.verify(net, images, labels, odejax.LinfBall(1e-3), key=0).certified
     1.0
 
-    Bunel et al. (2020), arXiv:1909.06588; Wang et al. (2021), arXiv:2103.06624 (beta-CROWN).
+    Bunel et al. (2020), arXiv:1909.06588; Wang et al. (2021), arXiv:2103.06624 (beta-CROWN);
+    Wang et al. (2018), arXiv:1804.10829 (ReluVal), for splitting inputs.
     """
     key, attack = as_key(key), as_method("attack", attack)
     check_ball(ball)
     check_count(steps=steps)
     check_count(16, batch_size=batch_size)
     check_positive(time_limit=time_limit)
+    if split not in SPLITS:
+        raise ValueError(f"split must be auto, kinks or inputs; got {split!r}")
+    given = images
     images, labels = check_arrays(images, labels)
     check_labels(labels, count_classes(logits_fn, images[0], key))
-    network = hoist(logits_fn, images[0], key)
-    check_kinks_alone(network, images[0])
+    attacked_images, network = images, logits_fn
+    if jnp.result_type(float) == np.float64 == np.asarray(given).dtype:
+        images, network = np.asarray(given), _in_float64(logits_fn)
+    network = hoist(network, images[0], key)
+    by_kinks = _by_kinks(split, network, images[0])
 
-    def is_broken_at(i: int, x_adv: np.ndarray) -> bool:
-        (logits,) = predict(logits_fn, x_adv[None], key=key)
+    def splitting(i: int) -> AbstractSplitting:
+        around = network, jnp.asarray(images[i]), jnp.asarray(labels[i]), ball, batch_size
+        return KinkSplitting(*around, steps) if by_kinks else InputSplitting(*around)
+
+    def is_broken(i: int, x_adv: np.ndarray) -> bool:
+        (logits,) = predict(network, x_adv[None], key=key)
         return bool(logits.argmax() != labels[i] and ball.contains(jnp.asarray(x_adv), images[i]))
 
-    def searched(i: int, deadline: float):
-        return search(
-            network,
-            jnp.asarray(images[i]),
-            jnp.asarray(labels[i]),
-            ball,
-            deadline=deadline,
-            batch_size=batch_size,
-            steps=steps,
-            is_broken=lambda x_adv: is_broken_at(i, x_adv),
-        )
-
     started = time.perf_counter()
-    report = robust_accuracy(logits_fn, images, labels, ball, attack, key=key, progress=progress)
-    attack_seconds, x_adv = time.perf_counter() - started, report.x_adv.copy()
-    x_adv[report.still_correct] = images[report.still_correct]
-    n, left = len(images), np.flatnonzero(report.still_correct).tolist()
-    status = np.where(report.still_correct, "open", "broken")
+    report = robust_accuracy(
+        logits_fn, attacked_images, labels, ball, attack, key=key, progress=progress
+    )
+    attack_seconds, x_adv = time.perf_counter() - started, report.x_adv.astype(images.dtype)
+    still_correct = report.still_correct | (predict(network, x_adv, key=key).argmax(1) == labels)
+    x_adv[still_correct] = images[still_correct]
+    n, left = len(images), np.flatnonzero(still_correct).tolist()
+    status = np.where(still_correct, "open", "broken")
     bound, subdomains, seconds = np.full(n, -np.inf), np.zeros(n, int), np.zeros(n)
     if len(left):
-        first, sizes = left[0], {"batch_size": batch_size, "steps": steps}
-        compiled(network, jnp.asarray(images[first]), jnp.asarray(labels[first]), ball, **sizes)
+        splitting(left[0]).compile()
     with progress_bar(enabled=progress, transient=True) as bar:
         task = bar.add_task("branch and bound", total=len(left), note="")
         for done, i in enumerate(left, 1):
             started = time.perf_counter()
-            result = searched(i, started + time_limit)
+            result = search(
+                splitting(i),
+                deadline=started + time_limit,
+                batch_size=batch_size,
+                is_broken=partial(is_broken, i),
+            )
             bound[i], subdomains[i] = result.bound, result.subdomains
             seconds[i] = time.perf_counter() - started
             if result.x_adv is not None:
@@ -178,3 +210,21 @@ def verify(
                 status[i] = "proven"
             bar.update(task, completed=done, note=f"{(status == 'open').sum()} not decided")
     return Verification(status, x_adv, bound, subdomains, seconds, attack_seconds)
+
+
+def _by_kinks(split: str, network: LogitsFn, x: np.ndarray) -> bool:
+    """Whether kinks are split; `ValueError` where they are to be, and would not be enough."""
+    others = operations_without_kinks(network, x)
+    if split == "kinks" and others:
+        raise ValueError(
+            f'split="kinks" splits kinks (of ReLU, leaky ReLU, abs, and max of two), and this '
+            f"network has other operations that are not affine: {', '.join(others)}; "
+            f'split="inputs" takes any of them'
+        )
+    return split != "inputs" and not others
+
+
+def _in_float64(logits_fn: LogitsFn) -> LogitsFn:
+    """The same function; a module's weights as float64."""
+    weights, rest = eqx.partition(logits_fn, eqx.is_inexact_array)
+    return eqx.combine(jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), weights), rest)

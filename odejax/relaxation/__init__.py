@@ -5,6 +5,7 @@
 - `activations`: programs that are one function; `no_rule`: the error for what has no bounds.
 - `elementwise`: functions of one number between two lines; `rules`: bounds through one operation.
 - `propagate`: bounds through the graph; `kinks`: what may be chosen at its kinks.
+- `gradients`: what the derivatives of its outputs lie between.
 """
 
 from .graph import Graph as Graph
