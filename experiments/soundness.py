@@ -84,7 +84,7 @@ class Preset:
     """What is compared."""
 
     networks: tuple[str, ...] = tuple(NETWORKS)
-    epochs: int = 12
+    epochs: int = 24
     test_images: int = 64
     linf: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05)
     l2: tuple[float, ...] = (0.02, 0.05, 0.1, 0.25)
