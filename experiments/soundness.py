@@ -72,7 +72,7 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "SSPNet": partial(models.SSPNet, width=4, depth=2, norm=models.BatchNorm),
     "PolyNet": partial(models.PolyNet, width=4, depth=2, norm=models.BatchNorm),
     "FractalNet": partial(models.FractalNet, width=4, depth=2, columns=2, norm=models.BatchNorm),
-    "RevNet": partial(models.RevNet, width=8, depth=2, norm=models.BatchNorm),
+    "RevNet": partial(models.RevNet, width=8, depth=2),
     "neural ODE, grid": partial(on_a_grid, width=4),
     "NmODENet": partial(models.NmODENet, width=32),
     "LipschitzNet": partial(models.LipschitzNet, width=4, depth=1, features=32),
