@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from .._rounding import SUM_ROUNDING
 from ..solvers.chebyshev import ChebyshevFlowMap
 from ..solvers.flow_map import AbstractFlowMap
-from .elementwise import AbstractElementwise, Convex, Leaky, Reciprocal, Smooth
+from .elementwise import AbstractElementwise, Convex, Curved, Leaky, Reciprocal, Smooth
 from .graph import Graph
 from .propagate import Bounds
 from .rules import (
@@ -233,5 +233,14 @@ def _(function: Smooth, lower, upper):
         between = between + function.f.slope_error
     between = between + SUM_ROUNDING * unit(z) * steepest
     low, high = values.min(0) - between, values.max(0) + between
-    least = jnp.zeros_like(low) if function.increasing else -steepest
-    return Interval(jnp.clip(low, least, steepest), jnp.clip(high, least, steepest))
+    return Interval(jnp.clip(low, -steepest, steepest), jnp.clip(high, -steepest, steepest))
+
+
+@slopes.register
+def _(function: Curved, lower, upper):
+    # Between two bends f' is monotone.
+    bends = [jnp.clip(bend, lower, upper) for bend in function.bends]
+    values = jnp.stack([function.derivative(z) for z in (lower, *bends, upper)])
+    # Its parts, of which some cancel, are about 1 or as large as it is.
+    lost = SUM_ROUNDING * unit(lower) * jnp.maximum(1.0, jnp.abs(values).max(0))
+    return Interval(values.min(0) - lost, values.max(0) + lost)

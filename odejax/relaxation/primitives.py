@@ -36,7 +36,7 @@ from .no_rule import COMPARED, NoRule
 COPYING = {
     "reshape", "squeeze", "broadcast_in_dim", "transpose", "slice", "rev", "copy", "copy_p",
     "expand_dims", "concatenate", "pad", "gather", "dynamic_slice", "select_n", "split", "stack",
-    "dynamic_update_slice", "optimization_barrier",
+    "dynamic_update_slice", "optimization_barrier", "unstack",
 }  # fmt: skip
 SUMMING = {"reduce_sum", "cumsum", "reduce_window_sum", "add", "add_any", "sub", "neg"}
 SCALING = {"mul", "div", "dot_general", "conv_general_dilated", "odejax_conv2d"}
