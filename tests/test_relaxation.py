@@ -27,6 +27,7 @@ from odejax.relaxation.elementwise import (
     of_flow_map,
 )
 from odejax.relaxation.primitives import COPYING, SCALING, SUMMING, UNARY
+from odejax.relaxation.rules import Affine, Interval
 
 RNG = np.random.default_rng(0)
 
@@ -422,6 +423,25 @@ def test_rounding_of_long_sums_is_counted(n):
     assert low <= min(sums)
     assert max(sums) <= high
     assert high - low < 12 * sum_rounding(n) * exact  # of the network twice, and of the bound
+
+
+def test_a_variance_is_not_below_its_constant():
+    """So a normalisation's bounds are numbers, whatever rounding may take off the variance."""
+
+    def normalised(x):
+        return x * jax.lax.rsqrt(jnp.mean(x**2) + 1e-5)
+
+    low, high = bounds_of(lambda x: normalised(1e4 * (x - 0.5)), LinfBall(0.5), False)
+    assert (low >= -1.01e4 * 0.5 / 1e-5**0.5).all()
+    assert (high <= 1.01e4 * 0.5 / 1e-5**0.5).all()
+
+
+def test_terms_of_both_signs_may_be_rounded_below_zero():
+    add = Affine(lambda y: jnp.sum(y, keepdims=True), lambda r: jnp.sum(r, keepdims=True))
+    ends = jnp.array([1e7, 0.5, -1e7], jnp.float32)
+    assert add.forward(Interval(ends, ends)).interval.low[0] < -1
+    positive = jnp.abs(ends)
+    assert add.forward(Interval(0 * positive, positive)).interval.low[0] == 0
 
 
 def test_what_does_not_depend_on_the_image_has_nothing_to_prove():

@@ -178,10 +178,12 @@ class Affine(Rule):
         size, lost = self._size_and_lost(*xs)
         if self.positive:
             low, high = self.apply(*lows), self.apply(*highs)
-            # A sum of what is not negative is not, either.
-            kept = (low >= 0) & (self.apply(*map(jnp.zeros_like, lows)) >= 0)
-            low = jnp.where(kept, jnp.maximum(low - lost, 0.0), low - lost)
-            return Bound(Interval(low, high + lost), size)
+            # A sum of what is not negative is not below its constant, however it is rounded.
+            constant = self.apply(*map(jnp.zeros_like, lows))
+            negative = self.radius(*(jnp.minimum(v, 0.0) for v in lows)) < 0
+            floor = jnp.where((constant < 0) | negative, -jnp.inf, constant)
+            floor = floor * (1 - ROUNDING * unit(floor))
+            return Bound(Interval(jnp.maximum(low - lost, floor), high + lost), size)
         if self.elementwise:
             ends = self.apply(*lows), self.apply(*highs)
             low, high = jnp.minimum(*ends), jnp.maximum(*ends)
