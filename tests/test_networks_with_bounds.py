@@ -39,7 +39,7 @@ OTHER_NORM = {
 }
 REFUSED = {"NmODENet solver": "while", "SpherePreservingNet": "lu"}
 NOISY = ("EnResNet", "MixedEnResNet")
-QUICK = ("MLP", "ResNet", "DenseODENet", "NmODENet flow map", "FractalNet BatchNorm")
+QUICK = ("MLP", "NmODENet flow map")
 
 
 def table(names):

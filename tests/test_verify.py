@@ -226,7 +226,7 @@ def test_a_tie_is_neither_proven_nor_broken():
 
 def test_what_it_does_not_split_is_refused():
     data = digits("test", 2)
-    with pytest.raises(ValueError, match=r'split="kinks" splits kinks.*not affine: Smooth; split='):
+    with pytest.raises(ValueError, match=r'split="kinks" splits kinks.*not affine: Curved; split='):
         verify(lambda x: jnp.tanh(x.ravel()[:10]), *data, LinfBall(0.1), split="kinks", key=0)
     with pytest.raises(ValueError, match="split must be auto, kinks or inputs; got 'pixels'"):
         verify(trained_mlp(), *data, LinfBall(0.1), split="pixels", key=0)
