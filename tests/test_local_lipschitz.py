@@ -84,9 +84,7 @@ def gradients_of(function, ball):
     return *found.rows[0], found.lost
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in PROGRAMS]
-)
+@pytest.mark.parametrize("name", QUICK)
 def test_no_difference_is_outside_that_of_the_gradients(name):
     """f(x') - f(x'') lies in sum_i [low_i, high_i] (x' - x'')_i; no derivative is taken."""
     function = PROGRAMS[name]

@@ -39,12 +39,11 @@ OTHER_NORM = {
 }
 REFUSED = {"NmODENet solver": "while", "SpherePreservingNet": "lu"}
 NOISY = ("EnResNet", "MixedEnResNet")
-QUICK = ("MLP", "NmODENet flow map")
+QUICK = ("MLP", "NmODENet flow map", "FractalNet BatchNorm")
 
 
 def table(names):
-    slow = pytest.mark.slow
-    return [pytest.param(name, marks=() if name in QUICK else slow) for name in names]
+    return [name for name in names if name in QUICK]
 
 
 class NnxNet(nnx.Module):
