@@ -8,12 +8,12 @@ from jaxtyping import Array, Float
 
 from .._checks import as_array, check_example, check_labels
 from .._promotion import own_promotion
-from .._rounding import RADIUS_ROUNDING
+from .._rounding import RADIUS_ROUNDING, sum_rounding
 from .._threat_model import AbstractBall, check_ball
 from .._types import Image, Label, Logits, LogitsFn, Scalar
 from ..relaxation import Propagation, trace
 from ..relaxation.gradients import gradients
-from ..relaxation.rules import ROUNDING, sum_rounding, unit
+from ..relaxation.rules import ROUNDING, unit
 from .base import AbstractDeterministicCertificate
 from .bound_propagation import Margins, deterministic
 
@@ -30,10 +30,10 @@ class LocalLipschitz(AbstractDeterministicCertificate):
     functions of one number.
 
     This certificate is for its constants (`constants`), and for radii below eps without a search.
-    Of the digits, in both norms, on an MLP and an nmODE network (100 images), a `LipschitzNet` (60)
-    and an untrained ResNet (16), it proved none that CROWN (`LinearRelaxation`) did not, and far
-    fewer at large eps; so
-    `certificates.best` leaves it out. On a linear network the constants are exact.
+    On the digits it proved no image that CROWN (`LinearRelaxation`) did not, and far fewer at large
+    eps: an MLP and an nmODE network (100 images), a `LipschitzNet` (60) and an untrained ResNet
+    (16), in both norms. So `certificates.best` does not list it. On a linear network the constants
+    are exact.
 
     Raises `ValueError` for a network that draws noise, one that is solved in steps of its own
     choice, and for a primitive without a rule.
@@ -95,11 +95,11 @@ def _constants(logits_fn: LogitsFn, x: Image, label: Label, ball: AbstractBall):
     margins = Margins(graph, x, ball, Propagation())
     (k,) = graph.shapes[graph.outputs[0]]
     rows = jax.nn.one_hot(label, k, dtype=x.dtype) - jnp.eye(k, dtype=x.dtype)
-    found = gradients(graph, margins.bounds, rows)
-    steepest = found.rows[0].largest().reshape(k, -1)
+    gradient = gradients(graph, margins.bounds, rows)
+    steepest = gradient.rows[0].largest().reshape(k, -1)
     rounding = 1 + sum_rounding(x.size) * unit(x)
     lipschitz = jax.vmap(ball.dual_norm)(steepest) * rounding
-    lost = 2 * found.lost * rounding
+    lost = 2 * gradient.lost * rounding
     known = jnp.isfinite(lipschitz) & jnp.isfinite(lost)
     lipschitz, lost = (jnp.where(known, v, jnp.inf) for v in (lipschitz, lost))
     return jnp.where(jnp.arange(k) == label, 0.0, lipschitz), lost

@@ -112,8 +112,7 @@ def verify(
     D is ball and box, and D_1 and D_2 are D together. An attack goes first. Of what it does not
     break each margin is bounded by linear relaxation. Where that is not enough D is split in two,
     again and again. The image that a bound is least at is evaluated, and may break the prediction
-    too. After a `bracket` what lies between its ends is left: the images of
-    `still_correct & ~certified_correct`.
+    too. The images between the two ends of a `bracket` are `still_correct & ~certified_correct`.
 
     | split | in D_1, and in D_2 | for |
     | --- | --- | --- |
@@ -126,8 +125,8 @@ def verify(
     relaxation nearly proves, and the rest stays open.
 
     Images of float64, where JAX's float64 is enabled, are searched in float64, with the network's
-    weights converted. What is proven and broken is the network of float64 then, and float32's
-    rounding leaves nothing open; the attack itself runs on images of float32.
+    weights converted. The result is then about the network in float64, where rounding hardly
+    widens a bound. The attack itself runs on images of float32.
 
     - `logits_fn`: a deterministic network.
     - `images`, `labels`, `ball`: as for `robust_accuracy`.

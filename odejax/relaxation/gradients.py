@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from .._rounding import SUM_ROUNDING
+from .._rounding import SUM_ROUNDING, sum_rounding
 from ..solvers.chebyshev import ChebyshevFlowMap
 from ..solvers.flow_map import AbstractFlowMap
 from .elementwise import AbstractElementwise, Convex, Curved, Leaky, Reciprocal, Smooth
@@ -34,7 +34,7 @@ from .rules import (
     Node,
     Product,
     Unary,
-    sum_rounding,
+    unbroadcast,
     unit,
 )
 
@@ -150,17 +150,9 @@ def _through_affine(rule: Affine, rows: Interval, *xs: Interval) -> list[Interva
 
 def _unbroadcast(rows: Interval, x: Interval) -> Interval:
     """The transpose of broadcasting `x` to the shape of the rows: a sum."""
-    shape = rows.low.shape[1:]
-
-    def add(rows):
-        transpose = jax.linear_transpose(
-            lambda v: jnp.broadcast_to(v, shape), jnp.zeros(x.low.shape, rows.dtype)
-        )
-        return jax.vmap(lambda row: transpose(row)[0])(rows)
-
-    lost = sum_rounding(rows.low[0].size // max(1, x.low.size)) * unit(rows.low)
-    lost = lost * add(rows.largest())
-    return Interval(add(rows.low) - lost, add(rows.high) + lost)
+    low, high, size = (unbroadcast(v, x.low.shape) for v in (*rows, rows.largest()))
+    lost = sum_rounding(rows.low[0].size // max(1, x.low.size)) * unit(low) * size
+    return Interval(low - lost, high + lost)
 
 
 def _share(x: Interval) -> Interval:

@@ -180,8 +180,8 @@ class Affine(Rule):
             low, high = self.apply(*lows), self.apply(*highs)
             # A sum of what is not negative is not below its constant, however it is rounded.
             constant = self.apply(*map(jnp.zeros_like, lows))
-            negative = self.radius(*(jnp.minimum(v, 0.0) for v in lows)) < 0
-            floor = jnp.where((constant < 0) | negative, -jnp.inf, constant)
+            positive = self.radius(*(jnp.minimum(v, 0.0) for v in lows)) >= 0
+            floor = jnp.where((constant >= 0) & positive, constant, -jnp.inf)
             floor = floor * (1 - ROUNDING * unit(floor))
             return Bound(Interval(jnp.maximum(low - lost, floor), high + lost), size)
         if self.elementwise:
@@ -337,13 +337,13 @@ class Product(Rule):
     def backward(self, rows, relaxed, *xs, parallel=False):
         (x, y), (along_x, along_y, constant) = xs, relaxed
         moved = (
-            _unbroadcast(rows * along_x, x.low.shape),
-            _unbroadcast(rows * along_y, y.low.shape),
+            unbroadcast(rows * along_x, x.low.shape),
+            unbroadcast(rows * along_y, y.low.shape),
         )
         return moved, times(rows, constant)
 
 
-def _unbroadcast(rows, shape):
+def unbroadcast(rows, shape):
     """The transpose of broadcasting `shape` to that of the rows."""
 
     def spread(v):
