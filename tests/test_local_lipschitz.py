@@ -30,10 +30,6 @@ RNG = np.random.default_rng(0)
 X = jnp.asarray(IMAGE)
 # Whose derivatives are not JAX's.
 DERIVATIVES = {"custom_vjp": lambda x: jnp.sin(W @ x)}
-QUICK = (
-    "leaky relu of slope 2", "gelu", "softplus", "batched product", "division", "layer norm",
-    "min and max", "largest", "flow map", "conv2d", "loop", "reversed loop",
-)  # fmt: skip
 
 
 # -- intervals of gradients ------------------------------------------------------------------------
@@ -84,7 +80,7 @@ def gradients_of(function, ball):
     return *found.rows[0], found.lost
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_no_difference_is_outside_that_of_the_gradients(name):
     """f(x') - f(x'') lies in sum_i [low_i, high_i] (x' - x'')_i; no derivative is taken."""
     function = PROGRAMS[name]
@@ -110,7 +106,7 @@ def test_no_difference_is_outside_that_of_the_gradients(name):
     assert (low <= exact + 1e-5 * size).all()
     assert (exact <= high + 1e-5 * size).all()
     if name != "max pooling":  # where padding repeats an entry of its window
-        assert (high - low < 5e-3 * size).all()
+        assert (high - low <= 5e-3 * size).all()
     assert (lost < 1e-2).all()
 
 
