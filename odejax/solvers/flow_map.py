@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from scipy.integrate import solve_ivp
 
 from .._checks import check_positive
+from .._promotion import own_promotion
 
 _MAX_EVALUATIONS = 20_000  # of the field in one solve; nmODE to t = 5 takes 1,000
 ScalarField = Callable[..., object]  # g(y, gamma), elementwise, of NumPy or JAX functions
@@ -77,6 +78,7 @@ class AbstractFlowMap(eqx.Module):
         return max(map(abs, self.extremes(2))) + self.curvature_error
 
 
+@own_promotion  # it is traced once more where a program is compiled
 def _derivative(gamma, *, flow_map: AbstractFlowMap, order: int):
     return flow_map.derivative(gamma, order)
 
