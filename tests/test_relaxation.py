@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +28,7 @@ from odejax.relaxation.elementwise import (
     of_flow_map,
 )
 from odejax.relaxation.primitives import COPYING, SCALING, SUMMING, UNARY
-from odejax.relaxation.rules import Affine, Interval
+from odejax.relaxation.rules import Affine, Interval, Product, Unary
 
 RNG = np.random.default_rng(0)
 
@@ -425,11 +426,91 @@ def test_rounding_of_long_sums_is_counted(n):
     assert high - low < 12 * sum_rounding(n) * exact  # of the network twice, and of the bound
 
 
+def by_group(x, power=2, weights=1.0):
+    """The moment of each of two groups, for each of its 8 entries."""
+    return jnp.repeat(jnp.mean(weights * x.reshape(2, 8) ** power, 1), 8)
+
+
+def own_norm(x):
+    norm = eqx.tree_at(lambda n: (n.scale, n.shift), GroupNorm(4, groups=2), (C[:4], C[4:8]))
+    return norm(x.reshape(2, 2, 4), None)[0].ravel()
+
+
+# What the largest entry can be, whatever x is.
+NORMALISED = {
+    "group norm": (own_norm, np.tile(8**0.5 * np.abs(C[:4]) + np.abs(C[4:8]), 4)),
+    "by rsqrt": (lambda x: x * lax.rsqrt(jnp.mean(x**2) + 1e-5), 4.0),
+    "by division": (lambda x: -3 * x / jnp.sqrt(jnp.sum(x * x) + 1e-5), 3.0),
+    "of a group": (lambda x: x / jnp.sqrt(by_group(x) + 1e-5), 8**0.5),
+    "of entries that are copied": (
+        lambda x: jnp.repeat(x, 2) * lax.rsqrt(jnp.mean(x**2) + 1e-5),
+        4.0,
+    ),
+    "in another order": (lambda x: x[::-1] / jnp.sqrt(by_group(x)[::-1] + 1e-5), 8**0.5),
+    "a scale within": (lambda x: (C / jnp.sqrt(by_group(x) + 1e-5)) * x, 8**0.5 * np.abs(C)),
+}
+NOT_NORMALISED = {
+    "another's moment": lambda x: x * lax.rsqrt(jnp.mean((x + 1) ** 2) + 1e-2),
+    "the other group's": lambda x: x * lax.rsqrt(by_group(x)[::-1] + 1e-2),
+    "the other group's, in order": lambda x: x[::-1] * lax.rsqrt(by_group(x) + 1e-2),
+    "another power": lambda x: x * lax.rsqrt(by_group(x, 4) + 1e-2),
+    "negative weights": lambda x: x * lax.rsqrt(by_group(x, 2, -0.01) + 1.0),
+    "a positive part": lambda x: x * lax.rsqrt(jax.nn.relu(by_group(x) - 0.1) + 1e-2),
+    "no constant": lambda x: x * lax.rsqrt(by_group(x)),
+    "no root": lambda x: x / (by_group(x) + 1e-2),
+    "a scale of the root": lambda x: x / (C * jnp.sqrt(by_group(x) + 1e-2)),
+}
+
+
+@pytest.mark.parametrize("tighten", [False, True], ids=["intervals", "linear"])
+@pytest.mark.parametrize("name", NORMALISED)
+def test_a_normalised_value_has_a_limit_whatever_goes_in(name, tighten):
+    function, limit = NORMALISED[name]
+
+    def large(x):
+        return function(100 * (x - 0.5))
+
+    low, high = bounds_of(large, LinfBall(1.0), tighten)
+    assert (-1.01 * limit <= low).all()
+    assert (high <= 1.01 * limit).all()
+    y = jax.vmap(large)(points(LinfBall(1.0)))
+    assert (low <= y.min(0)).all()
+    assert (y.max(0) <= high).all()
+
+
+@pytest.mark.parametrize("name", NOT_NORMALISED)
+def test_what_only_looks_like_a_normalised_value_has_no_limit(name):
+    graph = trace(NOT_NORMALISED[name], jnp.asarray(X))
+    limits = [node.rule.limit for node in graph.nodes if isinstance(node.rule, Product)]
+    assert len(limits) == 1
+    assert limits[0] is None or np.isinf(limits[0]).all()
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        eqx.nn.GroupNorm(2, 4),
+        eqx.nn.LayerNorm((4, 4)),
+    ],
+    ids=["groups", "layer"],
+)
+def test_norms_of_equinox_have_the_limit(norm):
+    """They compute the mean twice: once for the variance."""
+    graph = trace(lambda x: norm(x.reshape(4, 4)), jnp.asarray(X))
+    (limit,) = (node.rule.limit for node in graph.nodes if isinstance(node.rule, Product))
+    np.testing.assert_allclose(limit, 4.0 if isinstance(norm, eqx.nn.LayerNorm) else 8**0.5, 1e-4)
+
+
+def test_what_is_written_twice_is_one_operation():
+    graph = trace(lambda x: jnp.tanh(W @ x) * jnp.tanh(W @ x) + C[:6] * 2, jnp.asarray(X))
+    assert len([n for n in graph.nodes if isinstance(n.rule, Unary)]) == 2  # tanh, and a square
+
+
 def test_a_variance_is_not_below_its_constant():
     """So a normalisation's bounds are numbers, whatever rounding may take off the variance."""
 
     def normalised(x):
-        return x * jax.lax.rsqrt(jnp.mean(x**2) + 1e-5)
+        return (2 * x) * lax.rsqrt(4 * jnp.mean(x**2) + 4e-5)
 
     low, high = bounds_of(lambda x: normalised(1e4 * (x - 0.5)), LinfBall(0.5), False)
     assert (low >= -1.01e4 * 0.5 / 1e-5**0.5).all()

@@ -48,6 +48,7 @@ class AbstractElementwise(eqx.Module):
     """A function of one number, on intervals."""
 
     exact = False  # no value of it is rounded
+    relative = False  # every value is rounded by a fraction of itself
     kinked = False  # linear but for a kink at 0
 
     @abc.abstractmethod
@@ -130,6 +131,7 @@ class Convex(AbstractElementwise):
     sign: int = eqx.field(static=True, default=1)
     bottom: float | None = eqx.field(static=True, default=None)
     start: float = eqx.field(static=True, default=-math.inf)
+    relative: bool = eqx.field(static=True, default=False)
 
     def range(self, lower, upper):
         ends = self.f(lower), self.f(upper)
@@ -169,6 +171,8 @@ def _or_flat(line, end):
 
 class Reciprocal(AbstractElementwise):
     """1 / z, where z keeps its sign; else nothing is known."""
+
+    relative = True
 
     def range(self, lower, upper):
         unknown = (lower <= 0) & (upper >= 0)
@@ -402,12 +406,14 @@ SQRT = Convex(
     lambda lower, upper: 1 / (jnp.sqrt(lower) + jnp.sqrt(upper)),
     sign=-1,
     start=0.0,
+    relative=True,
 )
 RSQRT = Convex(
     lax.rsqrt,
     lambda z: -0.5 * z**-1.5,
     lambda lower, upper: -1 / (jnp.sqrt(lower * upper) * (jnp.sqrt(lower) + jnp.sqrt(upper))),
     start=0.0,
+    relative=True,
 )
 RECIPROCAL = Reciprocal()
 # Of sin and cos max |f''| is 1. The bends and the extrema below are zeros of f'' and f'.

@@ -7,13 +7,16 @@ operation that it goes into.
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .._rounding import sum_rounding
 from .elementwise import AbstractElementwise
+from .normalisation import normalised_limit
 from .rules import ROUNDING, Affine, Largest, Loop, Node, Product, Rule, Unary
 
 Shape = tuple[int, ...]
@@ -34,6 +37,7 @@ class Graph:
         self.shapes = list(shapes)
         self.inputs = tuple(range(len(shapes)))
         self.outputs: tuple[int, ...] = ()
+        self._results: dict[Any, tuple[Any, list[Any]]] = {}
 
     def shape(self, value: Value) -> Shape:
         return self.shapes[value.number]
@@ -51,6 +55,19 @@ class Graph:
         self.shapes += shapes
         self.nodes.append(Node(rule, tuple(v.number for v in inputs), outputs))
         return [Value(number) for number in outputs]
+
+    def once(self, equation: Any, operands: Sequence[Any], make: Callable[[], list[Any]]) -> list:
+        """The results of `make`: those from before, of the same operation on the same operands."""
+        params = tuple(sorted(equation.params.items()))
+        key = equation.primitive, params, tuple(map(_identity, operands))
+        try:
+            hash(key)
+        except TypeError:
+            return make()
+        if key not in self._results:
+            # The operands live as long as their addresses are in use.
+            self._results[key] = operands, make()
+        return self._results[key][1]
 
     def joined(self) -> "Graph":
         """The same graph, with every chain of affine operations as one operation.
@@ -86,7 +103,10 @@ class Graph:
 
     def product(self, a: Value, b: Value, shape: Shape) -> Value:
         """a * b"""
-        return self.add(Product(), [a, b], shape)
+        factors = (a.number, b.number), (b.number, a.number)
+        limits = [normalised_limit(self.nodes, self.shapes, *pair, shape) for pair in factors]
+        limit = next((limit for limit in limits if limit is not None), None)
+        return self.add(Product(limit), [a, b], shape)
 
     def shift(self, value: Value, by, sign: float = 1.0) -> Value:
         """sign * value + by"""
@@ -167,6 +187,13 @@ def _of_one_value(node: Node, nodes: dict[int, Node], uses: Counter) -> Node:
     (value,) = values
     uses[value] -= len(parts) - 1
     return Node(node.rule.of_one(parts), (value,), node.outputs)
+
+
+def _identity(operand: Any) -> Any:
+    """What two operands that are the same have in common."""
+    if isinstance(operand, np.ndarray | np.generic | float | int) and np.ndim(operand) == 0:
+        return np.result_type(operand), float(operand)
+    return id(operand) if isinstance(operand, jax.Array) else operand
 
 
 def copied_rounding(more: Shape, *fewer: Shape) -> float:

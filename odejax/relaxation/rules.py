@@ -270,10 +270,13 @@ class Unary(Rule):
 
     def forward(self, x: Interval) -> Bound:
         low, high = self.function.range(*x)
-        lost = 0.0
-        if not self.function.exact:
-            lost = SUM_ROUNDING * unit(low) * jnp.maximum(jnp.abs(low), jnp.abs(high))
-        out = Interval(_toward(low, lost), high + lost)
+        if self.function.exact:
+            return Bound(Interval(low, high), jnp.maximum(jnp.abs(low), jnp.abs(high)))
+        sizes = jnp.abs(low), jnp.abs(high)
+        if not self.function.relative:
+            sizes = 2 * (jnp.maximum(*sizes),)
+        below, above = (SUM_ROUNDING * unit(low) * size for size in sizes)
+        out = Interval(_toward(low, below), high + above)
         return Bound(out, out.largest())
 
     def relax(self, y, *xs, tilt: Numbers | None = None, multiplier: Numbers | None = None):
@@ -317,22 +320,43 @@ class Product(Rule):
 
     x y >= a y + c x - a c,  x y >= b y + d x - b d,
     x y <= a y + d x - a d,  x y <= b y + c x - b c   for a <= x <= b, c <= y <= d
+
+    - `limit`: what is known of |x y| besides; None: nothing.
+
+    Where the planes are outside the limit in the middle of x and y, the interval is in their place.
     """
+
+    limit: Any = None
 
     def forward(self, x: Interval, y: Interval) -> Bound:
         ends = jnp.stack([a * b for a in x for b in y])
         low, high = ends.min(0), ends.max(0)
-        lost = ROUNDING * unit(low) * jnp.maximum(jnp.abs(low), jnp.abs(high))
-        return Bound(Interval(_toward(low, lost), high + lost), x.largest() * y.largest())
+        size = x.largest() * y.largest()
+        lost = ROUNDING * unit(size) * size
+        low, high = _toward(low, lost), high + lost
+        if self.limit is not None:
+            # A product of infinity and zero is no number, and what is limited is one.
+            limit = self.limit + jnp.nan_to_num(lost)
+            low, high = jnp.fmax(low, -limit), jnp.fmin(high, limit)
+        return Bound(Interval(low, high), size)
 
     def relax(self, y, *xs):
         z, (x, y), shape = y, xs, y.size.shape
         (a, b), (c, d) = ([jnp.broadcast_to(v, shape) for v in side] for side in (x, y))
-        along_x, along_y = (c + d) / 2, (a + b) / 2
+        along_x, along_y, reach = (c + d) / 2, (a + b) / 2, (b - a) * (d - c) / 4
         # The transpose of broadcasting is a sum.
         added = sum_rounding(z.size.size // min(x.low.size, y.low.size))
         lost = (4 * ROUNDING + added) * unit(z.size) * z.size
-        return along_x, along_y, constants(-along_x * along_y, (b - a) * (d - c) / 4 + lost)
+        if self.limit is None:
+            return along_x, along_y, constants(-along_x * along_y, reach + lost)
+        low, high = z.interval
+        # Both ends, and where a reach is no number.
+        centre = along_x * along_y
+        flat = ~((centre - reach > low) | (centre + reach < high))
+        along_x, along_y = jnp.where(flat, 0.0, along_x), jnp.where(flat, 0.0, along_y)
+        middle = jnp.where(flat, (low + high) / 2, -along_x * along_y)
+        reach = jnp.where(flat, (high - low) / 2 * (1 + ROUNDING * unit(low)), reach + lost)
+        return along_x, along_y, constants(middle, reach)
 
     def backward(self, rows, relaxed, *xs, parallel=False):
         (x, y), (along_x, along_y, constant) = xs, relaxed

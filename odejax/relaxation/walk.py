@@ -96,7 +96,7 @@ def _results(graph: Graph, equation: Equation, operands: Operands) -> list[Any]:
             raise ValueError(f"bounds are for float32 and float64; got {dtype} from {name}")
     if name == "scan":
         return _scan(graph, equation, operands)
-    return results_of(graph, equation, operands)
+    return graph.once(equation, operands, lambda: results_of(graph, equation, operands))
 
 
 def _evaluated(equation: Equation, operands: Operands) -> list[Any]:
