@@ -21,11 +21,11 @@ from .lipschitz_margin import LipschitzMargin
 from .stable_mapping import FlowMapSlope
 
 # What one of these proves at about the same cost is no entry of its own: Eq. (4) of nmODE and its
-# finite-time form are never tighter than the slope, nor intervals than CROWN-IBP.
+# finite-time form are never tighter than the slope, nor intervals and CROWN-IBP than CROWN.
 _OF_A_MODEL = {"LipschitzMargin": LipschitzMargin(), "FlowMapSlope": FlowMapSlope()}
 _OF_ANY_FUNCTION = {
-    "CROWN-IBP": LinearRelaxation(intermediate="interval"),
     "CROWN": LinearRelaxation(),
+    "CROWN-IBP": LinearRelaxation(intermediate="interval"),  # in its place in a large network
 }
 MAX_NEURONS = 15_000
 
@@ -64,8 +64,8 @@ def best(
     | --- | --- | --- |
     | LipschitzMargin | `LipschitzMargin()` | a model with a `lipschitz_bound` |
     | FlowMapSlope | `FlowMapSlope()` | an `NmODENet` with its flow map |
-    | CROWN-IBP | `LinearRelaxation(intermediate="interval")` | any deterministic function |
-    | CROWN | `LinearRelaxation()` | the same, up to `max_neurons` |
+    | CROWN | `LinearRelaxation()` | any deterministic function of up to `max_neurons` |
+    | CROWN-IBP | `LinearRelaxation(intermediate="interval")` | the same, of more |
 
     `evaluation.bracket` runs them in turn, each on images that those before it did not prove.
 
@@ -84,7 +84,7 @@ def best(
     >>> make = eqx.nn.make_with_state(odejax.models.MLP)
     >>> network = odejax.Predictor(*make((8, 8, 1), key=jax.random.key(0)))
     >>> list(odejax.certificates.best(network))
-    ['CROWN-IBP', 'CROWN']
+    ['CROWN']
 
     Zhang et al. (2020), arXiv:1906.06316, for CROWN-IBP and CROWN.
     """
@@ -105,9 +105,10 @@ def best(
     if reason := _refusal(_OF_ANY_FUNCTION["CROWN-IBP"], logits_fn, x):
         left_out |= dict.fromkeys(_OF_ANY_FUNCTION, reason)
     else:
-        applying |= _OF_ANY_FUNCTION
-        if (neurons := count_neurons(logits_fn, x)) > max_neurons:
-            del applying["CROWN"]
+        neurons = count_neurons(logits_fn, x)
+        name = "CROWN" if neurons <= max_neurons else "CROWN-IBP"
+        applying[name] = _OF_ANY_FUNCTION[name]
+        if name != "CROWN":
             left_out["CROWN"] = (
                 f"CROWN is left out for its cost: {neurons:,} neurons are more than "
                 f"max_neurons = {max_neurons:,}"

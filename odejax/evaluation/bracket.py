@@ -63,12 +63,11 @@ class Bracket(Shown):
     ...     first_wins, images, labels, odejax.LinfBall(0.2), attacks=odejax.attacks.FGSM, key=0
     ... )
     linf, eps 0.2, 4 images: certified 0.0 % <= robust accuracy <= 0.0 %
-                              accuracy (%)
-      clean                          100.0
-      under FGSM                       0.0
-      under all of them                0.0
-      certified by CROWN-IBP           0.0
-      with CROWN                       0.0
+                          accuracy (%)
+      clean                      100.0
+      under FGSM                   0.0
+      under all of them            0.0
+      certified by CROWN           0.0
     """
 
     ball: str
@@ -210,8 +209,8 @@ def bracket(
       of finitely many draws. A certified image whose vote an attack turned no further than chance
       may is not counted as certified.
 
-      By default, `"auto"`, those that apply to the network, `certificates.best(logits_fn)`: the
-      cheapest on all images, and each other in turn on those that are not yet certified, still
+      By default, `"auto"`, those that apply to the network, `certificates.best(logits_fn)`: one in
+      closed form on all images, then bound propagation on those that are not yet certified, still
       correct, and certified in the ball before, those of large margins first, until it proves
       nothing of a batch. Where none applies the lower end is 0 %, and `uncertified` says why. `()`
       certifies nothing.

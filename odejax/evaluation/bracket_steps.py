@@ -13,6 +13,7 @@ from .._inputs import method_name
 from .._predictor import predict
 from .._smoothing import Smoothed
 from .._types import Key, LogitsFn
+from ..certificates.bound_propagation import AbstractBoundPropagation
 from .ball_record import BallRecord
 from .certified_radii import certified_radii
 from .probes import masking_flags
@@ -89,7 +90,8 @@ class BracketSteps:
         *,
         in_turn: bool,
     ):
-        """Every certificate, on all images; `in_turn` those after the first on images in doubt.
+        """Every certificate, on all images; `in_turn` bound propagation, and those after the first,
+        on images in doubt.
 
         In doubt is what is certified in the ball of `smaller`, still correct and not certified yet.
         The largest margins come first, and a batch of which nothing is proven is the last.
@@ -98,7 +100,7 @@ class BracketSteps:
         for i, (name, certificate) in enumerate(certificates.items()):
             if name not in record.per_certificate:
                 chosen: dict[str, Any] = {}
-                if in_turn and i > 0:
+                if in_turn and (i > 0 or isinstance(certificate, AbstractBoundPropagation)):
                     in_doubt = record.still_correct & ~record.certified_correct
                     in_doubt &= True if smaller is None else smaller.certified_correct
                     order = np.argsort(-self.margins, kind="stable")
