@@ -22,7 +22,7 @@ KEY = jax.random.key(3)
 NOISY = ("EnResNet", "MixedEnResNet")
 # Networks whose programs hold a primitive without a rule: a solver's loop, a linear solve.
 REFUSED = {"NmODENet solver": "while", "SpherePreservingNet": "lu"}
-QUICK = ("MLP", "ResNet BatchNorm", "DenseODENet", "NmODENet flow map")
+QUICK = ("MLP", "ResNet BatchNorm", "NmODENet flow map")
 FAMILIES = [
     pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
     for name in all_models
@@ -96,7 +96,7 @@ def certify_traced(certificate, predictor):
 
 
 @pytest.mark.parametrize("ball", [LinfBall(0.06), L2Ball(0.3)])
-@pytest.mark.parametrize("name", ["MLP", "ResNet BatchNorm"])
+@pytest.mark.parametrize("name", ["MLP", pytest.param("ResNet BatchNorm", marks=pytest.mark.slow)])
 def test_optimised_slopes_are_never_looser(name, ball):
     predictor, data = trained_mlp() if name == "MLP" else predictor_of(name), digits("test", 3)
 
