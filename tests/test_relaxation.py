@@ -508,6 +508,15 @@ def test_what_is_written_twice_is_one_operation():
     assert len([n for n in graph.nodes if isinstance(n.rule, Unary)]) == 2  # tanh, and a square
 
 
+def test_each_entry_by_itself_may_be_normalised():
+    """x / sqrt(1 + x^2), and no matrix of a million squared weights for it."""
+    graph = trace(lambda x: x / jnp.sqrt(1 + x**2), jnp.asarray(X))
+    (limit,) = (node.rule.limit for node in graph.nodes if isinstance(node.rule, Product))
+    np.testing.assert_allclose(limit, 1.0, 1e-4)
+    graph = trace(lambda x: x / jnp.sqrt(1 + x**2), jnp.zeros(2**20))
+    assert [n.rule.limit for n in graph.nodes if isinstance(n.rule, Product)] == [None]
+
+
 def test_a_variance_is_not_below_its_constant():
     """So a normalisation's bounds are numbers, whatever rounding may take off the variance."""
 

@@ -59,10 +59,10 @@ class Graph:
     def once(self, equation: Any, operands: Sequence[Any], make: Callable[[], list[Any]]) -> list:
         """The results of `make`: those from before, of the same operation on the same operands."""
         params = tuple(sorted(equation.params.items()))
-        key = equation.primitive, params, tuple(map(_identity, operands))
         try:
+            key = equation.primitive, params, tuple(map(_identity, operands))
             hash(key)
-        except TypeError:
+        except TypeError:  # of what has no hash it is not known
             return make()
         if key not in self._results:
             # The operands live as long as their addresses are in use.

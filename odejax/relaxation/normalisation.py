@@ -22,6 +22,7 @@ from .rules import Affine, Node, Rule, Unary
 
 Shape = tuple[int, ...]
 INVERSE_ROOTS = ((RSQRT,), (SQRT, RECIPROCAL), (RECIPROCAL, SQRT))
+MOST_WEIGHTS = 2**24  # 64 MB; a group norm of 64 channels of 56 x 56 has 12.8 million
 
 
 def normalised_limit(
@@ -44,6 +45,8 @@ def normalised_limit(
     if same != base or functions not in INVERSE_ROOTS:
         return None
     if not all(_is_copy(rule) for rule in after[: roots[-1]] if isinstance(rule, Affine)):
+        return None
+    if math.prod(shapes[moment]) * math.prod(shapes[base]) > MOST_WEIGHTS:
         return None
     with jax.ensure_compile_time_eval():  # all but what is known only as the program runs
         weights, constant = _weights([*copies, *sums], shapes[base], shapes[moment])
