@@ -264,6 +264,7 @@ def test_what_rounding_may_cost_grows_with_the_radius_as_a_line():
     assert (np.diff(error) > 0).all()
 
 
+@pytest.mark.slow  # the error of a layer is tested above
 def test_a_large_constant_does_not_make_rounding_cost_more_of_the_radius():
     """An error in a layer grows by no more than a perturbation there: of the radius it takes a few
     millionths of what the layers add up, and so of the image's norm."""

@@ -82,7 +82,7 @@ def test_every_tilt_is_a_line_below_a_kink(a):
 
 
 @pytest.mark.parametrize("scanned", [False, True])
-@pytest.mark.parametrize("ball", [LinfBall(EPS), L2Ball(EPS)])
+@pytest.mark.parametrize("ball", [LinfBall(EPS), pytest.param(L2Ball(EPS), marks=pytest.mark.slow)])
 def test_any_tilts_and_multipliers_bound_a_subdomain(ball, scanned):
     """A subdomain is where some operands of kinks have the signs that they have at a point."""
     rng = np.random.default_rng(1)
