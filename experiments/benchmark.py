@@ -7,7 +7,7 @@ For each family: clean accuracy, accuracy under FGSM and PGD-40 (L-infinity and 
 certified accuracy by every certificate that applies to it, and masking flags; a table,
 `result.json` and two figures in the run folder. ResNet, SSPNet and the neural ODE each evaluate
 four residual fields: four Euler steps, two SSP-2 steps, two midpoint steps of one field. The steps
-do not depend on the image, so that all three can be certified. Digits end in about 15 minutes on 2
+do not depend on the image, so that all three can be certified. Digits end in about 17 minutes on 2
 CPU cores, most of it for the proofs.
 """
 

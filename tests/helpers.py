@@ -124,6 +124,9 @@ all_models = {
     "MassPreservingNet": _maker(MassPreservingNet, features=8, depth=2, width=8),
     "SpherePreservingNet": _maker(SpherePreservingNet, features=8, depth=2, width=8),
 }
+NOISY = ("EnResNet", "MixedEnResNet")
+# Their programs hold a primitive without a rule for bounds: a solver's loop, a linear solve.
+REFUSED = {"NmODENet solver": "while", "SpherePreservingNet": "lu"}
 
 all_attacks = {
     "FGSM": FGSM(),

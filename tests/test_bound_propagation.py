@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import all_models, digits, predictor_of, trained_mlp
+from helpers import NOISY, REFUSED, all_models, digits, predictor_of, trained_mlp
 from scipy.optimize import linprog
 
 from odejax import L2Ball, LinfBall, MeanLogits, Predictor
@@ -19,9 +19,6 @@ from odejax.relaxation import Propagation, kinks_of, trace
 from odejax.solvers import GridSteps
 
 KEY = jax.random.key(3)
-NOISY = ("EnResNet", "MixedEnResNet")
-# Networks whose programs hold a primitive without a rule: a solver's loop, a linear solve.
-REFUSED = {"NmODENet solver": "while", "SpherePreservingNet": "lu"}
 QUICK = ("MLP", "ResNet BatchNorm", "NmODENet flow map")
 FAMILIES = [
     pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
@@ -75,8 +72,9 @@ def test_no_sample_and_no_attack_is_below_the_bounds(name):
                 assert not np.isnan(bound).any()
             crown, logits = bounds["LinearRelaxation"], np.abs(clean).max()
             assert (bounds["IntervalBounds"] <= crown + 1e-5).all()
-            if eps == 0.0:  # what rounding takes off: of WideResNet's sums of 576 terms .013
-                assert (crown >= clean - 2e-2 * max(1.0, float(logits))).all()
+            if eps == 0.0:  # what rounding takes off: more of WideResNet's sums of 576 terms
+                most = 2e-2 if name == "WideResNet" else 1e-2
+                assert (crown >= clean - most * max(1.0, float(logits))).all()
                 assert crown.max() > 0
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import IMAGE_SHAPE, all_models, digits, warm
+from helpers import IMAGE_SHAPE, NOISY, REFUSED, all_models, digits, warm
 
 from odejax import LinfBall, Predictor
 from odejax.certificates import IntervalBounds, LinearRelaxation
@@ -22,9 +22,7 @@ from odejax.relaxation import trace
 
 KEY = jax.random.key(5)
 EPS = np.float32(1e-5)
-REFUSED = {"NmODENet solver": "while", "SpherePreservingNet": "lu"}
 QUICK = ("ResNet", "ResNet BatchNorm", "DenseODENet", "PreActResNet", "HamiltonianNet")
-NONE = (*REFUSED, "EnResNet", "MixedEnResNet")  # the last two draw noise
 
 
 class NnxNet(nnx.Module):
@@ -81,7 +79,7 @@ def are_bounds(network, certificate):
     [
         pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
         for name in all_models
-        if name not in NONE
+        if name not in (*NOISY, *REFUSED)
     ],
 )
 def test_every_family_has_finite_intervals(name):

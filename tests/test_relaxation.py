@@ -542,6 +542,16 @@ def test_what_does_not_depend_on_the_image_has_nothing_to_prove():
         trace(lambda x: jnp.ones(3), jnp.asarray(X))
 
 
+def test_a_nan_is_no_bound_of_a_normalised_value():
+    def normalised(scale):
+        return lambda x: scale * (W @ x) * lax.rsqrt(jnp.mean((scale * (W @ x)) ** 2) + 1e-5)
+
+    low, high = bounds_of(normalised(jnp.nan), LinfBall(0.1), False)
+    assert not (low > -1e30).any()
+    assert not (high < 1e30).any()
+    assert np.isfinite(bounds_of(normalised(1.0), LinfBall(0.1), False)).all()
+
+
 def test_a_nan_is_no_bound():
     low, high = bounds_of(lambda x: (W * jnp.nan) @ jax.nn.relu(x), LinfBall(0.1), True)
     assert not (low > -1e30).any()

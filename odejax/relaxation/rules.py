@@ -335,8 +335,8 @@ class Product(Rule):
         lost = ROUNDING * unit(size) * size
         low, high = _toward(low, lost), high + lost
         if self.limit is not None:
-            # A product of infinity and zero is no number, and what is limited is one.
-            limit = self.limit + jnp.nan_to_num(lost)
+            # An end may be infinity times zero, which the limit replaces; a NaN stays unbounded.
+            limit = jnp.where(jnp.isnan(lost), jnp.inf, self.limit + lost)
             low, high = jnp.fmax(low, -limit), jnp.fmin(high, limit)
         return Bound(Interval(low, high), size)
 
