@@ -11,6 +11,7 @@ from .blocks import (
     ResidualField as ResidualField,
     Stem as Stem,
 )
+from .cnn import CNN as CNN
 from .conv_ode import ConvODENet as ConvODENet
 from .convolution import conv2d as conv2d
 from .dense_ode import (

@@ -84,11 +84,15 @@ class Leaky(AbstractElementwise):
 
     def range(self, lower, upper):
         at_lower, at_upper = self._ends(lower, upper)
+        if isinstance(self.a, float | int) and self.a >= 0:
+            return at_lower, at_upper
         low = jnp.minimum(at_lower, at_upper)
         crosses = (lower < 0) & (upper > 0)
         return jnp.where(crosses, jnp.minimum(low, 0.0), low), jnp.maximum(at_lower, at_upper)
 
     def _ends(self, lower, upper):
+        if isinstance(self.a, float | int) and self.a == 0:  # which infinity is not times 0
+            return jax.nn.relu(lower), jax.nn.relu(upper)
         return jnp.maximum(lower, self.a * lower), jnp.maximum(upper, self.a * upper)
 
     def lines(self, lower, upper, tilt=None):

@@ -170,27 +170,30 @@ class Affine(Rule):
         losses = [jnp.zeros_like(size) if part is None else part.lost_of(size) for part in parts]
         return self.radius(*losses) + self.lost_of(*sizes)
 
+    def range(self, *xs: Interval) -> Interval:
+        """The interval of the result in real numbers."""
+        if self.exact or self.positive or self.elementwise:
+            ends = self.apply(*(x.low for x in xs)), self.apply(*(x.high for x in xs))
+            if self.exact or self.positive:
+                return Interval(*ends)
+            return Interval(jnp.minimum(*ends), jnp.maximum(*ends))
+        middle = self.apply(*((x.low + x.high) / 2 for x in xs))
+        reach = self.radius(*((x.high - x.low) / 2 for x in xs))
+        return Interval(middle - reach, middle + reach)
+
     def forward(self, *xs: Interval) -> Bound:
-        lows, highs = [x.low for x in xs], [x.high for x in xs]
+        low, high = self.range(*xs)
         if self.exact:
-            low, high = self.apply(*lows), self.apply(*highs)
             return Bound(Interval(low, high), jnp.zeros_like(low))
         size, lost = self._size_and_lost(*xs)
         if self.positive:
-            low, high = self.apply(*lows), self.apply(*highs)
             # A sum of what is not negative is not below its constant, however it is rounded.
+            lows = [x.low for x in xs]
             constant = self.apply(*map(jnp.zeros_like, lows))
             positive = self.radius(*(jnp.minimum(v, 0.0) for v in lows)) >= 0
             floor = jnp.where((constant >= 0) & positive, constant, -jnp.inf)
             floor = floor * (1 - ROUNDING * unit(floor))
             return Bound(Interval(jnp.maximum(low - lost, floor), high + lost), size)
-        if self.elementwise:
-            ends = self.apply(*lows), self.apply(*highs)
-            low, high = jnp.minimum(*ends), jnp.maximum(*ends)
-        else:
-            middle = self.apply(*((x.low + x.high) / 2 for x in xs))
-            reach = self.radius(*((x.high - x.low) / 2 for x in xs))
-            low, high = middle - reach, middle + reach
         return Bound(Interval(low - lost, high + lost), size)
 
     def _size_and_lost(self, *xs: Interval) -> tuple[Numbers, Numbers]:

@@ -1,5 +1,6 @@
 """Training: `fit`, and its objectives."""
 
+from .certified import CertifiedTraining as CertifiedTraining
 from .checkpoints import CheckpointError as CheckpointError
 from .constraints import (
     Penalised as Penalised,
@@ -22,6 +23,7 @@ from .gradients import (
     AbstractGradientRule as AbstractGradientRule,
     Derivative as Derivative,
 )
+from .interval_init import interval_init as interval_init
 from .mixed_precision import MixedPrecision as MixedPrecision, in_precision as in_precision
 from .objectives import (
     Adversarial as Adversarial,

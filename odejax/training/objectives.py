@@ -176,12 +176,21 @@ class Adversarial(eqx.Module):
             _Training(_constant(model), state) if self.train_mode else as_attacked(model, state)
         )
 
-        def attacked(x, y, key):
-            return self.attack(predictor, x, y, self.ball, key=key).x_adv
+        images = attacked_images(self.attack, predictor, images, labels, self.ball, key=attack_key)
+        return self.objective(model, state, images, labels, key=key)
 
-        keys = jax.random.split(attack_key, len(images))
-        images = jax.vmap(attacked, axis_name=BATCH_AXIS)(images, labels, keys)
-        return self.objective(model, state, jax.lax.stop_gradient(images), labels, key=key)
+
+def attacked_images(
+    attack: AbstractAttack, predictor: Any, images: Images, labels: Labels, ball, *, key: Key
+) -> Images:
+    """The attacked batch, as a constant."""
+
+    def attacked(x, y, key):
+        return attack(predictor, x, y, ball, key=key).x_adv
+
+    keys = jax.random.split(key, len(images))
+    x_adv = jax.vmap(attacked, axis_name=BATCH_AXIS)(images, labels, keys)
+    return jax.lax.stop_gradient(x_adv)
 
 
 def as_attacked(model, state: State) -> Predictor:
