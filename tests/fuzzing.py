@@ -169,6 +169,7 @@ def calls() -> dict[str, Call]:
     net = {"image_shape": "image shape", "n_classes": count, "width": count}
     for name, more in {
         "MLP": {},
+        "CNN": {},
         "ResNet": {"depth": count, "step_size": "not negative", "solver": "solver"},
         "PolyNet": {"depth": count},
         "FractalNet": {"depth": count, "columns": count},
@@ -217,6 +218,9 @@ def calls() -> dict[str, Call]:
 
     add("Hinge", training.Hinge, {"margin": "not negative"})
     add("CrossEntropy", training.CrossEntropy, {"temperature": positive, "margin": "not negative"})
+    add("CertifiedTraining", training.CertifiedTraining,
+        {"ball": "ball", "weight": share, "box": share, "progress": share, "attack": "attack",
+         "penalty": "not negative"}, ball=BALL, attack=attacks.PGD())  # fmt: skip
     add("TRADES", training.TRADES, {"ball": "ball", "beta": "not negative"}, ball=BALL)
     add("Adversarial", training.Adversarial, {"ball": "ball", "objective": "function"},
         attack=attacks.PGD(), ball=BALL)  # fmt: skip

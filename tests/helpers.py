@@ -45,6 +45,7 @@ from odejax.certificates import (
     StableMapping,
 )
 from odejax.models import (
+    CNN,
     MLP,
     AugmentedODENet,
     BatchNorm,
@@ -93,6 +94,7 @@ _HEUN = {
 # name -> (key -> (model, state)): a new architecture joins here and inherits the contract.
 all_models = {
     "MLP": _maker(MLP, width=8),
+    "CNN": _maker(CNN, channels=(4,), width=8, norm=BatchNorm),
     "ResNet": _maker(ResNet, width=4, depth=2),
     "ResNet BatchNorm": _maker(ResNet, width=4, depth=2, norm=BatchNorm),
     "ResNet step 0.1": _maker(ResNet, width=4, depth=2, step_size=0.1),

@@ -32,6 +32,7 @@ from odejax.training import (
     TRADES,
     YOPO,
     Adversarial,
+    CertifiedTraining,
     CrossEntropy,
     Derivative,
     FreeAdversarial,
@@ -443,8 +444,9 @@ def test_the_average_of_the_weights_is_what_is_returned():
         pytest.param(
             RisingEps(Adversarial(PGD(2, 0.05, last=True), BALL), steps=10), marks=pytest.mark.slow
         ),
+        RisingEps(CertifiedTraining(BALL), steps=7, wait=2),
     ],
-    ids=["free", "rising"],
+    ids=["free", "rising", "certified"],
 )
 def test_what_a_rule_carries_and_the_average_survive_an_interruption(rule, tmp_path):
     def run(epochs, folder=None):
