@@ -45,10 +45,9 @@ import odejax
 from odejax import LinfBall, Predictor
 from odejax.certificates import LinearRelaxation
 from odejax.certificates.best import count_neurons
-from odejax.certificates.bound_propagation import deterministic
 from odejax.evaluation import provenance, save_result
 from odejax.models import MLP, BatchNorm, ConvODENet, ResNet
-from odejax.relaxation import trace
+from odejax.relaxation import deterministic, trace
 from odejax.training import CrossEntropy, fit
 
 from ._lirpa import INSTALLED, LiRPA

@@ -36,10 +36,9 @@ import numpy as np
 from odejax import AbstractBall, L2Ball, models, predict
 from odejax.attacks import APGD, FAB, AutoAttack, Square, Targeted, dlr
 from odejax.certificates import IntervalBounds, LinearRelaxation
-from odejax.certificates.bound_propagation import deterministic
 from odejax.evaluation import robust_accuracy
 from odejax.plots import set_title
-from odejax.relaxation import trace
+from odejax.relaxation import deterministic, trace
 from odejax.training import clean_accuracy
 
 from .lib import report

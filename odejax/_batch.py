@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
+import equinox as eqx
 import jax
 from jax import lax
 from jaxtyping import PyTree
@@ -40,3 +41,33 @@ def gather_batch(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
     index = lax.axis_index(BATCH_AXIS) if whole else 0
     gathered = jax.tree.map(lambda a: lax.all_gather(a, BATCH_AXIS) if whole else a[None], tree)
     return gathered, lambda of_all: jax.tree.map(lambda a: a[index], of_all)
+
+
+class AbstractBatchNorm(eqx.Module):
+    """A norm whose running statistics move by `momentum` towards those of every batch."""
+
+    statistics: eqx.AbstractVar[eqx.nn.StateIndex]
+    momentum: eqx.AbstractVar[float]
+
+
+def of_last_batch(model: PyTree, before: eqx.nn.State, after: eqx.nn.State) -> eqx.nn.State:
+    """The state whose running statistics, for every `AbstractBatchNorm`, are the last batch's.
+
+    after = before + momentum (batch - before)
+    """
+    state = copied(after)
+    for norm in jax.tree.leaves(model, is_leaf=_is_batch_norm):
+        if _is_batch_norm(norm) and norm.momentum:
+            old, new = before.get(norm.statistics), after.get(norm.statistics)
+            batch = jax.tree.map(lambda o, n, m=norm.momentum: o + (n - o) / m, old, new)
+            state = state.set(norm.statistics, batch)
+    return state
+
+
+def copied(state: eqx.nn.State) -> eqx.nn.State:
+    """A state that can be used although `state` was, or will be."""
+    return jax.tree.map(lambda leaf: leaf, state)
+
+
+def _is_batch_norm(node: Any) -> bool:
+    return isinstance(node, AbstractBatchNorm)

@@ -12,10 +12,9 @@ from scipy.optimize import linprog
 from odejax import L2Ball, LinfBall, MeanLogits, Predictor
 from odejax.attacks import PGD, margin_loss
 from odejax.certificates import IntervalBounds, LinearRelaxation, StableMapping
-from odejax.certificates.bound_propagation import Margins, deterministic
 from odejax.evaluation import bracket, certified_radii
 from odejax.models import ConvODENet, ODESolve
-from odejax.relaxation import Propagation, kinks_of, trace
+from odejax.relaxation import Margins, Propagation, deterministic, kinks_of, trace
 from odejax.solvers import GridSteps
 
 KEY = jax.random.key(3)

@@ -13,15 +13,13 @@ from helpers import digits, predictor_of, trained_mlp, warm
 from odejax import L2Ball, LinfBall, Predictor
 from odejax.attacks import PGD
 from odejax.certificates import IntervalBounds, LinearRelaxation
-from odejax.certificates.bound_propagation import around, deterministic
-from odejax.models import CNN, MLP, BatchNorm, Conv, EnResNet, ResNet
-from odejax.relaxation import Interval, plain_intervals, trace
+from odejax.models import CNN, MLP, BatchNorm, Conv, EnResNet, ResNet, interval_init
+from odejax.relaxation import Interval, around, deterministic, plain_intervals, trace
 from odejax.training import (
     CertifiedTraining,
     CrossEntropy,
     RisingEps,
     fit,
-    interval_init,
 )
 from odejax.training.certified import _penalties
 

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "models": {ROOT, "solvers"},
     "relaxation": {ROOT, "solvers"},
     "certificates": {ROOT, "solvers", "models", "relaxation"},
-    "training": {ROOT, "data", "attacks", "certificates", "models", "relaxation"},
+    "training": {ROOT, "data", "attacks", "relaxation"},
     "evaluation": {ROOT, "data", "attacks", "certificates"},
     "plots": {ROOT, "evaluation"},
 }

@@ -12,13 +12,12 @@ from helpers import IMAGE_SHAPE, NOISY, REFUSED, all_models, digits, warm
 
 from odejax import LinfBall, Predictor
 from odejax.certificates import IntervalBounds, LinearRelaxation
-from odejax.certificates.bound_propagation import deterministic
 from odejax.models import (
     BatchNorm,
     FractalNet,
     ODESolve,
 )
-from odejax.relaxation import trace
+from odejax.relaxation import deterministic, trace
 
 KEY = jax.random.key(5)
 EPS = np.float32(1e-5)

@@ -11,9 +11,8 @@ from jax import lax
 
 from odejax import L2Ball, LinfBall
 from odejax._rounding import sum_rounding
-from odejax.certificates.bound_propagation import Margins
 from odejax.models import GroupNorm, NmODE, conv2d
-from odejax.relaxation import Propagation, trace
+from odejax.relaxation import Margins, Propagation, trace
 from odejax.relaxation.elementwise import (
     ABS,
     EXP,

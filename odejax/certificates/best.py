@@ -13,10 +13,10 @@ from .._promotion import own_promotion
 from .._threat_model import LinfBall
 from .._types import Image, LogitsFn
 from ..models.blocks import check_image_shape
-from ..relaxation import Graph, trace
+from ..relaxation import Graph, deterministic, trace
 from ..relaxation.rules import Affine, Loop
 from .base import AbstractCertificate
-from .bound_propagation import LinearRelaxation, deterministic
+from .bound_propagation import LinearRelaxation
 from .lipschitz_margin import LipschitzMargin
 from .stable_mapping import FlowMapSlope
 

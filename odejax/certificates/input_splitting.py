@@ -22,8 +22,7 @@ import numpy as np
 
 from .._threat_model import AbstractBall
 from .._types import Image, Label, LogitsFn
-from ..relaxation import Interval, Propagation, trace
-from .bound_propagation import Margins, around, deterministic
+from ..relaxation import Interval, Margins, Propagation, around, deterministic, trace
 from .branch_and_bound import AbstractSplitting, Bounded, downhill, padded
 
 # Of the steepest pixel's slope: every other one counts as at least so steep. A line may be flat

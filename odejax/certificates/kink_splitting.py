@@ -20,10 +20,9 @@ import numpy as np
 
 from .._threat_model import AbstractBall
 from .._types import Image, Label, LogitsFn
-from ..relaxation import Graph, Kinks, Propagation, kinks_of, trace
+from ..relaxation import Graph, Kinks, Margins, Propagation, deterministic, kinks_of, trace
 from ..relaxation.kinks import is_kink
 from ..relaxation.rules import Affine, Loop
-from .bound_propagation import Margins, deterministic
 from .branch_and_bound import AbstractSplitting, Bounded, downhill, padded
 
 STALE = 30  # passes over a subdomain without a kink left to split

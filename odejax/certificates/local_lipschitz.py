@@ -11,11 +11,10 @@ from .._promotion import own_promotion
 from .._rounding import RADIUS_ROUNDING, sum_rounding
 from .._threat_model import AbstractBall, check_ball
 from .._types import Image, Label, Logits, LogitsFn, Scalar
-from ..relaxation import Propagation, trace
+from ..relaxation import Margins, Propagation, deterministic, trace
 from ..relaxation.gradients import gradients
 from ..relaxation.rules import ROUNDING, unit
 from .base import AbstractDeterministicCertificate
-from .bound_propagation import Margins, deterministic
 
 
 class LocalLipschitz(AbstractDeterministicCertificate):

@@ -22,6 +22,7 @@ from .dense_ode import (
 )
 from .enresnet import EnResNet as EnResNet, MixedEnResNet as MixedEnResNet
 from .fractalnet import FractalField as FractalField, FractalNet as FractalNet
+from .interval_init import interval_init as interval_init
 from .invariant_layers import (
     MassLayer as MassLayer,
     SphereLayer as SphereLayer,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._batch import AbstractBatchNorm
 from .._checks import check_count, check_fraction, check_positive
 from .._promotion import own_promotion
 from .._types import BATCH_AXIS, Image, Scalar
@@ -72,7 +73,7 @@ class GroupNorm(eqx.Module):
         return jnp.repeat(means, x.shape[-1] // self.groups)
 
 
-class BatchNorm(eqx.Module):
+class BatchNorm(AbstractBatchNorm):
     """Batch normalisation over the batch and the pixels, with running statistics for inference.
 
         y = scale (x - mean) / sqrt(variance + eps) + shift

@@ -5,13 +5,16 @@
 - `activations`: programs that are one function; `no_rule`: the error for what has no bounds.
 - `elementwise`: functions of one number between two lines; `rules`: bounds through one operation.
 - `propagate`: bounds through the graph; `kinks`: what may be chosen at its kinks.
+- `margins`: what bounds prove around an image; `deterministic`: of which networks.
 - `intervals`: intervals alone, to be differentiated.
 - `gradients`: what the derivatives of its outputs lie between.
 """
 
+from .deterministic import deterministic as deterministic
 from .graph import Graph as Graph
 from .intervals import Intervals as Intervals, plain_intervals as plain_intervals
 from .kinks import Kinks as Kinks, kinks_of as kinks_of, with_kinks as with_kinks
+from .margins import Margins as Margins, around as around, margin_rows as margin_rows
 from .propagate import Bounds as Bounds, Propagation as Propagation, pull as pull
 from .rules import Interval as Interval
 from .walk import depends_on as depends_on, trace as trace

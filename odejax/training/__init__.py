@@ -23,7 +23,6 @@ from .gradients import (
     AbstractGradientRule as AbstractGradientRule,
     Derivative as Derivative,
 )
-from .interval_init import interval_init as interval_init
 from .mixed_precision import MixedPrecision as MixedPrecision, in_precision as in_precision
 from .objectives import (
     Adversarial as Adversarial,

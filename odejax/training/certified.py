@@ -1,7 +1,7 @@
 """Certified training: what is minimised is a bound on the loss, proven over the whole ball."""
 
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -9,14 +9,22 @@ import jax.numpy as jnp
 from equinox.nn import State
 from jaxtyping import Array, Float
 
+from .._batch import copied, of_last_batch
 from .._checks import check_callable, check_fraction, check_not_negative
 from .._predictor import Predictor
 from .._threat_model import AbstractBall, check_ball
 from .._types import Image, Images, Key, Label, Labels, Scalar
 from ..attacks import AbstractAttack
-from ..certificates.bound_propagation import Margins, around, deterministic
-from ..models import BatchNorm
-from ..relaxation import Interval, Propagation, plain_intervals, trace
+from ..relaxation import (
+    Interval,
+    Margins,
+    Propagation,
+    around,
+    deterministic,
+    margin_rows,
+    plain_intervals,
+    trace,
+)
 from .objectives import Loss, as_attacked, attacked_images, batch_logits, loss_and_correct
 
 TOLERANCE = 0.5  # tau of the warm-up's penalties
@@ -40,7 +48,7 @@ class CertifiedTraining(eqx.Module):
     It is trained in a ball that grows: `RisingEps(objective, steps, wait=...)`, which moves
     `progress` from 0 to 1. With it eps grows to its own, a to `weight`, the penalties fade out, and
     the linear bounds give way to intervals. Initial weights that keep intervals narrow: see
-    `interval_init`.
+    `models.interval_init`.
 
     The penalties of Shi et al. (2021) are about the operands of all kinks (ReLU, max), tau = 0.5:
     `tight` is the mean of relu(tau - r) / tau, r the mean width of the pixels' intervals divided by
@@ -106,12 +114,11 @@ class CertifiedTraining(eqx.Module):
             reach = ball if self.box == 1 else _scaled(ball, 1 - self.box)
             predictor = as_attacked(model, state)
             moved = attacked_images(self.attack, predictor, images, labels, reach, key=attack_key)
-        before = _copied(state)  # a state is used once
-        before = _copied(state)  # a state is used once
+        before = copied(state)  # a state is used once
         logits, new_state = batch_logits(model, state, moved, key=key)
         loss, correct = loss_and_correct(logits, labels)
 
-        predictor = Predictor(model, _of_batch(model, before, new_state))
+        predictor = Predictor(model, of_last_batch(model, before, new_state))
         centres = images if self.box == 1 else moved
         bounded = partial(self._bounded, predictor, _scaled(ball, self.box))
         lows, of_pixels, at_kinks = jax.vmap(bounded)(centres, labels)
@@ -134,8 +141,7 @@ class CertifiedTraining(eqx.Module):
         graph, box = trace(deterministic(predictor, x), x), around(x, ball)
         intervals = plain_intervals(graph, [box])
         (k,) = graph.shapes[graph.outputs[0]]
-        rows = jax.nn.one_hot(label, k, dtype=x.dtype) - jnp.eye(k, dtype=x.dtype)
-        lows = intervals.lowest(graph, rows)
+        lows = intervals.lowest(graph, margin_rows(label, k, x.dtype))
         if self.bounds == "linear":
             margins = Margins(graph, x, ball, Propagation(tighten=False))
             linear = margins.of_label(label, stop=False)
@@ -145,28 +151,6 @@ class CertifiedTraining(eqx.Module):
 
 def _scaled(ball: AbstractBall, by: float | Scalar) -> AbstractBall:
     return eqx.tree_at(lambda b: b.eps, ball, replace_fn=lambda eps: by * eps)
-
-
-def _of_batch(model: Any, before: State, after: State) -> State:
-    """The state whose running statistics, for every `BatchNorm`, are the last batch's alone.
-
-    after = before + momentum (batch - before)
-    """
-    state = _copied(after)
-    for norm in jax.tree.leaves(model, is_leaf=_is_batch_norm):
-        if _is_batch_norm(norm) and norm.momentum:
-            old, new = before.get(norm.statistics), after.get(norm.statistics)
-            batch = jax.tree.map(lambda o, n, m=norm.momentum: o + (n - o) / m, old, new)
-            state = state.set(norm.statistics, batch)
-    return state
-
-
-def _copied(state: State) -> State:
-    return jax.tree.map(lambda leaf: leaf, state)
-
-
-def _is_batch_norm(node: Any) -> bool:
-    return isinstance(node, BatchNorm)
 
 
 def _penalties(of_pixels: Scalar, at_kinks: list[Interval]) -> Scalar:

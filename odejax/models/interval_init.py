@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from .._inputs import as_key
 from .._types import Key
-from ..models import Conv
+from .blocks import Conv
 
 Model = TypeVar("Model", bound=PyTree)
 
@@ -29,11 +29,11 @@ def interval_init(model: Model, *, key: Key | int) -> Model:
 
     Raises `ValueError` for a key that is none.
 
-    >>> import math
-    >>> linear = eqx.nn.Linear(1000, 1000, key=jax.random.key(0))
-    >>> drawn = odejax.training.interval_init(linear, key=0)
-    >>> round(float(1000 * jnp.std(drawn.weight)), 1), round(math.sqrt(2 * math.pi), 1)
-    (2.5, 2.5)
+        >>> import equinox as eqx, jax, jax.numpy as jnp, math, odejax
+        >>> linear = eqx.nn.Linear(1000, 1000, key=jax.random.key(0))
+        >>> drawn = odejax.models.interval_init(linear, key=0)
+        >>> round(float(1000 * jnp.std(drawn.weight)), 1), round(math.sqrt(2 * math.pi), 1)
+        (2.5, 2.5)
 
     Shi et al. (2021), arXiv:2103.17268.
     """
