@@ -80,12 +80,14 @@ class Recipe:
     objective: Any = dataclasses.field(default_factory=CrossEntropy)
     augment: Callable | None = None
     rise: float = 0.0  # the share of all steps in which the objective's eps rises to its own
+    wait: float = 0.0  # and that of the steps before, at eps 0
 
     def over(self, steps: int) -> Any:
         """The objective, for epochs of so many steps."""
         if not self.rise:
             return self.objective
-        return RisingEps(self.objective, max(1, round(self.rise * steps * self.epochs)))
+        rise, wait = (round(share * steps * self.epochs) for share in (self.rise, self.wait))
+        return RisingEps(self.objective, max(1, rise), wait)
 
 
 def fitted(

@@ -43,7 +43,7 @@ from .lipschitz_layers import (
 )
 from .mlp import MLP as MLP
 from .nmode import NmODE as NmODE, NmODENet as NmODENet, sin_squared as sin_squared
-from .norms import BatchNorm as BatchNorm, GroupNorm as GroupNorm
+from .norms import BatchNorm as BatchNorm, GroupNorm as GroupNorm, NoNorm as NoNorm
 from .ode_net import AbstractODENet as AbstractODENet
 from .ode_solve import ODESolve as ODESolve
 from .operators import ConvOperator as ConvOperator, DenseOperator as DenseOperator

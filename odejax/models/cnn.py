@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from .._checks import check_count
 from .._types import Features, Image, Key, Logits
 from .blocks import Conv, ImageShape, Norm, check_image, check_image_shape
+from .norms import NoNorm
 
 
 class CNN(eqx.Module):
@@ -22,7 +23,7 @@ class CNN(eqx.Module):
     - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
     - `channels`: of each convolution ((32, 64)).
     - `width`: units of the hidden linear layer (256).
-    - `norm`: `BatchNorm` or `GroupNorm`, built as `norm(channels)`; None: no norm (the default).
+    - `norm`: `NoNorm` (the default), `BatchNorm` or `GroupNorm`, built as `norm(channels)`.
 
     Raises `ValueError` for sizes that are no counts, and images that so many convolutions leave
     no pixel of.
@@ -50,7 +51,7 @@ class CNN(eqx.Module):
         *,
         channels: Sequence[int] = (32, 64),
         width: int = 256,
-        norm: Norm | None = None,
+        norm: Norm = NoNorm,
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
@@ -71,19 +72,27 @@ class CNN(eqx.Module):
             eqx.nn.Linear(n, width, key=hidden),
             eqx.nn.Linear(width, n_classes, key=last),
         ]
-        self.norms = [] if norm is None else [norm(n) for n in (*channels, width)]
+        self.norms = [norm(n) for n in (*channels, width)]
 
     def __call__(
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None
     ) -> tuple[Logits, eqx.nn.State]:
+        y, state = self.features(x, state)
+        return self.classify(y, state)
+
+    def features(self, x: Image, state: eqx.nn.State) -> tuple[Features, eqx.nn.State]:
+        """What the convolutions make of an image, (h2, w2, channels)."""
         check_image(x, self.image_shape)
         for i, conv in enumerate(self.convs):
             x, state = self._activated(i, conv(x), state)
+        return x, state
+
+    def classify(self, y: Features, state: eqx.nn.State) -> tuple[Logits, eqx.nn.State]:
+        """The logits of features."""
         hidden, last = self.linears
-        x, state = self._activated(-1, hidden(jnp.ravel(x))[None, None], state)
-        return last(jnp.ravel(x)), state
+        y, state = self._activated(-1, hidden(jnp.ravel(y))[None, None], state)
+        return last(jnp.ravel(y)), state
 
     def _activated(self, i: int, x: Features, state: eqx.nn.State) -> tuple[Features, eqx.nn.State]:
-        if self.norms:
-            x, state = self.norms[i](x, state)
+        x, state = self.norms[i](x, state)
         return jax.nn.relu(x), state

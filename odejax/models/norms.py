@@ -136,5 +136,29 @@ class BatchNorm(AbstractBatchNorm):
         return (x * scale + (self.shift - mean * scale)).astype(dtype), state
 
 
+class NoNorm(eqx.Module):
+    """y = x, for networks without normalisation.
+
+    - `channels`: of any x.
+
+        >>> import equinox as eqx, jax.numpy as jnp, odejax
+        >>> norm, state = eqx.nn.make_with_state(odejax.models.NoNorm)(2)
+        >>> norm(jnp.ones((1, 1, 2)), state)[0].ravel().tolist()
+        [1.0, 1.0]
+
+    Zhang, Dauphin and Ma (2019), arXiv:1901.09321, train residual networks so.
+    """
+
+    def __init__(self, channels: int):
+        check_count(channels=channels)
+
+    def lipschitz_bound(self, state: eqx.nn.State) -> Scalar:
+        """1"""
+        return jnp.ones(())
+
+    def __call__(self, x: Image, state: eqx.nn.State) -> tuple[Image, eqx.nn.State]:
+        return x, state
+
+
 def _batch_mean(x):
     return jax.lax.pmean(jnp.mean(x, (0, 1)), BATCH_AXIS)

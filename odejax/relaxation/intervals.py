@@ -71,4 +71,4 @@ def _through_loop(loop: Loop, xs: list[Interval]) -> tuple[list[Interval], list[
         kept = [Interval(*(end[0] for end in at)) for at in inner.at_kinks]  # no loop is within
         return [inner.bounds[n].interval for n in body.outputs], kept
 
-    return lax.scan(turn, xs, loop.items)
+    return lax.scan(turn, xs, loop.items, loop.length)
