@@ -21,7 +21,6 @@ from ..relaxation import (
     Propagation,
     around,
     deterministic,
-    margin_rows,
     plain_intervals,
     trace,
 )
@@ -140,8 +139,7 @@ class CertifiedTraining(eqx.Module):
         """Lower bounds on z_label - z_j, the pixels' mean width, and the intervals at all kinks."""
         graph, box = trace(deterministic(predictor, x), x), around(x, ball)
         intervals = plain_intervals(graph, [box])
-        (k,) = graph.shapes[graph.outputs[0]]
-        lows = intervals.lowest(graph, margin_rows(label, k, x.dtype))
+        lows = intervals.margins(graph, label)
         if self.bounds == "linear":
             margins = Margins(graph, x, ball, Propagation(tighten=False))
             linear = margins.of_label(label, stop=False)

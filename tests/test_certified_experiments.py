@@ -1,0 +1,88 @@
+"""Networks trained to be proven robust: the experiment, small."""
+
+import json
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.certified import families, networks
+from experiments.certified.families import FAMILIES
+from experiments.lib.run import UsageError, execute
+from odejax.attacks import APGD, PGD, AutoAttack
+
+SHAPE = (28, 28, 1)
+SMALL = {"channels": (4, 8), "width": 16, "neurons": 32}
+
+
+def made(name):
+    """The shapes of a network and of its state."""
+    make = eqx.nn.make_with_state(families.family(name, **SMALL))
+    return eqx.filter_eval_shape(lambda key: make(SHAPE, 10, key=key), jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_maps_an_image_to_logits(name):
+    def logits(model, state):
+        images = jnp.zeros((2, *SHAPE))
+        return jax.vmap(lambda x: model(x, state)[0], axis_name="batch")(images)
+
+    assert eqx.filter_eval_shape(logits, *made(name)).shape == (2, 10)
+
+
+def test_residual_networks_have_equal_weights_and_the_ode_those_of_one_field():
+    sizes = {
+        name: sum(getattr(x, "size", 0) for x in jax.tree.leaves(made(name)[0]))
+        for name in FAMILIES
+    }
+    assert sizes["ResNet"] == sizes["SSP-2"] == sizes["SSP-3"]
+    field = 2 * (3 * 3 * 8 * 8 + 8)
+    assert sizes["ResNet"] - sizes["neural ODE"] == sizes["neural ODE"] - sizes["CNN"] == field
+
+
+def test_only_training_by_bounds_draws_weights_for_intervals():
+    preset = networks.PRESETS["smoke"]["digits"]
+    trainings = networks.trainings_of(preset)
+    assert list(trainings) == [
+        "plain", "decay", "PGD 0.05", "PGD 0.1", "bounds 0.05", "bounds 0.1",
+    ]  # fmt: skip
+    weights = {}
+    for training, eps in trainings.items():
+        recipe = networks.recipe("CNN", training, eps, preset)
+        model, _ = eqx.nn.make_with_state(recipe.make)((8, 8, 1), 10, key=jax.random.key(0))
+        weights[training] = float(jnp.std(model.linears[0].weight))
+        objective = recipe.over(10)
+        assert getattr(getattr(objective, "objective", None), "ball", None) is None or eps
+    assert weights["plain"] == weights["PGD 0.1"] != weights["bounds 0.1"]
+    assert weights["bounds 0.1"] == pytest.approx((2 * np.pi) ** 0.5 / 64, rel=0.1)
+
+
+@pytest.mark.slow
+def test_intervals_are_measured_resumed_and_drawn(tmp_path):
+    config = partial(
+        networks.Config,
+        preset="smoke",
+        out=tmp_path,
+        networks=("CNN", "nmODE"),
+        trainings=("plain", "bounds 0.05"),
+    )
+    given = {"attacks": {"PGD-40": PGD(2)}, "last": AutoAttack({"APGD": APGD(3)})}
+    execute(networks.EXPERIMENT, config(), **given)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert set(result["runs"]) == {
+        f"{training}/{name}/0" for training in ("plain", "bounds 0.05") for name in ("CNN", "nmODE")
+    }
+    for name, record in result["runs"].items():
+        n = 16 if name.startswith("bounds") else 8
+        assert record["images"] == n
+        for bracket in record["brackets"]:
+            assert bracket["certified"] <= bracket["attacked"]
+            assert set(bracket["per_certificate"]) == set(networks.CERTIFICATES)
+    execute(networks.EXPERIMENT, config(resume=True), recipe_of=None)  # nothing is trained again
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert (tmp_path / "intervals.png").exists()
+    with pytest.raises(UsageError, match="unknown training"):
+        networks.plan(config(trainings=("IBP",)))
