@@ -1,11 +1,12 @@
 """The networks that are compared: one CNN, with another residual part in the middle of each.
 
-    convolutions of stride 2 -> residual part at constant width -> linear, ReLU, linear
+    convolutions of stride 2 -> middle part at constant width -> linear, ReLU, linear
 
-Two residual fields of two convolutions each, integrated by Euler's method (ResNet), by SSPRK(2,2)
-and SSPRK(3,3), or one field as a neural ODE in two midpoint steps. So all but the ODE have the same
-weights, and all see the same features. The fields have no norm: their stages share weights, and
-each would need statistics of its own. nmODE is the paper's network, fully connected.
+In the middle are two residual fields of two convolutions each, integrated by Euler's method
+(ResNet), by SSPRK(2,2) and SSPRK(3,3); one field as a neural ODE in two midpoint steps; or nmODE,
+y(1; gamma) with gamma a convolution. The three residual networks have equal weights. The fields
+have no norm: their stages share weights, and each would need statistics of its own. The paper's
+nmODE, fully connected, is measured as well.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import equinox as eqx
 import jax
 
 from odejax import models
-from odejax.models import CNN, BatchNorm, NmODE, NoNorm, ResidualField, interval_init
+from odejax.models import CNN, BatchNorm, Conv, NmODE, NoNorm, ResidualField, interval_init
 from odejax.solvers import SSPRK22, SSPRK33, integrate_layers, stack_layers
 
 FIELDS = 2
@@ -54,8 +55,21 @@ class Flow(eqx.Module):
         return solution.ys[0], state  # pyright: ignore[reportOptionalSubscript]
 
 
-class ResidualCNN(eqx.Module):
-    """A `CNN` with a residual part between its convolutions and its linear layers."""
+class Memory(eqx.Module):
+    """nmODE, elementwise: y(1; gamma) with gamma a convolution of what comes in."""
+
+    gamma: Conv
+    nmode: NmODE
+
+    def __init__(self, width: int, *, key):
+        self.gamma, self.nmode = Conv(width, width, 3, padding=1, key=key), NmODE()
+
+    def __call__(self, y, state: eqx.nn.State):
+        return self.nmode(self.gamma(y)), state
+
+
+class WithMiddle(eqx.Module):
+    """A `CNN` with a part between its convolutions and its linear layers."""
 
     cnn: CNN
     middle: Callable
@@ -76,23 +90,28 @@ MIDDLES = {
     "SSP-2": partial(Layers, solver=SSPRK22()),
     "SSP-3": partial(Layers, solver=SSPRK33()),
     "neural ODE": Flow,
+    "nmODE": Memory,
 }
+CONNECTED = "nmODE, fully connected"
 
 
 def family(name: str, channels: tuple[int, ...], width: int, neurons: int) -> Callable[..., Any]:
     """What makes the network of this name.
 
-    - `channels`: of the convolutions; `width`: of the hidden linear layer; `neurons`: of nmODE.
+    - `channels`: of the convolutions.
+    - `width`: of the hidden linear layer.
+    - `neurons`: of the fully connected nmODE.
     """
     sizes = {"channels": channels, "width": width, "norm": BatchNorm}
     if name == "CNN":
         return partial(CNN, **sizes)
-    if name == "nmODE":
-        return partial(models.NmODENet, width=neurons, nmode=NmODE(3.0, 1.0))
-    return partial(ResidualCNN, middle=MIDDLES[name], **sizes)
+    if name == CONNECTED:
+        return partial(models.NmODENet, width=neurons)
+    return partial(WithMiddle, middle=MIDDLES[name], **sizes)
 
 
-FAMILIES = ("CNN", *MIDDLES, "nmODE")
+FAMILIES = ("CNN", *MIDDLES, CONNECTED)
+LIGHT = ("CNN", "nmODE", CONNECTED)  # a step of training costs a third of the others'
 
 
 def drawn_for_intervals(make: Callable[..., Any]) -> Callable[..., Any]:
