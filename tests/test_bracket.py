@@ -17,10 +17,11 @@ from odejax.attacks import FGSM, PGD, AutoAttack, RelativeStep, Square
 from odejax.certificates import (
     AbstractCertificate,
     AbstractDeterministicCertificate,
+    IntervalBounds,
     StableMapping,
 )
 from odejax.data import ArrayDataset
-from odejax.evaluation import Bracket, bracket, robust_accuracy, transfer_matrix
+from odejax.evaluation import Bracket, bracket, robust_accuracy, transfer_matrix, verify
 
 KEY = jax.random.key(0)
 EPS = (0.05, 0.1, 0.2)
@@ -92,6 +93,38 @@ def test_an_attack_that_could_repeat_a_perturbation_does_not_lose_it(anew):
     brackets = measured(attacks={"weak": attack}, anew=anew)
     assert [b.per_attack["weak"] for b in brackets] == ([0.6, 0.8, 0.8] if anew else [0.6] * 3)
     assert not seen
+
+
+@pytest.mark.slow
+def test_branch_and_bound_closes_the_interval():
+    """It decides what one attack step and intervals do not, in two balls."""
+    data, balls = digits("test", 8), [LinfBall(0.03), LinfBall(0.06)]
+    settings = {"attacks": {"FGSM": FGSM()}, "key": KEY, "flag_images": 0, "progress": False}
+    settings["certificates"] = {"intervals": IntervalBounds()}
+    plain = bracket(trained_mlp(), *data, balls, **settings)
+    closed = bracket(trained_mlp(), *data, balls, verify_seconds=30.0, **settings)
+    for before, after in zip(plain, closed, strict=True):
+        assert before.certified < after.certified == after.attacked <= before.attacked
+        assert after.per_certificate["intervals"] == before.per_certificate["intervals"]
+        assert after.per_certificate["branch and bound"] == after.certified
+        assert "with branch and bound" in str(after)
+        moved = np.abs(after.x_adv - data.pixels).max(axis=(1, 2, 3))
+        assert (moved <= after.eps + 1e-6).all()
+        assert (moved[before.still_correct & ~after.still_correct] > 0).all()
+    alone = verify(trained_mlp(), *data, balls[-1], key=KEY, progress=False)
+    np.testing.assert_array_equal(closed[-1].certified_correct, alone.status == "proven")
+
+
+def test_branch_and_bound_refuses_what_it_is_not_about_before_any_work():
+    def measure(network, **settings):
+        return bracket(network, *digits("test", 4), LinfBall(0.1), key=KEY, **settings)
+
+    with pytest.raises(ValueError, match="draws noise"):
+        measure(NoisyLogits(linear_logits(n_classes=10)), verify_seconds=1.0, certificates=())
+    with pytest.raises(ValueError, match="draws must be 1 and bits None; got 1 and 8"):
+        measure(linear_logits(), verify_seconds=1.0, bits=8)
+    with pytest.raises(ValueError, match="verify_seconds must be"):
+        measure(linear_logits(), verify_seconds=-1.0)
 
 
 def test_one_step_attacks_are_run_anew_in_every_ball():

@@ -56,10 +56,15 @@ class BallRecord:
         self._add(name, report, attacked)
         self.withstood_last, self.n_last = report.still_correct, int(attacked.sum())
 
-    def _add(self, name: str, report: AttackReport, attacked: np.ndarray):
-        broken = attacked & ~report.still_correct
-        self._keep_examples(broken, report.x_adv)
+    def add_broken(self, indices: np.ndarray, x_adv: np.ndarray):
+        """Adversarial examples, among `x_adv` (n, h, w, c), of the images at `indices`."""
+        broken = np.zeros(len(self.correct), bool)
+        broken[indices] = True
+        self._keep_examples(broken, x_adv)
         self.still_correct = self.still_correct & ~broken
+
+    def _add(self, name: str, report: AttackReport, attacked: np.ndarray):
+        self.add_broken(np.flatnonzero(attacked & ~report.still_correct), report.x_adv)
         self.seconds[name] = self.seconds.get(name, 0.0) + report.seconds
         self.flags += report.flags
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._checks import check_arrays, check_count, check_labels
+from .._checks import check_arrays, check_count, check_labels, check_not_negative
 from .._ensembles import MeanLogits
 from .._inputs import as_key, as_method, as_methods
 from .._logits import hoist
@@ -23,8 +23,9 @@ from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
 from ..attacks import FGSM, PGD, margin_loss
 from ..certificates import Best, best
+from ..certificates.kink_splitting import operations_without_kinks
 from .ball_record import BallRecord, records_from_arrays, records_to_arrays
-from .bracket_steps import BracketSteps
+from .bracket_steps import BRANCH_AND_BOUND, BracketSteps
 from .flags import NO_ATTACK, Flag, parts_of
 from .intervals import confidence_interval, percent
 from .saved_state import SavedState
@@ -42,7 +43,7 @@ class Bracket(Shown):
       for each image); `certified`: correct, and proven so by at least one certificate.
     - `per_attack`, `per_transfer`, `per_certificate`: the same for each attack, each network that
       images were crafted on, and each certificate, by name. Each certificate is run on all
-      images; `in_turn`, it counts what it or one before it proved.
+      images; `in_turn`, and by branch and bound, what it or one before it proved counts.
     - `in_turn`: whether the certificates are those of `certificates.best` (`"auto"`).
     - `uncertified`: why there is none among those, or no CROWN.
     - `alpha`: for each certificate that is a test (`RandomizedSmoothing`), the probability that the
@@ -116,7 +117,8 @@ class Bracket(Shown):
         rows += [[f"crafted on {name}", percent(a)] for name, a in self.per_transfer.items()]
         rows += [["under all of them", percent(self.attacked)]]
         for i, (name, accuracy) in enumerate(self.per_certificate.items()):
-            row = f"with {name}" if self.in_turn and i else f"certified by {name}"
+            after_others = (self.in_turn or name == BRANCH_AND_BOUND) and i
+            row = f"with {name}" if after_others else f"certified by {name}"
             rows.append([row, percent(accuracy)])
         notes = [*(str(flag) for flag in self.flags), *_unproven(self.uncertified)]
         notes += self.confidences()
@@ -181,6 +183,7 @@ def bracket(
     attacks: Mapping[str, Callable] | Sequence[Callable] | Callable = (),
     certificates: Mapping[str, Callable] | Sequence[Callable] | Callable | Literal["auto"] = "auto",
     last: Callable | None = None,
+    verify_seconds: float = 0.0,
     oracles: Mapping[str, LogitsFn] | None = None,
     transfer_attack: Callable = TRANSFER_ATTACK,
     anew: Collection[str] | None = None,
@@ -217,6 +220,10 @@ def bracket(
     - `last`: a last attack, `AutoAttack()` as a rule, on the images that no attack broke and no
       certificate proved, in the largest ball first. An image that is still correct there is not
       attacked in the smaller balls. It has no robust accuracy of its own.
+    - `verify_seconds`: of branch and bound (`verify`) for each image that all of this neither broke
+      nor proved, in the smallest ball first; 0 (the default) for none. What is open in a ball is
+      not tried in larger ones. It stands among the certificates, as "branch and bound", and counts
+      what those before it proved; an image that it breaks counts in `attacked`.
     - `oracles`: networks by name, on which `transfer_attack` crafts images for this one.
     - `anew`: the attacks, by name, that are run in every ball on images that they broke in a
       smaller one as well, by default those of one step (FGSM), which cannot repeat a smaller
@@ -256,6 +263,7 @@ def bracket(
     _check_names(attacks, oracles, anew)
     check_count(batch_size=batch_size, draws=draws)
     check_count(0, flag_images=flag_images)
+    check_not_negative(verify_seconds=verify_seconds)
     images, labels = check_arrays(images, labels)
     if state_path is not None:
         state_path = writable_file("state_path", state_path)
@@ -268,10 +276,12 @@ def bracket(
     if not in_turn:  # those of `best` have been traced
         certificates = as_methods("certificates", certificates)
         _try_out(certificates, logits_fn, images[0], labels[0], balls[0], key)
+    if verify_seconds:
+        _check_verified(logits_fn, images[0], draws, bits)
 
     judge_key, flag_key, run_key = jax.random.split(key, 3)
     arguments = (logits_fn, attacks, certificates, last, oracles, transfer_attack, sorted(anew))
-    arguments += (images, labels, balls, run_key, draws, bits, in_turn)
+    arguments += (images, labels, balls, run_key, draws, bits, in_turn, bool(verify_seconds))
     logits_fn = hoist(logits_fn, images[0], run_key)
     judge = MeanLogits(logits_fn, jax.random.split(judge_key, draws))
     # With certificates as precise as these: an image that TF32 alone misclassifies is not broken.
@@ -313,6 +323,11 @@ def bracket(
             steps.last_attack(records, last)
             for smaller, record in itertools.pairwise(records):
                 record.inherit(smaller)
+        for smaller, record in zip([None, *records[:-1]], records, strict=True):
+            if verify_seconds:
+                if smaller is not None:
+                    record.inherit(smaller)
+                steps.verify(record, smaller, verify_seconds)
     for record in records:
         record.check()
     state.delete()
@@ -358,6 +373,16 @@ def _try_out(certificates: Mapping[str, Callable], logits_fn: LogitsFn, x, y, ba
     """Trace the certificates: what one refuses must not come after hours of attacks."""
     for certificate in certificates.values():
         eqx.filter_eval_shape(certificate, logits_fn, x, y, ball, key=key)
+
+
+def _check_verified(logits_fn: LogitsFn, x, draws: int, bits: int | None):
+    """Refuse what branch and bound is not about; it raises by itself for noise."""
+    if draws != 1 or bits is not None:
+        raise ValueError(
+            f"verify_seconds is about one deterministic network and any pixels: draws must be 1 "
+            f"and bits None; got {draws} and {bits}"
+        )
+    operations_without_kinks(logits_fn, x)
 
 
 def _bracket_of(

@@ -1,4 +1,4 @@
-"""The steps of a bracket: probe, attack, transfer, certify, and the last attack."""
+"""The steps of a bracket: probe, attack, transfer, certify, the last attack, and verify."""
 
 import dataclasses
 import time
@@ -19,6 +19,9 @@ from .certified_radii import certified_radii
 from .probes import masking_flags
 from .robust_accuracy import AttackReport, robust_accuracy
 from .solver_flags import solver_flags
+from .verify import verify
+
+BRANCH_AND_BOUND = "branch and bound"  # among the certificates
 
 _LAST_BATCH = 32  # few images are attacked last, and a batch is never smaller
 _CHANCE = 1e-6  # an attack refutes a certified vote if chance turns it as far less often than this
@@ -155,6 +158,35 @@ class BracketSteps:
                 record.add_last(method_name(attack), report, in_doubt)
                 self.save()
             withstood = withstood | record.withstood_last
+
+    def verify(self, record: BallRecord, smaller: BallRecord | None, time_limit: float):
+        """Branch and bound of the images that are neither broken nor certified.
+
+        - `smaller`: the record of a smaller ball; what is open there is not tried.
+        - `time_limit`: seconds for each image.
+        """
+        if BRANCH_AND_BOUND in record.per_certificate:
+            return
+        in_doubt = record.still_correct & ~record.certified_correct
+        in_doubt &= True if smaller is None else smaller.certified_correct
+        started, chosen = time.perf_counter(), np.flatnonzero(in_doubt)
+        radius, x_adv = np.zeros(len(self.labels)), self.images.copy()
+        if len(chosen):
+            found = verify(
+                self.logits_fn,
+                self.images[chosen],
+                self.labels[chosen],
+                record.ball,
+                time_limit=time_limit,
+                key=self.key,
+                progress=self.settings["progress"],
+            )
+            radius[chosen[found.status == "proven"]] = np.asarray(record.ball.eps)
+            x_adv[chosen] = found.x_adv
+            record.add_broken(chosen[found.status == "broken"], x_adv)
+        seconds = time.perf_counter() - started
+        record.add_certificate(BRANCH_AND_BOUND, radius, seconds, in_turn=True)
+        self.save()
 
     def _report(
         self,
