@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from odejax import Predictor, data
 from odejax.attacks import (
@@ -190,6 +191,12 @@ all_certificates = {
     "LipschitzMargin": (LipschitzMargin(), _maker(LipschitzNet, width=4, depth=1, features=16)),
     "RandomizedSmoothing": (RandomizedSmoothing(n=100), _maker(MLP, width=8)),
 }
+
+
+def alternate(names):
+    """Parameters of a test, every other one slow: what one of them shows the next one shows too."""
+    marks = ([], [pytest.mark.slow])
+    return [pytest.param(name, marks=marks[i % 2]) for i, name in enumerate(names)]
 
 
 @lru_cache

@@ -210,6 +210,7 @@ def test_what_is_proven_in_turn_is_what_all_certificates_prove():
     assert "\n  certified by CROWN  " in repr(every)
 
 
+@pytest.mark.slow
 def test_a_radius_of_a_closed_form_is_not_lost_in_doubt():
     network, data = trained_lipschitz(), digits("test", 20)
     settings = {"certificates": "auto", "key": KEY, "flag_images": 0}

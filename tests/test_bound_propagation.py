@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import NOISY, REFUSED, all_models, digits, predictor_of, trained_mlp
+from helpers import NOISY, REFUSED, all_models, alternate, digits, predictor_of, trained_mlp
 from scipy.optimize import linprog
 
 from odejax import L2Ball, LinfBall, MeanLogits, Predictor
@@ -92,7 +92,7 @@ def certify_traced(certificate, predictor):
 # -- slopes ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ball", [LinfBall(0.06), L2Ball(0.3)])
+@pytest.mark.parametrize("ball", alternate([LinfBall(0.06), L2Ball(0.3)]))
 @pytest.mark.parametrize("name", ["MLP", pytest.param("ResNet BatchNorm", marks=pytest.mark.slow)])
 def test_optimised_slopes_are_never_looser(name, ball):
     predictor, data = trained_mlp() if name == "MLP" else predictor_of(name), digits("test", 3)

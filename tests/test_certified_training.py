@@ -109,7 +109,13 @@ def test_the_mixture_with_attacks_and_the_small_box_are_of_the_attacked_images()
 
 
 @pytest.mark.parametrize(
-    "name", ["ResNet BatchNorm", "SSPNet SSPRK22", "NmODENet flow map", "DenseODENet"]
+    "name",
+    [
+        "ResNet BatchNorm",
+        pytest.param("SSPNet SSPRK22", marks=pytest.mark.slow),
+        "NmODENet flow map",
+        "DenseODENet",
+    ],
 )
 def test_no_attack_is_above_the_bound_and_the_certificate_is_the_same(name):
     predictor, x, ball = predictor_of(name), IMAGES[0], LinfBall(0.005)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import (
     LinearLogits,
+    alternate,
     digits,
     predictor_of,
     trained_lipschitz,
@@ -80,7 +81,7 @@ def gradients_of(function, ball):
     return *found.rows[0], found.lost
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", alternate(PROGRAMS))
 def test_no_difference_is_outside_that_of_the_gradients(name):
     """f(x') - f(x'') lies in sum_i [low_i, high_i] (x' - x'')_i; no derivative is taken."""
     function = PROGRAMS[name]
@@ -223,6 +224,7 @@ def test_a_constant_that_is_not_known_proves_nothing():
 # -- constants of whole networks -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_lipschitz_net_has_a_constant_for_each_pair_of_classes():
     net, x = trained_lipschitz(), jnp.asarray(digits("test").pixels[3])
     *layers, head = net.model.layers.layers

@@ -21,7 +21,7 @@ from odejax.relaxation import deterministic, trace
 
 KEY = jax.random.key(5)
 EPS = np.float32(1e-5)
-QUICK = ("ResNet", "ResNet BatchNorm", "DenseODENet", "PreActResNet", "HamiltonianNet")
+QUICK = ("ResNet", "ResNet BatchNorm", "HamiltonianNet")
 
 
 class NnxNet(nnx.Module):

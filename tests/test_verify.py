@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import digits, predictor_of, trained_mlp
+from helpers import alternate, digits, predictor_of, trained_mlp
 
 from odejax import L2Ball, LinfBall, Predictor, predict
 from odejax.attacks import APGD, AttackResult, Restarts, dlr
@@ -81,8 +81,9 @@ def test_every_tilt_is_a_line_below_a_kink(a):
     np.testing.assert_allclose(np.stack(slopes)[:, crossing].min(1), [a, 1.0], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scanned", [False, True])
-@pytest.mark.parametrize("ball", [LinfBall(EPS), pytest.param(L2Ball(EPS), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ball", [LinfBall(EPS), L2Ball(EPS)])
 def test_any_tilts_and_multipliers_bound_a_subdomain(ball, scanned):
     """A subdomain is where some operands of kinks have the signs that they have at a point."""
     rng = np.random.default_rng(1)
@@ -153,7 +154,7 @@ class Nothing(eqx.Module):
 
 
 @pytest.mark.parametrize("scanned", [False, True])
-@pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
+@pytest.mark.parametrize("ball_type", alternate([LinfBall, L2Ball]))
 def test_it_agrees_with_a_dense_grid(ball_type, scanned):
     images = np.asarray(X)[None]
     decided, split = [], 0
@@ -275,7 +276,7 @@ class Raised(eqx.Module):
         return self.net(x) + self.by * jax.nn.one_hot(self.label, 3)
 
 
-@pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
+@pytest.mark.parametrize("ball_type", alternate([LinfBall, L2Ball]))
 @pytest.mark.parametrize(
     ("make", "size"), [(curved, 0.02), (neural_ode, 0.02), (partial(tiny, scanned=True), 0.2)]
 )

@@ -38,6 +38,7 @@ from .invariants import (
 from .lipschitz import LipschitzNet as LipschitzNet
 from .lipschitz_layers import (
     GradientFlow as GradientFlow,
+    MinMax as MinMax,
     Residual as Residual,
     TwoFlows as TwoFlows,
 )
@@ -46,7 +47,13 @@ from .nmode import NmODE as NmODE, NmODENet as NmODENet, sin_squared as sin_squa
 from .norms import BatchNorm as BatchNorm, GroupNorm as GroupNorm, NoNorm as NoNorm
 from .ode_net import AbstractODENet as AbstractODENet
 from .ode_solve import ODESolve as ODESolve
-from .operators import ConvOperator as ConvOperator, DenseOperator as DenseOperator
+from .operators import (
+    ConvOperator as ConvOperator,
+    DenseOperator as DenseOperator,
+    OrthogonalOperator as OrthogonalOperator,
+    UnitRows as UnitRows,
+)
+from .orthogonal import OrthogonalNet as OrthogonalNet
 from .plug_in import (
     BeforeClassifier as BeforeClassifier,
     insert_before_classifier as insert_before_classifier,

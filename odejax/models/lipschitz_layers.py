@@ -277,7 +277,9 @@ class Sequential(AbstractLipschitzLayer):
         *body, head = self.layers
         assert isinstance(head, Affine)
         rows = head.operator.freeze().matrix  # pyright: ignore[reportAttributeAccessIssue]
-        apart = jnp.linalg.norm(rows[label] - rows, axis=1)
+        squares = jnp.sum((rows[label] - rows) ** 2, axis=1)
+        # Of the label itself the root has no derivative.
+        apart = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
         return jnp.minimum(whole, Sequential(tuple(body)).lipschitz_bound() * apart)
 
     def float32_error(self, x: Array, radius: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
@@ -297,6 +299,29 @@ class ReLU(AbstractLipschitzLayer):
 
     def __call__(self, x: Array) -> Array:
         return jax.nn.relu(x)
+
+    def lipschitz_bound(self) -> Scalar:
+        return jnp.ones(())
+
+
+class MinMax(AbstractLipschitzLayer):
+    """Halves p and q of the last axis to max(p, q) and min(p, q), of constant 1.
+
+    At each x it is a permutation, which keeps the length of every gradient, where a ReLU loses
+    part of it. Raises `ValueError` for an odd number of channels.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> odejax.models.MinMax()(jnp.array([1.0, 5.0, 2.0, 3.0])).tolist()
+        [2.0, 5.0, 1.0, 3.0]
+
+    Anil, Lucas and Grosse (2019), arXiv:1811.05381.
+    """
+
+    def __call__(self, x: Array) -> Array:
+        if x.shape[-1] % 2:
+            raise ValueError(f"MinMax takes pairs of channels; got {x.shape[-1]}")
+        p, q = jnp.split(x, 2, axis=-1)
+        return jnp.concatenate([jnp.maximum(p, q), jnp.minimum(p, q)], axis=-1)
 
     def lipschitz_bound(self) -> Scalar:
         return jnp.ones(())

@@ -27,6 +27,8 @@ from .spectral import (
     matrix_smallest_square,
 )
 
+_ORTHOGONAL_EPS = 1e-6  # of the mean squared length of a row
+
 
 class AbstractOperator(AbstractReparametrised):
     """A linear map A whose norm is at most `gain`; with None, its weights as they are.
@@ -206,6 +208,108 @@ class DenseOperator(AbstractOperator):
         matrix = self.freeze().matrix
         columns = matrix.shape[1]
         return jnp.sum((matrix.T @ matrix - jnp.eye(columns)) ** 2) / columns
+
+
+class OrthogonalOperator(AbstractOperator):
+    """A matrix with orthonormal rows (or columns, where these are fewer), of norm 1.
+
+        W = L^{-1} X,  L L^T = X X^T + eps I    (Cholesky; of X^T for more rows than columns)
+
+    eps is 1e-6 of the mean diagonal entry, so that singular values are s / sqrt(s^2 + eps) <= 1.
+    What is proven of a frozen one is about W in float32, as it is multiplied with:
+
+        |W|^2 = |W W^T| <= 1 + |W W^T - I|
+
+    - `matrix`: X, (o, i), of full rank.
+    - `frozen`: it is W already, as `freeze` leaves it (False).
+
+    A matrix of lower rank gives what is not finite, which training notices.
+
+        >>> import jax.numpy as jnp, odejax
+        >>> operator = odejax.models.OrthogonalOperator(jnp.array([[3.0, 4.0]]))
+        >>> [round(v, 3) for v in operator(jnp.array([1.0, 0.0])).tolist()]
+        [0.6]
+
+    Hu et al. (2024), arXiv:2310.02513, for the layer.
+    """
+
+    matrix: Float[Array, "o i"]
+    frozen: bool = eqx.field(static=True, default=False, kw_only=True)
+
+    def freeze(self) -> "OrthogonalOperator":
+        if self.frozen:
+            return self
+        wide = self.matrix.shape[0] <= self.matrix.shape[1]
+        x = self.matrix if wide else self.matrix.T
+        gram = jnp.matmul(x, x.T, precision="highest")
+        small = _ORTHOGONAL_EPS * jax.lax.stop_gradient(jnp.trace(gram)) / len(x)
+        factor = jnp.linalg.cholesky(gram + small * jnp.eye(len(x)))
+        rows = jax.scipy.linalg.solve_triangular(factor, x, lower=True)
+        return OrthogonalOperator(rows if wide else rows.T, frozen=True)
+
+    def __call__(self, x: Float[Array, " i"]) -> Float[Array, " o"]:
+        return self.freeze().matrix @ x
+
+    def adjoint(self, y: Float[Array, " o"]) -> Float[Array, " i"]:
+        return self.freeze().matrix.T @ y
+
+    def norm_bound(self) -> Scalar:
+        if not self.frozen:
+            return jnp.ones(())
+        return jnp.sqrt(1 + self._off()) * (1 + NORM_BOUND_ROUNDING)
+
+    def smallest_square(self) -> Scalar:
+        if self.matrix.shape[0] < self.matrix.shape[1]:
+            return jnp.zeros(())
+        return jnp.maximum(1 - self.freeze()._off() - 2 * NORM_BOUND_ROUNDING, 0.0)
+
+    def orthogonality(self) -> Scalar:
+        matrix = self.freeze().matrix
+        columns = matrix.shape[1]
+        return jnp.sum((matrix.T @ matrix - jnp.eye(columns)) ** 2) / columns
+
+    def _off(self) -> Scalar:
+        """|W W^T - I|, or |W^T W - I| for more rows than columns."""
+        w = self.matrix if self.matrix.shape[0] <= self.matrix.shape[1] else self.matrix.T
+        return matrix_norm_bound(jnp.matmul(w, w.T, precision="highest") - jnp.eye(len(w)))
+
+
+class UnitRows(AbstractOperator):
+    """A matrix whose rows have length 1: as a head, it makes all classes' logits as steep.
+
+        a_j -> a_j / |a_j|
+
+    - `matrix`: (o, i).
+
+        >>> import jax.numpy as jnp, odejax
+        >>> operator = odejax.models.UnitRows(jnp.array([[3.0, 4.0], [0.0, 2.0]]))
+        >>> [round(v, 3) for v in operator(jnp.array([1.0, 1.0])).tolist()]
+        [1.4, 1.0]
+
+    Singla et al. (2022), arXiv:2108.04062.
+    """
+
+    matrix: Float[Array, "o i"]
+
+    def freeze(self) -> DenseOperator:
+        squares = jnp.sum(self.matrix**2, axis=1, keepdims=True)
+        lengths = jnp.sqrt(jnp.where(squares == 0, 1.0, squares))  # a row of zeros stays
+        return DenseOperator(self.matrix / lengths, None)
+
+    def __call__(self, x: Float[Array, " i"]) -> Float[Array, " o"]:
+        return self.freeze()(x)
+
+    def adjoint(self, y: Float[Array, " o"]) -> Float[Array, " i"]:
+        return self.freeze().adjoint(y)
+
+    def norm_bound(self) -> Scalar:
+        return self.freeze().norm_bound()
+
+    def smallest_square(self) -> Scalar:
+        return self.freeze().smallest_square()
+
+    def orthogonality(self) -> Scalar:
+        return self.freeze().orthogonality()
 
 
 def _norm_bound(operator, gram, dominated):

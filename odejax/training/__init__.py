@@ -28,6 +28,7 @@ from .objectives import (
     Adversarial as Adversarial,
     CrossEntropy as CrossEntropy,
     Hinge as Hinge,
+    RadiusCrossEntropy as RadiusCrossEntropy,
     batch_logits as batch_logits,
 )
 from .rising_eps import RisingEps as RisingEps

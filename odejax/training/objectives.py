@@ -98,6 +98,50 @@ class CrossEntropy(eqx.Module):
         return loss, (state, correct)
 
 
+class RadiusCrossEntropy(eqx.Module):
+    """The mean cross-entropy of a batch, each image moved by eps in l2 towards every other class.
+
+        mean -log softmax((z + eps L_y) / T)_y,  L_yj: how fast z_y - z_j can change per unit of l2
+
+    For a network that states these constants, one for each pair of classes, as
+    `model.margin_bounds(y)`, (k,): an image counts as classified only if it is certified within
+    eps. The constants are differentiated too. `CrossEntropy(T, margin=sqrt(2) L eps)` is the same
+    with one constant for all pairs.
+
+    - `eps`: the l2 radius, positive; somewhat above that which is certified in the end.
+    - `temperature`: T, in logits, positive (0.25).
+
+    Raises `ValueError` for other values, and for a model without `margin_bounds`.
+
+    >>> net = eqx.nn.make_with_state(odejax.models.OrthogonalNet)
+    >>> model, state = net((2, 2, 1), 2, widths=(4,), key=jax.random.key(0))
+    >>> images, labels, key = jnp.full((3, 2, 2, 1), 0.5), jnp.array([0, 1, 1]), jax.random.key(0)
+    >>> objective = odejax.training.RadiusCrossEntropy(eps=0.5)
+    >>> bool(objective(model, state, images, labels, key=key)[0] > 0)
+    True
+
+    Leino, Wang and Fredrikson (2021), arXiv:2102.08452 (GloRo); Hu et al. (2023), arXiv:2301.12549.
+    """
+
+    eps: float
+    temperature: float = 0.25
+
+    def __check_init__(self):
+        check_positive(eps=self.eps, temperature=self.temperature)
+
+    def __call__(self, model, state: State, images: Images, labels: Labels, *, key: Key) -> Loss:
+        if not hasattr(model, "margin_bounds"):
+            raise ValueError(
+                f"RadiusCrossEntropy needs a model with margin_bounds(label), such as "
+                f"OrthogonalNet and LipschitzNet; {type(model).__name__} has none"
+            )
+        logits, state = batch_logits(model, state, images, key=key)
+        _, correct = loss_and_correct(logits, labels)
+        apart = jax.vmap(model.margin_bounds)(jnp.arange(logits.shape[1]))[labels]
+        loss, _ = loss_and_correct((logits + self.eps * apart) / self.temperature, labels)
+        return loss, (state, correct)
+
+
 class Hinge(eqx.Module):
     """The mean multi-class hinge loss, of k classes with margin m.
 
