@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.certified import families, networks
+from experiments.certified import families, l2, networks
 from experiments.certified.families import FAMILIES
 from experiments.lib.run import UsageError, execute
 from odejax.attacks import APGD, PGD, AutoAttack
+from odejax.models import LipschitzNet, OrthogonalNet
+from odejax.training import RadiusCrossEntropy
 
 SHAPE = (28, 28, 1)
 SMALL = {"channels": (4, 8), "width": 16, "neurons": 32}
@@ -86,3 +88,24 @@ def test_intervals_are_measured_resumed_and_drawn(tmp_path):
     assert (tmp_path / "intervals.png").exists()
     with pytest.raises(UsageError, match="unknown training"):
         networks.plan(config(trainings=("IBP",)))
+
+
+@pytest.mark.slow
+def test_lipschitz_networks_are_measured_in_l2(tmp_path):
+    config = partial(l2.Config, preset="smoke", out=tmp_path, networks=("SDP-based", "orthogonal"))
+    execute(l2.EXPERIMENT, config(), last=AutoAttack({"APGD": APGD(3)}))
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert set(result["runs"]) == {"SDP-based/0", "orthogonal/0"}
+    for record in result["runs"].values():
+        assert len(record["certified_of_all"]) == 2
+        assert all(b["certified"] <= b["attacked"] for b in record["brackets"])
+    assert (tmp_path / "intervals.png").exists()
+
+
+def test_every_l2_network_is_trained_for_a_radius():
+    preset = l2.PRESETS["smoke"]["digits"]
+    for name in l2.NAMES:
+        recipe = l2.recipe(name, preset)
+        assert recipe.objective == RadiusCrossEntropy(preset.radius, preset.temperature)
+        model, _ = eqx.nn.make_with_state(recipe.make)((8, 8, 1), 10, key=jax.random.key(0))
+        assert isinstance(model, OrthogonalNet if name == "orthogonal" else LipschitzNet)

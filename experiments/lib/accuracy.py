@@ -15,7 +15,9 @@ from .report import Read, Record
 Bracket = dict[str, Any]  # its summary, as a result file has it
 NORMS = {"linf": "L-infinity", "l2": "l2"}
 COLUMNS = 5  # of numbers in a table, so that it fits into 80 letters
+OF_ALL = "certified of all"
 ATTACKED, CERTIFIED = report.end("attacked"), report.end("certified")
+CERTIFIED_OF_ALL = report.end(OF_ALL)
 
 
 def _stored(record: Record) -> list[Bracket]:
@@ -77,6 +79,16 @@ def every_row(bracket: Bracket) -> dict[str, Read]:
     if len(certificates) > 1:
         rows |= {f"certified, {name}": entry("per_certificate", name) for name in certificates}
     return rows | ({"certified": CERTIFIED} if certificates else {})
+
+
+def of_all(record: Record) -> list[Bracket]:
+    """A record's brackets, with what is certified of all test images (`measure.radii_of_all`)."""
+    pairs = zip(record["brackets"], record["certified_of_all"], strict=True)
+    return [bracket | {OF_ALL: share} for bracket, share in pairs]
+
+
+def rows_of_all(bracket: Bracket) -> dict[str, Read]:
+    return every_row(bracket) | {"certified, all": CERTIFIED_OF_ALL}
 
 
 def tables(

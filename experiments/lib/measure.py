@@ -9,7 +9,7 @@ import numpy as np
 
 import odejax
 from odejax.data import ArrayDataset
-from odejax.evaluation import Bracket, Brackets, bracket, encode_array
+from odejax.evaluation import Bracket, Brackets, bracket, certified_radii, encode_array
 from odejax.training import clean_accuracy
 
 BALLS = {"linf": odejax.LinfBall, "l2": odejax.L2Ball}
@@ -65,6 +65,19 @@ def measure(
         "clean_accuracy": clean_accuracy(predictor, test, key=key),
         **({"brackets": next(iter(balls.values()))} if one_norm else {"balls": balls}),
         "evaluation_seconds": time.perf_counter() - started,
+    }
+
+
+def radii_of_all(
+    predictor: Any, test: ArrayDataset, eps: Sequence[float], certificate: Any, seed: int
+) -> dict[str, Any]:
+    """What a certificate in closed form proves of all of `test`, in l2."""
+    ball, key = odejax.L2Ball(eps[0]), jax.random.key(seed + 1)
+    radii = certified_radii(predictor, test.pixels, test.labels, ball, certificate, key=key)
+    return {
+        "certified_of_all": [float(np.mean(radii >= radius)) for radius in eps],
+        "median_radius": float(np.median(radii)),
+        "lipschitz_bound": float(predictor.model.lipschitz_bound()),
     }
 
 

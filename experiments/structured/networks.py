@@ -38,18 +38,16 @@ from typing import Any
 import jax
 import numpy as np
 
-import odejax
 from odejax import models
 from odejax.attacks import PGD, AutoAttack, RelativeStep
 from odejax.certificates import LipschitzMargin
 from odejax.data import ArrayDataset, crop_and_flip
-from odejax.evaluation import certified_radii
 from odejax.training import CrossEntropy, Hinge, Penalised, orthogonality_penalty
 
 from ..ledger.printed import Claim, claimed
 from ..ledger.sources import FOLDER, Source, chosen, from_brackets
 from ..lib import accuracy, report
-from ..lib.measure import measure
+from ..lib.measure import measure, radii_of_all
 from ..lib.networks import NetworksConfig, trained_and_measured
 from ..lib.recipe import Recipe, adam, one_cycle, sgd, staircase
 from ..lib.run import (
@@ -192,14 +190,8 @@ def _evaluate(predictor: Any, test: ArrayDataset, preset: Preset, seed: int, las
         certificates=certificate,
         last=last,
     )
-    ball, key = odejax.L2Ball(preset.eps[0]), jax.random.key(seed + 1)
-    radii = certified_radii(predictor, test.pixels, test.labels, ball, certificate, key=key)
-    return record | {
-        "lipschitz_bound": float(predictor.model.lipschitz_bound()),
-        "steps": _steps(predictor.model),
-        "certified_of_all": [float(np.mean(radii >= eps)) for eps in preset.eps],
-        "median_radius": float(np.median(radii)),
-    }
+    record |= radii_of_all(predictor, test, preset.eps, certificate, seed)
+    return record | {"steps": _steps(predictor.model)}
 
 
 def _steps(model: Any) -> list[float]:
@@ -220,18 +212,8 @@ def _networks(result: dict[str, Any]) -> dict[str, accuracy.Measured]:
         published = claimed(KIND, settings["dataset"], name, TABLE) if as_published else {}
         constant = np.mean([record["lipschitz_bound"] for record in records])
         note = f"constant {constant:.3g}"
-        networks[name] = accuracy.Measured(records, {"paper": published}, [note], _brackets)
+        networks[name] = accuracy.Measured(records, {"paper": published}, [note], accuracy.of_all)
     return networks
-
-
-def _brackets(record: report.Record) -> list[dict[str, Any]]:
-    """With the certified accuracy on all test images."""
-    pairs = zip(record["brackets"], record["certified_of_all"], strict=True)
-    return [bracket | {"certified of all": share} for bracket, share in pairs]
-
-
-def _rows(bracket: dict[str, Any]) -> dict[str, report.Read]:
-    return accuracy.every_row(bracket) | {"certified, all": report.end("certified of all")}
 
 
 def mean_over_eps(brackets: list[dict[str, Any]]) -> dict[str, Any]:
@@ -252,13 +234,13 @@ def mean_over_eps(brackets: list[dict[str, Any]]) -> dict[str, Any]:
         "per_attack": {n: attacked(report.attack(n)) for n in brackets[0]["per_attack"]},
         "attacked": attacked(report.end("attacked")),
         "certified": certified(report.end("certified")),
-        "certified of all": certified(report.end("certified of all")),
+        accuracy.OF_ALL: certified(accuracy.CERTIFIED_OF_ALL),
     }
 
 
 def tables(result: dict[str, Any]) -> list[Any]:
     title = f"{_setting(result['settings'])}; PGD-10: the paper's attack, ten steps of 0.025 eps"
-    return accuracy.tables(title, _networks(result), _rows, {"mean": mean_over_eps})
+    return accuracy.tables(title, _networks(result), accuracy.rows_of_all, {"mean": mean_over_eps})
 
 
 def figure(result: dict[str, Any]):
