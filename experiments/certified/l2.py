@@ -71,7 +71,7 @@ PRESETS = {
         )
     },
     "cpu": {
-        "mnist": Preset((768,) * 3, 16, 2, 30, 1.75, (0.5, 1.58), 1000),
+        "mnist": Preset((512,) * 3, 16, 2, 40, 1.75, (0.5, 1.58), 1000),
         "digits": Preset((128,) * 2, 8, 2, 60, 0.6, (0.25, 0.5), 360, 64),
     },
     "smoke": {"digits": Preset((8,), 4, 1, 1, 0.6, (0.25, 0.5), 8, 64)},
@@ -97,7 +97,7 @@ def recipe(name: str, preset: Preset) -> Recipe:
             models.LipschitzNet, width=preset.width, depth=preset.depth, layer=layers[name]
         )
     loss = RadiusCrossEntropy(preset.radius, preset.temperature)
-    rule = adam(one_cycle(1e-3 if name == "orthogonal" else 5e-3))
+    rule = adam(one_cycle(2e-3 if name == "orthogonal" else 5e-3))
     augment = crop_and_flip if preset.crops else None
     return Recipe(make, preset.epochs, preset.batch_size, rule, loss, augment)
 
