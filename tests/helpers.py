@@ -62,6 +62,7 @@ from odejax.models import (
     MixedEnResNet,
     NmODE,
     NmODENet,
+    OrthogonalNet,
     PolyNet,
     PreActResNet,
     ResNet,
@@ -118,6 +119,7 @@ all_models = {
     "NmODENet solver": _maker(NmODENet, width=8, nmode=NmODE(solver=diffrax.Dopri5())),
     "LipschitzNet": _maker(LipschitzNet, width=4, depth=1, features=16),
     "LipschitzNet SLL": _maker(LipschitzNet, width=4, depth=1, features=16, layer="SLL"),
+    "OrthogonalNet": _maker(OrthogonalNet, widths=(16, 16)),
     "StructuredNet": _maker(StructuredNet, channels=(4,), depth=2),
     "StructuredNet switching": _maker(
         StructuredNet, channels=(4,), depth=2, regime=Structured(steps=FlexibleSteps())

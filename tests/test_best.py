@@ -39,6 +39,7 @@ OF_THEIR_OWN = {
     "NmODENet flow map": ["FlowMapSlope"],
     "LipschitzNet": ["LipschitzMargin"],
     "LipschitzNet SLL": ["LipschitzMargin"],
+    "OrthogonalNet": ["LipschitzMargin"],
     "StructuredNet": ["LipschitzMargin"],
     "StructuredNet switching": ["LipschitzMargin"],
 }
