@@ -80,6 +80,7 @@ def test_intervals_are_measured_resumed_and_drawn(tmp_path):
     for name, record in result["runs"].items():
         n = 16 if name.startswith("bounds") else 8
         assert record["images"] == n
+        assert len(record["brackets"]) == (1 if name.startswith("bounds") else 2)
         for bracket in record["brackets"]:
             assert bracket["certified"] <= bracket["attacked"]
             assert set(bracket["per_certificate"]) == set(networks.CERTIFICATES)

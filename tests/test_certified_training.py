@@ -10,9 +10,10 @@ import optax
 import pytest
 from helpers import digits, predictor_of, trained_mlp, warm
 
-from odejax import L2Ball, LinfBall, Predictor
-from odejax.attacks import PGD
+from odejax import L2Ball, LinfBall, Predictor, load_network, save_network
+from odejax.attacks import PGD, AutoAttack
 from odejax.certificates import IntervalBounds, LinearRelaxation
+from odejax.evaluation import bracket
 from odejax.models import CNN, MLP, BatchNorm, Conv, EnResNet, ResNet, interval_init
 from odejax.relaxation import Interval, around, deterministic, plain_intervals, trace
 from odejax.training import (
@@ -373,3 +374,32 @@ def test_the_rows_of_all_labels_give_what_those_of_one_give(monkeypatch):
     at_once = intervals.margins(graph, LABELS[0])
     monkeypatch.setattr("odejax.relaxation.intervals.MOST_CLASSES", 2)
     np.testing.assert_allclose(intervals.margins(graph, LABELS[0]), at_once, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_trained_saved_attacked_and_verified_end_to_end(tmp_path):
+    """Digits: what AutoAttack does not break is proven, by CROWN, or by branch and bound."""
+    model, state = eqx.nn.make_with_state(CNN)(
+        (8, 8, 1), channels=(8,), width=32, norm=BatchNorm, key=KEY
+    )
+    ball = LinfBall(0.05)
+    rule = RisingEps(CertifiedTraining(ball), steps=150, wait=20)
+    settings = {"epochs": 14, "batch_size": 64, "key": KEY, "progress": False}
+    trained = fit(
+        interval_init(model, key=KEY), state, digits(), rule, optax.adam(3e-3), **settings
+    )
+    path = tmp_path / "network.npz"
+    save_network(path, Predictor(trained.model, trained.state))
+    loaded = load_network(path, Predictor(model, state))
+    measured = bracket(
+        loaded,
+        *digits("test", 100),
+        ball,
+        attacks={"PGD": PGD(20)},
+        last=AutoAttack(),
+        verify_seconds=10.0,
+        key=0,
+        progress=False,
+    )
+    assert list(measured.per_certificate) == ["CROWN", "branch and bound"]
+    assert 0.6 < measured.certified == measured.attacked
