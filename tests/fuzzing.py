@@ -220,7 +220,7 @@ def calls() -> dict[str, Call]:
     add("CrossEntropy", training.CrossEntropy, {"temperature": positive, "margin": "not negative"})
     add("CertifiedTraining", training.CertifiedTraining,
         {"ball": "ball", "weight": share, "box": share, "progress": share, "attack": "attack",
-         "penalty": "not negative"}, ball=BALL, attack=attacks.PGD())  # fmt: skip
+         "penalty": "not negative"}, ball=BALL, attack=attacks.PGD(), weight=0.5)  # fmt: skip
     add("TRADES", training.TRADES, {"ball": "ball", "beta": "not negative"}, ball=BALL)
     add("Adversarial", training.Adversarial, {"ball": "ball", "objective": "function"},
         attack=attacks.PGD(), ball=BALL)  # fmt: skip

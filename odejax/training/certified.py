@@ -45,8 +45,8 @@ class CertifiedTraining(eqx.Module):
     - CROWN-IBP (Zhang et al. 2020): `bounds="linear"`.
 
     It is trained in a ball that grows: `RisingEps(objective, steps, wait=...)`, which moves
-    `progress` from 0 to 1. With it eps grows to its own, a to `weight`, the penalties fade out, and
-    the linear bounds give way to intervals. Initial weights that keep intervals narrow: see
+    `progress` from 0 to 1. With it eps grows to its own, the penalties fade out, and the linear
+    bounds give way to intervals. Initial weights that keep intervals narrow: see
     `models.interval_init`.
 
     The penalties of Shi et al. (2021) are about the operands of all kinks (ReLU, max), tau = 0.5:
@@ -61,7 +61,7 @@ class CertifiedTraining(eqx.Module):
 
     - `ball`: the threat model. (Of an l2 ball the intervals enclose the cube around it.)
     - `weight`: a, in [0, 1] (1).
-    - `attack`: what makes x', or None: x' = x.
+    - `attack`: what makes x', with `weight` or `box` below 1; None: x' = x.
     - `box`: the part of the radius that the bounds are about, in (0, 1] (1); below 1 it needs an
       attack.
     - `bounds`: "interval" or "linear".
@@ -105,6 +105,8 @@ class CertifiedTraining(eqx.Module):
             raise ValueError("box must be above 0: there is nothing to bound")
         if self.box < 1 and self.attack is None:
             raise ValueError(f"box={self.box} needs an attack: it is around the attacked image")
+        if self.attack is not None and self.box == 1 == self.weight:
+            raise ValueError("an attack is of no use with box=1 and weight=1: lower one of them")
 
     def __call__(self, model, state: State, images: Images, labels: Labels, *, key: Key) -> Loss:
         ball, moved = _scaled(self.ball, self.progress), images
