@@ -19,9 +19,8 @@ from test_relaxation import ELEMENTWISE, PROGRAMS, W, X as IMAGE, points
 from odejax import L2Ball, LinfBall, Predictor
 from odejax.attacks import PGD
 from odejax.certificates import LinearRelaxation, LipschitzMargin, LocalLipschitz
-from odejax.certificates.bound_propagation import Margins
 from odejax.evaluation import bracket, certified_radii
-from odejax.relaxation import Propagation, trace
+from odejax.relaxation import Margins, Propagation, trace
 from odejax.relaxation.elementwise import of_flow_map
 from odejax.relaxation.gradients import gradients, slopes
 from odejax.solvers import interval_flow_map

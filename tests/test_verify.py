@@ -15,11 +15,10 @@ from helpers import alternate, digits, predictor_of, trained_mlp
 from odejax import L2Ball, LinfBall, Predictor, predict
 from odejax.attacks import APGD, AttackResult, Restarts, dlr
 from odejax.certificates import LinearRelaxation
-from odejax.certificates.bound_propagation import Margins
 from odejax.evaluation import certified_radii, verify
 from odejax.evaluation.verify import _by_kinks
 from odejax.models import DenseODENet
-from odejax.relaxation import Kinks, Propagation, kinks_of, trace, with_kinks
+from odejax.relaxation import Kinks, Margins, Propagation, kinks_of, trace, with_kinks
 from odejax.relaxation.elementwise import LEAKY
 
 EPS = 0.4
