@@ -193,7 +193,8 @@ def figure(result: dict[str, Any]):
     """For every family the interval after each training, in either ball."""
     trainings, eps = _by_training(result), result["settings"]["eps"]
     families = [name for name in FAMILIES if any(name in of for of in trainings.values())]
-    drawn, axes = report.panels(range(len(eps)), size=(5.4, 0.45 * len(families) * 2 + 0.6))
+    measured = max(len(network.eps) for of in trainings.values() for network in of.values())
+    drawn, axes = report.panels(range(measured), size=(5.4, 0.45 * len(families) * 2 + 0.6))
     color, step = colors(trainings), 0.8 / len(trainings)
     for i, axis in axes:
         for t, (training, networks) in enumerate(trainings.items()):
@@ -208,7 +209,7 @@ def figure(result: dict[str, Any]):
                 axis.barh(at, low, alpha=0.35, **style)
                 axis.barh(at, high - low, left=low, label=training, **style)
         axis.set_yticks(range(len(families)), families)
-        axis.invert_yaxis()
+        axis.set_ylim(len(families) - 0.5, -0.5)
         axis.set_xlim(0, 100)
         axis.set_xlabel("accuracy (%): pale: certified; full: between certified and attacked")
         axis.set_title(f"L-infinity {eps[i]:.3g}", fontsize=9)
@@ -229,9 +230,8 @@ def _finding(trainings: dict[str, dict[str, accuracy.Measured]], eps: list[float
         for network in best.values()
     ]
     return (
-        f"Trained by bounds, networks are certified on {min(low):.0f} to {max(low):.0f} % of the "
-        f"images within L-infinity {eps[0]:.3g}; the median interval is "
-        f"{np.median(width):.1f} points wide"
+        f"Trained by bounds: {min(low):.0f} to {max(low):.0f} % certified within L-infinity "
+        f"{eps[0]:.3g}, intervals {np.median(width):.1f} points wide"
     )
 
 
