@@ -264,6 +264,7 @@ def points(ball, n=500):
     return np.clip(X + np.asarray(ball.eps) * moves, 0, 1)
 
 
+@pytest.mark.usefixtures("unchecked")  # programs of one axis, without a state
 @pytest.mark.parametrize("tighten", [False, True], ids=["intervals", "linear"])
 @pytest.mark.parametrize("name", alternate(PROGRAMS))
 def test_no_point_of_the_ball_is_outside_the_bounds(name, tighten):
@@ -278,6 +279,7 @@ def test_no_point_of_the_ball_is_outside_the_bounds(name, tighten):
         assert np.isfinite(high).all()
 
 
+@pytest.mark.usefixtures("unchecked")  # programs of one axis, without a state
 @pytest.mark.parametrize("name", alternate(PROGRAMS))
 def test_of_a_single_point_the_bounds_are_its_value(name):
     low, high = jax.jit(lambda: bounds_of(PROGRAMS[name], LinfBall(0.0), True))()

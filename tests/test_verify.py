@@ -171,7 +171,7 @@ def test_it_agrees_with_a_dense_grid(ball_type, scanned):
             decided.append(status)
         if status == "broken":
             assert predict(net, result.x_adv, key=0).argmax() != label
-            assert ball.contains(jnp.asarray(result.x_adv[0]), X)
+            assert ball.contains(jnp.asarray(result.x_adv[0]), jnp.asarray(X))
         split += int(result.subdomains[0] > 2)
     assert len(decided) >= 18
     assert 5 <= decided.count("proven") < len(decided)
@@ -293,7 +293,7 @@ def test_splitting_inputs_agrees_with_a_dense_grid(make, size, ball_type):
         assert result.bound[0] <= margin + 1e-5
         if margin < 0:
             assert predict(net, result.x_adv, key=0).argmax() != label
-            assert ball.contains(jnp.asarray(result.x_adv[0]), X)
+            assert ball.contains(jnp.asarray(result.x_adv[0]), jnp.asarray(X))
         split += int(margin > 0 and result.subdomains[0] > 2)
     assert split >= 3
 

@@ -177,7 +177,10 @@ def verify(
 
     def is_broken(i: int, x_adv: np.ndarray) -> bool:
         (logits,) = predict(network, x_adv[None], key=key)
-        return bool(logits.argmax() != labels[i] and ball.contains(jnp.asarray(x_adv), images[i]))
+        return bool(
+            logits.argmax() != labels[i]
+            and ball.contains(jnp.asarray(x_adv), jnp.asarray(images[i]))
+        )
 
     started = time.perf_counter()
     report = robust_accuracy(

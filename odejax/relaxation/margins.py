@@ -1,4 +1,4 @@
-"""What the bounds of a network prove of its margins, around one image."""
+"""What the bounds of a network prove of its margins, around one image (or any array)."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from .._rounding import sum_rounding
 from .._threat_model import AbstractBall, LinfBall
-from .._types import Image, Label, Scalar
+from .._types import Label, Scalar
 from .graph import Graph
 from .kinks import Kinks, kinks_of, with_kinks
 from .propagate import Bounds, Propagation, nothing_off, pull
@@ -28,7 +28,7 @@ class Margins:
     def __init__(
         self,
         graph: Graph,
-        x: Image,
+        x: Float[Array, "..."],
         ball: AbstractBall,
         bounds: Propagation | Bounds,
         cell: Interval | None = None,
@@ -139,7 +139,7 @@ class Margins:
         return jnp.maximum(best, value), kinks._replace(tilt=tilt, multiplier=multiplier)
 
 
-def around(x: Image, ball: AbstractBall) -> Interval:
+def around(x: Float[Array, "..."], ball: AbstractBall) -> Interval:
     """The smallest cell that holds ball and box."""
     return Interval(jnp.maximum(x - ball.eps, ball.lower), jnp.minimum(x + ball.eps, ball.upper))
 
