@@ -222,8 +222,8 @@ def bracket(
       attacked in the smaller balls. It has no robust accuracy of its own.
     - `verify_seconds`: of branch and bound (`verify`) for each image that all of this neither broke
       nor proved, in the smallest ball first; 0 (the default) for none. What is open in a ball is
-      not tried in larger ones. It stands among the certificates, as "branch and bound", and counts
-      what those before it proved; an image that it breaks counts in `attacked`.
+      not tried in larger ones. It is listed among the certificates, as "branch and bound", and
+      counts what those before it proved; an image that it breaks counts in `attacked`.
     - `oracles`: networks by name, on which `transfer_attack` crafts images for this one.
     - `anew`: the attacks, by name, that are run in every ball on images that they broke in a
       smaller one as well, by default those of one step (FGSM), which cannot repeat a smaller

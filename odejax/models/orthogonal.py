@@ -21,9 +21,8 @@ class OrthogonalNet(AbstractLipschitzNet):
 
         h_{l+1} = minmax(W_l h_l + b_l), W_l W_l^T = I;  z = A h + c, the rows of A of length 1
 
-    It keeps the length of a gradient on its way back, which gradient flows and ReLU do not: at
-    equal cost it is certified on more images within large l2 radii. Train it with
-    `RadiusCrossEntropy`.
+    It keeps the length of a gradient on its way back, from the last features to the pixels, which
+    gradient flows and ReLU do not. Train it with `RadiusCrossEntropy`.
 
     - `image_shape`, `n_classes`: (h, w, c) of an image, and the number of logits (10).
     - `widths`: units of each hidden layer, even numbers ((512, 512, 512)).

@@ -1,7 +1,7 @@
 """Intervals through a graph in real numbers, to be differentiated: what certified training uses.
 
-What float32 may lose is not given up here, so that nothing of this is a proof; it is a third of the
-work of `propagate`.
+What float32 may lose is not given up here: nothing of this is a proof, and there is less to compute
+than in `propagate`.
 """
 
 import dataclasses
