@@ -79,14 +79,14 @@ def test_intervals_are_measured_resumed_and_drawn(tmp_path):
     }
     for name, record in result["runs"].items():
         n = 16 if name.startswith("bounds") else 8
-        assert record["images"] == n
-        assert len(record["brackets"]) == (1 if name.startswith("bounds") else 2)
-        for bracket in record["brackets"]:
+        assert record["images"] == {"linf": n, "l2": 4}
+        assert len(record["balls"]["linf"]) == (1 if name.startswith("bounds") else 2)
+        for bracket in record["balls"]["linf"] + record["balls"]["l2"]:
             assert bracket["certified"] <= bracket["attacked"]
             assert set(bracket["per_certificate"]) == set(networks.CERTIFICATES)
     execute(networks.EXPERIMENT, config(resume=True), recipe_of=None)  # nothing is trained again
     assert json.loads((tmp_path / "result.json").read_text()) == result
-    assert (tmp_path / "intervals.png").exists()
+    assert all((tmp_path / f"{name}.png").exists() for name in networks.FIGURES)
     with pytest.raises(UsageError, match="unknown training"):
         networks.plan(config(trainings=("IBP",)))
 

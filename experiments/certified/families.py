@@ -103,15 +103,15 @@ def family(name: str, channels: tuple[int, ...], width: int, neurons: int) -> Ca
     - `neurons`: of the fully connected nmODE.
     """
     sizes = {"channels": channels, "width": width, "norm": BatchNorm}
-    if name == "CNN":
+    if name in ("CNN", LONGER):
         return partial(CNN, **sizes)
     if name == CONNECTED:
         return partial(models.NmODENet, width=neurons)
     return partial(WithMiddle, middle=MIDDLES[name], **sizes)
 
 
-FAMILIES = ("CNN", *MIDDLES, CONNECTED)
-LIGHT = ("CNN", "nmODE", CONNECTED)  # a step of training costs a third of the others'
+LONGER = "CNN, longer"  # the same network; a step of training costs a third of the others'
+FAMILIES = ("CNN", *MIDDLES, CONNECTED, LONGER)
 
 
 def drawn_for_intervals(make: Callable[..., Any]) -> Callable[..., Any]:

@@ -38,7 +38,7 @@ def summaries(measured: Brackets) -> list[dict[str, Any]]:
 def measure(
     predictor: Any,
     test: ArrayDataset,
-    n: int,
+    n: int | Mapping[str, int],
     eps: Mapping[str, Sequence[float]],
     seed: int,
     *,
@@ -47,15 +47,15 @@ def measure(
 ) -> dict[str, Any]:
     """Clean accuracy on all of `test`, and the interval of the first `n` images for every eps.
 
-    `eps` is by norm; the intervals are `brackets` of one norm, `balls` of several. `attacks` are by
-    name; where they depend on the norm, by norm and name.
+    `eps` is by norm; the intervals are `brackets` of one norm, `balls` of several. Where `n` or
+    `attacks` (by name) depend on the norm, they are by norm as well.
     """
     started, key = time.perf_counter(), jax.random.key(seed + 1)
-    attacked = test.take(slice(n))
     balls = {norm: [] for norm in eps}
     for norm, radii in eps.items():
         if not radii:
             continue
+        attacked = test.take(slice(n[norm] if isinstance(n, Mapping) else n))
         chosen = attacks.get(norm, attacks)
         anew = settings.get("anew", set(chosen))  # by default every attack in every ball
         given = settings | {"attacks": chosen, "anew": anew}
