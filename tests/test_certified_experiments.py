@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.certified import families, l2, networks
+from experiments.certified import families, l2, networks, vote
 from experiments.certified.families import FAMILIES
 from experiments.lib.run import UsageError, execute
 from odejax.attacks import APGD, PGD, AutoAttack
@@ -110,3 +110,28 @@ def test_every_l2_network_is_trained_for_a_radius():
         assert recipe.objective == RadiusCrossEntropy(preset.radius, preset.temperature)
         model, _ = eqx.nn.make_with_state(recipe.make)((8, 8, 1), 10, key=jax.random.key(0))
         assert isinstance(model, OrthogonalNet if name == "orthogonal" else LipschitzNet)
+
+
+def test_networks_that_vote_have_equal_weights():
+    preset = vote.PRESETS["cpu"]["mnist"]
+
+    def size(name):
+        make = eqx.nn.make_with_state(vote.network(name, preset))
+        model, _ = eqx.filter_eval_shape(lambda key: make(SHAPE, 10, key=key), jax.random.key(0))
+        arrays = jax.tree.leaves(eqx.filter(model, lambda leaf: hasattr(leaf, "shape")))
+        return sum(leaf.size for leaf in arrays)
+
+    sizes = [size(name) for name in vote.NAMES]
+    assert max(sizes) < 1.02 * min(sizes)
+
+
+@pytest.mark.slow
+def test_votes_are_certified_and_attacked(tmp_path):
+    config = partial(vote.Config, preset="smoke", out=tmp_path, networks=("SSP-3", "En2 ResNet"))
+    execute(vote.EXPERIMENT, config())
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert set(result["runs"]) == {"SSP-3/0", "En2 ResNet/0"}
+    for record in result["runs"].values():
+        assert all(b["certified"] <= b["attacked"] <= b["clean"] for b in record["brackets"])
+        assert record["brackets"][0]["alpha"] == {"RandomizedSmoothing": 0.001}
+    assert (tmp_path / "intervals.png").exists()

@@ -19,7 +19,7 @@ import jax
 
 from odejax import models
 from odejax.models import CNN, BatchNorm, Conv, NmODE, NoNorm, ResidualField, interval_init
-from odejax.solvers import SSPRK22, SSPRK33, integrate_layers, stack_layers
+from odejax.solvers import SSPRK22, SSPRK33, AbstractNoise, integrate_layers, stack_layers
 
 FIELDS = 2
 STEP = 1 / FIELDS  # so that the residual part ends at time 1, as the ODE does
@@ -30,14 +30,16 @@ class Layers(eqx.Module):
 
     fields: Callable
     solver: Any
+    noise: AbstractNoise | None
 
-    def __init__(self, width: int, solver: Any, *, key):
+    def __init__(self, width: int, solver: Any, noise: AbstractNoise | None = None, *, key):
         make = partial(ResidualField, width, NoNorm)
         self.fields = stack_layers(lambda key: make(key=key), FIELDS, key=key)  # pyright: ignore[reportAttributeAccessIssue]
-        self.solver = solver
+        self.solver, self.noise = solver, noise
 
-    def __call__(self, y, state: eqx.nn.State):
-        return integrate_layers(self.fields, y, state, solver=self.solver, step_size=STEP)
+    def __call__(self, y, state: eqx.nn.State, *, key=None):
+        how = {"solver": self.solver, "step_size": STEP, "noise": self.noise, "key": key}
+        return integrate_layers(self.fields, y, state, **how)
 
 
 class Flow(eqx.Module):
@@ -50,7 +52,7 @@ class Flow(eqx.Module):
         self.field = ResidualField(width, NoNorm, key=key)
         self.ode = models.ODESolve(solver=diffrax.Midpoint()).on_grid(FIELDS)
 
-    def __call__(self, y, state: eqx.nn.State):
+    def __call__(self, y, state: eqx.nn.State, *, key=None):
         solution = self.ode(lambda t, y, field: field(y, state)[0], y, self.field)
         return solution.ys[0], state  # pyright: ignore[reportOptionalSubscript]
 
@@ -64,7 +66,7 @@ class Memory(eqx.Module):
     def __init__(self, width: int, *, key):
         self.gamma, self.nmode = Conv(width, width, 3, padding=1, key=key), NmODE()
 
-    def __call__(self, y, state: eqx.nn.State):
+    def __call__(self, y, state: eqx.nn.State, *, key=None):
         return self.nmode(self.gamma(y)), state
 
 
@@ -81,7 +83,7 @@ class WithMiddle(eqx.Module):
 
     def __call__(self, x, state: eqx.nn.State, *, key=None):
         y, state = self.cnn.features(x, state)
-        y, state = self.middle(y, state)
+        y, state = self.middle(y, state, key=key)
         return self.cnn.classify(y, state)
 
 
