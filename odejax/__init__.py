@@ -23,7 +23,7 @@ from . import (
 )
 from ._ensembles import EnsembleLogits as EnsembleLogits, MeanLogits as MeanLogits
 from ._mesh import batch_mesh as batch_mesh
-from ._network_file import load_network as load_network, save_network as save_network
+from ._network_file import load as load, save as save
 from ._predictor import Predictor as Predictor, predict as predict
 from ._smoothing import Smoothed as Smoothed
 from ._threat_model import AbstractBall as AbstractBall, L2Ball as L2Ball, LinfBall as LinfBall
@@ -33,5 +33,4 @@ from ._types import (
     Logits as Logits,
     LogitsFn as LogitsFn,
 )
-
-__version__ = "0.1.0"
+from ._version import __version__ as __version__

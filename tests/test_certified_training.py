@@ -10,7 +10,7 @@ import optax
 import pytest
 from helpers import digits, predictor_of, trained_mlp, warm
 
-from odejax import L2Ball, LinfBall, Predictor, load_network, save_network
+from odejax import L2Ball, LinfBall, Predictor, load, save
 from odejax.attacks import PGD, AutoAttack
 from odejax.certificates import IntervalBounds, LinearRelaxation
 from odejax.evaluation import bracket
@@ -388,11 +388,9 @@ def test_trained_saved_attacked_and_verified_end_to_end(tmp_path):
     trained = fit(
         interval_init(model, key=KEY), state, digits(), rule, optax.adam(3e-3), **settings
     )
-    path = tmp_path / "network.npz"
-    save_network(path, Predictor(trained.model, trained.state))
-    loaded = load_network(path, Predictor(model, state))
+    save(tmp_path / "cnn.odejax", Predictor(trained.model, trained.state))
     measured = bracket(
-        loaded,
+        load(tmp_path / "cnn.odejax"),
         *digits("test", 100),
         ball,
         attacks={"PGD": PGD(20)},

@@ -22,11 +22,12 @@ import optax
 import pytest
 from helpers import digits, train
 
-from odejax import LinfBall, Predictor
+from odejax import LinfBall, Predictor, load
+from odejax._checkpoints import Checkpoints
 from odejax.attacks import PGD
 from odejax.data import ArrayDataset, random_crop
 from odejax.evaluation import robust_accuracy
-from odejax.models import MLP
+from odejax.models import MLP, BatchNorm
 from odejax.training import (
     Adversarial,
     CheckpointError,
@@ -37,7 +38,6 @@ from odejax.training import (
     fit,
     steps_per_epoch,
 )
-from odejax.training.checkpoints import Checkpoints
 
 fit_module = importlib.import_module("odejax.training.fit")
 KEY = jax.random.key(13)
@@ -377,7 +377,7 @@ def test_a_disk_that_takes_no_more_ends_a_save_in_one_sentence(tmp_path):
 import pathlib, resource, signal, sys
 import numpy as np
 from odejax.training import CheckpointError
-from odejax.training.checkpoints import Checkpoints
+from odejax._checkpoints import Checkpoints
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 checkpoints = Checkpoints(sys.argv[1])
 arrays = np.random.default_rng(0).normal(size=(5, 50_000))
@@ -474,6 +474,7 @@ def test_the_best_model_survives_a_restart(tmp_path):
     result = run(epochs=4, **settings)
     assert result.best_epoch == 1
     assert_same_weights(result, run(epochs=1))
+    assert eqx.tree_equal(load(tmp_path), Predictor(result.model, result.state))
 
 
 def test_a_score_that_is_no_number_is_refused():
@@ -608,6 +609,72 @@ def test_a_checkpoint_without_its_arrays_is_refused(copy):
     shutil.rmtree(copy / "2" / "arrays")
     with pytest.raises(CheckpointError, match="2"):
         run(epochs=2, checkpoint_dir=copy)
+
+
+def test_a_network_is_loaded_from_the_folder_alone(finished, copy):
+    before = sorted(copy.rglob("*"))
+    loaded, expected = load(copy), Predictor(finished[1].model, finished[1].state)
+    assert eqx.tree_equal(loaded, expected)
+    assert jax.tree.structure(loaded) == jax.tree.structure(expected)
+    assert sorted(copy.rglob("*")) == before
+
+
+class Shuffled(eqx.Module):
+    """A class that odejax does not know, with statistics, and an array that is not trained."""
+
+    order: jax.Array
+    norm: BatchNorm
+    mlp: MLP
+
+    def __init__(self, *, key):
+        self.order, self.norm = jax.random.permutation(key, 5), BatchNorm(1)
+        self.mlp = MLP((5, 5, 1), 3, width=4, key=key)
+
+    def __call__(self, x, state, *, key=None):
+        x, state = self.norm(x[self.order], state)
+        return self.mlp(x, state)
+
+
+def test_a_network_of_ones_own_is_loaded_from_a_folder_with_like(tmp_path):
+    make = eqx.nn.make_with_state(Shuffled)
+    trained = fit(
+        *make(key=KEY),
+        stripes(),
+        CrossEntropy(),
+        optax.adam(1e-2),
+        epochs=1,
+        batch_size=24,
+        key=KEY,
+        checkpoint_dir=tmp_path,
+        average=0.9,
+        progress=False,
+    )
+    with pytest.raises(ValueError, match=r"class test_fit.Shuffled, which is not of odejax: give"):
+        load(tmp_path)
+    like = eqx.filter_eval_shape(lambda key: make(key=key), KEY)
+    expected = Predictor(trained.model, trained.state)
+    assert eqx.tree_equal(load(tmp_path, like=like), expected)
+    with pytest.raises(ValueError, match="arrays, and like has"):
+        load(tmp_path, like=expected.model)
+
+
+def test_the_folder_of_an_earlier_odejax_is_not_loaded(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, [np.ones(3)], {"history": []})
+    checkpoints.close()
+    with pytest.raises(ValueError, match=r"holds a run of an earlier odejax, .*: train it again"):
+        load(tmp_path)
+
+
+def test_a_damaged_folder_is_not_loaded(copy, tmp_path, monkeypatch):
+    flip_a_byte(copy / "2" / "meta" / "metadata")
+    with pytest.raises(ValueError, match=r"copy cannot be read: the checkpoint .*copy/2 "):
+        load(copy)
+    monkeypatch.setattr("odejax._checkpoints.fingerprint", lambda array: "that of another array")
+    run(epochs=1, checkpoint_dir=tmp_path / "run")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"run cannot be read: .*run/1 is damaged: 6 of 6 arrays"):
+        load(tmp_path / "run")
 
 
 def logits_of_pixels():

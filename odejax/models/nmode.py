@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .._checks import check_count, check_finite, check_instance, check_positive
+from .._network_names import nameable
 from .._types import Image, Key, Logits, Scalar
 from ..solvers import AbstractFlowMap, interval_flow_map, periodic_flow_map
 from .blocks import ImageShape, check_image, check_image_shape
@@ -24,6 +25,7 @@ Activation = Callable[..., Array]
 _PERIODS = (math.pi, 2 * math.pi)
 
 
+@nameable
 def sin_squared(x: ArrayLike) -> Array:
     """sin^2(x), elementwise: the activation of nmODE.
 

@@ -1,7 +1,7 @@
 """Training: `fit`, and its objectives."""
 
+from .._checkpoints import CheckpointError as CheckpointError
 from .certified import CertifiedTraining as CertifiedTraining
-from .checkpoints import CheckpointError as CheckpointError
 from .constraints import (
     Penalised as Penalised,
     clip_weights as clip_weights,

@@ -15,6 +15,7 @@ import optax
 from equinox.nn import State
 from jaxtyping import Array
 
+from .._checkpoints import Checkpoints
 from .._checks import check_callable, check_count, check_instance, check_key, check_share
 from .._mesh import mesh_size, replicate, shard
 from .._predictor import Predictor, predict
@@ -23,7 +24,6 @@ from .._promotion import own_promotion
 from .._types import Key
 from ..data import ArrayDataset, StreamedDataset
 from ..data.augment import Augmentation
-from .checkpoints import Checkpoints
 from .epoch import make_run_steps, run_epoch
 from .feed import Resident, Streamed
 from .gradients import AbstractGradientRule, Derivative
@@ -131,8 +131,9 @@ def fit(
       every device (the default), or cut into as many parts where an axis allows it. A run may go on
       with other devices.
     - `checkpoint_dir`: after every epoch the run is saved there (atomically), with its metrics in
-      `metrics.jsonl`. A run found there is continued, and ends bit for bit where an uninterrupted
-      one would (on a CPU with as many cores: sums are split among them). None by default.
+      `metrics.jsonl`. `odejax.load` reads the network from there. A run that is there already is
+      continued, and ends bit for bit where an uninterrupted one would (on a CPU with as many cores:
+      sums are split among them). None by default.
     - `progress`: whether a bar is shown; True by default.
 
     Raises `TrainingDiverged` when the loss or a weight stops being finite, naming the epoch and the
@@ -166,7 +167,7 @@ def fit(
         own = run_fingerprint(
             train, static, data, functions, batch_size=batch_size, average=average, key=key
         )
-        run_folder = RunFolder(checkpoints, own)
+        run_folder = RunFolder(checkpoints, own, static)
         train, record = run_folder.restore(train, record, epochs=epochs)
 
     streamed = isinstance(dataset, StreamedDataset)

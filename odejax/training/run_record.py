@@ -13,13 +13,14 @@ import numpy as np
 from equinox.nn import State
 from jaxtyping import PyTree
 
+from .._checkpoints import CheckpointError, Checkpoints, array_digest
 from .._fingerprint import fingerprint
-from .._mesh import to_host
+from .._mesh import replicate, to_host
+from .._network_structure import describe, is_array
 from .._paths import written_whole
 from .._types import Key
 from ..data import ArrayDataset, StreamedDataset
 from ..data.augment import Augmentation
-from .checkpoints import CheckpointError, Checkpoints, array_digest
 from .gradients import AbstractGradientRule
 from .objectives import Objective
 from .train_state import Metrics, Sums, TrainState
@@ -53,10 +54,14 @@ class RunFolder:
     """Where a run is saved after every epoch: its checkpoints, and `metrics.jsonl` beside them.
 
     - `fingerprint`: what distinguishes it from other runs (`run_fingerprint`).
+    - `static`: all of the model but its weights.
+
+    It says, too, what the network is made of, so that `odejax.load` needs nothing but the folder.
     """
 
     checkpoints: Checkpoints
     fingerprint: dict[str, Any]
+    static: PyTree
 
     @property
     def path(self) -> Path:
@@ -73,7 +78,8 @@ class RunFolder:
         meta = self.checkpoints.restore_meta()
         if meta is not None:
             _check_fingerprint(meta.get("fingerprint", {}), self.fingerprint, self.path)
-            train, best = self.checkpoints.restore_arrays((train, record.best))
+            like = (train, record.best, self._constants)
+            train, best, _ = self.checkpoints.restore_arrays(like)
             history = meta["history"]
             if len(history) > epochs:
                 raise CheckpointError(
@@ -81,19 +87,36 @@ class RunFolder:
                 )
             record = RunRecord(best, history, meta["best_epoch"], meta["best_score"])
             self._write_metrics(history)
-        self.checkpoints.check_room((train, record.best))
+        self.checkpoints.check_room((train, record.best, self._constants))
         return train, record
 
     def save(self, train: TrainState, record: RunRecord):
         """Write the newest epoch of the run, then the metrics of all epochs."""
+        arrays = (train, record.best, self._constants)
         meta = {
             "fingerprint": self.fingerprint,
             "history": record.history,
             "best_epoch": record.best_epoch,
             "best_score": record.best_score,
+            "network": self._network(arrays),
         }
-        self.checkpoints.save(len(record.history), (train, record.best), meta)
+        self.checkpoints.save(len(record.history), arrays, meta)
         self._write_metrics(record.history)
+
+    @property
+    def _constants(self) -> PyTree:
+        """Arrays of the model that are not trained, such as integers."""
+        return replicate(eqx.filter(self.static, is_array))
+
+    def _network(self, arrays: PyTree) -> dict[str, Any]:
+        """What the best model and its state are made of, and which of the arrays are theirs."""
+        leaves, structure = jax.tree.flatten(arrays)
+        _, (params, state), constants = jax.tree.unflatten(structure, range(len(leaves)))
+        weights, statistics = arrays[1]
+        return {
+            "structure": describe((eqx.combine(weights, self.static), statistics)),
+            "arrays": jax.tree.leaves((eqx.combine(params, constants), state)),
+        }
 
     def _write_metrics(self, history):
         if jax.process_index() != 0:

@@ -10,14 +10,17 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from .._fingerprint import fingerprint
-from .._paths import lock_folder, reserve_room, writable_folder
+from ._fingerprint import fingerprint
+from ._paths import local_path, lock_folder, reserve_room, writable_folder
 
 
 class CheckpointError(RuntimeError):
@@ -27,15 +30,22 @@ class CheckpointError(RuntimeError):
 class Checkpoints:
     """The folder of one run. `meta` is JSON (epoch history, fingerprint), `arrays` any pytree.
 
-    Every array has a digest, and so has `meta`: an epoch that is damaged is never used.
+    Every array has a digest, and so has `meta`: an epoch that is damaged is never used. With
+    `read_only` the folder stays as it is, and another process may be at work in it.
     """
 
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = writable_folder("checkpoint_dir", folder)
-        if jax.process_index() == 0:
-            lock_folder("checkpoint_dir", self.folder)
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+    def __init__(self, folder: str | os.PathLike, *, read_only: bool = False):
+        if read_only:
+            self.folder = local_path("checkpoint_dir", folder)
+        else:
+            self.folder = writable_folder("checkpoint_dir", folder)
+            if jax.process_index() == 0:
+                lock_folder("checkpoint_dir", self.folder)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, create=not read_only, enable_async_checkpointing=False
+        )
+        with _failing_once(f"{self.folder} cannot be read"):
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def check_room(self, arrays: PyTree):
         """Raise `CheckpointError` unless the disk has room for one epoch more."""
@@ -90,6 +100,23 @@ class Checkpoints:
             )
             raise CheckpointError(f"{error}; {hint}") from None
 
+    def restore_numbered(self, numbers: Sequence[int]) -> list[np.ndarray]:
+        """Some arrays of the newest epoch, whatever devices had them; keys as their numbers.
+
+        - `numbers`: their places among the leaves of what was saved.
+        """
+        epoch, names = self._manager.latest_step(), [_name(number) for number in numbers]
+        folder, digests = self.folder / str(epoch), self._content(epoch)["digests"]
+        on_host = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+        what = ocp.args.PyTreeRestore(
+            dict.fromkeys(names, 0), restore_args=on_host, partial_restore=True
+        )
+        with _failing_once(f"the checkpoint {folder} cannot be read"):
+            reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+            restored = reader.restore(folder / "arrays", args=what)
+        _check_digests(folder, restored, digests)
+        return [restored[name] for name in names]
+
     def _is_whole(self, epoch, like) -> bool:
         try:
             self._arrays(epoch, like)
@@ -100,12 +127,7 @@ class Checkpoints:
     def _arrays(self, epoch, like):
         digests, named = self._content(epoch)["digests"], _numbered(like)
         restored = self._restore(epoch, arrays=ocp.args.StandardRestore(named))["arrays"]
-        damaged = [name for name in named if fingerprint(restored[name]) != digests.get(name)]
-        if damaged:
-            raise CheckpointError(
-                f"the checkpoint {self.folder / str(epoch)} is damaged: {len(damaged)} of "
-                f"{len(named)} arrays differ from their digests"
-            )
+        _check_digests(self.folder / str(epoch), {name: restored[name] for name in named}, digests)
         leaves = [
             _as_key(restored[name], leaf)
             for name, leaf in zip(named, jax.tree.leaves(like), strict=True)
@@ -171,6 +193,15 @@ def _failing_once(what: str):
         raise CheckpointError(f"{what}: {failure}")
 
 
+def _check_digests(folder: Path, arrays: dict[str, Any], digests: dict[str, str]):
+    damaged = [name for name, a in arrays.items() if fingerprint(a) != digests.get(name)]
+    if damaged:
+        raise CheckpointError(
+            f"the checkpoint {folder} is damaged: {len(damaged)} of {len(arrays)} arrays differ "
+            f"from their digests"
+        )
+
+
 def _digest(content: dict[str, Any]) -> str:
     read = json.loads(json.dumps(content))  # where keys are text, and are sorted as such
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
@@ -178,7 +209,11 @@ def _digest(content: dict[str, Any]) -> str:
 
 def _numbered(arrays):
     # By number: a model's own structure holds functions and static fields that Orbax cannot store.
-    return {f"{i:05d}": _as_data(leaf) for i, leaf in enumerate(jax.tree.leaves(arrays))}
+    return {_name(i): _as_data(leaf) for i, leaf in enumerate(jax.tree.leaves(arrays))}
+
+
+def _name(number: int) -> str:
+    return f"{number:05d}"
 
 
 def _is_key(leaf):
