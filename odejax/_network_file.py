@@ -69,7 +69,8 @@ def save(path: str | os.PathLike, network: Any):
         "odejax": __version__,
         "network": json.dumps(describe(network), allow_nan=False),
     }
-    header, end = {"__metadata__": metadata}, 0
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
     for place, array in arrays.items():
         begin, end = end, end + array.nbytes
         code, shape = DTYPES[array.dtype.name], list(array.shape)

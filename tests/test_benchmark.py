@@ -18,6 +18,7 @@ import pytest
 from experiments import benchmark
 from experiments.lib import run as cli
 from experiments.lib.run import Runs
+from odejax.commands.command_line import enable_compilation_cache
 from odejax.data import load
 from odejax.evaluation import load_result, save_result
 from odejax.solvers import GridSteps
@@ -179,7 +180,7 @@ def test_the_neural_ode_is_made_on_its_grid():
 def test_a_cache_of_compiled_programs_that_is_set_already_stays():
     name = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, name)
-    cli.enable_compilation_cache()
+    enable_compilation_cache()
     assert getattr(jax.config, name) == before != 0.2
 
 

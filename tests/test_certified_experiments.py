@@ -17,6 +17,7 @@ from odejax.models import LipschitzNet, OrthogonalNet
 from odejax.training import RadiusCrossEntropy
 
 SHAPE = (28, 28, 1)
+KEY = jax.random.key(0)
 SMALL = {"channels": (4, 8), "width": 16, "neurons": 32}
 
 
@@ -135,3 +136,31 @@ def test_votes_are_certified_and_attacked(tmp_path):
         assert all(b["certified"] <= b["attacked"] <= b["clean"] for b in record["brackets"])
         assert record["brackets"][0]["alpha"] == {"RandomizedSmoothing": 0.001}
     assert (tmp_path / "intervals.png").exists()
+
+
+def traced(recipe):
+    """How many weights a gradient of the recipe's objective has, for CIFAR-10's images: nothing is
+    computed."""
+    make = eqx.nn.make_with_state(recipe.make)
+    model, state = eqx.filter_eval_shape(lambda key: make((32, 32, 3), 10, key=key), KEY)
+    images = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
+    labels = jax.ShapeDtypeStruct((4,), jnp.int32)
+    gradient = eqx.filter_grad(partial(recipe.objective, key=KEY), has_aux=True)
+    of_weights, _ = eqx.filter_eval_shape(gradient, model, state, images, labels)
+    return sum(leaf.size for leaf in jax.tree.leaves(of_weights))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_at_the_papers_size_is_traced(name):
+    preset = networks.PRESETS["paper"]["cifar10"]
+    for training, eps in networks.trainings_of(preset).items():
+        assert traced(networks.recipe(name, training, eps, preset)) > 1e6
+
+
+@pytest.mark.slow
+def test_training_at_the_papers_size_in_l2_is_traced():
+    preset = l2.PRESETS["paper"]["cifar10"]
+    assert all(traced(l2.recipe(name, preset)) > 1e5 for name in l2.NAMES)
+    preset = vote.PRESETS["paper"]["cifar10"]
+    assert all(traced(vote.recipe(name, preset)) > 1e6 for name in vote.NAMES)

@@ -1,12 +1,9 @@
 """How every experiment is run: `Experiment`, its command line, its folder, and going on with it."""
 
-import contextlib
 import dataclasses
-import io
 import json
 import re
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -14,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import tyro
 from rich.console import Console
 
 from odejax._paths import lock_folder, writable_folder
-from odejax.data import ArrayDataset, cache_dir, load
-from odejax.evaluation import ResultError, StateError, load_result, provenance, save_result
+from odejax.commands.command_line import UsageError, command, parse
+from odejax.data import ArrayDataset, load
+from odejax.evaluation import load_result, provenance, save_result
 from odejax.training import CheckpointError
 
 from .report import print_all, published
@@ -27,10 +24,6 @@ from .report import print_all, published
 Setting = TypeVar("Setting")
 HIDDEN = {"--data-dir": "FOLDER", "--out": None}  # paths of the machine: in a stored command
 SWITCHES = ("--resume", "--overwrite", "--publish")
-
-
-class UsageError(ValueError):
-    """A wrong argument; the message says what is accepted."""
 
 
 @dataclasses.dataclass
@@ -152,31 +145,13 @@ class Experiment:
 
 
 def run(experiment: Experiment) -> None:
-    """Run the experiment that the command line asks for.
-
-    What a user can mend ends with one line on standard error and exit code 2, Ctrl-C, or a
-    SIGTERM, with 130.
-    """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # imports had one of their own
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    enable_compilation_cache()
-    provenance(0)  # of the code as it is now, whatever is committed during the run
-    try:
-        config = _parse(experiment.config, experiment.about)
+    """Run the experiment that the command line asks for."""
+    kept = "finished epochs and models are kept, go on with --resume"
+    resumes = issubclass(experiment.config, RunConfig)
+    with command(CheckpointError, interrupted=kept if resumes else "nothing was kept"):
+        provenance(0)  # of the code as it is now, whatever is committed during the run
+        config = parse(experiment.config, experiment.about)
         execute(experiment, config, command_line(sys.argv))
-    except (
-        UsageError,
-        ResultError,
-        CheckpointError,
-        StateError,
-        FloatingPointError,
-        OSError,  # a missing data set among them
-    ) as error:
-        sys.exit(_fail(str(error), 2))
-    except KeyboardInterrupt:
-        kept = "finished epochs and models are kept, go on with --resume"
-        resumes = issubclass(experiment.config, RunConfig)
-        sys.exit(_fail(f"interrupted; {kept if resumes else 'nothing was kept'}", 130))
 
 
 def execute(experiment: Experiment, config: Any, command: str = "", **given: Any) -> dict[str, Any]:
@@ -350,34 +325,6 @@ def load_data(config: Any, test_images: int) -> tuple[ArrayDataset, ArrayDataset
     if test_images > len(test):
         raise UsageError(f"{test.name} has {len(test)} test images; got {test_images}")
     return train, test
-
-
-def enable_compilation_cache():
-    """Keep compiled programs in `odejax.data.cache_dir() / "xla"` from one run to the next.
-
-    A cache that is set already, by $JAX_COMPILATION_CACHE_DIR or before, stays as it is.
-    """
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def _parse(config: type, about: str | None) -> Any:
-    message = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(message):
-            return tyro.cli(config, description=about)
-    except SystemExit as stop:
-        if stop.code != 2:
-            raise
-        # tyro explains itself in a box of several lines; its words, without the box.
-        words = re.sub(r"[─━│╭╮╰╯\s]+", " ", message.getvalue()).strip()
-        raise UsageError(words) from None
-
-
-def _fail(message: str, code: int) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    return code
 
 
 def _check_data(path: Path, stored: Any, used: list[dict[str, Any]]):
