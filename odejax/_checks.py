@@ -134,7 +134,8 @@ def check_pixels(images: np.ndarray, lower: float = 0.0, upper: float = 1.0):
     """Raise `ValueError` unless every pixel is in the box."""
     low, high = float(images.min()), float(images.max())
     if not (low >= lower and high <= upper):
-        raise ValueError(f"pixels must lie in [{lower}, {upper}]; got [{low}, {high}]")
+        hint = "; divide them by 255" if upper < 2 < high <= 255 and low >= lower else ""
+        raise ValueError(f"pixels must lie in [{lower}, {upper}]; got [{low}, {high}]{hint}")
 
 
 def check_labels(labels, n_classes: int):
@@ -181,26 +182,54 @@ def check_images(images):
 
 def check_arrays(images, labels) -> tuple[np.ndarray, np.ndarray]:
     """`images` and `labels` as arrays of the form that evaluation takes, or a `ValueError`."""
-    try:
-        images, labels = np.asarray(images), np.asarray(labels)
-    except ValueError:  # lists of different lengths
-        raise ValueError("images and labels must be arrays; got lists of unequal rows") from None
-    whole = images.dtype == np.uint8
-    if images.ndim != 4 or not (whole or jnp.issubdtype(images.dtype, jnp.floating)):
+    images = as_images(images)
+    labels = as_labels(labels, len(images))
+    return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images, labels
+
+
+def as_images(images: Any, *, grey: bool = False) -> np.ndarray:
+    """`images` as an array (n, h, w, c), uint8 or float32 in [0, 1]; else a `ValueError`.
+
+    With `grey`, (n, h, w) are images of one channel.
+    """
+    images = _as_numpy("images", images)
+    if grey and images.ndim == 3:
+        images = images[..., None]
+    floats = jnp.issubdtype(images.dtype, jnp.floating)
+    if images.ndim != 4 or not (floats or images.dtype == np.uint8):
         raise ValueError(
             f"images must be uint8, or floats in [0, 1], of shape (n, h, w, c); "
             f"got {_described(images)}"
         )
     if len(images) == 0:
         raise ValueError("there are no images: got an empty array")
-    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+    if images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
         raise ValueError(
-            f"labels must be integers of shape ({len(images)},); got {_described(labels)}"
+            f"images must have their channels last, (n, h, w, c); got shape {images.shape}: "
+            f"move the axis with np.moveaxis(images, 1, -1)"
         )
-    if whole:
-        return images.astype(np.float32) / 255, labels.astype(np.int32)
+    if not floats:
+        return images
     check_pixels(images)
-    return images.astype(np.float32), labels.astype(np.int32)
+    return images.astype(np.float32, copy=False)
+
+
+def as_labels(labels: Any, n: int) -> np.ndarray:
+    """`labels` as int32 (n,), from integers of any kind; else a `ValueError`."""
+    labels = _as_numpy("labels", labels)
+    if labels.shape != (n,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers of shape ({n},); got {_described(labels)}")
+    largest = np.iinfo(np.int32).max
+    if labels.max() > largest:
+        raise ValueError(f"labels must be at most {largest}; got {labels.max()}")
+    return labels.astype(np.int32)
+
+
+def _as_numpy(name: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError:  # lists of different lengths
+        raise ValueError(f"{name} must be an array; got lists of unequal rows") from None
 
 
 def check_order(order: Any, n: int) -> np.ndarray:

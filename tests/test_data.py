@@ -78,7 +78,7 @@ def test_the_digits_say_where_they_are_from_and_are_always_the_same(split):
 @pytest.mark.parametrize(("name", "split"), [("minst", "train"), ("digits", "validation")])
 def test_an_unknown_name_or_split_is_refused_with_those_accepted(name, split):
     wrong = name if name == "minst" else split
-    with pytest.raises(ValueError, match=rf"'{wrong}'; accepted: .*(mnist|test)"):
+    with pytest.raises(ValueError, match=rf"'{wrong}'.*; accepted: .*(mnist|test)"):
         load(name, split)
 
 
@@ -118,26 +118,6 @@ def test_data_not_found_is_a_file_not_found():
     assert issubclass(DataNotFoundError, FileNotFoundError)
 
 
-IMAGES, LABELS = np.zeros((3, 2, 2, 1), np.uint8), np.zeros(3, np.int32)
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        (IMAGES.astype(np.float32), LABELS, "float32"),
-        (IMAGES[..., 0], LABELS, r"\(3, 2, 2\)"),
-        (IMAGES, LABELS.astype(np.int64), "int64"),
-        (IMAGES, LABELS[:2], r"\(2,\)"),
-        (IMAGES[:0], LABELS[:0], "no images"),
-        (IMAGES, np.array([0, 1, 10], np.int32), "0 to 9; got 0 to 10"),
-        (IMAGES, np.array([0, -1, 1], np.int32), "0 to 9; got -1 to 1"),
-    ],
-)
-def test_arrays_of_another_form_are_refused(images, labels, message):
-    with pytest.raises(ValueError, match=message):
-        ArrayDataset(images, labels)
-
-
 def test_take_keeps_images_and_labels_together():
     data = small_dataset()
     for indices in (np.array([7, 2, 2]), slice(1, 4)):
@@ -165,21 +145,8 @@ def test_other_images_labels_or_order_have_another_digest_and_the_same_source():
     assert small_dataset().provenance()["source"] == "custom"
 
 
-@pytest.mark.parametrize(
-    ("stored", "encoding"),
-    [(b"\xff\xd8\xff\xe0", "JPEG"), (b"\x89PNG\r\n", "PNG"), (b"GIF89a", "an unknown format")],
-)
-def test_the_first_bytes_of_an_image_tell_how_it_is_stored(stored, encoding):
-    module = importlib.import_module("odejax.data.load")
-    assert module._encoding(stored) == encoding
-    origin = module._origin("cifar10", "test", "3.0.2", encoding)
-    how = "stored as PNG" if encoding == "PNG" else f"re-encoded as {encoding}"
-    assert origin["source"] == f"TensorFlow Datasets cifar10:3.0.2, images {how}"
-    assert origin["how_to_get"].startswith("not by downloading") == (encoding != "PNG")
-
-
 def test_pixels_are_the_images_in_the_unit_interval():
-    data = ArrayDataset(np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1), LABELS[:1])
+    data = ArrayDataset(np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1), [0])
     assert data.pixels.dtype == np.float32
     np.testing.assert_allclose(np.ravel(data.pixels), [0, 0.2, 1], atol=1e-7)
 
@@ -300,6 +267,7 @@ def kept(data):
     """In the place of `_decode`, which takes seconds."""
     version = data.source.split(":")[1].split(",")[0]
     stored = {"version": version, "encoding": data.source.rsplit(" as ")[-1]}
+    stored["class_names"] = list(data.class_names)
     return lambda *_: (data.images, data.labels, stored)
 
 
@@ -352,20 +320,8 @@ def test_the_encoding_is_that_of_the_stored_images(name):
 def test_the_cache_keeps_where_the_data_are_from(decoded, monkeypatch):
     first, folder = decoded
     monkeypatch.setenv("ODEJAX_CACHE_DIR", str(folder))
-    monkeypatch.setattr(importlib.import_module("odejax.data.load"), "_decode", None)
+    monkeypatch.setattr(importlib.import_module("odejax.data.prepared"), "_decode", None)
     assert load("mnist", "test").provenance() == first.provenance()
-
-
-@pytest.mark.data
-def test_what_an_earlier_version_kept_is_decoded_anew(decoded, tmp_path, monkeypatch):
-    data, folder = decoded
-    monkeypatch.setenv("ODEJAX_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(importlib.import_module("odejax.data.load"), "_decode", kept(data))
-    shutil.copytree(folder / "data", tmp_path / "data")
-    for file in tmp_path.rglob("stored.json"):
-        file.unlink()
-    assert load("mnist", "test").provenance() == data.provenance()
-    assert len(list(tmp_path.rglob("stored.json"))) == 1
 
 
 @pytest.mark.data
@@ -373,7 +329,7 @@ def test_a_crash_while_writing_the_cache_leaves_nothing_behind(decoded, tmp_path
     monkeypatch.setenv("ODEJAX_CACHE_DIR", str(tmp_path))
     data, save = decoded[0], np.save
     # The cache is what is tested, not the decoding.
-    module = importlib.import_module("odejax.data.load")
+    module = importlib.import_module("odejax.data.prepared")
     monkeypatch.setattr(module, "_decode", kept(data))
 
     def crash_on_labels(path, array):
@@ -395,7 +351,8 @@ def test_a_crash_while_writing_the_cache_leaves_nothing_behind(decoded, tmp_path
 def test_no_flipped_bit_of_the_cache_is_used(decoded, tmp_path, monkeypatch):
     data, folder = decoded
     monkeypatch.setenv("ODEJAX_CACHE_DIR", str(tmp_path))
-    module, again, rng = importlib.import_module("odejax.data.load"), [], np.random.default_rng(0)
+    module = importlib.import_module("odejax.data.prepared")
+    again, rng = [], np.random.default_rng(0)
 
     def decode(*_):
         again.append(True)
@@ -422,7 +379,7 @@ def test_no_flipped_bit_of_the_cache_is_used(decoded, tmp_path, monkeypatch):
 def test_what_a_killed_process_left_in_the_cache_is_removed(decoded, tmp_path, monkeypatch):
     data, _ = decoded
     monkeypatch.setenv("ODEJAX_CACHE_DIR", str(tmp_path))
-    module = importlib.import_module("odejax.data.load")
+    module = importlib.import_module("odejax.data.prepared")
     monkeypatch.setattr(module, "_decode", kept(data))
     old, new = (tmp_path / "data" / f".tmp-{age}" for age in ("old", "new"))
     for unfinished in (old, new):

@@ -191,7 +191,7 @@ def test_a_blind_attack_is_made_on_the_oracle_and_judged_by_the_target():
         jnp.asarray(np.random.default_rng(0).normal(size=(10, size))), jnp.zeros(10)
     )
     labels = predict(target, data.images, key=jax.random.key(0)).argmax(axis=1).astype(np.int32)
-    data = ArrayDataset(data.images, labels)
+    data = ArrayDataset(data.images, labels, data.n_classes)
     constant = LinearLogits(jnp.zeros((10, size)), jnp.zeros(10))
     unmoved = enresnet_cifar._blind(target, constant, data, 0, two, enresnet.BALL)["per_attack"]
     assert set(unmoved.values()) == {1.0}  # a constant oracle has no gradient to follow

@@ -1,59 +1,72 @@
 """A labelled set of images in memory."""
 
 import dataclasses
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from .._checks import as_images, as_labels, check_count, check_labels
 from .._fingerprint import fingerprint
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class ArrayDataset:
     """A labelled set of images in memory.
 
-    - `images`: uint8 (n, h, w, c).
-    - `labels`: int32 (n,), classes from 0.
-    - `n_classes`: 10 by default.
+    - `images`: uint8, or floats in [0, 1], which are kept as float32. (n, h, w, c), or (n, h, w)
+      for grey images, which are kept as (n, h, w, 1).
+    - `labels`: integers of any type, (n,): classes from 0, kept as int32.
+    - `n_classes`: by default as many as there are `class_names`, and without these as many as the
+      labels show, which then must be 0 to k - 1, each at least once.
     - `name`, `split`: "custom" and "all" by default.
     - `source`: in words, where the images come from.
     - `how_to_get`: in words, how others can have the same.
+    - `class_names`: of class 0, 1, ...; () by default.
 
-    Raises `ValueError` for arrays of another form, labels that are not classes, or no images.
+    Raises `ValueError` for arrays of another form (such as channels first), pixels outside [0, 1],
+    labels that are not classes, or no images.
 
-    >>> images, labels = np.zeros((6, 4, 4, 1), np.uint8), np.arange(6, dtype=np.int32)
+    >>> images, labels = np.zeros((6, 4, 4), np.uint8), [0, 1, 2, 0, 1, 2]
     >>> data = odejax.data.ArrayDataset(images, labels)
     >>> rest, held_out = data.holdout(2)
-    >>> len(rest), held_out.image_shape, held_out.split
-    (4, (4, 4, 1), 'validation')
+    >>> len(rest), held_out.image_shape, held_out.n_classes, held_out.split
+    (4, (4, 4, 1), 3, 'validation')
     """
 
     images: np.ndarray
     labels: np.ndarray
-    n_classes: int = 10
-    name: str = "custom"
-    split: str = "all"
-    source: str = "custom"
-    how_to_get: str = "not said"
+    n_classes: int
+    name: str
+    split: str
+    source: str
+    how_to_get: str
+    class_names: tuple[str, ...]
 
-    def __post_init__(self):
-        if self.images.dtype != np.uint8 or self.images.ndim != 4:
-            raise ValueError(
-                f"images must be uint8 of shape (n, h, w, c); "
-                f"got {self.images.dtype} of shape {self.images.shape}"
-            )
-        if self.labels.shape != self.images.shape[:1] or self.labels.dtype != np.int32:
-            raise ValueError(
-                f"labels must be int32 of shape ({len(self.images)},); "
-                f"got {self.labels.dtype} of shape {self.labels.shape}"
-            )
-        if len(self.images) == 0:
-            raise ValueError(f"the data set {self.name!r} ({self.split}) has no images")
-        if self.labels.min() < 0 or self.labels.max() >= self.n_classes:
-            raise ValueError(
-                f"labels must be classes 0 to {self.n_classes - 1}; "
-                f"got {self.labels.min()} to {self.labels.max()}"
-            )
+    def __init__(
+        self,
+        images: ArrayLike,
+        labels: ArrayLike,
+        n_classes: int | None = None,
+        name: str = "custom",
+        split: str = "all",
+        source: str = "custom",
+        how_to_get: str = "not said",
+        class_names: Sequence[str] = (),
+    ):
+        images = as_images(images, grey=True)
+        labels = as_labels(labels, len(images))
+        set_field = partial(object.__setattr__, self)  # frozen
+        set_field("images", images)
+        set_field("labels", labels)
+        set_field("n_classes", _count_classes(labels, n_classes, class_names))
+        set_field("name", name)
+        set_field("split", split)
+        set_field("source", source)
+        set_field("how_to_get", how_to_get)
+        set_field("class_names", tuple(class_names))
 
     def __iter__(self):
         """The images and the labels, so that `*dataset` passes both arguments."""
@@ -69,7 +82,8 @@ class ArrayDataset:
     @property
     def pixels(self) -> np.ndarray:
         """The images as float32 in [0, 1]."""
-        return self.images.astype(np.float32) / 255
+        whole = self.images.dtype == np.uint8
+        return self.images.astype(np.float32) / 255 if whole else self.images
 
     def provenance(self) -> dict[str, Any]:
         """What a result has to say of its data, ready for JSON.
@@ -102,3 +116,24 @@ class ArrayDataset:
         order = np.random.default_rng(seed).permutation(len(self))
         rest, held = np.sort(order[n:]), np.sort(order[:n])
         return self.take(rest), self.take(held, split="validation")
+
+
+def _count_classes(labels: np.ndarray, n_classes: int | None, class_names: Sequence[str]) -> int:
+    """The number of classes; `ValueError` for labels, or names, of another number."""
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names must be several names; got {class_names!r}")
+    if n_classes is None and class_names:
+        n_classes = len(class_names)
+    if n_classes is None:
+        different = np.unique(labels)
+        if different[0] != 0 or different[-1] != len(different) - 1:
+            raise ValueError(
+                f"without n_classes, labels must be 0 to k - 1, each at least once; got "
+                f"{len(different)} different ones from {different[0]} to {different[-1]}"
+            )
+        return len(different)
+    check_count(n_classes=n_classes)
+    if class_names and len(class_names) != n_classes:
+        raise ValueError(f"class_names must be {n_classes} names; got {len(class_names)}")
+    check_labels(labels, n_classes)
+    return int(n_classes)
