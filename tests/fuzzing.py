@@ -61,6 +61,7 @@ BAD: dict[str, Callable[[np.random.Generator], Any]] = {
     "fraction": lambda r: pick(r, NAN, INF, 1 + abs(numbers(r)), -abs(numbers(r)), *WORDS, None),
     "fraction or None": lambda r: pick(r, NAN, INF, 1 + abs(numbers(r)), -abs(numbers(r)), *WORDS),
     "function": lambda r: pick(r, numbers(r), "ce", "", None, [], object()),
+    "function or None": lambda r: pick(r, numbers(r), "PGD", "", [], object()),
     "ball": lambda r: pick(r, numbers(r), "linf", None, [0.1], LinfBall),
     "key or seed": lambda r: pick(r, 1.5, "key", None, np.zeros(2), jax.random.split(KEY, 3)),
     "key": lambda r: pick(r, 0, 1.5, "key", None, np.zeros(2), jax.random.split(KEY, 3)),
@@ -202,6 +203,10 @@ def calls() -> dict[str, Call]:
     add("Conv", partial(models.Conv, key=KEY), {"inputs": count, "outputs": count, "size": count,
                                                "stride": count, "padding": "count or 0"},
         inputs=1, outputs=1, size=3)  # fmt: skip
+    add("Normalised", models.Normalised, {"mean": share, "std": positive},
+        model=linear, mean=0.5, std=0.25)  # fmt: skip
+    add("ArrayDataset", ArrayDataset, {"labels": "labels", "n_classes": count},
+        images=IMAGES, labels=LABELS, n_classes=3)  # fmt: skip
     add("ODESolve", models.ODESolve, {"t1": positive, "dt0": positive, "max_steps": count,
                                       "solver": "solver"}, dt0=0.1)  # fmt: skip
     add("conv2d", models.conv2d, {"stride": count}, x=IMAGES[0], kernel=np.ones((3, 3, 1, 1)))
@@ -219,8 +224,9 @@ def calls() -> dict[str, Call]:
     add("Hinge", training.Hinge, {"margin": "not negative"})
     add("CrossEntropy", training.CrossEntropy, {"temperature": positive, "margin": "not negative"})
     add("CertifiedTraining", training.CertifiedTraining,
-        {"ball": "ball", "weight": share, "box": share, "progress": share, "attack": "attack",
-         "penalty": "not negative"}, ball=BALL, attack=attacks.PGD(), weight=0.5)  # fmt: skip
+        {"ball": "ball", "weight": share, "box": share, "progress": share,
+         "attack": "function or None", "penalty": "not negative"},
+        ball=BALL, attack=attacks.PGD(), weight=0.5)  # fmt: skip
     add("TRADES", training.TRADES, {"ball": "ball", "beta": "not negative"}, ball=BALL)
     add("Adversarial", training.Adversarial, {"ball": "ball", "objective": "function"},
         attack=attacks.PGD(), ball=BALL)  # fmt: skip

@@ -44,6 +44,7 @@ from .lipschitz_layers import (
 )
 from .mlp import MLP as MLP
 from .nmode import NmODE as NmODE, NmODENet as NmODENet, sin_squared as sin_squared
+from .normalised import Normalised as Normalised
 from .norms import BatchNorm as BatchNorm, GroupNorm as GroupNorm, NoNorm as NoNorm
 from .ode_net import AbstractODENet as AbstractODENet
 from .ode_solve import ODESolve as ODESolve
@@ -80,3 +81,4 @@ from .structured import (
     StructuredNet as StructuredNet,
     Unconstrained as Unconstrained,
 )
+from .torch_weights import from_torch as from_torch

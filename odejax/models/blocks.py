@@ -223,7 +223,7 @@ class Head(eqx.Module):
 
     - `width`: the channels of the features.
     - `n_classes`: the number of logits.
-    - `norm`: `GroupNorm` or `BatchNorm`, built as `norm(width)`.
+    - `norm`: `GroupNorm` or `BatchNorm`, built as `norm(width)`; None for neither norm nor ReLU.
 
         >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
         >>> def apply(key, x):
@@ -236,13 +236,15 @@ class Head(eqx.Module):
     He et al. (2016), arXiv:1603.05027.
     """
 
-    norm: Callable
+    norm: Callable | None
     linear: eqx.nn.Linear
 
-    def __init__(self, width: int, n_classes: int, norm: Norm, *, key: Key):
-        self.norm = norm(width)
+    def __init__(self, width: int, n_classes: int, norm: Norm | None, *, key: Key):
+        self.norm = None if norm is None else norm(width)
         self.linear = eqx.nn.Linear(width, n_classes, key=key)
 
     def __call__(self, y: Image, state: eqx.nn.State) -> tuple[Logits, eqx.nn.State]:
-        y, state = self.norm(y, state)
-        return self.linear(jnp.mean(jax.nn.relu(y), axis=(0, 1))), state
+        if self.norm is not None:
+            y, state = self.norm(y, state)
+            y = jax.nn.relu(y)
+        return self.linear(jnp.mean(y, axis=(0, 1))), state

@@ -93,24 +93,36 @@ class Downsample(eqx.Module):
     """y -> conv1x1(relu(norm(y))) + h convs(y): to another width or resolution.
 
     The block in front of a stage. With a stride of 1 it changes the width alone. The shortcut
-    starts behind the first norm and ReLU of the convolutions.
+    starts behind the first norm and ReLU of the convolutions, or, where it is not `activated`, at
+    y itself.
     """
 
     convs: _Convs
     shortcut: Conv
+    activated: bool = eqx.field(static=True)
 
     def __init__(
-        self, inputs: int, width: int, stride: int, bottleneck: bool, norm: Norm, *, key: Key
+        self,
+        inputs: int,
+        width: int,
+        stride: int,
+        bottleneck: bool,
+        norm: Norm,
+        activated: bool,
+        *,
+        key: Key,
     ):
         convs_key, shortcut_key = jax.random.split(key)
         self.convs = _Convs(inputs, width, stride, bottleneck, norm, key=convs_key)
         self.shortcut = _conv(inputs, width, 1, stride=stride, key=shortcut_key)
+        self.activated = activated
 
     def __call__(
         self, y: Image, state: eqx.nn.State, *, step_size: float
     ) -> tuple[Features, eqx.nn.State]:
-        y, activated, state = self.convs(y, state)
-        return self.shortcut(activated) + step_size * y, state
+        change, activated, state = self.convs(y, state)
+        shortcut = self.shortcut(activated if self.activated else y)
+        return shortcut + step_size * change, state
 
 
 class AbstractPreActResNet(eqx.Module):
@@ -143,6 +155,8 @@ class AbstractPreActResNet(eqx.Module):
         norm: Norm,
         step_size: float = 1.0,
         solver: Solver | Sequence[Solver] = None,
+        activated_shortcut: bool = True,
+        last_norm: bool = True,
         key: Key,
     ):
         self.image_shape = check_image_shape(image_shape, n_classes)
@@ -156,7 +170,9 @@ class AbstractPreActResNet(eqx.Module):
             stride = 1 if stage == 0 else 2
             downsample_key, layers_key = next(keys), next(keys)
             changes = stride > 1 or inputs != outputs
-            downsample = Downsample(inputs, outputs, stride, bottleneck, norm, key=downsample_key)
+            downsample = Downsample(
+                inputs, outputs, stride, bottleneck, norm, activated_shortcut, key=downsample_key
+            )
             self.downsamples.append(downsample if changes else None)
             layers = None
             if count > changes:
@@ -164,7 +180,7 @@ class AbstractPreActResNet(eqx.Module):
                 layers = stack_layers(field, count - changes, key=layers_key)
             self.layers.append(layers)  # pyright: ignore[reportArgumentType]
             inputs, outputs = outputs, 2 * outputs
-        self.head = Head(inputs, n_classes, norm, key=next(keys))
+        self.head = Head(inputs, n_classes, norm if last_norm else None, key=next(keys))
         self.noise, self.step_size = noise, step_size
         self.solvers = _of_stages(solver, len(counts))
 
@@ -241,6 +257,9 @@ class PreActResNet(AbstractPreActResNet):
     - `solver`: in place of Euler, as in `integrate_layers`, or one for each stage (*ssp*).
     - `noise`: added after every residual layer; the network then needs a `key` (None).
     - `norm`: built as `norm(channels)` (`BatchNorm`).
+    - `activated_shortcut`: whether the shortcut of a downsampling block starts behind its first
+      norm and ReLU (True), or at the block's input, as in some PyTorch networks.
+    - `last_norm`: whether there are norm and ReLU in front of the average pool (True).
 
     Raises `ValueError` for another depth, a negative step, and as many solvers as there are no
     stages.
@@ -266,6 +285,8 @@ class PreActResNet(AbstractPreActResNet):
         solver: Solver | Sequence[Solver] = None,
         noise: AbstractNoise | None = None,
         norm: Norm = BatchNorm,
+        activated_shortcut: bool = True,
+        last_norm: bool = True,
         key: Key,
     ):
         if depth in _FOUR_STAGES:
@@ -286,6 +307,8 @@ class PreActResNet(AbstractPreActResNet):
             norm=norm,
             step_size=step_size,
             solver=solver,
+            activated_shortcut=activated_shortcut,
+            last_norm=last_norm,
             key=key,
         )
 
