@@ -167,9 +167,9 @@ def test_what_is_prepared_in_another_format_counts_as_not_prepared(tiny, tmp_pat
 )
 def test_the_first_bytes_of_an_image_tell_how_it_is_stored(stored, encoding):
     assert prepared._encoding(stored) == encoding
-    origin = prepared._origin("cifar10", "test", "3.0.2", encoding)
+    source, how_to_get = prepared._origin("cifar10", "test", "3.0.2", encoding)
     how = "stored as PNG" if encoding == "PNG" else f"re-encoded as {encoding}"
-    assert origin["source"] == f"TensorFlow Datasets cifar10:3.0.2, images {how}"
-    assert origin["how_to_get"].startswith("not by downloading") == (encoding != "PNG")
-    other = prepared._origin("food101", "test", "2.0.0", encoding)  # whose images may be JPEG
-    assert other["source"].endswith(f"stored as {encoding}")
+    assert source == f"TensorFlow Datasets cifar10:3.0.2, images {how}"
+    assert how_to_get.startswith("not by downloading") == (encoding != "PNG")
+    other, _ = prepared._origin("food101", "test", "2.0.0", encoding)  # whose images may be JPEG
+    assert other.endswith(f"stored as {encoding}")

@@ -48,13 +48,15 @@ def load_prepared(name: str, split: str, data_dir: str | os.PathLike | None) -> 
         decoded = _decode(name, split, prepared)
         store_entry(entry, *decoded)
     images, labels, stored = decoded
+    source, how_to_get = _origin(name, split, stored["version"], stored["encoding"])
     return ArrayDataset(
         images,
         labels,
         name=name,
         split=split,
+        source=source,
+        how_to_get=how_to_get,
         class_names=stored["class_names"],
-        **_origin(name, split, stored["version"], stored["encoding"]),
     )
 
 
@@ -176,23 +178,18 @@ def _encoding(stored: bytes) -> str:
     return next(matches, "an unknown format")
 
 
-def _origin(name: str, split: str, version: str, encoding: str) -> dict[str, str]:
-    """In words."""
+def _origin(name: str, split: str, version: str, encoding: str) -> tuple[str, str]:
+    """Where the images come from, and how others can have the same, in words."""
     base = re.split("[/:]", name)[0]
     source = f"TensorFlow Datasets {name.split(':')[0]}:{version}, images "
     if base in _LOSSLESS and encoding != "PNG":
-        return {
-            "source": source + f"re-encoded as {encoding}",
-            "how_to_get": (
-                f"not by downloading {name}, of which TensorFlow Datasets stores every pixel as "
-                f"PNG: you need a copy that was re-encoded as {encoding} and has the same digest"
-            ),
-        }
+        return source + f"re-encoded as {encoding}", (
+            f"not by downloading {name}, of which TensorFlow Datasets stores every pixel as PNG: "
+            f"you need a copy that was re-encoded as {encoding} and has the same digest"
+        )
     load_it = f"odejax.data.load('{name}', '{split}') with the extra odejax[download]"
-    return {
-        "source": source + f"stored as {encoding}",
-        "how_to_get": f"{load_it} downloads {name} where it is not prepared; compare digests",
-    }
+    how_to_get = f"{load_it} downloads {name} where it is not prepared; compare digests"
+    return source + f"stored as {encoding}", how_to_get
 
 
 def _download(name: str, folder: Path) -> Path:
