@@ -11,16 +11,9 @@ Examples in docstrings need these imports:
     import odejax
 """
 
-from . import (
-    attacks as attacks,
-    certificates as certificates,
-    data as data,
-    evaluation as evaluation,
-    models as models,
-    plots as plots,
-    solvers as solvers,
-    training as training,
-)
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+
 from ._ensembles import EnsembleLogits as EnsembleLogits, MeanLogits as MeanLogits
 from ._mesh import batch_mesh as batch_mesh
 from ._network_file import load as load, save as save
@@ -34,3 +27,38 @@ from ._types import (
     LogitsFn as LogitsFn,
 )
 from ._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from . import (
+        attacks as attacks,
+        certificates as certificates,
+        data as data,
+        evaluation as evaluation,
+        models as models,
+        plots as plots,
+        solvers as solvers,
+        training as training,
+    )
+
+_PACKAGES = (
+    "attacks",
+    "certificates",
+    "data",
+    "evaluation",
+    "models",
+    "plots",
+    "solvers",
+    "training",
+)
+
+
+def __getattr__(name: str):
+    # A package is imported when it is first used: whoever attacks a network waits for no solver,
+    # and whoever draws nothing for no Matplotlib.
+    if name in _PACKAGES:
+        return _import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PACKAGES})

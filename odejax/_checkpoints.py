@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from ._fingerprint import fingerprint
@@ -35,6 +34,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike, *, read_only: bool = False):
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
         if read_only:
             self.folder = local_path("checkpoint_dir", folder)
         else:
@@ -70,9 +72,9 @@ class Checkpoints:
         with _failing_once(failed), _uninterrupted():
             self._manager.save(
                 epoch,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardSave(named),
-                    meta=ocp.args.JsonSave({**content, "digest": _digest(content)}),
+                args=self._ocp.args.Composite(
+                    arrays=self._ocp.args.StandardSave(named),
+                    meta=self._ocp.args.JsonSave({**content, "digest": _digest(content)}),
                 ),
             )
             self._manager.wait_until_finished()
@@ -107,12 +109,12 @@ class Checkpoints:
         """
         epoch, names = self._manager.latest_step(), [_name(number) for number in numbers]
         folder, digests = self.folder / str(epoch), self._content(epoch)["digests"]
-        on_host = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-        what = ocp.args.PyTreeRestore(
+        on_host = {name: self._ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+        what = self._ocp.args.PyTreeRestore(
             dict.fromkeys(names, 0), restore_args=on_host, partial_restore=True
         )
         with _failing_once(f"the checkpoint {folder} cannot be read"):
-            reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+            reader = self._ocp.Checkpointer(self._ocp.PyTreeCheckpointHandler())
             restored = reader.restore(folder / "arrays", args=what)
         _check_digests(folder, restored, digests)
         return [restored[name] for name in names]
@@ -126,7 +128,7 @@ class Checkpoints:
 
     def _arrays(self, epoch, like):
         digests, named = self._content(epoch)["digests"], _numbered(like)
-        restored = self._restore(epoch, arrays=ocp.args.StandardRestore(named))["arrays"]
+        restored = self._restore(epoch, arrays=self._ocp.args.StandardRestore(named))["arrays"]
         _check_digests(self.folder / str(epoch), {name: restored[name] for name in named}, digests)
         leaves = [
             _as_key(restored[name], leaf)
@@ -135,7 +137,7 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def _content(self, epoch):
-        content = dict(self._restore(epoch, meta=ocp.args.JsonRestore())["meta"])
+        content = dict(self._restore(epoch, meta=self._ocp.args.JsonRestore())["meta"])
         if content.pop("digest", None) != _digest(content):
             raise CheckpointError(
                 f"the checkpoint {self.folder / str(epoch)} is damaged: its history differs from "
@@ -145,7 +147,7 @@ class Checkpoints:
 
     def _restore(self, epoch, **what):
         with _failing_once(f"the checkpoint {self.folder / str(epoch)} cannot be read"):
-            return self._manager.restore(epoch, args=ocp.args.Composite(**what))
+            return self._manager.restore(epoch, args=self._ocp.args.Composite(**what))
 
     def close(self):
         self._manager.close()

@@ -102,16 +102,20 @@ def test_the_library_imports_nothing_that_uses_it():
 
 @pytest.fixture(scope="module")
 def fresh_import():
-    """What importing odejax in a new process changes: (JAX's options, modules loaded)."""
+    """What importing odejax in a new process changes: JAX's options, and the modules loaded by
+    odejax alone, and with all its packages but `plots`."""
     code = """
 import json, sys
-import jax, diffrax, equinox, optax
+import jax, equinox
 before = {name: repr(value) for name, value in jax.config.values.items()}
 import odejax
+alone = sorted(sys.modules)
+import odejax.attacks, odejax.certificates, odejax.data, odejax.evaluation, odejax.models
+import odejax.solvers, odejax.training
 after = {name: repr(value) for name, value in jax.config.values.items()}
 # An option that a module of JAX itself defines when it is first used is no change.
 changed = sorted(name for name in before if before[name] != after[name])
-print(json.dumps([changed, len(before), sorted(m.split(".")[0] for m in sys.modules)]))
+print(json.dumps([changed, len(before), alone, sorted(sys.modules)]))
 """
     env = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
@@ -120,11 +124,30 @@ print(json.dumps([changed, len(before), sorted(m.split(".")[0] for m in sys.modu
 
 
 def test_importing_odejax_changes_no_option_of_jax(fresh_import):
-    changed, options, _ = fresh_import
+    changed, options, *_ = fresh_import
     assert changed == []
     assert options > 20  # the options were really read
 
 
-@pytest.mark.parametrize("heavy", ["tensorflow_datasets", "tensorflow", "torch", "sklearn"])
-def test_importing_odejax_does_not_import(heavy, fresh_import):
-    assert heavy not in fresh_import[2]
+HEAVY = {
+    *("grain", "matplotlib", "orbax", "scipy", "sklearn", "tensorflow", "tensorflow_datasets"),
+    *("torch", "tyro", "PIL"),
+}
+
+
+def test_importing_odejax_imports_what_it_is_used_with_only_then(fresh_import):
+    """Matplotlib, SciPy and Orbax would each take longer than all of odejax."""
+    *_, alone, with_packages = fresh_import
+    assert not HEAVY & set(with_packages)
+    assert not {"diffrax", "optax", "rich"} & set(alone)
+    assert [name for name in alone if name.startswith("odejax.") and "._" not in name] == []
+
+
+def test_every_package_is_an_attribute_of_odejax():
+    """Those that are public: bound propagation is for the others."""
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"relaxation"}
+    assert folders <= set(dir(odejax))
+    for name in folders:
+        assert getattr(odejax, name).__name__ == f"odejax.{name}"
+    with pytest.raises(AttributeError, match="has no attribute 'atacks'"):
+        odejax.atacks  # noqa: B018

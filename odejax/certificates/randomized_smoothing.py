@@ -8,7 +8,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import betainc, betaincinv, ndtri
 
 from .._checks import check_count, check_positive, check_share
 from .._inputs import method_name
@@ -112,6 +111,8 @@ def radii_of_counts(n: int, alpha: float) -> np.ndarray:
     computed as well, and a p for which it is above alpha is not used. Phi^-1, whose relative error
     in float64 is below 1e-13 here, loses as much, and is rounded down to float32. 0 for p <= 1/2.
     """
+    from scipy.special import betainc, betaincinv, ndtri
+
     count = np.arange(1, n + 1)
     p = betaincinv(count, n - count + 1, alpha) * (1 - 1e-9)
     holds = betainc(count, n - count + 1, p) <= alpha

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.stats import binom
 
 from .._inputs import method_name
 from .._predictor import predict
@@ -136,6 +135,8 @@ class BracketSteps:
         turned = record.proven_by(radius) & ~record.still_correct
         network, judge = self.logits_fn, self.settings["judge"]
         if turned.any() and isinstance(network, Smoothed):
+            from scipy.stats import binom
+
             i, draws = np.flatnonzero(turned), network.draws * len(judge.keys)
             logits = predict(judge, record.x_adv[i], key=self.key, batch_size=self.batch_size)
             share = logits[np.arange(len(i)), self.labels[i]] + 1 / logits.shape[1]

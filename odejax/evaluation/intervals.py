@@ -1,7 +1,5 @@
 """Sampling error of an accuracy."""
 
-from scipy.stats import beta
-
 from .._checks import check_count, check_share
 
 
@@ -26,9 +24,11 @@ def confidence_interval(successes: int, n: int, *, level: float = 0.95) -> tuple
     check_share(level=level)
     if level == 0:
         raise ValueError("level must be positive; got 0")
+    from scipy.special import betaincinv
+
     tail = (1 - level) / 2
-    low = beta.ppf(tail, successes, n - successes + 1) if successes else 0.0
-    high = beta.ppf(1 - tail, successes + 1, n - successes) if successes < n else 1.0
+    low = betaincinv(successes, n - successes + 1, tail) if successes else 0.0
+    high = betaincinv(successes + 1, n - successes, 1 - tail) if successes < n else 1.0
     return float(low), float(high)
 
 

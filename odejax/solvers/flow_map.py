@@ -17,7 +17,6 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
-from scipy.integrate import solve_ivp
 
 from .._checks import check_positive
 from .._promotion import own_promotion
@@ -105,6 +104,8 @@ def check_flow(t1: float, tol: float):
 
 def solve(field: ScalarField, t1: float, gamma: np.ndarray, y0: float) -> np.ndarray:
     """y(t1) for every gamma, each its own scalar ODE, close to float64's accuracy."""
+    from scipy.integrate import solve_ivp
+
     evaluations = 0
 
     def rhs(t, y):
