@@ -6,12 +6,12 @@ rename it takes an entry for the old name.
 """
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, TypeVar
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,9 @@ def nameable(function: F) -> F:
 @functools.cache
 def classes() -> dict[str, type[eqx.Module]]:
     """By name: the modules of odejax and `equinox.nn`; Diffrax's solvers, controllers, adjoints."""
+    import diffrax  # which takes time, and is needed here alone
+
+    _import_own()
     own = {_own_name(cls): cls for cls in _subclasses(eqx.Module)}
     known = {name: cls for name, cls in own.items() if name.rpartition(".")[0] in _SUBPACKAGES}
     of_diffrax = diffrax.AbstractSolver, diffrax.AbstractStepSizeController, diffrax.AbstractAdjoint
@@ -73,6 +76,7 @@ def classes() -> dict[str, type[eqx.Module]]:
 @functools.cache
 def functions() -> dict[str, Any]:
     """By name: activations and other functions of arrays; the types of their entries."""
+    _import_own()
     of_nn = [name for name, thing in vars(jax.nn).items() if callable(thing) and name[0] != "_"]
     types = [name for name in DTYPES if name != "bool"]
     known = {f"numpy.{name}": getattr(np, name) for name in types if hasattr(np, name)}
@@ -91,6 +95,12 @@ def _names() -> dict[int, str]:
 def name_of(thing: Any) -> str | None:
     """The name of a class or function of these lists; None of any other thing."""
     return _names().get(id(thing))
+
+
+def _import_own():
+    """What files may name is known once the packages are imported that define it."""
+    for package in _SUBPACKAGES:
+        importlib.import_module(package)
 
 
 def _subclasses(cls: type) -> Iterator[type]:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -464,3 +465,11 @@ def test_what_is_no_network_is_refused(network, message, tmp_path):
 def test_save_is_refused_inside_jit(tmp_path):
     with pytest.raises(ValueError, match="must hold arrays with values"):
         jax.jit(lambda x: odejax.save(tmp_path / "net", (x,)))(1.0)
+
+
+def test_a_fresh_process_knows_the_classes_that_a_file_names():
+    """Packages of odejax are imported when they are used, and `load` is such a use."""
+    file = DATA / "network_v1.odejax"
+    code = f"import odejax; print(type(odejax.load({str(file)!r})).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "Predictor"

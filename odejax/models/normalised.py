@@ -18,10 +18,9 @@ class Normalised(eqx.Module):
         logits = model((x - mean) / std)
 
     Attacks, certificates and augmentation see x alone, so the radius of a ball stays in pixels,
-    whatever mean and std are. These are settings, no weights: training does not move them, and a
-    saved network takes them from the `like` that it is loaded into. Bound propagation goes through
-    the normalisation. Certificates that look into one kind of model (`LipschitzMargin`, those of
-    nmODE) do not.
+    whatever mean and std are. These are settings, no weights: training does not move them. Bound
+    propagation goes through the normalisation. Certificates that look into one kind of model
+    (`LipschitzMargin`, those of nmODE) do not.
 
     - `model`: any network, called as `model(x, state, key=key)`.
     - `mean`, `std`: one for each channel, or one for all, in pixels of [0, 1].

@@ -99,7 +99,7 @@ class Downsample(eqx.Module):
 
     convs: _Convs
     shortcut: Conv
-    activated: bool = eqx.field(static=True)
+    activated: bool = eqx.field(static=True, default=True)  # files without it are of such
 
     def __init__(
         self,
