@@ -144,8 +144,9 @@ def test_importing_odejax_imports_what_it_is_used_with_only_then(fresh_import):
 
 
 def test_every_package_is_an_attribute_of_odejax():
-    """Those that are public: bound propagation is for the others."""
-    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"relaxation"}
+    """Those that are public: not bound propagation, and not the command line."""
+    private = {"relaxation", "commands"}
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - private
     assert folders <= set(dir(odejax))
     for name in folders:
         assert getattr(odejax, name).__name__ == f"odejax.{name}"

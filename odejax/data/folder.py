@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from .._checks import check_count
 from .._paths import local_path
@@ -111,11 +110,15 @@ def _images_of(folder: Path) -> list[Path]:
 
 def _header(file: Path) -> tuple[str, tuple[int, int]]:
     """Its mode, and its (height, width)."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with Image.open(file) as image:
             mode, (width, height) = image.mode, image.size
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file} cannot be read: {_reason(error)}") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{file} cannot be read: no image") from None
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
     if mode not in (*_GREY, *_COLOUR):
         raise ValueError(f"{file} must have 8 bits a channel; got Pillow's mode {mode}")
     return mode, (height, width)
@@ -132,15 +135,13 @@ def _one_size(files: list[Path], sizes: list[tuple[int, int]]) -> tuple[int, int
 
 
 def _decoded(file: Path, mode: str, size: tuple[int, int]) -> np.ndarray:
+    from PIL import Image
+
     try:
         with Image.open(file) as image:
             pixels = image.convert(mode)
     except (OSError, SyntaxError, ValueError) as error:  # whatever its decoders raise
-        raise ValueError(f"{file} cannot be read: {_reason(error)}") from None
+        raise ValueError(f"{file} cannot be read: {error}") from None
     if pixels.size != (size[1], size[0]):
         pixels = pixels.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return np.asarray(pixels)
-
-
-def _reason(error: Exception) -> str:
-    return "no image" if isinstance(error, UnidentifiedImageError) else str(error)
