@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal --durations=20
 
-.PHONY: demo test test-slow test-all lint clean
+.PHONY: demo test test-slow test-all lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.benchmark --resume  # after an interruption: where it was
@@ -26,6 +26,16 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The documentation site, in site/. A broken link, anchor or image fails.
+docs: $(VENV)/.docs
+	mkdir -p docs/figures && cp experiments/figures/*.png docs/figures/
+	$(BIN)/python -m zensical build --clean --strict
+	$(BIN)/python -m docs_tools.check_site
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -33,4 +43,4 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site docs/figures

@@ -22,8 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # All that a test may look at.
 COPIED = (
-    "benchmarks", "experiments", "notebooks", "odejax", "tests",
-    "Makefile", "README.md", "pyproject.toml",
+    "benchmarks", "docs", "docs_tools", "experiments", "notebooks", "odejax", "tests",
+    "Makefile", "README.md", "pyproject.toml", "zensical.toml",
 )  # fmt: skip
 LIMIT = 1800  # seconds; a fault may make a loop endless
 FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/[^\[\s]+)", re.MULTILINE)  # without parameters

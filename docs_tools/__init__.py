@@ -1,0 +1,1 @@
+"""What makes the documentation site from `docs/`, the docstrings and the results: `make docs`."""

@@ -1,0 +1,115 @@
+"""The documentation site: complete, up to date, and its how-to pages work to the letter."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from pages import blocks
+
+from docs_tools.check_site import broken_links
+from docs_tools.generate import PARTS, generated
+from docs_tools.names import PACKAGES, path_of, public_names
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+
+
+def test_every_public_name_is_described_once():
+    described = re.findall(
+        r"^::: (\S+)$", "\n".join(p.read_text() for p in (DOCS / "api").glob("*.md")), re.MULTILINE
+    )
+    public = [path_of(package, name) for package in PACKAGES for name in public_names(package)]
+    assert sorted(described) == sorted(public)
+
+
+def test_every_page_is_in_the_navigation():
+    def pages_of(entry):
+        if isinstance(entry, str):
+            return [entry]
+        values = entry.values() if isinstance(entry, dict) else entry
+        return [page for value in values for page in pages_of(value)]
+
+    listed = pages_of(tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"])
+    assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in PAGES)
+
+
+def test_what_is_generated_is_up_to_date():
+    texts = {page: page.read_text() for page in PAGES}
+    old = [page.name for page, text in texts.items() if generated(text) != text]
+    assert not old, f"{old} are old: run python -m docs_tools.generate"
+    used = {part for text in texts.values() for part in re.findall(r"generated: (\w+)", text)}
+    assert used == set(PARTS)
+
+
+def test_every_figure_of_the_pages_exists():
+    for page in [ROOT / "README.md", ROOT / "experiments" / "README.md", *PAGES]:
+        for name in re.findall(r"figures/([\w.-]+\.png)", page.read_text()):
+            assert (ROOT / "experiments" / "figures" / name).exists(), f"{page.name}: {name}"
+
+
+def test_a_broken_link_of_the_built_site_is_noticed(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "index.html").write_text('<h1 id="a"></h1><a href="sub/#b"></a><img src="no.png">')
+    (tmp_path / "sub" / "index.html").write_text('<a href="../#a"></a><a href="../#c"></a>')
+    assert sorted(broken_links(tmp_path)) == [
+        "index.html: no.png does not exist",
+        "index.html: sub/#b has no such anchor",
+        "sub/index.html: ../#c has no such anchor",
+    ]
+
+
+def test_the_readme_is_short():
+    prose = re.sub(r"^```.*?^```$", "", (ROOT / "README.md").read_text(), flags=re.M | re.S)
+    assert len(prose.split()) <= 500
+
+
+def apply(diff: str, file: Path):
+    """Make the change of a page: lines without a sign and with "-" must be found, once, as a whole.
+
+    Lines without a sign are context: at the start of a class or dictionary the first one.
+    """
+    lines = diff.splitlines()
+    old = "\n".join(line[1:] for line in lines if line[:1] != "+") + "\n"
+    new = "\n".join(line[1:] for line in lines if line[:1] != "-") + "\n"
+    text = file.read_text()
+    assert text.count(old) == 1, f"{file}: {text.count(old)} places read\n{old}"
+    file.write_text(text.replace(old, new))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["attack", "certificate", "network", "experiment"])
+def test_a_how_to_page_works_to_the_letter(page, tmp_path):
+    """In a copy of the checkout: every file written, every change made, every command run."""
+    ignored = shutil.ignore_patterns("__pycache__", ".*", "runs", "site", "figures", "*.egg-info")
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT, checkout, ignore=ignored)
+    # The commands of the page are of this Python, and import the copy.
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(checkout),
+    }
+    ran = 0
+    for block in blocks(DOCS / "add" / f"{page}.md"):
+        language, title, source = block["language"], block["title"], str(block["source"])
+        if language == "python" and title:
+            (checkout / title).write_text(source)
+        elif language == "diff":
+            apply(source, checkout / title)
+        elif language == "console":
+            done = subprocess.run(
+                ["bash", "-e", "-c", source],
+                cwd=checkout,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, f"{source}\n{done.stdout}\n{done.stderr}"
+            ran += 1
+    assert ran
