@@ -1,70 +1,12 @@
-"""How docstrings become pages: examples and equations as code, public names as links, signatures.
-
-A Griffe extension for mkdocstrings (`zensical.toml`).
-"""
+"""A Griffe extension for mkdocstrings: docstrings as Markdown, signatures of Equinox modules."""
 
 import importlib
 import inspect
-import re
-from functools import cache
 from typing import Any
 
 import griffe
 
-from docs_tools.names import PACKAGES, path_of, public_names
-
-_ARXIV = re.compile(r"\barXiv:(\d{4}\.\d{4,5})\b")
-_CODE = re.compile(r"(?<![\[`])`([A-Za-z_][\w.]*)((?:\([^`]*\))?)`(?!`)")
-
-
-@cache
-def _paths() -> dict[str, str]:
-    """By name, with and without its package; a name that two packages export is the first one's."""
-    paths: dict[str, str] = {}
-    for package in PACKAGES:
-        for name in public_names(package):
-            path = path_of(package, name)
-            paths.setdefault(name, path)
-            full = f"{package}.{name}"
-            paths |= {full: path, full.removeprefix("odejax."): path}
-    return paths
-
-
-def as_markdown(docstring: str, own: str = "") -> str:
-    """Examples fenced, so that `>>>` is no quotation, and public names in backticks linked.
-
-    - `own`: the name that is described, which is not linked to itself.
-    """
-
-    def linked(line: str) -> str:
-        def link(match: re.Match[str]) -> str:
-            path = _paths().get(match[1])
-            if path is None or match[1] == own:
-                return match[0]
-            return f"[`{match[1]}{match[2]}`][{path}]"
-
-        return _ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", _CODE.sub(link, line))
-
-    lines, example, in_list = [], None, False
-    for line in [*docstring.splitlines(), ""]:
-        text = line.lstrip()
-        if example is not None:
-            lines.append(line[example:] if text else "```\n")
-            example = example if text else None
-        elif text.startswith(">>> "):
-            example, in_list = len(line) - len(text), False
-            lines += ["```pycon", text]
-        elif line.startswith("- "):
-            in_list = True
-            lines.append(linked(line))
-        elif in_list and line.startswith("  "):
-            lines.append("  " + linked(line))  # Markdown wants four spaces within a list
-        elif line.startswith("    ") or not text:
-            lines.append(line)
-        else:
-            in_list = False
-            lines.append(linked(line))
-    return "\n".join(lines)
+from docs_tools.markdown import as_markdown
 
 
 def _runtime(obj: Any) -> Any:

@@ -13,6 +13,7 @@ from pages import blocks
 
 from docs_tools.check_site import broken_links
 from docs_tools.generate import PARTS, generated
+from docs_tools.markdown import as_markdown
 from docs_tools.names import PACKAGES, path_of, public_names
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +27,43 @@ def test_every_public_name_is_described_once():
     )
     public = [path_of(package, name) for package in PACKAGES for name in public_names(package)]
     assert sorted(described) == sorted(public)
+
+
+def test_a_docstring_is_markdown():
+    docstring = """One line, as in `PGD(steps=5)`.
+
+    x + eps
+
+- `step`: an argument,
+  of `bracket`.
+
+  Still its item: `odejax.LinfBall`.
+- `PGD`: another.
+
+>>> 1 + 1
+2
+
+Madry et al. 2018, arXiv:1706.06083."""
+    assert (
+        as_markdown(docstring, "PGD")
+        == """One line, as in `PGD(steps=5)`.
+
+    x + eps
+
+- `step`: an argument,
+    of `bracket`.
+
+    Still its item: [`odejax.LinfBall`][odejax.LinfBall].
+- `PGD`: another.
+
+```pycon
+>>> 1 + 1
+2
+```
+
+Madry et al. 2018, [arXiv:1706.06083](https://arxiv.org/abs/1706.06083).
+"""
+    )
 
 
 def test_every_page_is_in_the_navigation():
