@@ -50,6 +50,6 @@ def broken_links(site: Path = SITE) -> list[str]:
 
 
 if __name__ == "__main__":
-    found = broken_links(*map(Path, sys.argv[1:]))
-    print("\n".join(found) or "every link leads somewhere")
-    sys.exit(bool(found))
+    broken = broken_links(*map(Path, sys.argv[1:]))
+    print("\n".join(broken) or "every link leads somewhere")
+    sys.exit(bool(broken))

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """A Griffe extension for mkdocstrings: docstrings as Markdown, signatures of Equinox modules."""
 
 import importlib
@@ -11,10 +12,10 @@ from docs_tools.markdown import as_markdown
 
 def _runtime(obj: Any) -> Any:
     module, _, names = obj.module.path, "", obj.path[len(obj.module.path) + 1 :]
-    found = importlib.import_module(module)
+    member = importlib.import_module(module)
     for name in names.split("."):
-        found = getattr(found, name, None)
-    return found
+        member = getattr(member, name, None)
+    return member
 
 
 def _default(value: Any) -> str | None:

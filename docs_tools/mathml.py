@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportMissingModuleSource=false
 """LaTeX between dollars as MathML, which browsers draw by themselves: no script, no download."""
 
 import html

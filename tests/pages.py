@@ -68,13 +68,13 @@ class _Blocks:
 
 def run_page(path: Path, folder: Path) -> list[Changed]:
     """Run a page in `folder`, and return every output that is another than the page says."""
-    found = _Blocks()
-    document = Sybil([found.parse]).parse(path)
+    of_page = _Blocks()
+    document = Sybil([of_page.parse]).parse(path)
     document.namespace["__name__"] = "page"
     with contextlib.chdir(folder):
         for example in document.examples():
             example.evaluate()
-    return found.changed
+    return of_page.changed
 
 
 def update_page(path: Path, changed: list[Changed]) -> None:
