@@ -40,22 +40,24 @@ def _times(value: float) -> str:
 
 def _flags_of(function: Callable[..., Any] | None) -> str:
     """The flags that a function raises: those that its file names. None: those of no such file."""
-    named = {f: _named_in(f) for f in (masking_flags, solver_flags, attack_flags)}
-    kinds = named[function] if function else [*FLAGS.values()]
-    others = set() if function else {kind.name for kinds in named.values() for kind in kinds}
+    if function is None:
+        of_functions = set().union(*map(_named_in, (masking_flags, solver_flags, attack_flags)))
+        names = set(FLAGS) - of_functions
+    else:
+        names = _named_in(function)
     return "\n".join(
         f"### {kind.name}\n\n"
         f"- **Raised if** {kind.raised_if}.\n"
         f"- **Why it matters:** {kind.why}.\n"
         f"- **What to do:** {kind.what_to_do}.\n"
-        for kind in kinds
-        if kind.name not in others
+        for kind in FLAGS.values()
+        if kind.name in names
     )
 
 
-def _named_in(function: Callable[..., Any]) -> list[FlagKind]:
-    names = vars(sys.modules[function.__module__]).values()
-    return [value for value in names if isinstance(value, FlagKind)]
+def _named_in(function: Callable[..., Any]) -> set[str]:
+    members = vars(sys.modules[function.__module__]).values()
+    return {member.name for member in members if isinstance(member, FlagKind)}
 
 
 def _ledger(paper: str) -> str:
