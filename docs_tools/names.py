@@ -22,7 +22,7 @@ def public_names(package: str) -> list[str]:
     return [
         name
         for name, member in members.items()
-        if not name.startswith("_") and not inspect.ismodule(member)
+        if not name.startswith("_") and name != "TYPE_CHECKING" and not inspect.ismodule(member)
     ]
 
 
