@@ -14,6 +14,7 @@ Examples in docstrings need these imports:
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
+from ._black_box import BlackBox as BlackBox
 from ._ensembles import EnsembleLogits as EnsembleLogits, MeanLogits as MeanLogits
 from ._mesh import batch_mesh as batch_mesh
 from ._network_file import load as load, save as save

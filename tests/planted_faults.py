@@ -1005,6 +1005,34 @@ FAULTS = [
     ),
     # Models
     Fault(
+        "PyTorch's kernels are not turned",
+        "models/torch_weights.py",
+        "node.kernel, (2, 3, 1, 0))",
+        "node.kernel, (3, 2, 1, 0))",
+        ("tests/test_torch_weights.py",),
+    ),
+    Fault(
+        "PyTorch's running variance is taken for its mean",
+        "models/torch_weights.py",
+        '"running_mean", mean)',
+        '"running_var", mean)',
+        ("tests/test_torch_weights.py",),
+    ),
+    Fault(
+        "Every shortcut of a pre-activation ResNet is activated",
+        "models/preact_resnet.py",
+        "activated if self.activated else y",
+        "activated",
+        ("tests/test_torch_weights.py",),
+    ),
+    Fault(
+        "A normalised network is given pixels less their mean alone",
+        "models/normalised.py",
+        "/ jnp.asarray(self.std, x.dtype)",
+        "/ 1",
+        ("tests/test_normalised.py",),
+    ),
+    Fault(
         "The input gradient of a convolution flips one axis",
         "models/convolution.py",
         "[::-1, :, ::-1]",
@@ -1117,6 +1145,20 @@ FAULTS = [
         "fingerprint(self.images, self.labels)",
         "fingerprint(self.images)",
         ("tests/test_data.py",),
+    ),
+    Fault(
+        "One grey file makes a folder of colour images grey",
+        "data/folder.py",
+        "all(header[0] in _GREY",
+        "any(header[0] in _GREY",
+        ("tests/test_own_data.py",),
+    ),
+    Fault(
+        "The newest version of a data set is the last by name",
+        "data/prepared.py",
+        "[int(number) for number in v.name.split(\".\")]",
+        "v.name",
+        ("tests/test_prepared_data.py",),
     ),
     Fault(
         "Crops never reach the last row and column",

@@ -42,7 +42,7 @@ BY_LOOKING = {
 }
 BY_ATTACKING = {"unbounded attack fails", "more steps help", "more restarts help"}
 BY_SURVIVORS = {"black box beats white box", "transfer beats white box"}
-BY_SETTINGS = {"steps too short", "attack ignores the noise", "no attack"}
+BY_SETTINGS = {"steps too short", "attack ignores the noise", "no attack", "no gradients"}
 BY_STARTS = {"no start found"}  # tested where its attack is
 BY_SOLVING = {"solver steps change with the input", "gradient depends on the solver"}
 

@@ -26,7 +26,7 @@ from ..certificates import Best, best
 from ..certificates.kink_splitting import operations_without_kinks
 from .ball_record import BallRecord, records_from_arrays, records_to_arrays
 from .bracket_steps import BRANCH_AND_BOUND, BracketSteps
-from .flags import NO_ATTACK, Flag, parts_of
+from .flags import NO_ATTACK, Flag, check_gradients, parts_of
 from .intervals import confidence_interval, percent
 from .saved_state import SavedState
 from .tables import Shown
@@ -264,6 +264,7 @@ def bracket(
     check_count(batch_size=batch_size, draws=draws)
     check_count(0, flag_images=flag_images)
     check_not_negative(verify_seconds=verify_seconds)
+    check_gradients(logits_fn, [*attacks.values(), *([] if last is None else [last])])
     images, labels = check_arrays(images, labels)
     if state_path is not None:
         state_path = writable_file("state_path", state_path)

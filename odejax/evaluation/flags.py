@@ -6,12 +6,14 @@ arXiv:1902.06705. `probes` looks at the network, `attack_flags` attacks it, and 
 compare the results of attacks.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from .._black_box import NO_GRADIENT as HAS_NO_GRADIENT, has_black_box
+from .._inputs import method_name
 from .._threat_model import AbstractBall
 from ..attacks import EOT, AbstractClimb, AutoAttack
 
@@ -129,6 +131,12 @@ UNBOUNDED = FlagKind(
     "given any image every network can be fooled: an attack that fails there may fail anywhere",
     "do not trust gradient attacks on this network; find out why they fail",
     share=0.01,
+)
+NO_GRADIENT = FlagKind(
+    "no gradients",
+    "the network is a BlackBox, or made of one",
+    "no attack follows its gradient, and those without break fewer images at any budget",
+    "raise the budgets until nothing changes; transfer from networks of your own (oracles)",
 )
 NO_ATTACK = FlagKind(
     "no attack",
@@ -306,6 +314,17 @@ def sequence_flags(
 
 def is_black_box(attack: Callable) -> bool:
     return getattr(attack, "black_box", False)
+
+
+def check_gradients(logits_fn: Any, attacks: Iterable[Callable]):
+    """Raise `ValueError` where an attack needs gradients, which the network does not have."""
+    if not has_black_box(logits_fn):
+        return
+    for attack in attacks:
+        parts = attack.attacks.values() if isinstance(attack, AutoAttack) else [attack]
+        for part in parts:
+            if getattr(part, "black_box", True) is False:
+                raise ValueError(f"{method_name(part)} needs gradients, and {HAS_NO_GRADIENT}")
 
 
 def parts_of(attack: Callable, kind: type) -> list[Any]:

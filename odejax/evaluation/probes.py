@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._black_box import has_black_box
 from .._checks import check_arrays, check_count, check_labels
 from .._inputs import as_key
 from .._logits import hoist
@@ -19,6 +20,7 @@ from .._types import Key, LogitsFn
 from ..attacks import cross_entropy, margin_loss
 from .flags import (
     EXPLODING,
+    NO_GRADIENT,
     NOT_FINITE,
     RANDOMISED,
     ROUGH,
@@ -79,6 +81,8 @@ def masking_flags(
     sums_to_one = np.allclose(logits.sum(axis=1), 1, atol=SOFTMAX.rounding)
     if logits.min() >= 0 and logits.max() <= 1 and sums_to_one:
         flags.append(SOFTMAX("the outputs are probabilities"))
+    if has_black_box(logits_fn):
+        return (*flags, NO_GRADIENT("the network is known by its scores alone"))
     precision = jnp.asarray(_precision(logits_fn, images[0]))
     parts = [slice(i, i + batch_size) for i in range(0, len(images), batch_size)]
     probes = [_probe(logits_fn, images[p], labels[p], ball, precision, probe_key) for p in parts]

@@ -24,7 +24,7 @@ from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
 from ..attacks import AutoAttack
 from .attack_loop import AttackLoop
-from .flags import Flag, noise_flags, sequence_flags, start_flags, step_flags
+from .flags import Flag, check_gradients, noise_flags, sequence_flags, start_flags, step_flags
 from .intervals import confidence_interval, percent
 from .saved_state import SavedState
 from .tables import Shown
@@ -127,9 +127,10 @@ def robust_accuracy(
       from the first minute on.
 
     Raises `ValueError` for images of another form, no images, pixels outside [0, 1], labels out of
-    range, logits of another form, several eps; `FloatingPointError` where logits are not finite, at
-    the images or at what an attack evaluates in the ball; `RuntimeError` for an attack whose
-    images lie outside ball or box; `StateError` for a state file of another evaluation.
+    range, logits of another form, several eps, and an attack on a `BlackBox` that needs gradients;
+    `FloatingPointError` where logits are not finite, at the images or at what an attack evaluates
+    in the ball; `RuntimeError` for an attack whose images lie outside ball or box; `StateError` for
+    a state file of another evaluation.
 
     >>> few = odejax.data.load("digits", "test").take(slice(20))
     >>> ink_on_the_left = lambda x: jnp.stack([x[:, :4].sum(), x[:, 4:].sum()])
@@ -152,6 +153,7 @@ def robust_accuracy(
     warn_of_whole_box(ball, images[0].size)
     if bits is not None:
         _check_bits(bits, images)
+    check_gradients(logits_fn, [attack])
     parts = (attack, logits_fn, judge, images, labels, ball, key, bits)
     logits_fn = hoist(logits_fn, images[0], key)
     judged_by = logits_fn if judge is None else hoist(judge, images[0], key)
