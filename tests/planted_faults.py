@@ -1156,7 +1156,7 @@ FAULTS = [
     Fault(
         "The newest version of a data set is the last by name",
         "data/prepared.py",
-        "[int(number) for number in v.name.split(\".\")]",
+        '[int(number) for number in v.name.split(".")]',
         "v.name",
         ("tests/test_prepared_data.py",),
     ),

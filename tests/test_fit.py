@@ -104,6 +104,12 @@ def test_an_easy_set_is_learned_to_its_end():
     assert result.history[-1]["train_accuracy"] > 0.98
 
 
+def test_float_images_train_the_same_network():
+    data = stripes()
+    floats = ArrayDataset(data.pixels, data.labels, 3)
+    assert_same_weights(run(data, epochs=1), run(floats, epochs=1))
+
+
 def test_clean_accuracy_is_the_fraction_of_right_classes():
     result = run(epochs=1)
     data = stripes(50, seed=1)
