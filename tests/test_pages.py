@@ -9,12 +9,14 @@ from pages import EXACT, SIMILAR, blocks, run_page, update_page
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SLOW = {"docs/own_model.md"}  # four networks, trained and certified
+ELSEWHERE = {"docs/pytorch.md"}  # tests/test_pytorch_page.py, with PyTorch and without
 
 
 def parameters():
     for page in PAGES:
-        if any(block["language"] == "python" for block in blocks(page)):
-            name = page.relative_to(ROOT).as_posix()
+        name = page.relative_to(ROOT).as_posix()
+        runs = any(block["language"] == "python" for block in blocks(page))
+        if runs and name not in ELSEWHERE:
             yield pytest.param(page, id=name, marks=[pytest.mark.slow] * (name in SLOW))
 
 
