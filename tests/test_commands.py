@@ -1,8 +1,10 @@
 """The command line: evaluate, attack, compare, list."""
 
+import dataclasses
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,25 +12,15 @@ from PIL import Image
 
 from odejax import attacks, commands
 from odejax.commands.compare import verdict
+from odejax.commands.evaluate import Evaluate
 from odejax.commands.listing import listed
 from odejax.commands.written import methods, number, public_classes
 from odejax.evaluation import FLAGS, encode_array, load_result, save_result
 
-# Least squares on the digits.
-NETWORK = """
-import jax.numpy as jnp, numpy as np
-from sklearn.datasets import load_digits
-
-digits = load_digits()
-pixels = digits.data[:1297] / 16
-labels = np.eye(10)[digits.target[:1297]]
-weights = np.linalg.solve(pixels.T @ pixels + np.eye(64), pixels.T @ labels)
-weights = jnp.asarray(weights.T, jnp.float32)
-
-
-def logits(x):
-    return weights @ jnp.ravel(x)
-
+# Least squares on the digits, from the page on the command line, and functions that are wrong.
+PAGE = Path(__file__).parents[1] / "docs" / "command.md"
+NETWORK = re.search(r"^```python .*?\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)[1]
+NETWORK += """
 
 def make():
     return logits
@@ -193,3 +185,10 @@ def test_all_is_listed():
     assert {"CNN", "ResNet", "NmODENet"} <= set(listed("networks"))
     assert "BatchNorm" not in listed("networks")
     assert json.dumps(listed("attacks"))
+
+
+def test_the_page_names_every_option():
+    options = {field.name.replace("_", "-") for field in dataclasses.fields(Evaluate)}
+    said = set(re.findall(r"`--([a-z0-9-]+)`", PAGE.read_text()))
+    assert options - said == {"what", "data-dir", "draws", "seed"}
+    assert said - options == set()
