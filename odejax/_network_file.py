@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def save(path: str | os.PathLike, network: Any):
     >>> bool(eqx.tree_equal(loaded, predictor))
     True
     """
-    check_instance((eqx.Module, tuple), "a module, or a tuple of them", network=network)
+    if type(network) is not tuple:  # nor a named one, such as what `fit` returns
+        check_instance(eqx.Module, "a module, or a tuple of them", network=network)
     arrays = {place: _on_host(place, array) for place, array in arrays_of(network).items()}
     metadata = {
         "sha256": _NO_DIGEST,
@@ -140,18 +142,20 @@ def _network(description: Any, arrays: list[np.ndarray], like: Any) -> Any:
 
 def _read_run(folder: Path) -> tuple[Any, list[np.ndarray]]:
     try:
-        run = Checkpoints(folder, read_only=True)
-        meta = run.restore_meta()
-        if meta is None:
-            raise Unreadable("holds no checkpoint of odejax.training.fit")
-        if "network" not in meta:
-            raise Unreadable(
-                "holds a run of an earlier odejax, which did not say what its network is made of: "
-                "train it again"
-            )
-        return meta["network"]["structure"], run.restore_numbered(meta["network"]["arrays"])
+        with closing(Checkpoints(folder, read_only=True)) as run:
+            meta = run.restore_meta()
+            if meta is None:
+                raise Unreadable("holds no checkpoint of odejax.training.fit")
+            if "network" not in meta:
+                raise Unreadable(
+                    "holds a run of an earlier odejax, which did not say what its network is made "
+                    "of: train it again"
+                )
+            return meta["network"]["structure"], run.restore_numbered(meta["network"]["arrays"])
     except CheckpointError as error:
         raise Unreadable(f"cannot be read: {error}") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise Unreadable(f"describes no network: {error}") from None
 
 
 def _read(file: Path) -> tuple[Any, list[np.ndarray]]:
@@ -171,7 +175,7 @@ def _read(file: Path) -> tuple[Any, list[np.ndarray]]:
         whole = False
     if not whole:
         raise Unreadable("is damaged, or was not written by odejax.save")
-    # From here on, what an odejax wrote; or somebody who knows how to make a digest.
+    # A digest is no signature: what follows may still be written to do harm.
     try:
         if metadata["version"] != _VERSION:
             raise Unreadable(
@@ -179,14 +183,14 @@ def _read(file: Path) -> tuple[Any, list[np.ndarray]]:
                 f"odejax {__version__} reads version {_VERSION}"
             )
         return json.loads(metadata["network"]), [_array(one, data) for one in header.values()]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise Unreadable(f"describes no network: {error}") from None
 
 
 def _array(described: Any, data: memoryview) -> np.ndarray:
     begin, end = described["data_offsets"]
-    # Which refuses all that the bytes do not suffice for.
-    array = np.ndarray(tuple(described["shape"]), _OF_CODE[described["dtype"]], data, begin)
-    if array.nbytes != end - begin:
-        raise ValueError(f"{end - begin} bytes for an array of {array.nbytes}")
+    piece = data[begin:end]  # of the file, whatever the numbers are
+    array = np.ndarray(tuple(described["shape"]), _OF_CODE[described["dtype"]], piece)
+    if not array.nbytes == len(piece) == end - begin:
+        raise ValueError(f"{len(piece)} bytes for an array of {array.nbytes}")
     return array

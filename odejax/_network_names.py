@@ -110,7 +110,7 @@ def _subclasses(cls: type) -> Iterator[type]:
 
 
 def _own_name(thing: Any) -> str:
-    """ "odejax.models.ResNet" wherever in `odejax.models` it is defined, private or not."""
+    """As "odejax.models.ResNet", wherever in `odejax.models` it is defined, private or not."""
     package = thing.__module__.split(".")
     subpackage = package[:2] if len(package) > 2 else package[:1]
     return ".".join([*subpackage, thing.__qualname__.lstrip("_")])

@@ -1,10 +1,10 @@
-"""A network as data: what it is made of, ready for JSON, in which arrays stand by their number.
+"""A network as data, ready for JSON: its classes, settings and functions, and numbers for arrays.
 
     {"class": ["equinox.nn.Linear", {"weight": {"array": [0, "jax"]}, ...}]}
 
-Numbers, text, None and lists are JSON's own; all else is such a dictionary of one entry. Rebuilding
-calls nothing that is named there: it makes objects without values of the listed classes
-(`_network_names.py`) and sets their fields, as `jax.tree.unflatten` does.
+Numbers, text, None and lists are JSON's own. All else is a dictionary of one entry, as above.
+Rebuilding calls nothing that is named there. It makes empty objects of the classes that files may
+name (`_network_names.py`) and sets their fields, as `jax.tree.unflatten` does.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ def arrays_of(network: Any) -> dict[str, Any]:
 def describe(network: Any) -> Any:
     """The description of a network, whose arrays are those of `arrays_of`.
 
-    {"unnamed": "..."} of a network that has something else than what files may name.
+    {"unnamed": "..."} of a network with something that files may not name.
     """
     count = itertools.count()
     numbered = jax.tree.map(
@@ -117,9 +117,8 @@ def _fields(module: Any) -> dict[str, Any]:
 def _shown(thing: Any) -> str:
     if isinstance(thing, np.ndarray | jax.Array):
         return "an array in a static field or a partial function"
-    named = hasattr(thing, "__qualname__")
-    what = thing if named else type(thing)
-    return f"{'the function' if named else 'the class'} {what.__module__}.{what.__qualname__}"
+    kind, what = ("function", thing) if hasattr(thing, "__qualname__") else ("class", type(thing))
+    return f"the {kind} {getattr(what, '__module__', '')}.{what.__qualname__}"
 
 
 def _kind(array: Any) -> str:
@@ -146,12 +145,12 @@ def rebuild(description: Any, arrays: Sequence[np.ndarray]) -> Any:
     """The network of a description, with these arrays. Raises `Unreadable` where there is none."""
     if isinstance(description, dict) and list(description) == ["unnamed"]:
         raise Unreadable(
-            f"holds the arrays alone of a network that has {description['unnamed']}, which is not "
-            f"of odejax: give load(path, like=network)"
+            f"holds arrays alone, of a network with {str(description['unnamed'])[:200]}, which "
+            f"odejax does not know: give load(path, like=network)"
         )
     try:
         return _rebuilt(description, arrays)
-    except (TypeError, ValueError, IndexError, RecursionError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         reason = " ".join(str(error).split())[:150]
         raise Unreadable(f"describes no network: {reason}") from None
 
@@ -178,7 +177,7 @@ def _rebuilt(node: Any, arrays: Sequence[np.ndarray]) -> Any:
         case [("dtype", str(name))]:
             return _dtype(name)
         case [("scalar", [str(name), value])]:
-            return _dtype(name).type(_rebuilt(value, arrays))
+            return np.asarray(_rebuilt(value, arrays), _dtype(name))[()]
         case [("partial", [{"function": _} as function, list(args), dict(keywords)])]:
             function = _rebuilt(function, arrays)
             return partial(function, *_rebuilt(args, arrays), **_rebuilt(keywords, arrays))

@@ -1339,6 +1339,22 @@ FAULTS = [
         ("tests/test_fit.py::test_another_runs_checkpoint_is_refused",),
     ),
     Fault(
+        "A damaged network is loaded",
+        "_network_file.py",
+        "digest == _digest([size, blank, data])",
+        "True",
+        ("tests/test_network_file.py::test_no_flipped_bit_is_used",),
+    ),
+    Fault(
+        "A loaded number widens the dtype of a result",
+        "_network_structure.py",
+        'return "weak" if array.weak_type and array.shape == () else "jax"',
+        'return "jax"',
+        (
+            "tests/test_network_file.py::test_a_python_number_that_became_an_array_does_not_widen_a_result",
+        ),
+    ),
+    Fault(
         "The average of the weights follows the last ones",
         "training/epoch.py",
         "return kept * a + (1 - kept) * b",

@@ -11,7 +11,9 @@ import pytest
 
 from experiments.certified import families, l2, networks, vote
 from experiments.certified.families import FAMILIES
+from experiments.lib import report
 from experiments.lib.run import UsageError, execute
+from odejax import load
 from odejax.attacks import APGD, PGD, AutoAttack
 from odejax.models import LipschitzNet, OrthogonalNet
 from odejax.training import RadiusCrossEntropy
@@ -93,12 +95,22 @@ def test_intervals_are_measured_resumed_and_drawn(tmp_path):
 
 
 @pytest.mark.slow
-def test_lipschitz_networks_are_measured_in_l2(tmp_path):
-    config = partial(l2.Config, preset="smoke", out=tmp_path, networks=("SDP-based", "orthogonal"))
+def test_lipschitz_networks_are_measured_in_l2_and_published(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "KEPT", tmp_path)
+    config = partial(
+        l2.Config,
+        preset="smoke",
+        out=tmp_path,
+        networks=("SDP-based", "orthogonal"),
+        publish_weights=True,
+    )
     execute(l2.EXPERIMENT, config(), last=AutoAttack({"APGD": APGD(3)}))
     result = json.loads((tmp_path / "result.json").read_text())
     assert set(result["runs"]) == {"SDP-based/0", "orthogonal/0"}
-    for record in result["runs"].values():
+    (folder,) = (tmp_path / "weights").iterdir()
+    for name, record in result["runs"].items():
+        predictor = load(folder / f"{name.replace('/', '_')}.odejax")
+        assert float(predictor.model.lipschitz_bound()) == record["lipschitz_bound"]
         assert len(record["certified_of_all"]) == 2
         assert all(b["certified"] <= b["attacked"] for b in record["brackets"])
     assert (tmp_path / "intervals.png").exists()

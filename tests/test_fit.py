@@ -655,7 +655,7 @@ def test_a_network_of_ones_own_is_loaded_from_a_folder_with_like(tmp_path):
         average=0.9,
         progress=False,
     )
-    with pytest.raises(ValueError, match=r"class test_fit.Shuffled, which is not of odejax: give"):
+    with pytest.raises(ValueError, match=r"class test_fit.Shuffled, which odejax does not know"):
         load(tmp_path)
     like = eqx.filter_eval_shape(lambda key: make(key=key), KEY)
     expected = Predictor(trained.model, trained.state)

@@ -9,9 +9,13 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import equinox as eqx
 import pytest
-from helpers import digits
+from helpers import digits, predictor_of
 
+import odejax
+from experiments.lib import report
+from experiments.lib.recipe import keep
 from experiments.lib.run import Runs, UsageError, command_line
 
 ROOT = Path(__file__).parents[1]
@@ -126,9 +130,20 @@ def test_a_script_that_is_stopped_while_it_trains_goes_on_where_it_was(tmp_path)
     again.communicate()
 
 
+def test_trained_networks_are_published_as_files_that_odejax_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "KEPT", tmp_path)
+    checkpoints, predictor = tmp_path / "checkpoints", predictor_of("MLP")
+    assert report.published_networks(checkpoints, "some run") == []
+    keep(predictor, checkpoints / "MLP" / "0")
+    for _ in range(2):  # again, too
+        (file,) = report.published_networks(checkpoints, "some run")
+        assert file == tmp_path / "weights" / "some run" / "MLP_0.odejax"
+    assert eqx.tree_equal(odejax.load(file), predictor)
+
+
 def test_a_stored_command_has_no_paths_of_the_machine():
     given = ["x.py", "--dataset", "mnist", "--data-dir", "/a/b", "--out=/c", "--resume", "--seeds"]
-    given += ["2", "--networks", "nmODE t=1", "--out", "/d"]
+    given += ["2", "--networks", "nmODE t=1", "--publish-weights", "--out", "/d"]
     command = command_line(given)
     said = '--dataset mnist --data-dir FOLDER --seeds 2 --networks "nmODE t=1"'
     assert command.endswith(said)

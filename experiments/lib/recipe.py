@@ -13,6 +13,8 @@ import odejax
 from odejax.data import ArrayDataset
 from odejax.training import CrossEntropy, Fit, RisingEps, fit, steps_per_epoch
 
+NETWORK = "network.odejax"  # the file of a trained network
+
 # What depends on the number of steps an epoch and the number of epochs.
 Schedule = Callable[[int, int], optax.ScalarOrSchedule]
 Rule = Callable[[int, int], optax.GradientTransformation]
@@ -127,9 +129,19 @@ def fitted(
     )
 
 
-def train(*args: Any, **settings: Any) -> tuple[odejax.Predictor, dict[str, Any]]:
+def keep(predictor: odejax.Predictor, folder: Path | None):
+    """Write the network into the folder of its checkpoints, from where it may be published."""
+    if folder is not None:
+        odejax.save(folder / NETWORK, predictor)
+
+
+def train(
+    recipe: Recipe, dataset: ArrayDataset, key, folder: Path | None = None, **settings: Any
+) -> tuple[odejax.Predictor, dict[str, Any]]:
     """The same as a predictor, and what there is to say about its training."""
-    recipe, trained = args[0], fitted(*args, **settings)
+    trained = fitted(recipe, dataset, key, folder, **settings)
+    predictor = odejax.Predictor(trained.model, trained.state)
+    keep(predictor, folder)
     arrays = jax.tree.leaves(eqx.filter(trained.model, eqx.is_inexact_array))
     record = {
         "epochs": recipe.epochs,
@@ -139,4 +151,4 @@ def train(*args: Any, **settings: Any) -> tuple[odejax.Predictor, dict[str, Any]
     }
     if "validation" in settings:
         record |= {"best_epoch": trained.best_epoch, "history": trained.history}
-    return odejax.Predictor(trained.model, trained.state), record
+    return predictor, record

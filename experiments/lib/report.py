@@ -18,6 +18,8 @@ from rich.table import Table
 from odejax.evaluation import decode_array
 from odejax.plots import AXIS_LABELS, perturbation_grid
 
+from .recipe import NETWORK
+
 Record = dict[str, Any]
 Read = Callable[[dict[str, Any]], float]  # of a bracket's numbers
 KEPT = Path(__file__).parents[1]
@@ -174,6 +176,22 @@ def published(
             own = f"{figure_stem or name}" + (f"_{file.stem}" if len(figures) > 1 else "")
             shutil.copy(file, KEPT / "figures" / f"{own}.png")
     return written
+
+
+def published_networks(checkpoints: Path, name: str) -> list[Path]:
+    """The repository's copies, in `weights/NAME`, of the networks that a run has trained.
+
+    Each is called by the folder of its checkpoints; `odejax.load` reads it.
+    """
+    networks = sorted(checkpoints.rglob(NETWORK))
+    if networks:
+        shutil.rmtree(KEPT / "weights" / name, ignore_errors=True)
+        (KEPT / "weights" / name).mkdir(parents=True)
+    copies = []
+    for network in networks:
+        own = "_".join(network.parent.relative_to(checkpoints).parts)
+        copies.append(shutil.copy(network, KEPT / "weights" / name / f"{own}.odejax"))
+    return copies
 
 
 def examples_figure(stored: Mapping[str, Record | None], title: str) -> Any:

@@ -19,11 +19,11 @@ from odejax.data import ArrayDataset, load
 from odejax.evaluation import load_result, provenance, save_result
 from odejax.training import CheckpointError
 
-from .report import print_all, published
+from .report import print_all, published, published_networks
 
 Setting = TypeVar("Setting")
 HIDDEN = {"--data-dir": "FOLDER", "--out": None}  # paths of the machine: in a stored command
-SWITCHES = ("--resume", "--overwrite", "--publish")
+SWITCHES = ("--resume", "--overwrite", "--publish", "--publish-weights")
 
 
 @dataclasses.dataclass
@@ -53,6 +53,8 @@ class RunConfig(Config):
     training goes on from its last epoch."""
     overwrite: bool = False
     """Start anew in a folder that holds a run, whose result and checkpoints are lost."""
+    publish_weights: bool = False
+    """Also copy the trained networks into experiments/weights."""
 
     def settle(self, setting: Setting) -> Setting:
         """`setting` with the epochs and test images that were asked for in the place of its own."""
@@ -175,6 +177,11 @@ def execute(experiment: Experiment, config: Any, command: str = "", **given: Any
     written = published(
         result, experiment.figures, path, config.publish and name, experiment.figure_stem
     )
+    if not isinstance(plan, Once) and config.publish_weights:
+        networks = published_networks(folder / "checkpoints", name)
+        if not networks:
+            raise UsageError(f"--publish-weights: {folder} holds no trained network")
+        written += networks
     minutes = (time.perf_counter() - started) / 60
     Console().print(f"{', '.join(map(str, written))} written after {minutes:.1f} minutes")
     return result

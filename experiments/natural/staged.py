@@ -10,7 +10,7 @@ import numpy as np
 import odejax
 from odejax.evaluation import Bracket
 
-from ..lib.recipe import Recipe, adam, cosine, fitted
+from ..lib.recipe import Recipe, adam, cosine, fitted, keep
 
 EARLY, ALL = "solve stopped early", "all attacks"
 
@@ -38,7 +38,9 @@ def trained_in_stages(
         checkpoints = folder and folder / "-".join(f"{t:g}" for t in times[: stage + 1])
         trained = fitted(recipe, images, key, checkpoints, start=(model, state), stage=stage)
         model = eqx.tree_at(lambda m: m.ode, trained.model, ode.replace(t1=t1))
-        yield odejax.Predictor(model, trained.state)
+        predictor = odejax.Predictor(model, trained.state)
+        keep(predictor, checkpoints)
+        yield predictor
 
 
 def correct_under(bracket: Bracket, oracles: Sequence[str]) -> np.ndarray:
