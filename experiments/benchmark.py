@@ -29,6 +29,7 @@ from odejax.solvers import SSPRK22
 from odejax.training import CrossEntropy
 
 from .lib import accuracy, report
+from .lib.intervals import CLEAN, Listed
 from .lib.measure import brackets, examples, judged_accuracy
 from .lib.recipe import Recipe, adam, one_cycle, train
 from .lib.run import Experiment, Job, Plan, RunConfig, UsageError, check_choices, load_data, run
@@ -282,16 +283,38 @@ def curves(result: dict[str, Any]):
     return robustness_curves(result["models"], title=f"{setting}: {proven(result)}", log=True)
 
 
+def stored_examples(result: dict[str, Any]) -> dict[str, Any]:
+    return {name: model["examples"] for name, model in result["models"].items()}
+
+
 def images(result: dict[str, Any]):
     """Four adversarial examples of each family; None if there is none."""
-    examples = {name: model["examples"] for name, model in result["models"].items()}
+    examples = stored_examples(result)
     eps = next((e["eps"] for e in examples.values() if e), 0.0)
     title = f"perturbations within L-infinity {eps:.3g} change predictions"
     return report.examples_figure(examples, f"{result['settings']['dataset']}: {title}")
 
 
+def listed(result: dict[str, Any]) -> list[Listed]:
+    return [
+        Listed(name, CLEAN, [model], [of["brackets"]], of["radii"] if of["certificates"] else None)
+        for name, model in result["models"].items()
+        for of in model["balls"].values()
+    ]
+
+
 FIGURES = {"curves": curves, "images": images}
-EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, FIGURES, notes)
+EXPERIMENT = Experiment(
+    KIND,
+    __doc__,
+    Config,
+    plan,
+    tables,
+    FIGURES,
+    notes,
+    networks=listed,
+    examples=stored_examples,
+)
 
 if __name__ == "__main__":
     run(EXPERIMENT)

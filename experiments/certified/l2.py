@@ -34,6 +34,7 @@ from odejax.data import crop_and_flip
 from odejax.training import RadiusCrossEntropy
 
 from ..lib import accuracy, report
+from ..lib.intervals import listed
 from ..lib.measure import measure, radii_of_all
 from ..lib.networks import NetworksConfig, trained_and_measured
 from ..lib.recipe import Recipe, adam, one_cycle
@@ -156,7 +157,12 @@ def _setting(settings: dict[str, Any]) -> str:
     return f"{settings['dataset']}, {settings['test_images']} {kind} images"
 
 
-EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"intervals": figure})
+def _named(name: str, settings: dict[str, Any]) -> tuple[str, str]:
+    return name, f"for radius {settings['radius']:g}"
+
+
+FIGURES, NETWORKS = {"intervals": figure}, partial(listed, named=_named)
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, FIGURES, networks=NETWORKS)
 
 if __name__ == "__main__":
     run(EXPERIMENT)

@@ -25,6 +25,7 @@ and 93 % at 0.3.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from odejax.plots import colors, set_title
 from odejax.training import Adversarial, CertifiedTraining
 
 from ..lib import accuracy, report
+from ..lib.intervals import CLEAN, listed
 from ..lib.measure import measure
 from ..lib.networks import NetworksConfig, trained_and_measured
 from ..lib.recipe import Recipe, adam, drops, one_cycle
@@ -286,8 +288,15 @@ def _finding(trainings: dict[str, dict[str, accuracy.Measured]], eps: list[float
     )
 
 
+def _named(name: str, settings: dict[str, Any]) -> tuple[str, str]:
+    training, network = name.split("/")
+    shown = {"plain": CLEAN, "decay": f"{CLEAN}, weight decay"}
+    return network, shown.get(training, training)
+
+
 FIGURES = {"intervals": figure, "before_and_after": before_and_after}
-EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, FIGURES)
+NETWORKS = partial(listed, named=_named)
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, FIGURES, networks=NETWORKS)
 
 if __name__ == "__main__":
     run(EXPERIMENT)

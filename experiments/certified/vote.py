@@ -34,6 +34,7 @@ from odejax.models import BatchNorm, EnResNet
 from odejax.solvers import SSPRK33, AbstractNoise, RelativeNoise
 
 from ..lib import accuracy, report
+from ..lib.intervals import listed
 from ..lib.measure import measure
 from ..lib.networks import NetworksConfig, trained_and_measured
 from ..lib.recipe import Recipe, adam, one_cycle
@@ -186,7 +187,12 @@ def _setting(settings: dict[str, Any]) -> str:
     return f"{report.setting_line(settings)}, noise {settings['sigma']:g}"
 
 
-EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"intervals": figure})
+def _named(name: str, settings: dict[str, Any]) -> tuple[str, str]:
+    return f"vote of {name}", f"Gaussian noise {settings['sigma']:g}"
+
+
+FIGURES, NETWORKS = {"intervals": figure}, partial(listed, named=_named)
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, FIGURES, networks=NETWORKS)
 
 if __name__ == "__main__":
     run(EXPERIMENT)

@@ -55,7 +55,7 @@ from .networks import (
     shown,
     train_network,
 )
-from .report import FIGURES, notes, tables
+from .report import FIGURES, listed, notes, stored_examples, tables
 
 KIND = "enresnet_cifar"
 EOT_DRAWS, JUDGE_DRAWS = 5, 10
@@ -288,7 +288,17 @@ def sources(claim: Claim) -> list[Source]:
 
 
 EXPERIMENT = Experiment(
-    KIND, __doc__, Config, plan, tables, FIGURES, notes, sources=sources, stem="enresnet"
+    KIND,
+    __doc__,
+    Config,
+    plan,
+    tables,
+    FIGURES,
+    notes,
+    sources=sources,
+    stem="enresnet",
+    networks=listed,
+    examples=stored_examples,
 )
 
 

@@ -9,6 +9,7 @@ from odejax.plots import colors, set_title
 
 from ..ledger.printed import claimed
 from ..lib import report
+from ..lib.intervals import CLEAN, Listed
 from .networks import TABLES, shown
 
 PAPERS_ATTACKS = ("FGSM", "IFGSM-20", "C&W")
@@ -93,15 +94,36 @@ def notes(result: dict[str, Any]) -> list[str]:
 
 def adversarial_examples(result: dict[str, Any]) -> Figure | None:
     """Fig. 6, where an attack on a robust network succeeded."""
-    settings, networks = result["settings"], _records(result, "robust")
-    examples, ball = {}, ""
-    for name, records in networks.items():
-        # Under a small preset two networks of the paper may be one.
-        own = shown(name, settings["depths"])
-        examples[own if name == own else f"{own} for {name}"] = records[0]["example"]
-        ball = f"L-infinity {255 * records[0]['eps']:.3g}/255"
+    examples = stored_examples(result)
+    eps = next((stored["eps"] for stored in examples.values()), 0.0)
+    ball = f"L-infinity {255 * eps:.3g}/255"
     title = f"perturbations within {ball} change the predictions of PGD-trained networks"
-    return report.examples_figure(examples, f"{settings['dataset']}: {title}")
+    return report.examples_figure(examples, f"{result['settings']['dataset']}: {title}")
+
+
+def stored_examples(result: dict[str, Any]) -> dict[str, Any]:
+    """Of the PGD-trained networks, the first seed's."""
+    return {
+        _shown(name, result): records[0]["example"] | {"eps": records[0]["eps"]}
+        for name, records in _records(result, "robust").items()
+    }
+
+
+def _shown(name: str, result: dict[str, Any]) -> str:
+    """With its depth here; under a small preset two networks of the paper may be one."""
+    own = shown(name, result["settings"]["depths"])
+    return own if name == own else f"{own} for {name}"
+
+
+def listed(result: dict[str, Any]) -> list[Listed]:
+    """The networks that were attacked themselves."""
+    robust = f"PGD-{result['settings']['pgd_steps']} at 8/255"
+    trainings = {"natural": CLEAN, "robust": robust, "integrated": f"{robust}, alone"}
+    return [
+        Listed(_shown(name, result), training, records, [[record] for record in records])
+        for kind, training in trainings.items()
+        for name, records in _records(result, kind).items()
+    ]
 
 
 def curves(result: dict[str, Any]) -> Figure:

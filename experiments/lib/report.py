@@ -172,9 +172,9 @@ def published(
     if name:
         (KEPT / "results").mkdir(exist_ok=True)
         shutil.copy(path, KEPT / "results" / f"{name}.json")
+        kept = figure_files(figures, name, figure_stem)
         for file in written[1:]:
-            own = f"{figure_stem or name}" + (f"_{file.stem}" if len(figures) > 1 else "")
-            shutil.copy(file, KEPT / "figures" / f"{own}.png")
+            shutil.copy(file, kept[file.stem])
     return written
 
 
@@ -192,6 +192,13 @@ def published_networks(checkpoints: Path, name: str) -> list[Path]:
         own = "_".join(network.parent.relative_to(checkpoints).parts)
         copies.append(shutil.copy(network, KEPT / "weights" / name / f"{own}.odejax"))
     return copies
+
+
+def figure_files(figures: Iterable[str], name: str, figure_stem: str | None) -> dict[str, Path]:
+    """Where the repository keeps the figures of the result `name`, by figure."""
+    figures, stem = list(figures), figure_stem or name
+    own = {figure: f"{stem}_{figure}" if len(figures) > 1 else stem for figure in figures}
+    return {figure: KEPT / "figures" / f"{file}.png" for figure, file in own.items()}
 
 
 def examples_figure(stored: Mapping[str, Record | None], title: str) -> Any:

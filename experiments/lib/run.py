@@ -132,6 +132,8 @@ class Experiment:
     - `plan(config)`: what is measured.
     - `tables(result)`, `notes(result)`: what is printed; `figures`: drawn from the result, by name.
     - `sources(claim)`: how it measures a claim of a paper, for the ledger; none of most.
+    - `networks(result)`: those whose robustness is an interval (`intervals.Listed`), and
+      `examples(result)`: what `measure.examples` stored, by network, for the page of results.
     """
 
     kind: str
@@ -142,6 +144,8 @@ class Experiment:
     figures: Mapping[str, Callable[[dict[str, Any]], Any]]
     notes: Callable[[dict[str, Any]], list[str]] = lambda result: []
     sources: Callable[[Any], list[Any]] = lambda claim: []
+    networks: Callable[[dict[str, Any]], Iterable[Any]] = lambda result: []
+    examples: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda result: {}
     stem: str | None = None
     figure_stem: str | None = None
 

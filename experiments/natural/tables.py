@@ -40,6 +40,7 @@ from odejax.training import TRADES, YOPO, Adversarial
 from ..ledger.printed import Claim, claimed
 from ..ledger.sources import FOLDER, Source, from_brackets
 from ..lib import accuracy, report
+from ..lib.intervals import CLEAN, listed
 from ..lib.measure import measure
 from ..lib.networks import NetworksConfig, train_in
 from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd, staircase
@@ -240,7 +241,22 @@ def sources(claim: Claim) -> list[Source]:
     ]
 
 
-EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"natural": figure}, sources=sources)
+def _named(name: str, settings: Mapping[str, Any]) -> tuple[str, str]:
+    """Table 2's networks have their training in their name, neural ODEs their time."""
+    network, _, training = name.partition(", ")
+    return (network, training) if training and " = " not in training else (name, CLEAN)
+
+
+EXPERIMENT = Experiment(
+    KIND,
+    __doc__,
+    Config,
+    plan,
+    tables,
+    {"natural": figure},
+    sources=sources,
+    networks=partial(listed, named=_named),
+)
 
 if __name__ == "__main__":
     run(EXPERIMENT)

@@ -37,6 +37,7 @@ from odejax.plots import colors, set_title
 from odejax.plots.palette import ATTACKED, BAND, CERTIFIED
 
 from ..lib import report
+from ..lib.intervals import CLEAN, Listed
 from ..lib.measure import measure
 from ..lib.run import (
     Experiment,
@@ -282,7 +283,21 @@ def _finding(sweeps: dict[str, dict[str, dict[str, Any]]]) -> str:
     )
 
 
-EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"ablation": figure}, notes)
+def _listed(result: dict[str, Any]) -> list[Listed]:
+    networks = []
+    for name, record in result["runs"].items():
+        point = dict(part.split("=") for part in name.split())  # as `Point.name` writes it
+        shape = [f"{what}={point[what]}" for what in ("t", "lambda", "width")]
+        shape += [f"times {point['factor']}"] if point["factor"] != "1" else []
+        training = [CLEAN, f"{point['epochs']} epochs"]
+        training += [f"weight decay {point['decay']}"] if point["decay"] != "0" else []
+        names = f"nmODE {', '.join(shape)}", ", ".join(training)
+        networks.append(Listed(*names, [record], [[record["interval"]]]))
+    return networks
+
+
+FIGURES = {"ablation": figure}
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, FIGURES, notes, networks=_listed)
 
 if __name__ == "__main__":
     run(EXPERIMENT)

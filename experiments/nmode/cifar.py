@@ -39,6 +39,7 @@ from odejax.training import TRADES, CrossEntropy
 from ..ledger.printed import Claim, claimed
 from ..ledger.sources import FOLDER, Source, chosen, from_balls
 from ..lib import report
+from ..lib.intervals import CLEAN, listed
 from ..lib.measure import measure
 from ..lib.recipe import Recipe, fitted, one_cycle, sgd, train
 from ..lib.run import Experiment, Job, Plan, PresetConfig, check_choices, each, load_data, run
@@ -256,8 +257,21 @@ def sources(claim: Claim) -> list[Source]:
     ]
 
 
+def _named(name: str, settings: dict[str, Any]) -> tuple[str, str]:
+    network = name.replace("TRADES", "ResNet").replace("ResNet", f"ResNet-{settings['depth']}")
+    return network, "TRADES" if name.startswith("TRADES") else CLEAN
+
+
 EXPERIMENT = Experiment(
-    KIND, __doc__, Config, plan, tables, {"cifar": figure}, stem="nmode", sources=sources
+    KIND,
+    __doc__,
+    Config,
+    plan,
+    tables,
+    {"cifar": figure},
+    stem="nmode",
+    sources=sources,
+    networks=partial(listed, named=_named),
 )
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from odejax.models import MLP, DenseODENet, NmODE, NmODENet
 from ..ledger.printed import Claim, claimed
 from ..ledger.sources import FOLDER, Source, from_balls
 from ..lib import accuracy, report
+from ..lib.intervals import CLEAN, listed
 from ..lib.measure import measure
 from ..lib.networks import NetworksConfig, trained_and_measured
 from ..lib.recipe import Recipe, Rule, adam, constant, train
@@ -86,7 +87,7 @@ def clipped(c: float):
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """An architecture and how it is trained."""
+    """An architecture and how it is trained, which `trained_on` says in words."""
 
     make: Callable[..., Any]
     optimizer: Rule = PLAIN
@@ -94,14 +95,16 @@ class Network:
     certificates: tuple[str, ...] = tuple(CERTIFICATES)
     width: int | None = None  # None: the data set's
     epochs: int | None = None
+    trained_on: str = CLEAN
 
     def recipe(self, epochs: int, width: int) -> Recipe:
         make = partial(self.make, width=self.width or width)
         return Recipe(make, epochs, BATCH_SIZE, self.optimizer, self.objective)
 
 
-def _node(objective: Any, epochs: int = 20) -> Network:
-    return Network(DenseODENet, objective=objective, certificates=(), width=128, epochs=epochs)
+def _node(objective: Any, epochs: int = 20, trained_on: str = CLEAN) -> Network:
+    settings = {"certificates": (), "width": 128, "epochs": epochs, "trained_on": trained_on}
+    return Network(DenseODENet, objective=objective, **settings)
 
 
 def _nmode(t1: float):
@@ -111,21 +114,31 @@ def _nmode(t1: float):
 def _networks() -> dict[str, Network]:
     penalised = training.Penalised(penalty=training.row_sum_penalty(first_weight), eta=0.01)
     attack, ball = PGD(10, None), odejax.LinfBall(8 / 255)
+    tisode = training.Penalised(penalty=training.drift_penalty, eta=0.1)
+
+    def with_decay(make: Callable[..., Any], wd: float, **settings: Any) -> Network:
+        trained_on = f"{CLEAN}, weight decay {wd:g}"
+        return Network(make, decayed(wd), trained_on=trained_on, **settings)
+
     return {
         "ReLU": Network(partial(MLP, depth=1), certificates=("relaxed",)),
-        "ReLU, wd=1e-4": Network(partial(MLP, depth=1), decayed(1e-4), certificates=("relaxed",)),
+        "ReLU, wd=1e-4": with_decay(partial(MLP, depth=1), 1e-4, certificates=("relaxed",)),
         "nmODE t=0.05": Network(_nmode(0.05)),
         "nmODE t=1": Network(_nmode(1.0)),
-        "nmODE+ t=0.05, wd=1e-5": Network(_nmode(0.05), decayed(1e-5)),
-        "nmODE+ t=0.05, wd=1e-4": Network(_nmode(0.05), decayed(1e-4)),
-        "nmODE+ t=0.05, wd=1e-3": Network(_nmode(0.05), decayed(1e-3)),
-        "nmODE+ t=1, wd=1e-4": Network(_nmode(1.0), decayed(1e-4)),
-        "nmODE+ t=0.05, clip": Network(_nmode(0.05), clipped(0.05)),
-        "nmODE+ t=0.05, penalty": Network(_nmode(0.05), objective=penalised),
+        "nmODE+ t=0.05, wd=1e-5": with_decay(_nmode(0.05), 1e-5),
+        "nmODE+ t=0.05, wd=1e-4": with_decay(_nmode(0.05), 1e-4),
+        "nmODE+ t=0.05, wd=1e-3": with_decay(_nmode(0.05), 1e-3),
+        "nmODE+ t=1, wd=1e-4": with_decay(_nmode(1.0), 1e-4),
+        "nmODE+ t=0.05, clip": Network(
+            _nmode(0.05), clipped(0.05), trained_on=f"{CLEAN}, weights clipped"
+        ),
+        "nmODE+ t=0.05, penalty": Network(
+            _nmode(0.05), objective=penalised, trained_on=f"{CLEAN}, penalty on tau"
+        ),
         "NODE": _node(training.CrossEntropy()),
-        "AT-NODE": _node(training.Adversarial(attack, ball), epochs=5),
-        "ODE-TRADES": _node(training.TRADES(ball, attack=attack), epochs=5),
-        "TisODE": _node(training.Penalised(penalty=training.drift_penalty, eta=0.1)),
+        "AT-NODE": _node(training.Adversarial(attack, ball), 5, "PGD-10 at 8/255"),
+        "ODE-TRADES": _node(training.TRADES(ball, attack=attack), 5, "TRADES at 8/255"),
+        "TisODE": _node(tisode, trained_on=f"{CLEAN}, penalty on drift"),
     }
 
 
@@ -306,7 +319,20 @@ def sources(claim: Claim) -> list[Source]:
     ]
 
 
-EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"intervals": figure}, sources=sources)
+def _named(name: str, settings: dict[str, Any]) -> tuple[str, str]:
+    return name.split(", ")[0], NETWORKS[name].trained_on
+
+
+EXPERIMENT = Experiment(
+    KIND,
+    __doc__,
+    Config,
+    plan,
+    tables,
+    {"intervals": figure},
+    sources=sources,
+    networks=partial(listed, named=_named),
+)
 
 if __name__ == "__main__":
     run(EXPERIMENT)

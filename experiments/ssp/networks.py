@@ -52,6 +52,7 @@ from odejax.solvers import SSPRK22, SSPRK33, LearnedRK2, PublishedMidpoint, grow
 from odejax.training import Adversarial, CrossEntropy
 
 from ..lib import accuracy, report
+from ..lib.intervals import CLEAN, listed
 from ..lib.measure import measure
 from ..lib.networks import NetworksConfig, trained_and_measured
 from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd
@@ -323,7 +324,13 @@ def _finding(trainings: dict[str, dict[str, list[report.Record]]], eps: float) -
     return f"Training {training}: the {len(networks)} networks differ {' and '.join(apart)}"
 
 
-EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"ssp": figure})
+def _named(name: str, settings: dict[str, Any]) -> tuple[str, str]:
+    training, network = name.split("/")
+    return network, CLEAN if training == "natural" else training
+
+
+NETWORKS = partial(listed, named=_named)
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"ssp": figure}, networks=NETWORKS)
 
 if __name__ == "__main__":
     run(EXPERIMENT)

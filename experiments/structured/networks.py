@@ -47,6 +47,7 @@ from odejax.training import CrossEntropy, Hinge, Penalised, orthogonality_penalt
 from ..ledger.printed import Claim, claimed
 from ..ledger.sources import FOLDER, Source, chosen, from_brackets
 from ..lib import accuracy, report
+from ..lib.intervals import listed
 from ..lib.measure import measure, radii_of_all
 from ..lib.networks import NetworksConfig, trained_and_measured
 from ..lib.recipe import Recipe, adam, one_cycle, sgd, staircase
@@ -275,8 +276,22 @@ def sources(claim: Claim) -> list[Source]:
     ]
 
 
+def _named(name: str, settings: dict[str, Any]) -> tuple[str, str]:
+    kept = ("margin", "temperature", "orthogonality")
+    parts = [f"{what} {settings[what]:g}" for what in kept if settings.get(what) is not None]
+    loss = "hinge" if settings.get("temperature") is None else "cross-entropy"
+    return name, ", ".join((loss, *parts))
+
+
 EXPERIMENT = Experiment(
-    KIND, __doc__, Config, plan, tables, {"structured": figure}, sources=sources
+    KIND,
+    __doc__,
+    Config,
+    plan,
+    tables,
+    {"structured": figure},
+    sources=sources,
+    networks=partial(listed, named=_named),
 )
 
 if __name__ == "__main__":
