@@ -234,6 +234,7 @@ def test_the_page_loads_nothing(made):
             "rel": "icon",
             "href": "data:,",
         }
+    assert {path.stem for path in (render.FOLDER / "js").iterdir()} == set(render.SCRIPTS)
     without_names = page.replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttpRequest|import\(", without_names)
 

@@ -52,7 +52,7 @@ def content(folder: Path = KEPT / "results") -> dict[str, Any]:
         made["results"].append(_about(name, experiment, result, len(rows)))
         made["rows"] += rows
         made["curves"] += [c for network in networks for c in curves_of(name, dataset, network)]
-        made["pictures"] += pictures_of(name, experiment.examples(result))
+        made["pictures"] += pictures_of(name, dataset, experiment.examples(result))
         if kind == ledger.KIND:
             made["claims"] += claim_rows(result["claims"])
     return made

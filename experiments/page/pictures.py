@@ -14,11 +14,12 @@ from odejax.evaluation import decode_array
 
 from ..lib.report import figure_files
 from ..lib.run import Experiment
+from .rows import eps_text
 
 COLORS = 128  # of a figure: its lines and letters lose nothing, and it takes a third of the space
 
 
-def pictures_of(name: str, examples: Mapping[str, Any]) -> list[dict[str, Any]]:
+def pictures_of(name: str, dataset: str, examples: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The adversarial examples of a result, by network: image, perturbation and sum.
 
     The perturbation is red where a pixel grew and blue where it fell, scaled to its own largest
@@ -35,6 +36,7 @@ def pictures_of(name: str, examples: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "result": name,
                 "network": network,
                 "eps": stored["eps"],
+                "eps_text": eps_text(stored["eps"], dataset),
                 "examples": [_example(*triple) for triple in triples],
             }
         )

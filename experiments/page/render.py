@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("dom", "address", "interval", "table", "leaderboard", "ledger", "curves", "rest", "page")
+# In this order: each uses those before it.
+SCRIPTS = (
+    *("dom", "address", "interval", "table"),
+    *("leaderboard", "ledger", "curves", "images", "experiments"),
+    "page",
+)
 
 
 def render(content: dict[str, Any]) -> str:

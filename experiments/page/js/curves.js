@@ -148,7 +148,7 @@ function curvesView() {
         el("div", { class: "field" }, el("label", { for: "curves-group" }, "Experiment and norm"), which),
         el("div", { class: "check" }, logarithmic, el("label", { for: "curves-log" }, "logarithmic eps")),
         el("div", { class: "check" }, single, el("label", { for: "curves-single" }, "each attack alone"))),
-      el("p", { class: "note" }, "The band holds the true robust accuracy. Its steps are the measurements: accuracy under attack (red) holds from its eps up to the next, certified accuracy (blue) from its eps down to the one before. Point at a panel, or use the arrow keys in it, to read values."),
+      el("p", { class: "note" }, "The band holds the true robust accuracy of the attacked images. Its steps are the measurements: accuracy under attack (red) holds from its eps up to the next, certified accuracy (blue) from its eps down to the one before. Point at a panel, or use the arrow keys in it, to read values."),
       place),
     show(parameters) {
       state = { ...parameters };

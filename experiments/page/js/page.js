@@ -13,7 +13,7 @@ byId("legend").append(
   intervalBar({ certified: 0.42, attacked: 0.7, clean: 0.93, proven: true, whiskers: { certified: [0.37, 0.47], attacked: [0.65, 0.75] }, label: "Example of a bar" }),
   el("ul", null,
     el("li", null, el("i", { class: "key certified" }), "certified: proven for this share of the images"),
-    el("li", null, el("i", { class: "key band" }), "the truth is in the band; hatched: there is no certificate"),
+    el("li", null, el("i", { class: "key band" }), "the truth for these images is in the band; hatched: no certificate"),
     el("li", null, el("i", { class: "key attacked" }), "attacked: correct under every attack that was run"),
     el("li", null, el("i", { class: "key whisker" }), "thin lines: sampling error of each end, 95 %"),
     el("li", null, el("i", { class: "key clean" }), "clean accuracy")));
