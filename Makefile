@@ -29,6 +29,7 @@ lint: $(VENV)/.installed
 # The documentation site, in site/. A broken link, anchor or image fails.
 docs: $(VENV)/.docs
 	mkdir -p docs/figures && cp experiments/figures/*.png docs/figures/
+	$(BIN)/python -m experiments.page --out docs/all_results.html
 	$(BIN)/python -m zensical build --clean --strict
 	$(BIN)/python -m docs_tools.check_site
 
@@ -43,4 +44,4 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) site docs/figures
+	rm -rf $(VENV) site docs/figures docs/all_results.html
