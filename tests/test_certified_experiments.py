@@ -50,7 +50,7 @@ def test_residual_networks_have_equal_weights_and_the_ode_those_of_one_field():
 
 def test_only_training_by_bounds_draws_weights_for_intervals():
     preset = networks.PRESETS["smoke"]["digits"]
-    trainings = networks.trainings_of(preset)
+    trainings = networks.trainings_of(preset.eps)
     assert list(trainings) == [
         "plain", "decay", "PGD 0.05", "PGD 0.1", "bounds 0.05", "bounds 0.1",
     ]  # fmt: skip
@@ -166,7 +166,7 @@ def traced(recipe):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_at_the_papers_size_is_traced(name):
     preset = networks.PRESETS["paper"]["cifar10"]
-    for training, eps in networks.trainings_of(preset).items():
+    for training, eps in networks.trainings_of(preset.eps).items():
         assert traced(networks.recipe(name, training, eps, preset)) > 1e6
 
 

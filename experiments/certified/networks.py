@@ -24,7 +24,7 @@ and 93 % at 0.3.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -120,9 +120,9 @@ class Config(PresetConfig, NetworksConfig):
     """plain, decay, PGD RADIUS, bounds RADIUS, for either radius; by default all."""
 
 
-def trainings_of(preset: Preset) -> dict[str, float | None]:
+def trainings_of(eps: Sequence[float]) -> dict[str, float | None]:
     """The trainings by name, and the radius that each is for."""
-    of_radii = {f"{kind} {eps:.3g}": eps for kind in ("PGD", BOUNDS) for eps in preset.eps}
+    of_radii = {f"{kind} {radius:.3g}": radius for kind in ("PGD", BOUNDS) for radius in eps}
     return {"plain": None, "decay": None} | of_radii
 
 
@@ -151,7 +151,7 @@ def plan(
     last: Any = LAST,
 ) -> Plan:
     preset, networks = config.choose(PRESETS), config.chosen(FAMILIES)
-    trainings = trainings_of(preset)
+    trainings = trainings_of(preset.eps)
     if config.trainings is not None:
         check_choices("training", config.trainings, trainings)
     names = [
@@ -194,7 +194,8 @@ def _by_training(result: dict[str, Any], norm: str) -> dict[str, dict[str, accur
         notes = [f"n {records[0]['images'][norm]}", f"trained {minutes:.1f} min"]
         measured = accuracy.Measured(records, {}, notes, lambda record: record["balls"][norm])
         trainings.setdefault(training, {})[network] = measured
-    return trainings
+    order = [*trainings_of(result["settings"]["eps"])]
+    return dict(sorted(trainings.items(), key=lambda item: order.index(item[0])))
 
 
 def _rows(bracket: dict[str, Any]) -> dict[str, report.Read]:
