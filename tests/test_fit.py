@@ -107,7 +107,8 @@ def test_an_easy_set_is_learned_to_its_end():
 def test_float_images_train_the_same_network():
     data = stripes()
     floats = ArrayDataset(data.pixels, data.labels, 3)
-    assert_same_weights(run(data, epochs=1), run(floats, epochs=1))
+    for a, b in zip(weights(run(data, epochs=1)), weights(run(floats, epochs=1)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)  # XLA and NumPy round x / 255 differently
 
 
 def test_clean_accuracy_is_the_fraction_of_right_classes():
