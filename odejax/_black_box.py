@@ -28,13 +28,12 @@ class BlackBox(eqx.Module):
       image must always have the same ones.
     - `n_classes`: k.
 
-    Raises `ValueError` where a gradient is taken; and, before an evaluation begins, for scores of
-    another shape.
+    Raises `ValueError` where a gradient is taken, and for scores of another shape: those of one
+    image are looked at before an evaluation begins.
 
     >>> weight = np.random.default_rng(0).normal(size=(16, 3))
     >>> network = odejax.BlackBox(lambda images: images.reshape(len(images), -1) @ weight, 3)
-    >>> images, labels = np.full((2, 4, 4, 1), 0.5, np.float32), [0, 0]
-    >>> odejax.predict(network, images, key=0).shape
+    >>> odejax.predict(network, np.full((2, 4, 4, 1), 0.5, np.float32), key=0).shape
     (2, 3)
 
     Papernot et al. (2017), arXiv:1602.02697, for the threat.

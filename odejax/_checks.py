@@ -211,7 +211,7 @@ def as_images(images: Any, *, grey: bool = False) -> np.ndarray:
     if not floats:
         return images
     check_pixels(images)
-    return images.astype(np.float32, copy=False)
+    return images.astype(np.float32)
 
 
 def as_labels(labels: Any, n: int) -> np.ndarray:

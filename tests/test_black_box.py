@@ -57,7 +57,8 @@ def test_nested_batches_and_single_images_have_their_own_scores():
     images = DATA.pixels.reshape(3, 4, 8, 8, 1)
     nested = jax.jit(jax.vmap(jax.vmap(network)))(images)
     np.testing.assert_array_equal(nested.reshape(12, 10), scores(DATA.pixels))
-    np.testing.assert_array_equal(network(DATA.pixels[0]), scores(DATA.pixels[:1])[0])
+    one = network(jnp.asarray(DATA.pixels[0]))
+    np.testing.assert_array_equal(one, scores(DATA.pixels[:1])[0])
 
 
 @pytest.mark.parametrize(

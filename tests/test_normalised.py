@@ -121,4 +121,4 @@ def test_other_numbers_are_refused(mean, std, message):
     if "one value" in message:  # and at the image, of a model that states no shape
         plain = Normalised(lambda x, state, key: (x, state), mean, std)
         with pytest.raises(ValueError, match=message):
-            plain(jnp.zeros(SHAPE), None)
+            plain.normalise(jnp.zeros(SHAPE))

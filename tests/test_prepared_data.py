@@ -23,8 +23,8 @@ def png(pixels):
     return file.getvalue()
 
 
-def prepare(folder, name, rows, *, keys=("picture", "kind"), features=None, version="1.0.0"):
-    """Have TFDS itself prepare a data set: `rows` by split, as `{"picture": ..., "kind": ...}`."""
+def builder(folder, name, rows, *, keys=("picture", "kind"), features=None):
+    """TFDS's own, of a data set: `rows` by split, as `{"picture": ..., "kind": ...}`."""
     import tensorflow_datasets as tfds
 
     tf = tfds.features
@@ -32,7 +32,7 @@ def prepare(folder, name, rows, *, keys=("picture", "kind"), features=None, vers
     features = features or {"picture": picture, "kind": classes}
 
     class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version(version)
+        VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
             made = tf.FeaturesDict(features)
@@ -45,9 +45,11 @@ def prepare(folder, name, rows, *, keys=("picture", "kind"), features=None, vers
             raise NotImplementedError
 
     Made.name = name
-    Made(data_dir=folder, file_format="array_record").download_and_prepare(
-        file_format="array_record"
-    )
+    return Made(data_dir=folder, file_format="array_record")
+
+
+def prepare(*args, **settings):
+    builder(*args, **settings).download_and_prepare(file_format="array_record")
 
 
 def labelled(indices):
@@ -143,6 +145,27 @@ def test_images_of_several_sizes_are_refused_by_name(tmp_path):
     prepare(tmp_path, "mixed", {"train": rows})
     with pytest.raises(ValueError, match=r"mixed have several shapes, \(., 5, 3\) and"):
         load("mixed", "train", data_dir=tmp_path)
+
+
+def test_what_is_not_prepared_is_prepared_by_tfds_if_it_is_of_classified_images(
+    tmp_path, monkeypatch
+):
+    import tensorflow_datasets as tfds
+
+    made = {
+        "beasts": builder(tmp_path, "beasts", {"train": labelled(range(3))}),
+        "unlabelled": builder(tmp_path, "unlabelled", {"train": labelled([0])}, keys=None),
+    }
+    monkeypatch.setattr(tfds, "list_builders", lambda **_: list(made))
+    monkeypatch.setattr(tfds, "builder", lambda name, **_: made[name])
+    # As if TensorFlow were there: these images need no encoding.
+    monkeypatch.setattr(prepared.importlib.util, "find_spec", lambda name: True)
+    with pytest.raises(ValueError, match="unlabelled is no set of uint8 images"):
+        load("unlabelled", "train", data_dir=tmp_path)
+    assert list(tmp_path.glob("*/*")) == []
+    assert len(load("beasts", "train", data_dir=tmp_path)) == 3
+    with pytest.raises(ValueError, match=r"unknown data set 'beast'.*, such as beasts"):
+        load("beast", "train", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])

@@ -82,8 +82,8 @@ class ArrayDataset:
     @property
     def pixels(self) -> np.ndarray:
         """The images as float32 in [0, 1]."""
-        whole = self.images.dtype == np.uint8
-        return self.images.astype(np.float32) / 255 if whole else self.images
+        pixels = self.images.astype(np.float32)
+        return pixels / 255 if self.images.dtype == np.uint8 else pixels
 
     def provenance(self) -> dict[str, Any]:
         """What a result has to say of its data, ready for JSON.

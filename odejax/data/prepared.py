@@ -221,7 +221,7 @@ def _download(name: str, folder: Path) -> Path:
     except Exception as error:  # a configuration or version that it does not have
         raise ValueError(f"unknown data set {name!r}: {_first_line(error)}") from error
     _image_and_label(name, builder.info)
-    url = next(iter(builder.url_infos), None)  # none of what is downloaded by hand
+    url = next(iter(builder.url_infos or ()), None)  # none of what is downloaded by hand
     try:
         if url is not None:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
