@@ -192,6 +192,7 @@ def test_a_file_in_place_of_the_run_folder_is_refused(tmp_path, capsys, monkeypa
     assert (tmp_path / "out").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_resume_refuses_other_settings_versions_and_broken_files(tmp_path, capsys, monkeypatch):
     arguments = ["--models", "MLP", "--epochs", "1", "--test-images", "20"]
     arguments += ["--eps", "0.1", "--eps-l2", "0.2", "--out", str(tmp_path)]

@@ -199,6 +199,7 @@ def test_its_gradient_is_that_of_finite_differences():
     assert float(slope) == pytest.approx(float(difference), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_linear_bounds_come_first_and_intervals_last():
     model = trained_mlp().model
     state = trained_mlp().state

@@ -598,6 +598,7 @@ def flip_a_byte(path):
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @abandons_reads
 def test_a_truncated_file_is_refused_or_was_not_needed(finished, tmp_path):
     refused, _, harmed = damage_one_file(finished, tmp_path, truncate)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import LinearLogits, all_models, linear_logits, predictor_of
+from helpers import LinearLogits, all_models, alternate, linear_logits, predictor_of
 
 import odejax
 from odejax import _network_names as names
@@ -78,7 +78,7 @@ def named(thing):
     return re.sub(r" at 0x\w+", "", repr(thing))
 
 
-@pytest.mark.parametrize("name", all_models)
+@pytest.mark.parametrize("name", alternate(all_models))
 def test_every_network_is_loaded_as_it_was_saved(name, tmp_path):
     networks = both(all_models[name])
     assert_same(returned(networks, tmp_path), networks)

@@ -159,6 +159,7 @@ def test_other_models_and_arguments_are_refused():
         RadiusCrossEntropy(1.0)(model, state, images, jnp.zeros(2, jnp.int32), key=KEY)
 
 
+@pytest.mark.slow
 def test_trained_for_a_radius_it_is_certified_on_more_images_and_no_attack_breaks_it():
     """Beside gradient flows of the same loss; digits, l2 0.5."""
     train, test, ball = digits("train"), digits("test", 200), L2Ball(0.5)

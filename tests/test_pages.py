@@ -8,7 +8,7 @@ from pages import EXACT, SIMILAR, blocks, run_page, update_page
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SLOW = {"docs/own_model.md"}  # four networks, trained and certified
+FAST = {"README.md", "docs/quickstart.md", "docs/add/attack.md"}
 ELSEWHERE = {"docs/pytorch.md"}  # tests/test_pytorch_page.py, with PyTorch and without
 
 
@@ -17,7 +17,7 @@ def parameters():
         name = page.relative_to(ROOT).as_posix()
         runs = any(block["language"] == "python" for block in blocks(page))
         if runs and name not in ELSEWHERE:
-            yield pytest.param(page, id=name, marks=[pytest.mark.slow] * (name in SLOW))
+            yield pytest.param(page, id=name, marks=[pytest.mark.slow] * (name not in FAST))
 
 
 @pytest.mark.parametrize("page", list(parameters()))

@@ -277,7 +277,12 @@ class Raised(eqx.Module):
 
 @pytest.mark.parametrize("ball_type", alternate([LinfBall, L2Ball]))
 @pytest.mark.parametrize(
-    ("make", "size"), [(curved, 0.02), (neural_ode, 0.02), (partial(tiny, scanned=True), 0.2)]
+    ("make", "size"),
+    [
+        (curved, 0.02),
+        pytest.param(neural_ode, 0.02, marks=pytest.mark.slow),
+        (partial(tiny, scanned=True), 0.2),
+    ],
 )
 def test_splitting_inputs_agrees_with_a_dense_grid(make, size, ball_type):
     """With a least margin that is just above 0 in a ball, and just below, by more than the grid."""
@@ -339,6 +344,7 @@ def test_cells_beyond_the_ball_are_not_looked_at():
 # -- float64 ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_float64_decides_what_the_rounding_of_float32_leaves_open():
     """Large numbers that cancel: float32 rounds x + 1e4 to a multiple of 1e-3, down at this x."""
 
@@ -361,6 +367,7 @@ def test_float64_decides_what_the_rounding_of_float32_leaves_open():
         assert 0 < double.bound[0] <= 1e-5 + 0.5 * shift + 1e-9
 
 
+@pytest.mark.slow
 def test_a_network_of_float32_is_verified_in_float64():
     data, ball = digits("test", 20), LinfBall(0.06)
     single = verify(trained_mlp(), *data, ball, time_limit=20.0, key=0)
