@@ -20,6 +20,7 @@ def parameters():
             yield pytest.param(page, id=name, marks=[pytest.mark.slow] * (name not in FAST))
 
 
+@pytest.mark.usefixtures("unchecked")  # as a reader runs it
 @pytest.mark.parametrize("page", list(parameters()))
 def test_the_page_runs_as_it_is_written(page, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)  # for files that the page writes and imports

@@ -15,6 +15,7 @@ TORCH = importlib.util.find_spec("torch") is not None
 
 @pytest.mark.slow
 @pytest.mark.data
+@pytest.mark.usefixtures("unchecked")  # as a reader runs it
 @pytest.mark.filterwarnings("ignore")  # torch's own
 def test_every_block_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
