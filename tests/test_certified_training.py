@@ -15,7 +15,15 @@ from odejax.attacks import PGD, AutoAttack
 from odejax.certificates import IntervalBounds, LinearRelaxation
 from odejax.evaluation import bracket
 from odejax.models import CNN, MLP, BatchNorm, Conv, EnResNet, ResNet, interval_init
-from odejax.relaxation import Interval, around, deterministic, plain_intervals, trace
+from odejax.relaxation import (
+    Interval,
+    Margins,
+    around,
+    deterministic,
+    interval_margins,
+    plain_bounds,
+    trace,
+)
 from odejax.training import (
     CertifiedTraining,
     CrossEntropy,
@@ -126,21 +134,27 @@ def test_no_attack_is_above_the_bound_and_the_certificate_is_the_same(name):
     @jax.jit
     def margins(x, label, points):
         graph = trace(deterministic(predictor, x), x)
-        low = plain_intervals(graph, [around(x, ball)]).margins(graph, label)
+        in_reals = Margins(graph, x, ball, plain_bounds(graph, [around(x, ball)]))
+        low = interval_margins(in_reals, label)
+        linear = jnp.maximum(low, in_reals.of_label(label, stop=False))
+        proven = [
+            certificate.margins(graph, x, label, ball)
+            for certificate in (IntervalBounds(), LinearRelaxation(intermediate="interval"))
+        ]
         logits = jax.vmap(predictor)(points)
-        proven = IntervalBounds().margins(graph, x, label, ball)
-        return low, proven, (logits[:, label, None] - logits).min(0)
+        return (low, linear), proven, (logits[:, label, None] - logits).min(0)
 
     signs = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], (64, *x.shape))
     points = jnp.clip(x + jnp.asarray(0.005 * signs, jnp.float32), 0, 1)
-    low, proven, sampled = margins(x, LABELS[0], points)
-    assert (low <= sampled + 1e-5).all()
-    assert low[LABELS[0]] == 0
-    # A certificate gives up what float32 may lose besides.
-    size = jnp.abs(low).max()
-    coarser = 2e-4 * size if name.startswith("NmODENet") else 0.0  # fewer samples of the flow map
-    assert (proven <= low + coarser).all()
-    assert (low - proven <= 2e-3 * size).all()
+    of_training, of_proof, sampled = margins(x, LABELS[0], points)
+    for low, proven in zip(of_training, of_proof, strict=True):
+        assert (low <= sampled + 1e-5).all()
+        assert low[LABELS[0]] == 0
+        # A certificate gives up what float32 may lose besides.
+        size = jnp.abs(low).max()
+        coarser = 2e-4 * size if name.startswith("NmODENet") else 0.0  # fewer samples
+        assert (proven <= low + coarser).all()
+        assert (low - proven <= 2e-3 * size).all()
 
 
 def test_a_network_without_a_kink_is_bounded_from_its_pixels():
@@ -371,10 +385,11 @@ def test_the_rows_of_all_labels_give_what_those_of_one_give(monkeypatch):
     """Of many classes only the rows of the label are taken."""
     predictor, x = trained_mlp(), IMAGES[0]
     graph = trace(deterministic(predictor, x), x)
-    intervals = plain_intervals(graph, [around(x, LinfBall(EPS))])
-    at_once = intervals.margins(graph, LABELS[0])
+    ball = LinfBall(EPS)
+    margins = Margins(graph, x, ball, plain_bounds(graph, [around(x, ball)]))
+    at_once = interval_margins(margins, LABELS[0])
     monkeypatch.setattr("odejax.relaxation.intervals.MOST_CLASSES", 2)
-    np.testing.assert_allclose(intervals.margins(graph, LABELS[0]), at_once, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(interval_margins(margins, LABELS[0]), at_once, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -151,6 +151,11 @@ def _kernel_gradient_on_cpu(g, x, kernel, *, stride, padding, precision):
         (before, (n - 1) * stride + k - before - length)
         for (before, _), n, k, length in zip(padding, taps, size, x.shape[1:3], strict=True)
     ]
+    if any(n > length for n, length in zip(taps, x.shape[1:3], strict=True)):
+        # XLA would exchange image and cotangent, for which it has no fast kernel.
+        pad = (0, 0, 0), *((*edge, 0) for edge in edges), (0, 0, 0)
+        x = lax.pad(x, jnp.zeros((), x.dtype), pad)
+        edges = [(0, 0), (0, 0)]
     # Transposed here: inside a loop XLA's fast kernels support no other layout.
     out = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), edges,

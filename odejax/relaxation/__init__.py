@@ -6,13 +6,17 @@
 - `elementwise`: functions of one number between two lines; `rules`: bounds through one operation.
 - `propagate`: bounds through the graph; `kinks`: what may be chosen at its kinks.
 - `margins`: what bounds prove around an image; `deterministic`: of which networks.
-- `intervals`: intervals alone, to be differentiated.
+- `intervals`: bounds in real numbers, to be differentiated.
 - `gradients`: what the derivatives of its outputs lie between.
 """
 
 from .deterministic import deterministic as deterministic
 from .graph import Graph as Graph
-from .intervals import Intervals as Intervals, plain_intervals as plain_intervals
+from .intervals import (
+    at_kinks as at_kinks,
+    interval_margins as interval_margins,
+    plain_bounds as plain_bounds,
+)
 from .kinks import Kinks as Kinks, kinks_of as kinks_of, with_kinks as with_kinks
 from .margins import Margins as Margins, around as around, margin_rows as margin_rows
 from .propagate import Bounds as Bounds, Propagation as Propagation, pull as pull

@@ -91,7 +91,7 @@ def _through_loop(loop: Loop, kept: Bounds, rows: list[Interval], lost: Array):
 
 
 def _or_zero(row: Interval | None, bound: Any, lost: Array) -> Interval:
-    zero = jnp.zeros((len(lost), *bound.size.shape), lost.dtype)
+    zero = jnp.zeros((len(lost), *bound.shape), lost.dtype)
     return Interval(zero, zero) if row is None else row
 
 

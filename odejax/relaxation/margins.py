@@ -68,26 +68,31 @@ class Margins:
         return Interval(low, middle + offset.reach + up + lost * (size + up))
 
     def linear(
-        self, rows: Float[Array, "r k"], kinks: Kinks | None = None, *, stop: bool = False
+        self, rows: Float[Array, "r k"], kinks: Kinks | None = None
     ) -> tuple[Float[Array, "r ..."], Float[Array, " r"]]:
-        """Linear functions of the image below <rows, z>: (r, h, w, c) and constants.
-
-        - `stop`: from the intervals ahead of the last affine part.
-        """
-        (out,), offset = self.graph.outputs, nothing_off(len(rows), self.x.dtype)
-        bounds = self.bounds if kinks is None else with_kinks(self.graph, self.bounds, kinks)
-        moved, offset = pull(self.graph.nodes, bounds, {out: rows}, offset, stop=stop)
+        """Linear functions of the image below <rows, z>: (r, h, w, c) and constants."""
+        moved, offset = self._pulled(rows, kinks, stop=False)
         moved = moved.get(0, jnp.zeros((len(rows), *self.x.shape), self.x.dtype))
         return moved, offset.middle - offset.reach
+
+    def _pulled(self, rows: Float[Array, "r k"], kinks: Kinks | None = None, *, stop: bool):
+        (out,), offset = self.graph.outputs, nothing_off(len(rows), self.x.dtype)
+        bounds = self.bounds if kinks is None else with_kinks(self.graph, self.bounds, kinks)
+        return pull(self.graph.nodes, bounds, {out: rows}, offset, stop=stop)
 
     def least(self, rows: Float[Array, "r ..."], offset: Float[Array, " r"]) -> Float[Array, " r"]:
         """The least values of linear functions over ball and box."""
         least = self._over_region({0: rows}, Offset(offset, jnp.zeros_like(offset))).low
-        return jnp.where(jnp.isfinite(least), least, -jnp.inf)  # no overflow is a bound
+        return _at_least(least)
 
     def least_of(self, rows: Float[Array, "r k"], *, stop: bool) -> Float[Array, " r"]:
-        """Lower bounds on <rows, z>."""
-        return self.least(*self.linear(rows, stop=stop))
+        """Lower bounds on <rows, z>.
+
+        - `stop`: from the intervals ahead of the last affine part.
+        """
+        moved, offset = self._pulled(rows, stop=stop)
+        constant = offset.middle - offset.reach
+        return self.least(moved[0], constant) if moved else _at_least(constant)
 
     def of_label(self, label: Label, *, stop: bool, slope_steps: int = 0) -> Float[Array, " k"]:
         """Lower bounds on z_label - z_j.
@@ -142,6 +147,10 @@ class Margins:
 def around(x: Float[Array, "..."], ball: AbstractBall) -> Interval:
     """The smallest cell that holds ball and box."""
     return Interval(jnp.maximum(x - ball.eps, ball.lower), jnp.minimum(x + ball.eps, ball.upper))
+
+
+def _at_least(bound: Array) -> Array:
+    return jnp.where(jnp.isfinite(bound), bound, -jnp.inf)  # no overflow is a bound
 
 
 def _finite(x: Array) -> Array:

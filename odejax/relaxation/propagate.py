@@ -26,6 +26,7 @@ from .rules import (
     ROUNDING,
     Affine,
     Bound,
+    Constants,
     Interval,
     Loop,
     Node,
@@ -67,7 +68,7 @@ def pull(
         here = [_or_zero(row, bounds[n], offset) for n, row in zip(node.outputs, here, strict=True)]
         if stop and not isinstance(node.rule, Affine):
             for number, row in zip(node.outputs, here, strict=True):
-                offset = offset.plus(_of_interval(row, bounds[number].interval))
+                offset = offset.plus(_of_interval(row, bounds[number]))
             continue
         if isinstance(node.rule, Loop):
             kept = bounds["loop", node.outputs[0]]
@@ -86,8 +87,12 @@ def nothing_off(n: int, dtype) -> Offset:
     return Offset(jnp.zeros(n, dtype), jnp.zeros(n, dtype))
 
 
-def _of_interval(rows: Float[Array, "r ..."], interval: Interval) -> Offset:
+def _of_interval(rows: Float[Array, "r ..."], bound: Bound) -> Offset:
     """<rows, y> for y anywhere in its interval."""
+    if bound.size is None:
+        low, high = bound.interval
+        return times(rows, Constants((low + high) / 2, (high - low) / 2))
+    interval = bound.interval
     known = jnp.isfinite(interval.low) & jnp.isfinite(interval.high)
     low, high = (jnp.where(known, end, 0.0) for end in interval)
     lost = ROUNDING * unit(rows) * jnp.maximum(jnp.abs(low), jnp.abs(high))
@@ -112,9 +117,10 @@ def _add(
     """Adds more rows to `rows`; the offset, less what the sums may lose."""
     for number, row in zip(numbers, more, strict=True):
         if number in rows:
-            lost = ROUNDING * unit(row) * bounds[number].interval.largest()
-            size = jnp.abs(rows[number]) + jnp.abs(row)
-            offset = offset.plus(times(size, constants(None, lost)))
+            if bounds[number].size is not None:
+                lost = ROUNDING * unit(row) * bounds[number].interval.largest()
+                size = jnp.abs(rows[number]) + jnp.abs(row)
+                offset = offset.plus(times(size, constants(None, lost)))
             row = rows[number] + row
         rows[number] = row
     return offset
@@ -122,7 +128,7 @@ def _add(
 
 def _or_zero(row: Array | None, bound: Bound, offset: Offset) -> Array:
     middle = offset.middle
-    return jnp.zeros((*middle.shape, *bound.size.shape), middle.dtype) if row is None else row
+    return jnp.zeros((*middle.shape, *bound.shape), middle.dtype) if row is None else row
 
 
 def _through_loop(
@@ -218,7 +224,7 @@ class Propagation:
             return {n: known[n] for n in (*made, *into)}
 
         def met(n, bound: Bound, tightened) -> Bound:
-            (low, high), shape = bound.interval, bound.size.shape
+            (low, high), shape = bound.interval, bound.shape
             shapes[n] = shape
             if tightened is None:
                 return bound
@@ -231,7 +237,7 @@ class Propagation:
         if not tasks:
             return intervals(None)
         sizes = [math.prod(shapes[n]) for n in tasks]
-        dtype = first[tasks[0]].size.dtype
+        dtype = first[tasks[0]].interval.low.dtype
         half = min(self.chunk // 2, max(sizes))
         kinked = jnp.array([sought[n] is _crossing for n in tasks])
 

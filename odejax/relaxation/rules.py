@@ -42,12 +42,17 @@ class Interval(NamedTuple):
 class Bound(NamedTuple):
     """An interval, and the sizes of what each entry is a sum of.
 
+    - `size`: None for bounds in real numbers, where nothing is rounded.
     - `relaxed`: what the backward pass needs of the operation that makes it (`Rule.relax`).
     """
 
     interval: Interval
-    size: Numbers
+    size: Numbers | None
     relaxed: Any = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.interval.low.shape
 
 
 class Offset(NamedTuple):
@@ -207,6 +212,8 @@ class Affine(Rule):
         constant, lost = None, None
         if not self.linear:
             constant = self.apply(*(jnp.zeros_like(x.low) for x in xs))
+        if y.size is None:
+            return Constants(constant, None)
         if not self.exact:
             # Of the network at x and at x', and of the transpose.
             lost = 3 * self._size_and_lost(*xs)[1] + self.added * unit(y.size) * y.size
@@ -300,6 +307,8 @@ class Unary(Rule):
 
     def _with_rounding(self, lines: Lines, y: Bound, x: Interval):
         low_slope, low, high_slope, high = lines
+        if y.size is None:
+            return low_slope, high_slope, Constants((low + high) / 2, (high - low) / 2)
         steepest = jnp.maximum(jnp.abs(low_slope), jnp.abs(high_slope))
         size = y.size + steepest * x.largest() + jnp.maximum(jnp.abs(low), jnp.abs(high))
         rounding = ROUNDING if self.function.exact else SUM_ROUNDING
@@ -344,14 +353,16 @@ class Product(Rule):
         return Bound(Interval(low, high), size)
 
     def relax(self, y, *xs):
-        z, (x, y), shape = y, xs, y.size.shape
+        z, (x, y), shape = y, xs, y.shape
         (a, b), (c, d) = ([jnp.broadcast_to(v, shape) for v in side] for side in (x, y))
         along_x, along_y, reach = (c + d) / 2, (a + b) / 2, (b - a) * (d - c) / 4
         # The transpose of broadcasting is a sum.
-        added = sum_rounding(z.size.size // min(x.low.size, y.low.size))
-        lost = (4 * ROUNDING + added) * unit(z.size) * z.size
+        made, lost = Constants, 0.0
+        if z.size is not None:
+            added = sum_rounding(z.size.size // min(x.low.size, y.low.size))
+            made, lost = constants, (4 * ROUNDING + added) * unit(z.size) * z.size
         if self.limit is None:
-            return along_x, along_y, constants(-along_x * along_y, reach + lost)
+            return along_x, along_y, made(-along_x * along_y, reach + lost)
         low, high = z.interval
         # Both ends, and where a reach is no number.
         centre = along_x * along_y
@@ -359,7 +370,7 @@ class Product(Rule):
         along_x, along_y = jnp.where(flat, 0.0, along_x), jnp.where(flat, 0.0, along_y)
         middle = jnp.where(flat, (low + high) / 2, -along_x * along_y)
         reach = jnp.where(flat, (high - low) / 2 * (1 + ROUNDING * unit(low)), reach + lost)
-        return along_x, along_y, constants(middle, reach)
+        return along_x, along_y, made(middle, reach)
 
     def backward(self, rows, relaxed, *xs, parallel=False):
         (x, y), (along_x, along_y, constant) = xs, relaxed
@@ -403,9 +414,11 @@ class Largest(Rule):
         # x_i and how far the largest may be above it.
         decided = least >= rival
         above = jnp.where(decided, 0.0, jnp.maximum(rival - least, 0.0)) / 2
+        constant = jnp.where(decided, 0.0, most)
+        if y.size is None:
+            return best, decided, Constants(constant, None), Constants(above, above)
         lost = ROUNDING * unit(least) * jnp.where(decided, 0.0, jnp.abs(least) + jnp.abs(most))
-        constant = constants(jnp.where(decided, 0.0, most), None)
-        return best, decided, constant, constants(above, above + lost)
+        return best, decided, constants(constant, None), constants(above, above + lost)
 
     def backward(self, rows, relaxed, *xs, parallel=False):
         best, decided, constant, gap = relaxed

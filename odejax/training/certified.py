@@ -18,10 +18,11 @@ from ..attacks import AbstractAttack
 from ..relaxation import (
     Interval,
     Margins,
-    Propagation,
     around,
+    at_kinks,
     deterministic,
-    plain_intervals,
+    interval_margins,
+    plain_bounds,
     trace,
 )
 from .objectives import Loss, as_attacked, attacked_images, batch_logits, loss_and_correct
@@ -141,13 +142,13 @@ class CertifiedTraining(eqx.Module):
     def _bounded(self, predictor: Predictor, ball: AbstractBall, x: Image, label: Label):
         """Lower bounds on z_label - z_j, the pixels' mean width, and the intervals at all kinks."""
         graph, box = trace(deterministic(predictor, x), x), around(x, ball)
-        intervals = plain_intervals(graph, [box])
-        lows = intervals.margins(graph, label)
+        bounds = plain_bounds(graph, [box])
+        margins = Margins(graph, x, ball, bounds)
+        lows = interval_margins(margins, label)
         if self.bounds == "linear":
-            margins = Margins(graph, x, ball, Propagation(tighten=False))
             linear = margins.of_label(label, stop=False)
             lows = self.progress * lows + (1 - self.progress) * jnp.maximum(lows, linear)
-        return lows, jnp.mean(box.high - box.low), intervals.at_kinks
+        return lows, jnp.mean(box.high - box.low), at_kinks(graph, bounds)
 
 
 def _scaled(ball: AbstractBall, by: float | Scalar) -> AbstractBall:
