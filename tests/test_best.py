@@ -61,7 +61,7 @@ QUICK = ("MLP", "NmODENet flow map", "LipschitzNet", "DenseODENet", "EnResNet")
     "name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in all_models]
 )
 def test_every_family_has_the_certificates_that_apply_to_it(name):
-    chosen = best(predictor_of(name), SHAPE)
+    chosen = best(predictor_of(name))
     own = OF_THEIR_OWN.get(name, [])
     assert list(chosen) == own + ([] if name in WITHOUT_BOUNDS else BOUNDS)
     assert list(chosen.left_out) == [

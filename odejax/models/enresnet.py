@@ -68,6 +68,10 @@ class EnResNet(eqx.Module):
         self.nets = eqx.filter_vmap(member)(jax.random.split(key, members))
         self.members = members
 
+    @property
+    def image_shape(self) -> ImageShape:
+        return self.nets.image_shape  # pyright: ignore[reportFunctionMemberAccess]
+
     def __call__(
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None
     ) -> tuple[Logits, eqx.nn.State]:
@@ -134,6 +138,10 @@ class MixedEnResNet(eqx.Module):
         ]
         self.weights = jnp.zeros(len(bases)) if softmax else jnp.full(len(bases), 1 / len(bases))
         self.softmax = softmax
+
+    @property
+    def image_shape(self) -> ImageShape:
+        return self.nets[0].image_shape  # pyright: ignore[reportFunctionMemberAccess]
 
     def __call__(
         self, x: Image, state: eqx.nn.State, *, key: Key | None = None
