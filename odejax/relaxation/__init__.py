@@ -15,6 +15,7 @@ from .graph import Graph as Graph
 from .intervals import (
     at_kinks as at_kinks,
     interval_margins as interval_margins,
+    linear_margins as linear_margins,
     plain_bounds as plain_bounds,
 )
 from .kinks import Kinks as Kinks, kinks_of as kinks_of, with_kinks as with_kinks

@@ -61,6 +61,16 @@ def interval_margins(margins: Margins, label: Label) -> Float[Array, " k"]:
     return margins.least_of(rows, stop=True).reshape(k, k)[label]
 
 
+def linear_margins(margins: Margins, label: Label) -> Float[Array, " k"]:
+    """The same from linear functions of the image.
+
+    One row after another: a CPU computes what they are multiplied by once, and not for each row.
+    """
+    (k,) = margins.graph.shapes[margins.graph.outputs[0]]
+    rows = margin_rows(label, k, margins.x.dtype)
+    return lax.map(lambda row: margins.least_of(row[None], stop=False)[0], rows)
+
+
 def _coarse(rule: Rule) -> Rule:
     if isinstance(rule, Unary) and isinstance(rule.function, Smooth):
         return Unary(dataclasses.replace(rule.function, samples=COARSE))

@@ -22,6 +22,7 @@ from ..relaxation import (
     at_kinks,
     deterministic,
     interval_margins,
+    linear_margins,
     plain_bounds,
     trace,
 )
@@ -146,7 +147,7 @@ class CertifiedTraining(eqx.Module):
         margins = Margins(graph, x, ball, bounds)
         lows = interval_margins(margins, label)
         if self.bounds == "linear":
-            linear = margins.of_label(label, stop=False)
+            linear = linear_margins(margins, label)
             lows = self.progress * lows + (1 - self.progress) * jnp.maximum(lows, linear)
         return lows, jnp.mean(box.high - box.low), at_kinks(graph, bounds)
 
