@@ -2,46 +2,77 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+OLDEST := $(VENV)-oldest
 
-PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal --durations=20
+# Of the demo: by default an interrupted one is continued.
+ARGS ?= --resume
 
-.PHONY: demo test test-slow test-all lint docs clean
+PYTEST := -m pytest -n auto --dist worksteal --durations=20
+
+.PHONY: demo test test-slow test-all test-oldest lint docs clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m experiments.benchmark --resume  # after an interruption: where it was
+	$(BIN)/python -m experiments.benchmark $(ARGS)
 
 # Run before every commit.
-test: $(VENV)/.installed
-	$(PYTEST)
+test: $(VENV)/.installed-test
+	$(BIN)/python $(PYTEST)
 
 # Whole experiments, notebooks, killed processes; every annotated shape and type is checked here.
 # SHARE=2/4 runs the second quarter of them alone.
-test-slow: $(VENV)/.installed
-	ODEJAX_CHECK_SHAPES=1 ODEJAX_SHARE=$(SHARE) $(PYTEST) -m slow
+test-slow: $(VENV)/.installed-test
+	ODEJAX_CHECK_SHAPES=1 ODEJAX_SHARE=$(SHARE) $(BIN)/python $(PYTEST) -m slow
 
 test-all: test test-slow
 
-lint: $(VENV)/.installed
+# The fast tests on the oldest versions that pyproject.toml allows. These warn of what has become
+# deprecated since.
+test-oldest: $(OLDEST)/.installed-test
+	$(OLDEST)/bin/python $(PYTEST) -W default::DeprecationWarning
+
+lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # The documentation site, in site/. A broken link, anchor or image fails.
-docs: $(VENV)/.docs
+docs: $(VENV)/.installed-docs
 	mkdir -p docs/figures && cp experiments/figures/*.png docs/figures/
 	$(BIN)/python -m experiments.page --out docs/all_results.html
 	$(BIN)/python -m zensical build --clean --strict
 	$(BIN)/python -m docs_tools.check_site
 
-$(VENV)/.docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[docs]"
-	touch $@
+# Pip shows what it downloads to whoever watches; a log gets one line.
+define install
+	@echo "Installing $(1) into $(VENV), which takes a few minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@[ -t 1 ] || quiet=--quiet; \
+	$(BIN)/python -m pip install $$quiet --upgrade pip && \
+	$(BIN)/python -m pip install $$quiet --editable "$(1)"
+endef
 
-$(VENV)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
-	touch $@
+# What is installed: these say the dependencies, and the version.
+DECLARED := pyproject.toml odejax/_version.py
+
+$(VENV)/.installed: $(DECLARED)
+	$(call install,.)
+	@touch $@
+
+$(VENV)/.installed-test: $(DECLARED)
+	$(call install,.[test])
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: $(DECLARED)
+	$(call install,.[docs])
+	@touch $(VENV)/.installed $@
+
+$(OLDEST)/.installed-test: $(DECLARED) tests/oldest.txt
+	@echo "Installing the oldest versions into $(OLDEST), which takes a few minutes"
+	@$(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip install --quiet uv
+	@$(OLDEST)/bin/uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct \
+		--constraints tests/oldest.txt --editable ".[test]"
+	@touch $@
 
 clean:
-	rm -rf $(VENV) site docs/figures docs/all_results.html
+	rm -rf $(VENV) $(OLDEST) site docs/figures docs/all_results.html

@@ -16,6 +16,9 @@ class _Lines(Progress):
         super().__init__(*columns, disable=True, **settings)
         self.pause, self.printed = pause, time.monotonic()
 
+    def stop(self):
+        """Nothing: rich before 14.3 would print an empty line."""
+
     def update(self, task_id, **changes):
         super().update(task_id, **changes)
         if time.monotonic() - self.printed < self.pause:
@@ -36,7 +39,6 @@ def progress_bar(*, enabled: bool | None, transient: bool = False) -> Progress:
     - `transient`: whether the bar is wiped when done; where it could not be wiped, in a log file,
       it is a line a minute.
     """
-    console = Console()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=12),
@@ -45,7 +47,8 @@ def progress_bar(*, enabled: bool | None, transient: bool = False) -> Progress:
         TextColumn("{task.fields[note]}"),
     )
     if enabled is False or jax.process_index() != 0:
-        return Progress(*columns, console=console, disable=True)
+        return Progress(*columns, console=Console(quiet=True), disable=True)
+    console = Console()
     if not console.is_terminal and (transient or enabled is None):
         return _Lines(*columns, pause=_LINE_SECONDS, console=console)
     return Progress(*columns, console=console, transient=transient)

@@ -270,7 +270,8 @@ def _waves(sizes, shape, twist=(0.0, 0.0)):
 
 def _blocks(waves, kernel):
     """The (o, i) matrix of each frequency."""
-    taps = kernel.reshape(-1, *kernel.shape[2:])
+    # Cast here: before 0.9 JAX warns of the gradient's imaginary part, which is rightly dropped.
+    taps = kernel.reshape(-1, *kernel.shape[2:]).astype(jnp.result_type(waves, kernel))
     return jnp.einsum("ft,tio->foi", waves, taps, precision="highest")
 
 

@@ -59,7 +59,9 @@ def _run(graph: Graph, jaxpr: Jaxpr, consts: Operands, args: Operands) -> list[A
     known: dict[Any, Any] = {}
 
     def read(var):
-        return var.val if isinstance(var, Literal) else known[var]
+        if isinstance(var, Literal):  # whose value is of a class of JAX's own
+            return np.asarray(var.val, var.aval.dtype)[()]
+        return known[var]
 
     known.update(zip(jaxpr.constvars, consts, strict=True))
     known.update(zip(jaxpr.invars, args, strict=True))
