@@ -43,6 +43,8 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/python -m docs_tools.check_site
 
 # Pip shows what it downloads to whoever watches; a log gets one line.
+.NOTPARALLEL:  # two calls of pip would write into one environment
+
 define install
 	@echo "Installing $(1) into $(VENV), which takes a few minutes"
 	@$(PYTHON) -m venv $(VENV)
