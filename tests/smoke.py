@@ -28,15 +28,14 @@ def main():
 
 
 def trained():
-    """A small network after two steps of training."""
+    """A small network after a few epochs."""
     key = jax.random.key(0)
-    train = odejax.data.load("digits", "train").take(np.arange(64))
-    net = eqx.nn.make_with_state(odejax.models.MLP)(train.image_shape, width=8, key=key)
-    settings = {"epochs": 1, "batch_size": 32, "key": key, "progress": False}
+    train = odejax.data.load("digits", "train")
+    net = eqx.nn.make_with_state(odejax.models.MLP)(train.image_shape, width=16, key=key)
+    settings = {"epochs": 5, "batch_size": 64, "key": key, "progress": False}
     fitted = odejax.training.fit(
         *net, train, odejax.training.CrossEntropy(), optax.adam(1e-2), **settings
     )
-    assert np.isfinite(fitted.history[-1]["loss"])
     return odejax.Predictor(fitted.model, fitted.state)
 
 
@@ -44,14 +43,13 @@ def evaluated(network):
     """Attacked, certified and drawn."""
     interval = odejax.evaluation.bracket(
         network,
-        *odejax.data.load("digits", "test").take(np.arange(16)),
+        *odejax.data.load("digits", "test").take(slice(50)),
         odejax.LinfBall(0.01),
         attacks=[odejax.attacks.PGD(steps=4)],
         key=0,
         progress=False,
     )
-    assert 0 <= interval.certified <= interval.attacked <= interval.clean <= 1
-    assert interval.per_certificate
+    assert 0.5 < interval.certified <= interval.attacked <= interval.clean
     odejax.plots.draw_interval(plt.gca(), [0, 0.01], [1, interval.attacked], [1, 0])
     print(interval)
 

@@ -98,7 +98,7 @@ def _is_closed(equations: Sequence[Equation], used_by: Counter) -> bool:
 def _activation(equation: Equation, made_by: dict[Any, Equation]) -> Step | None:
     """The activation whose last equation this is, if there is one."""
     if not all(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in equation.outvars):
-        return None
+        return None  # JAX writes no activation of whole numbers
     called = equation.primitive.name in ("jit", "pjit")
     name = equation.params["name"] if called else equation.primitive.name
     for program, activation in ACTIVATIONS:

@@ -59,9 +59,10 @@ def _run(graph: Graph, jaxpr: Jaxpr, consts: Operands, args: Operands) -> list[A
     known: dict[Any, Any] = {}
 
     def read(var):
-        if isinstance(var, Literal):  # whose value is of a class of JAX's own
-            return np.asarray(var.val, var.aval.dtype)[()]
-        return known[var]
+        if not isinstance(var, Literal):
+            return known[var]
+        aval: Any = var.aval
+        return np.asarray(var.val, aval.dtype)[()]  # `val` may be of a class of JAX's own
 
     known.update(zip(jaxpr.constvars, consts, strict=True))
     known.update(zip(jaxpr.invars, args, strict=True))
