@@ -42,9 +42,9 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/python -m zensical build --clean --strict
 	$(BIN)/python -m docs_tools.check_site
 
-# Pip shows what it downloads to whoever watches; a log gets one line.
 .NOTPARALLEL:  # two calls of pip would write into one environment
 
+# Pip shows what it downloads to whoever watches; a log gets one line.
 define install
 	@echo "Installing $(1) into $(VENV), which takes a few minutes"
 	@$(PYTHON) -m venv $(VENV)
@@ -68,12 +68,12 @@ $(VENV)/.installed-docs: $(DECLARED)
 	$(call install,.[docs])
 	@touch $(VENV)/.installed $@
 
-$(OLDEST)/.installed-test: $(DECLARED) tests/oldest.txt
+$(OLDEST)/.installed-test: $(DECLARED)
 	@echo "Installing the oldest versions into $(OLDEST), which takes a few minutes"
 	@$(PYTHON) -m venv $(OLDEST)
 	@$(OLDEST)/bin/python -m pip install --quiet uv
 	@$(OLDEST)/bin/uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct \
-		--constraints tests/oldest.txt --editable ".[test]"
+		--editable ".[test]"
 	@touch $@
 
 clean:
