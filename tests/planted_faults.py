@@ -477,9 +477,9 @@ FAULTS = [
     ),
     Fault(
         "Linear relaxation counts gains for losses",
-        "certificates/bound_propagation.py",
-        "self.ball.largest_gain(x, -rows)",
-        "self.ball.largest_gain(x, rows)",
+        "relaxation/margins.py",
+        "down, up = self.ball.largest_gain(x, -rows), ",
+        "down, up = self.ball.largest_gain(x, rows), ",
         ("tests/test_relaxation.py",),
     ),
     Fault(
@@ -583,8 +583,8 @@ FAULTS = [
     Fault(
         "McCormick's planes are on the wrong sides",
         "relaxation/rules.py",
-        "constants(-along_x * along_y, (b - a) * (d - c) / 4 + lost)",
-        "constants(-along_x * along_y, lost - (b - a) * (d - c) / 4)",
+        "made(-along_x * along_y, reach + lost)",
+        "made(-along_x * along_y, lost - reach)",
         ("tests/test_relaxation.py",),
     ),
     Fault(
@@ -625,21 +625,21 @@ FAULTS = [
     Fault(
         "A network of any size is certified by CROWN",
         "certificates/best.py",
-        "count_neurons(logits_fn, x)) > max_neurons:",
-        "count_neurons(logits_fn, x)) < 0:",
+        '"CROWN" if neurons <= max_neurons else',
+        '"CROWN" if neurons >= 0 else',
         ("tests/test_best.py",),
     ),
     Fault(
         "In turn, a certificate is run on images of the ball before that were not certified",
         "evaluation/bracket_steps.py",
-        "in_doubt &= True if smaller is None else smaller.certified_correct",
-        "in_doubt &= True",
+        "                    in_doubt &= True if smaller is None else smaller.certified_correct",
+        "                    in_doubt &= True",
         ("tests/test_best.py",),
     ),
     Fault(
         "In turn, every certificate is run on images in doubt alone",
         "evaluation/bracket_steps.py",
-        "if in_turn and i > 0:",
+        "if in_turn and (i > 0 or isinstance(certificate, AbstractBoundPropagation)):",
         "if in_turn:",
         ("tests/test_best.py",),
     ),
@@ -687,9 +687,9 @@ FAULTS = [
     ),
     Fault(
         "A margin that is no number is a proof",
-        "certificates/bound_propagation.py",
-        "jnp.where(jnp.isfinite(least), least, -jnp.inf)",
-        "jnp.where(jnp.isfinite(least), least, jnp.inf)",
+        "relaxation/margins.py",
+        "jnp.where(jnp.isfinite(bound), bound, -jnp.inf)",
+        "jnp.where(jnp.isfinite(bound), bound, jnp.inf)",
         ("tests/test_relaxation.py",),
     ),
     Fault(
@@ -730,8 +730,8 @@ FAULTS = [
     Fault(
         "An image is broken without its prediction",
         "evaluation/verify.py",
-        "logits.argmax() != labels[i] and ball",
-        "ball",
+        "logits.argmax() != labels[i]\n",
+        "True\n",
         ("tests/test_verify.py::test_a_tie_is_neither_proven_nor_broken",),
     ),
     Fault(
@@ -771,7 +771,7 @@ FAULTS = [
     ),
     Fault(
         "A linear function reaches only half as far in a cell",
-        "certificates/bound_propagation.py",
+        "relaxation/margins.py",
         "((high - low) / 2) + lost",
         "((high - low) / 4) + lost",
         ("tests/test_verify.py::test_splitting_inputs_agrees_with_a_dense_grid",),
@@ -870,15 +870,15 @@ FAULTS = [
     Fault(
         "A pair of classes has the constant of another pair",
         "models/lipschitz_layers.py",
-        "rows[label] - rows, axis=1",
-        "rows[0] - rows, axis=1",
+        "rows[label] - rows) ** 2",
+        "rows[0] - rows) ** 2",
         (
             "tests/test_local_lipschitz.py::test_a_lipschitz_net_has_a_constant_for_each_pair_of_classes",
         ),
     ),
     Fault(
         "Gradient ascent returns its last bound",
-        "certificates/bound_propagation.py",
+        "relaxation/margins.py",
         "return jnp.maximum(best, value), kinks._replace(",
         "return value, kinks._replace(",
         ("tests/test_bound_propagation.py::test_optimised_slopes_are_never_looser",),
@@ -1180,10 +1180,7 @@ FAULTS = [
         "evaluation/robust_accuracy.py",
         "still_correct &= logits.argmax(axis=1) == labels",
         "still_correct = logits.argmax(axis=1) == labels",
-        (
-            "tests/test_evaluation.py::test_images_already_broken_are_lost_without_another_attack",
-            "tests/test_evaluation.py::test_images_already_broken_are_not_attacked_again",
-        ),
+        ("tests/test_evaluation.py::test_images_already_broken_are_lost_without_another_attack",),
     ),
     Fault(
         "A lucky draw ends an attack",
@@ -1378,8 +1375,8 @@ FAULTS = [
     Fault(
         "Eps rises from the second step",
         "training/rising_eps.py",
-        "share = jnp.minimum(step / self.steps, 1)",
-        "share = jnp.minimum(carry / self.steps, 1)",
+        "jnp.clip((step - self.wait)",
+        "jnp.clip((carry - self.wait)",
         ("tests/test_gradients.py",),
     ),
     Fault(
