@@ -9,7 +9,7 @@ ARGS ?= --resume
 
 PYTEST := -m pytest -n auto --dist worksteal --durations=20
 
-.PHONY: demo test test-slow test-all test-oldest lint docs clean
+.PHONY: demo test test-slow test-all test-oldest lint docs notebooks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.benchmark $(ARGS)
@@ -41,6 +41,10 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/python -m experiments.page --out docs/all_results.html
 	$(BIN)/python -m zensical build --clean --strict
 	$(BIN)/python -m docs_tools.check_site
+
+# Runs the texts of all notebooks, or of NAMES="tour ssp", and writes the notebooks with outputs.
+notebooks: $(VENV)/.installed-test
+	$(BIN)/python -m docs_tools.notebooks $(NAMES)
 
 .NOTPARALLEL:  # two calls of pip would write into one environment
 
