@@ -252,8 +252,9 @@ def _drawn(
                 axis.plot([low, high], [at, at], "|", ms=7, mew=1.6, color=color[training])
                 ends = f"{low:.1f} to {high:.1f}"
                 beside, side = (high + 1.5, "left") if high < 80 else (low - 1.5, "right")
-                if high - low < 60:
-                    axis.text(beside, at, ends, ha=side, va="center", fontsize=7)
+                if high - low > 60:
+                    beside, side = (low + high) / 2, "center"
+                axis.text(beside, at, ends, ha=side, va="center", fontsize=7)
         axis.set_yticks(range(len(families)), families)
         axis.set_ylim(len(families) - 0.5, -0.5)
         axis.set_xlim(-2, 102)
@@ -279,14 +280,19 @@ def _finding(trainings: dict[str, dict[str, accuracy.Measured]], eps: list[float
     if not best:
         return f"No network is trained for certification within {eps[0]:.3g}"
     low = [network.mean(accuracy.CERTIFIED)[1] for network in best.values()]
-    width = [
-        network.mean(accuracy.ATTACKED)[1] - network.mean(accuracy.CERTIFIED)[1]
-        for network in best.values()
-    ]
-    return (
-        f"Trained by bounds: {min(low):.0f} to {max(low):.0f} % certified within L-infinity "
-        f"{eps[0]:.3g}, intervals {np.median(width):.1f} points wide"
+    finding = (
+        f"Trained by bounds: {min(low):.1f} to {max(low):.1f} % certified within L-infinity "
+        f"{eps[0]:.3g}, intervals {_median_width(best):.1f} points wide"
     )
+    attacked = trainings.get(f"PGD {eps[0]:.3g}")
+    return finding + (f" (against PGD: {_median_width(attacked):.0f})" if attacked else "")
+
+
+def _median_width(networks: dict[str, accuracy.Measured]) -> float:
+    """Of the intervals in the first ball, in points."""
+    ends = accuracy.ATTACKED, accuracy.CERTIFIED
+    tops, bottoms = ([network.mean(end)[1] for network in networks.values()] for end in ends)
+    return float(np.median(np.subtract(tops, bottoms)))
 
 
 def _named(name: str, settings: dict[str, Any]) -> tuple[str, str]:

@@ -31,8 +31,12 @@ class NetworksConfig(RunConfig):
 
 def train_in(folder: Path, recipe: Recipe, dataset: Any, name: str, seed: int):
     """The network's predictor and the record of its training; its checkpoints are in `folder`."""
-    slug = f"{name}_{seed}".replace("/", "_").replace(" ", "_").replace(",", "")
-    return train(recipe, dataset, jax.random.key(seed), folder / slug)
+    return train(recipe, dataset, jax.random.key(seed), folder / folder_name(name, seed))
+
+
+def folder_name(name: str, seed: int) -> str:
+    """Of the checkpoints, and of the network that is published."""
+    return f"{name}_{seed}".replace("/", "_").replace(" ", "_").replace(",", "")
 
 
 def trained_and_measured(

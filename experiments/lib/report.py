@@ -181,16 +181,14 @@ def published(
 def published_networks(checkpoints: Path, name: str) -> list[Path]:
     """The repository's copies, in `weights/NAME`, of the networks that a run has trained.
 
-    Each is called by the folder of its checkpoints; `odejax.load` reads it.
+    Each is called by the folder of its checkpoints; `odejax.load` reads it. Those that another run
+    has trained stay.
     """
-    networks = sorted(checkpoints.rglob(NETWORK))
-    if networks:
-        shutil.rmtree(KEPT / "weights" / name, ignore_errors=True)
-        (KEPT / "weights" / name).mkdir(parents=True)
-    copies = []
-    for network in networks:
+    folder, copies = KEPT / "weights" / name, []
+    for network in sorted(checkpoints.rglob(NETWORK)):
+        folder.mkdir(parents=True, exist_ok=True)
         own = "_".join(network.parent.relative_to(checkpoints).parts)
-        copies.append(shutil.copy(network, KEPT / "weights" / name / f"{own}.odejax"))
+        copies.append(shutil.copy(network, folder / f"{own}.odejax"))
     return copies
 
 
