@@ -146,6 +146,16 @@ def _training() -> str:
     return table(["", "time (s)"], rows)
 
 
+def _certified() -> str:
+    rows = []
+    for name, seconds in _result("certified")["seconds"].items():
+        plain = seconds["plain"]
+        times = (f"{1000 * s:,.0f} ({s / plain:.1f})" for s in seconds.values())
+        rows.append([name, *times])
+    head = next(iter(_result("certified")["seconds"].values()))
+    return table(["network", *(f"{of} (ms)" for of in head)], rows)
+
+
 def _convolution() -> str:
     layers = _result("convolution")["layers"]
     head = [
@@ -198,6 +208,7 @@ PARTS: dict[str, Callable[[], str]] = {
         for p in ("natural", "nmode", "enresnet", "structured")
     },
     "benchmark_nmode": _nmode,
+    "benchmark_certified": _certified,
     "benchmark_attacks": _attacks,
     "benchmark_bounds": _bounds,
     "benchmark_training": _training,
