@@ -6,13 +6,13 @@
 - `elementwise`: functions of one number between two lines; `rules`: bounds through one operation.
 - `propagate`: bounds through the graph; `kinks`: what may be chosen at its kinks.
 - `margins`: what bounds prove around an image; `deterministic`: of which networks.
-- `intervals`: bounds in real numbers, to be differentiated.
+- `in_reals`: bounds in real numbers, to be differentiated.
 - `gradients`: what the derivatives of its outputs lie between.
 """
 
 from .deterministic import deterministic as deterministic
 from .graph import Graph as Graph
-from .intervals import (
+from .in_reals import (
     at_kinks as at_kinks,
     interval_margins as interval_margins,
     linear_margins as linear_margins,
