@@ -123,7 +123,7 @@ def test_the_mixture_with_attacks_and_the_small_box_are_of_the_attacked_images()
         "ResNet BatchNorm",
         pytest.param("SSPNet SSPRK22", marks=pytest.mark.slow),
         "NmODENet flow map",
-        "DenseODENet",
+        pytest.param("DenseODENet", marks=pytest.mark.slow),
     ],
 )
 def test_no_attack_is_above_the_bound_and_the_certificate_is_the_same(name):

@@ -153,7 +153,9 @@ def test_of_a_linear_network_the_constants_are_exact(ball):
 
 
 @pytest.mark.parametrize("ball_type", [LinfBall, L2Ball])
-@pytest.mark.parametrize("name", ["mlp", "nmode", "ResNet BatchNorm"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "nmode", pytest.param("ResNet BatchNorm", marks=pytest.mark.slow)]
+)
 def test_no_two_points_exceed_the_constants(name, ball_type):
     trained = {"mlp": trained_mlp, "nmode": trained_nmode}
     network = trained[name]() if name in trained else predictor_of(name)
