@@ -21,7 +21,7 @@ from .._mesh import mesh_size, replicate, shard
 from .._predictor import Predictor, predict
 from .._progress import progress_bar
 from .._promotion import own_promotion
-from .._types import Key
+from .._types import Key, LogitsFn
 from ..data import ArrayDataset, StreamedDataset
 from ..data.augment import Augmentation
 from .epoch import make_run_steps, run_epoch
@@ -67,7 +67,7 @@ class Fit(NamedTuple):
     opt_state: optax.OptState
 
 
-def clean_accuracy(predictor: Predictor, dataset: ArrayDataset, *, key: Key) -> float:
+def clean_accuracy(predictor: LogitsFn, dataset: ArrayDataset, *, key: Key) -> float:
     """The fraction of images that the predictor classifies correctly, in [0, 1].
 
     - `predictor`: a `Predictor`, or any `logits_fn(x, key=key)`.
