@@ -65,7 +65,8 @@ def pytest_collection_finish(session):
 
 
 def pytest_collection_modifyitems(config, items):
-    if share := os.environ.get("ODEJAX_SHARE"):
+    # Taken out: a test that starts pytest itself means all that it names.
+    if share := os.environ.pop("ODEJAX_SHARE", None):
         _keep_share(config, items, share)
     if not os.environ.get("ODEJAX_DATA_DIR"):
         skip = pytest.mark.skip(reason="needs prepared data: set ODEJAX_DATA_DIR")
