@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from .._checks import check_instance
 from .._threat_model import AbstractBall
 from .._types import Image, Key, Label, LogitsFn
 from .apgd import APGD
@@ -51,6 +52,7 @@ class AutoAttack(AbstractAttack):
 
     def __init__(self, attacks: Mapping[str, AbstractAttack] | None = None):
         attacks = _standard(9, dlr) if attacks is None else attacks
+        check_instance(Mapping, "a mapping from names to attacks", attacks=attacks)
         if not attacks:
             raise ValueError("a sequence of attacks needs at least one")
         # Not a dictionary, whose order `jit` would change.
@@ -63,14 +65,17 @@ class AutoAttack(AbstractAttack):
 
     @staticmethod
     def standard(classes: int = 9, *, loss: Loss = dlr) -> "AutoAttack":
+        """The standard suite, for deterministic networks."""
         return AutoAttack(_standard(classes, loss))
 
     @staticmethod
     def rand(draws: int = 20, *, loss: Loss = dlr) -> "AutoAttack":
+        """The suite for networks that draw noise: gradients are means over 20 draws of it."""
         return AutoAttack({"APGD-CE": EOT(APGD(), draws), "APGD-DLR": EOT(APGD(loss=loss), draws)})
 
     @staticmethod
     def plus(classes: int = 9, *, loss: Loss = dlr) -> "AutoAttack":
+        """The standard suite, and restarts: for deterministic networks, at a higher cost."""
         return AutoAttack(
             {
                 "APGD-CE": Restarts(APGD(), 5),

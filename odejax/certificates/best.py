@@ -1,6 +1,7 @@
 """Which certificates apply to a network, in the order of their cost."""
 
 import math
+from functools import partial
 from typing import Any, final
 
 import equinox as eqx
@@ -23,10 +24,11 @@ from .stable_mapping import FlowMapSlope
 # What one of these proves at about the same cost is no entry of its own: Eq. (4) of nmODE and its
 # finite-time form are never tighter than the slope, nor intervals and CROWN-IBP than CROWN.
 _OF_A_MODEL = {"LipschitzMargin": LipschitzMargin(), "FlowMapSlope": FlowMapSlope()}
-_OF_ANY_FUNCTION = {
-    "CROWN": LinearRelaxation(),
-    "CROWN-IBP": LinearRelaxation(intermediate="interval"),  # in its place in a large network
+BY_NAME = {
+    "CROWN": partial(LinearRelaxation),
+    "CROWN-IBP": partial(LinearRelaxation, intermediate="interval"),  # for a large network
 }
+_OF_ANY_FUNCTION = {name: make() for name, make in BY_NAME.items()}
 MAX_NEURONS = 15_000
 
 

@@ -62,7 +62,7 @@ class StableMapping(AbstractLipschitzCertificate):
 
 
 class FiniteTimeStableMapping(AbstractLipschitzCertificate):
-    """The same proof stopped at t1, and each neuron with its own row of W.
+    """`StableMapping` with the flow stopped at t1, and each neuron with its own row of W.
 
         |dy/dgamma| <= (1 - e^{-(lam - 1) t1}) / (lam - 1)
 
@@ -90,7 +90,7 @@ class FiniteTimeStableMapping(AbstractLipschitzCertificate):
 
 
 class FlowMapSlope(AbstractDeterministicCertificate):
-    """The same with the flow map's own largest slope, max_gamma |dy/dgamma|, in place of a bound.
+    """`StableMapping` with the flow map's own largest slope, max |dy/dgamma|, in place of a bound.
 
         |y - y'|_k <= max_gamma |dy/dgamma| ||w_k||_* ||x - x'||
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import inspect
+import re
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import equinox as eqx
@@ -9,14 +12,18 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from .. import attacks, certificates, models
+from .. import models
 from ..evaluation import FLAGS
-from .written import public_classes
+from .written import METHODS, public_classes, signature
 
 
 @dataclasses.dataclass
 class List:
-    """List all attacks, certificates, networks or flags, a line each."""
+    """List all attacks, certificates, networks or flags, a line each.
+
+    Attacks and certificates are listed as the options --attacks and --certificates take them.
+    Networks are the classes of odejax.models that can be trained, saved and evaluated.
+    """
 
     what: tyro.conf.Positional[Literal["attacks", "certificates", "networks", "flags"]]
     """Which of them."""
@@ -29,16 +36,27 @@ class List:
 
 
 def listed(what: str) -> dict[str, str]:
-    """The names, and what each is."""
+    """How each is written, and what it is."""
     if what == "flags":
         return {name: flag.why for name, flag in FLAGS.items()}
-    kinds = {
-        "attacks": (attacks, attacks.AbstractAttack),
-        "certificates": (certificates, certificates.AbstractCertificate),
-        "networks": (models, eqx.Module),
-    }
+    if what == "networks":
+        return {name: _about(network) for name, network in networks().items()}
+    return {signature(*one): _about(one[1]) for one in METHODS[what.removesuffix("s")].items()}
+
+
+def networks() -> dict[str, Callable]:
+    """The classes of networks: all that are made for images of a shape and a number of classes."""
     return {
-        name: " ".join(str(inspect.getdoc(one)).split("\n\n")[0].split())
-        for name, one in public_classes(*kinds[what]).items()
-        if what != "networks" or "image_shape" in inspect.signature(one).parameters
+        name: one
+        for name, one in public_classes(models, eqx.Module).items()
+        if {"image_shape", "n_classes"} <= set(inspect.signature(one).parameters)
     }
+
+
+def _about(one: Callable) -> str:
+    if isinstance(one, partial):
+        given = ", ".join(f'{name}="{value}"' for name, value in one.keywords.items())
+        return f"{one.func.__name__}({given}), as tables name it."
+    # Without the marks of a web page, and its references to papers.
+    first = re.sub(r" \(\*[^)]*\)", "", str(inspect.getdoc(one)).split("\n\n")[0])
+    return " ".join(first.replace("`", "").replace("*", "").split())

@@ -13,7 +13,7 @@ from .ode_solve import ODESolve
 
 
 class AugmentedODENet(AbstractODENet):
-    """A neural ODE whose state is the image itself beside channels of zeros: image to logits.
+    """A neural ODE whose state is the image itself beside channels of zeros.
 
         y' = f(t, y),  y(0) = [x, 0],  logits = W ravel(y(t1)) + b
 

@@ -14,7 +14,7 @@ from .norms import NoNorm
 
 
 class CNN(eqx.Module):
-    """Convolutions of stride 2, then a fully connected layer: image to logits.
+    """Convolutions of stride 2, then a fully connected layer.
 
         conv4x4 . norm . relu for each of `channels`, linear(width) . norm . relu, linear(n_classes)
 

@@ -20,7 +20,7 @@ from .ode_solve import ODESolve
 
 
 class ConvODENet(AbstractODENet):
-    """A convolutional neural ODE: image to logits.
+    """A convolutional neural ODE.
 
         y' = f(t, y),  y(0) = stem(x),  logits = head(y(t1)),  f norm-ReLU-conv `layers` times
 

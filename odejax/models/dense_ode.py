@@ -99,7 +99,7 @@ class HopfieldField(AbstractDenseField):
 
 
 class DenseODENet(AbstractODENet):
-    """A fully connected neural ODE of any field: image to logits.
+    """A fully connected neural ODE of any field.
 
         y' = f(t, y),  y(0) = A x + a,  logits = C y(t1) + d
 

@@ -16,7 +16,7 @@ from .resnet import ResNet
 
 
 class EnResNet(eqx.Module):
-    """The mean logits of `members` noise-injected ResNets, trained jointly (*enresnet* 3).
+    """The mean logits of several noise-injected ResNets, trained jointly (*enresnet* 3).
 
         logits = (1 / n) sum_i z_i(x),  each layer x+ = x + F(x) + sigma N(0, I)
 

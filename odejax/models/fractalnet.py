@@ -66,7 +66,7 @@ class FractalField(eqx.Module):
 
 
 class FractalNet(AbstractResNet):
-    """Fractal blocks one after the other, no identity mappings: image to logits.
+    """Fractal blocks one after the other, no identity mappings.
 
         y_{l+1} = f_C(y_l), `depth` fractal blocks of C `columns`
 

@@ -75,7 +75,7 @@ class AbstractInvariantNet(eqx.Module):
 
 
 class HamiltonianNet(AbstractInvariantNet):
-    """A symplectic flow between two matrices: image to logits.
+    """A symplectic flow between two matrices.
 
         y(0) = A x + a,  y_{l+1} = SymplecticLayer(y_l),  logits = C y_L + c
 
@@ -105,7 +105,7 @@ class HamiltonianNet(AbstractInvariantNet):
 
 
 class VolumePreservingNet(AbstractInvariantNet):
-    """A volume-preserving flow between two matrices: image to logits.
+    """A volume-preserving flow between two matrices.
 
         y(0) = A x + a,  y_{l+1} = VolumeLayer(y_l),  logits = C y_L + c
 
@@ -135,7 +135,7 @@ class VolumePreservingNet(AbstractInvariantNet):
 
 
 class MassPreservingNet(AbstractInvariantNet):
-    """A flow that keeps the sum of the state's entries, between two matrices: image to logits.
+    """A flow that keeps the sum of the state's entries, between two matrices.
 
         y(0) = A x + a,  y_{l+1} = MassLayer(y_l),  logits = C y_L + c
 
@@ -165,7 +165,7 @@ class MassPreservingNet(AbstractInvariantNet):
 
 
 class SpherePreservingNet(AbstractInvariantNet):
-    """A flow that keeps the norm of the state, between two matrices: image to logits.
+    """A flow that keeps the norm of the state, between two matrices.
 
         y(0) = A x + a,  y_{l+1} = SphereLayer(y_l),  logits = C y_L + c
 

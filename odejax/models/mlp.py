@@ -14,7 +14,7 @@ from .blocks import ImageShape, check_image, check_image_shape
 
 
 class MLP(eqx.Module):
-    """The fully connected network: image to logits.
+    """The fully connected network.
 
         y_{i+1} = activation(W_i y_i + b_i), `depth` hidden layers of `width`, then a linear one
 

@@ -213,7 +213,7 @@ class NmODE(eqx.Module):
 
 
 class NmODENet(eqx.Module):
-    """A fully connected network of nmODE: image to logits.
+    """A fully connected network of nmODE.
 
         pixels -> Linear -> nmODE (`depth` times, `width` wide) -> Linear(n_classes)
 

@@ -8,7 +8,7 @@ from .resnet import AbstractResNet
 
 
 class PolyNet(AbstractResNet):
-    """A residual network of polynomial steps: image to logits (*natural* Eq. 15).
+    """A residual network of polynomial steps (*natural* Eq. 15).
 
         y_{l+1} = (I + F_l + F_l^2 + ...) y_l,  F = h f
 

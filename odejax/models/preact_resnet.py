@@ -245,7 +245,7 @@ def _keys(key: Key | None, stage: int):
 
 
 class PreActResNet(AbstractPreActResNet):
-    """The pre-activation ResNet of *enresnet* and *nmode*, for small images: image to logits.
+    """The pre-activation ResNet of *enresnet* and *nmode*, for small images.
 
         y+ = y + h f(y),  f = conv3x3 . relu . norm, twice (or a bottleneck of three)
 
@@ -314,7 +314,7 @@ class PreActResNet(AbstractPreActResNet):
 
 
 class WideResNet(AbstractPreActResNet):
-    """The wide pre-activation ResNet: image to logits.
+    """The wide pre-activation ResNet.
 
         y+ = y + f(y), three stages of 16 `width`, 32 `width` and 64 `width` channels
 

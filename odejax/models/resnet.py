@@ -93,7 +93,7 @@ class AbstractResNet(eqx.Module):
 
 
 class ResNet(AbstractResNet):
-    """A residual network between a convolutional stem and a pooled linear head: image to logits.
+    """A residual network between a convolutional stem and a pooled linear head.
 
         y_{l+1} = y_l + h f_l(y_l)
 
@@ -149,7 +149,7 @@ class ResNet(AbstractResNet):
 
 
 class SSPNet(AbstractResNet):
-    """A residual network of strong-stability-preserving steps (*ssp*): image to logits.
+    """A residual network of strong-stability-preserving steps (*ssp*).
 
         SSP-2: x1 = r(x), x+ = x/2 + r(x1)/2,  SSP-3: see `SSPRK33`,  r(x) = x + f(x)
 

@@ -20,7 +20,7 @@ from .norms import BatchNorm, GroupNorm
 
 
 class RevNet(eqx.Module):
-    """A residual network that can be run backwards: image to logits.
+    """A residual network that can be run backwards.
 
         X+ = X + h f1(Y),  Y+ = Y + h f2(X+) on the two halves of the channels
 

@@ -143,7 +143,7 @@ def _operator(kernel, image_size, gain):
 
 
 class StructuredNet(AbstractLipschitzNet):
-    """The network that *structured* compares, with residual layers of one regime: image to logits.
+    """A network of residual layers of one regime, as *structured* compares them.
 
     Blocks of lifting conv3x3, ReLU, `depth` residual steps and 2x2 max pooling; a linear head.
 
