@@ -1,54 +1,107 @@
 """The progress of long calls: what runs, how far it is, the time remaining, a note."""
 
 import time
+from datetime import timedelta
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
-_LINE_SECONDS = 60.0
+_LINE_SECONDS = 30.0
+_STAGE_SECONDS = 10.0  # of a stage that is worth a line in a log file when it ends
+
+
+def add_stage(bar: Progress, name: str, total: int, unit: str, done: float = 0) -> TaskID:
+    """A stage of the work that `bar` shows: its name, and how many of what there are.
+
+    - `done`: how many of them an earlier run did. They say nothing about the time remaining.
+    """
+    return bar.add_task(name, total=total, completed=done, note="", unit=unit, already=done)  # pyright: ignore
+
+
+def remaining(task: Task) -> timedelta | None:
+    """The time remaining, if the rest takes as long as the stage so far; None if not known."""
+    new = task.completed - task.fields["already"]
+    if task.elapsed is None or task.total is None or new <= 0:
+        return None
+    return timedelta(seconds=round(task.elapsed * (task.total - task.completed) / new))
+
+
+def _seconds(task: Task) -> float:
+    """The time that a stage took, or has taken so far."""
+    return (task.finished_time if task.finished else task.elapsed) or 0.0
+
+
+class _Remaining(ProgressColumn):
+    """The time remaining; of a stage that has ended the time it took."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        if task.finished:
+            return Text(str(timedelta(seconds=round(_seconds(task)))))
+        left = remaining(task)
+        return Text("-:--:--" if left is None else str(left))
 
 
 class _Lines(Progress):
     """A line now and then, for a log file."""
 
-    def __init__(self, *columns, pause: float, **settings):
+    def __init__(self, *columns, **settings):
         super().__init__(*columns, disable=True, **settings)
-        self.pause, self.printed = pause, time.monotonic()
+        self.due, self.printed = time.monotonic() + _LINE_SECONDS, ""
+
+    def add_task(self, *arguments, **settings):
+        self._print_ended()
+        return super().add_task(*arguments, **settings)
 
     def stop(self):
-        """Nothing: rich before 14.3 would print an empty line."""
+        """Not that of rich, which before 14.3 would print an empty line."""
+        self._print_ended()
 
     def update(self, task_id, **changes):
         super().update(task_id, **changes)
-        if time.monotonic() - self.printed < self.pause:
+        if time.monotonic() >= self.due:
+            self._print(self.tasks[task_id])
+
+    def _print_ended(self):
+        if self.tasks and _seconds(self.tasks[-1]) >= _STAGE_SECONDS:
+            self._print(self.tasks[-1])
+
+    def _print(self, task: Task):
+        self.due = time.monotonic() + _LINE_SECONDS
+        done = f"{task.completed:.0f} of {task.total:.0f} {task.fields['unit']}"
+        if (stage := f"{task.description}: {done}") == self.printed:
             return
-        task = self.tasks[task_id]
-        self.printed = time.monotonic()
+        self.printed, left = stage, remaining(task)
+        spent = f"{timedelta(seconds=round(_seconds(task)))} so far"
+        parts = [stage, task.fields["note"], spent, f"about {left} to go" if left else ""]
         self.console.print(
-            f"{task.description} {task.completed:.0f}/{task.total:.0f} {task.fields['note']}",
-            highlight=False,
-            markup=False,
+            ", ".join(filter(None, parts)), highlight=False, markup=False, soft_wrap=True
         )
 
 
 def progress_bar(*, enabled: bool | None, transient: bool = False) -> Progress:
-    """A rich `Progress` whose tasks have a `note` field; narrow enough for 80 columns.
+    """A rich `Progress` for the stages of `add_stage`; narrow enough for 80 columns.
 
-    - `enabled`: None is for where a person watches, and a line a minute for a log file.
+    `update` sets what is `completed`, and a `note`.
+
+    - `enabled`: None is for where a person watches, and a line now and then for a log file: every
+      half minute, and at the end of a stage of ten seconds or more.
     - `transient`: whether the bar is wiped when done; where it could not be wiped, in a log file,
-      it is a line a minute.
+      it is a line now and then.
     """
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=12),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
+        BarColumn(bar_width=8),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
+        _Remaining(),
         TextColumn("{task.fields[note]}"),
     )
     if enabled is False or jax.process_index() != 0:
         return Progress(*columns, console=Console(quiet=True), disable=True)
     console = Console()
     if not console.is_terminal and (transient or enabled is None):
-        return _Lines(*columns, pause=_LINE_SECONDS, console=console)
+        return _Lines(*columns, console=console)
     return Progress(*columns, console=console, transient=transient)

@@ -34,6 +34,10 @@ class AbstractBall(eqx.Module):
         if eqx.is_array(self.eps):
             check_radius(self.eps)
 
+    def in_words(self) -> str:
+        """The norm and eps, as "linf 0.05"."""
+        return f"{self.name} {float(self.eps):.3g}"
+
     def clip(self, x: Image) -> Image:
         """The nearest image in the box."""
         return jnp.clip(x, self.lower, self.upper)

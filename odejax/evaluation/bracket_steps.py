@@ -65,7 +65,7 @@ class BracketSteps:
             if name not in record.still_correct_under:
                 broken = _broken(name, None if name in anew else smaller)
                 key = jax.random.fold_in(self.key, i)
-                report = self._report(self.logits_fn, attack, record, broken, key=key)
+                report = self._report(self.logits_fn, attack, record, broken, key=key, name=name)
                 record.add_attack(name, report, broken)
                 self.save()
 
@@ -80,7 +80,8 @@ class BracketSteps:
         for name, oracle in oracles.items():
             if name not in record.still_correct_under:
                 broken = _broken(name, smaller)
-                report = self._report(oracle, attack, record, broken, stop_at_first_success=False)
+                settings: dict[str, Any] = dict(stop_at_first_success=False, name=f"from {name}")
+                report = self._report(oracle, attack, record, broken, **settings)
                 record.add_attack(name, report, broken)
                 self.save()
 
@@ -116,6 +117,7 @@ class BracketSteps:
                     record.ball,
                     certificate,
                     key=self.key,
+                    name=name,
                     progress=self.settings["progress"],
                     **chosen,
                 )

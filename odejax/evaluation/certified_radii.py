@@ -12,7 +12,7 @@ from .._inputs import as_key, as_method, method_name
 from .._logits import count_classes, hoist
 from .._mesh import on_mesh, spread, to_host
 from .._predictor import batches
-from .._progress import progress_bar
+from .._progress import add_stage, progress_bar
 from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
@@ -31,6 +31,7 @@ def certified_radii(
     batch_size: int | None = None,
     order: np.ndarray | None = None,
     until_none: bool = False,
+    name: str | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
     """The certified radius of every image in the ball's norm, (n,), 0 where misclassified.
@@ -48,6 +49,7 @@ def certified_radii(
     - `order` (m,): the images that a radius is sought for, by their index, in this order; that of
       the others is 0. By default all.
     - `until_none`: end after the first batch of which no image is proven at the ball's eps.
+    - `name`: what the progress calls the certificate, by default its class.
     - `progress`: as for `robust_accuracy`.
 
     Raises `ValueError` for images or labels of another form, pixels outside [0, 1], and a network
@@ -64,6 +66,7 @@ def certified_radii(
     (4,)
     """
     key, certificate = as_key(key), as_method("certificate", certificate)
+    name = method_name(certificate) if name is None else name
     check_ball(ball)
     at_once = getattr(certificate, "images_at_once", 512) if batch_size is None else batch_size
     check_count(batch_size=at_once)
@@ -72,7 +75,7 @@ def certified_radii(
     sought = np.arange(len(images)) if order is None else check_order(order, len(images))
     logits_fn, radii = on_mesh(hoist(logits_fn, images[0], key)), np.zeros(len(images))
     with progress_bar(enabled=progress, transient=True) as bar:
-        task = bar.add_task(method_name(certificate), total=len(sought), note="")
+        task = add_stage(bar, f"{ball.in_words()}, {name}", len(sought), "images")
         # Batches as large as for the full set, however few are sought: one shape.
         for first, rows, n in batches(len(sought), min(at_once, len(images))):
             batch = sought[rows]

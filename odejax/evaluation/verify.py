@@ -16,7 +16,7 @@ from .._checks import check_arrays, check_count, check_labels, check_positive
 from .._inputs import as_key, as_method
 from .._logits import count_classes, hoist
 from .._predictor import predict
-from .._progress import progress_bar
+from .._progress import add_stage, progress_bar
 from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
@@ -195,7 +195,8 @@ def verify(
     if len(left):
         splitting(left[0]).compile()
     with progress_bar(enabled=progress, transient=True) as bar:
-        task = bar.add_task("branch and bound", total=len(left), note="")
+        name = f"{ball.in_words()}, branch and bound"
+        task = add_stage(bar, name, len(left), "images")
         for done, i in enumerate(left, 1):
             started = time.perf_counter()
             result = search(

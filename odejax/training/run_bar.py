@@ -2,6 +2,7 @@
 
 from rich.progress import Progress
 
+from .._progress import add_stage
 from .train_state import Metrics
 
 
@@ -10,11 +11,9 @@ class RunBar:
 
     def __init__(self, bar: Progress, history: list[Metrics], *, epochs: int, steps: int):
         self._bar, self._restored, self._epochs, self._steps = bar, len(history), epochs, steps
-        self._task = bar.add_task(
-            f"epoch {self._restored}/{epochs}",
-            total=max(0, epochs - self._restored) * steps,
-            note=_note(history),
-        )
+        total = max(0, epochs - self._restored) * steps
+        self._task = add_stage(bar, f"epoch {self._restored}/{epochs}", total, "steps")
+        self.show_epoch(history)
 
     def show_step(self, epoch: int, step: int, loss: float):
         """After `step` steps of an epoch, with their mean loss."""
