@@ -50,6 +50,8 @@ def as_methods(name: str, methods: Any) -> dict[str, Callable]:
     if callable(methods):
         methods = (methods,)
     try:
+        if isinstance(methods, str):  # an iterable too, of letters
+            raise TypeError
         methods = [as_method(name, method) for method in methods]
     except TypeError:
         raise ValueError(

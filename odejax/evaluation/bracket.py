@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from .._checks import check_arrays, check_count, check_labels, check_not_negative
 from .._ensembles import MeanLogits
 from .._inputs import as_key, as_method, as_methods
-from .._logits import hoist
+from .._logits import count_classes, hoist
 from .._paths import writable_file
 from .._predictor import predict
 from .._promotion import own_promotion
@@ -28,6 +28,7 @@ from .ball_record import BallRecord, records_from_arrays, records_to_arrays
 from .bracket_steps import BRANCH_AND_BOUND, BracketSteps
 from .flags import NO_ATTACK, Flag, check_gradients, parts_of
 from .intervals import confidence_interval, percent
+from .robust_accuracy import rehearse
 from .saved_state import SavedState
 from .tables import Shown
 
@@ -242,8 +243,8 @@ def bracket(
     With certificates, everything is computed at the highest matrix precision, as they are.
 
     Raises `RuntimeError` if an attack breaks a certificate: one of the two is wrong; `ValueError`,
-    before any work, for certificates that say nothing about the network, and for balls of several
-    norms or out of order.
+    before any work, for attacks that refuse the ball or the number of classes, certificates that
+    say nothing about the network, and balls of several norms or out of order.
 
     >>> from odejax import LinfBall, attacks, data, evaluation
     >>> few = data.load("digits", "test").take(slice(20))
@@ -277,6 +278,9 @@ def bracket(
     if not in_turn:  # those of `best` have been traced
         certificates = as_methods("certificates", certificates)
         _try_out(certificates, logits_fn, images[0], labels[0], balls[0], key)
+    n_classes = count_classes(logits_fn, images[0], key)
+    for attack in (*attacks.values(), *([] if last is None else [last])):
+        rehearse(attack, images[0], labels[0], balls[0], n_classes, key)
     if verify_seconds:
         _check_verified(logits_fn, images[0], draws, bits)
 

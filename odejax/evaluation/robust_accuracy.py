@@ -1,6 +1,7 @@
 """Robust accuracy under an attack or a sequence of attacks."""
 
 import dataclasses
+import inspect
 import os
 import time
 import warnings
@@ -18,7 +19,7 @@ from .._logits import hoist
 from .._mesh import agreed, to_host
 from .._paths import writable_file
 from .._predictor import predict
-from .._progress import progress_bar
+from .._progress import add_stage, progress_bar
 from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
@@ -94,6 +95,7 @@ def robust_accuracy(
     already_broken: np.ndarray | None = None,
     stop_at_first_success: bool | None = None,
     attack_misclassified: bool = False,
+    name: str | None = None,
     state_path: str | os.PathLike | None = None,
     progress: bool | None = None,
 ) -> AttackReport:
@@ -123,8 +125,9 @@ def robust_accuracy(
       `x_adv`, by the first attack of a sequence (to its end, with `stop_at_first_success=False`).
     - `state_path`: a file that keeps the state of the evaluation, written every few seconds. A run
       that was killed goes on from it; it is deleted at the end. Several processes must share it.
-    - `progress`: a bar, or a line a minute in a log file; by default in a terminal, and elsewhere
-      from the first minute on.
+    - `name`: what the report and the progress call the attack, by default its class.
+    - `progress`: a bar, or a line every half minute in a log file; by default in a terminal, and
+      elsewhere from the first half minute on.
 
     Raises `ValueError` for images of another form, no images, pixels outside [0, 1], labels out of
     range, logits of another form, several eps, and an attack on a `BlackBox` that needs gradients;
@@ -175,10 +178,11 @@ def robust_accuracy(
     queries, no_start = np.ones(len(images), np.int64), still_correct.copy()
     broken_by = np.full(len(images), -1)
 
-    sequence = attack.attacks if isinstance(attack, AutoAttack) else {method_name(attack): attack}
+    called = method_name(attack) if name is None else name
+    sequence = attack.attacks if isinstance(attack, AutoAttack) else {called: attack}
     if len(sequence) > 1:  # what the last attack refuses must not come after hours of the first
         for one in sequence.values():
-            _rehearse(one, images[0], labels[0], ball, logits.shape[1], key)
+            rehearse(one, images[0], labels[0], ball, logits.shape[1], key)
     state = SavedState(
         state_path, (*parts, still_correct, stop_at_first_success, attack_misclassified), logits
     )
@@ -213,9 +217,11 @@ def robust_accuracy(
             )
             if saved is not None and stage == first:
                 work.restore(saved)
-            task = bar.add_task(name, total=int(targets.sum()), note="")
-            waiting = len(work.queue) + int((work.slots.index >= 0).sum())
-            finished = int(targets.sum()) - waiting
+            total, waiting = int(targets.sum()), len(work.queue)
+            finished = total - waiting - int((work.slots.index >= 0).sum())
+            task = add_stage(
+                bar, f"{ball.in_words()}, {name}", total, "images", finished + work.done
+            )
             while work.unfinished:
                 finished += work.advance()
                 bar.update(task, completed=finished + work.done)
@@ -238,11 +244,11 @@ def robust_accuracy(
     no_start &= still_correct
     if no_start.any():
         warnings.warn(
-            f"{method_name(attack)} found no start for {no_start.sum()} of {len(images)} images: "
+            f"{called} found no start for {no_start.sum()} of {len(images)} images: "
             f"they count as correct because they were never attacked",
             stacklevel=3,  # beyond `own_promotion`
         )
-    flags = [*step_flags(attack, ball), *start_flags(method_name(attack), no_start)]
+    flags = [*step_flags(attack, ball), *start_flags(called, no_start)]
     flags += noise_flags(attack, deterministic)
     if isinstance(attack, AutoAttack):
         flags += sequence_flags(attack, attacked, broken_by)
@@ -304,13 +310,28 @@ def _check_inside(name, images, x_adv, ball):
         )
 
 
-def _rehearse(attack, x, y, ball, n_classes, key):
-    """Trace an attack on a stand-in for the network, for the errors it raises."""
+def rehearse(attack: Callable, x, y, ball: AbstractBall, n_classes: int, key: Key):
+    """Trace an attack on a stand-in for the network, for the `ValueError` it may raise.
 
-    def stand_in(x, *, key):
+    Other errors may be the stand-in's, which is no `Predictor`.
+    """
+    try:
+        inspect.signature(attack).bind(None, x, y, ball, key=key)
+    except TypeError as error:
+        name = method_name(attack)
+        raise ValueError(
+            f"an attack is called as attack(logits_fn, x, y, ball, key=key); {name}: {error}"
+        ) from None
+
+    def stand_in(x, *, key=None):
         return jnp.sum(x) * jnp.arange(n_classes, dtype=x.dtype)
 
-    eqx.filter_eval_shape(lambda x, y: attack(stand_in, x, y, ball, key=key), x, y)
+    try:
+        eqx.filter_eval_shape(lambda x, y: attack(stand_in, x, y, ball, key=key), x, y)
+    except ValueError:
+        raise
+    except Exception:
+        return
 
 
 class _PeriodicState:
