@@ -34,6 +34,8 @@ class ArrayDataset:
     >>> rest, held_out = data.holdout(2)
     >>> len(rest), held_out.image_shape, held_out.n_classes, held_out.split
     (4, (4, 4, 1), 3, 'validation')
+    >>> data
+    ArrayDataset(custom, all: 6 images 4 x 4 x 1, uint8, 3 classes)
     """
 
     images: np.ndarray
@@ -72,6 +74,14 @@ class ArrayDataset:
         """The images and the labels, so that `*dataset` passes both arguments."""
         return iter((self.images, self.labels))
 
+    def __repr__(self) -> str:
+        """One line: its name and split, how many images of which form, and how many classes."""
+        height, width, channels = self.image_shape
+        return (
+            f"ArrayDataset({self.name}, {self.split}: {len(self)} images {height} x {width} x "
+            f"{channels}, {self.images.dtype}, {self.n_classes} classes)"
+        )
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -109,13 +119,25 @@ class ArrayDataset:
             split=self.split if split is None else split,
         )
 
+    def sample(self, n: int, *, seed: int = 0) -> "ArrayDataset":
+        """`n` random examples in their order here. Those of a smaller `n` and one seed are among
+        them."""
+        if n > len(self):
+            raise ValueError(f"cannot draw {n} of {len(self)} images")
+        return self.take(np.sort(self._shuffled(n, seed)[:n]))
+
     def holdout(self, n: int, *, seed: int = 0) -> tuple["ArrayDataset", "ArrayDataset"]:
         """Split off `n` random examples for validation: (the rest, the `n`)."""
         if not 0 < n < len(self):
             raise ValueError(f"cannot hold out {n} of {len(self)} images")
-        order = np.random.default_rng(seed).permutation(len(self))
+        order = self._shuffled(n, seed)
         rest, held = np.sort(order[n:]), np.sort(order[:n])
         return self.take(rest), self.take(held, split="validation")
+
+    def _shuffled(self, n: int, seed: int) -> np.ndarray:
+        check_count(n=n)
+        check_count(0, seed=seed)
+        return np.random.default_rng(seed).permutation(len(self))
 
 
 def _count_classes(labels: np.ndarray, n_classes: int | None, class_names: Sequence[str]) -> int:

@@ -64,7 +64,10 @@ def _data_dir(data_dir) -> Path:
     if data_dir is not None:
         folder = local_path("data_dir", data_dir)
         if not folder.is_dir():
-            raise DataNotFoundError(f"the data folder {folder} does not exist")
+            raise DataNotFoundError(
+                f"the data folder {folder} (data_dir, --data-dir) does not exist; it is where "
+                f"TensorFlow Datasets has prepared data sets"
+            )
         return folder
     chosen = os.environ.get("ODEJAX_DATA_DIR") or os.environ.get("TFDS_DATA_DIR")
     return local_path("ODEJAX_DATA_DIR", chosen) if chosen else home() / "tensorflow_datasets"
@@ -200,21 +203,23 @@ def _download(name: str, folder: Path) -> Path:
     base = re.split("[/:]", name)[0]
     if base not in known:
         close = difflib.get_close_matches(base, known)
+        prepared = sorted({file.parents[1].name for file in folder.glob("*/*/dataset_info.json")})
         raise ValueError(
-            f"unknown data set {name!r}; accepted: digits, what is prepared in {folder}, and what "
-            f"TensorFlow Datasets knows{', such as ' * bool(close)}{', '.join(close)}"
+            f"unknown data set {name!r}; accepted: digits; those prepared in {folder}: "
+            f"{', '.join(prepared) or 'none'}; and those of TensorFlow Datasets, such as "
+            f"{', '.join(close or _LOSSLESS)}"
         )
     missing = f"{name} is not prepared in {folder}"
     instead = (
-        "point --data-dir (data_dir, $ODEJAX_DATA_DIR) at a folder where TFDS has prepared it"
-        " as array_record, or use the embedded 'digits'"
+        "point data_dir (--data-dir, or $ODEJAX_DATA_DIR) at a folder where TensorFlow Datasets has"
+        " prepared it as array_record, or use 'digits', which needs neither"
     )
     # Asked first: without them TFDS retries for minutes offline and makes half a folder.
     needed = [m for m in ("tensorflow", "importlib_resources") if not importlib.util.find_spec(m)]
     if needed:
         raise DataNotFoundError(
             f"{missing}, and downloading it needs {' and '.join(needed)}: "
-            f"install odejax[download], or {instead}"
+            f'pip install "odejax[download]"; or {instead}'
         )
     try:
         builder: Any = tfds.builder(name, data_dir=folder, file_format=_FORMAT)
