@@ -1,26 +1,37 @@
 """The command line: evaluate, attack, compare, list."""
 
 import dataclasses
-import json
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+import equinox as eqx
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from odejax import attacks, commands
+import odejax
+from odejax import commands, evaluation
 from odejax.commands.compare import verdict
 from odejax.commands.evaluate import Evaluate
 from odejax.commands.listing import listed
-from odejax.commands.written import methods, number, public_classes
+from odejax.commands.written import METHODS, methods, number, signature
 from odejax.evaluation import FLAGS, encode_array, load_result, save_result
+from odejax.evaluation.robust_accuracy import rehearse
 
 # Least squares on the digits, from the page on the command line, and functions that are wrong.
 PAGE = Path(__file__).parents[1] / "docs" / "command.md"
-NETWORK = re.search(r"^```python .*?\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)[1]
+NETWORK, OWN_CLASS = re.findall(
+    r"^```python .*?\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE
+)
 NETWORK += """
+import jax
+
+
+def noisy(x, *, key):
+    return logits(x) + 0.01 * jax.random.normal(key, (10,))
 
 def make():
     return logits
@@ -28,6 +39,10 @@ def make():
 
 def fails(x):
     return weights @ x
+
+
+class Net:
+    pass
 
 
 number = 3
@@ -69,10 +84,16 @@ def test_a_network_is_evaluated_kept_and_shown(odejax_command, network, tmp_path
     assert first["certified"] <= first["attacked"] <= first["clean"]
     assert second["attacked"] <= first["attacked"]
     assert result["settings"]["attacks"] == ["PGD(3)"]
+    assert result["images"] == "20 of 500 test images of digits, drawn with seed 0" in out
+    assert list(first["per_certificate"]) == ["CROWN"]
     text = page.read_text()
     assert f"{100 * first['certified']:.1f} %" in text
+    assert result["images"] in text
     assert "http" not in text.replace("http-equiv", "")  # it needs no network
     assert sorted(p.name for p in tmp_path.iterdir() if "state" in p.name) == []
+    # Nothing is written over unasked.
+    code, _, err = odejax_command("evaluate", f"{network}:make", *few, *written)
+    assert (code, f"{file} is there already" in err) == (2, True)
     # The same again, beside itself.
     code, out, err = odejax_command("compare", file, file)
     assert (code, err) == (0, "")
@@ -80,9 +101,38 @@ def test_a_network_is_evaluated_kept_and_shown(odejax_command, network, tmp_path
 
 
 def test_without_a_radius_clean_accuracy_alone_is_measured(odejax_command, network):
-    code, out, _ = odejax_command("evaluate", f"{network}:logits", "--images", "50")
+    code, out, _ = odejax_command("evaluate", f"{network}:logits", "--images", "all")
     assert code == 0
-    assert "50 images: clean accuracy 9" in out
+    assert "all 500 test images of digits\nclean accuracy 8" in out
+
+
+def test_a_network_with_noise_is_judged_by_a_mean_and_attacked_last_by_means(
+    odejax_command, network, tmp_path
+):
+    options = ("--images", "10", "--attacks", "none", "--json", tmp_path / "noisy.json")
+    code, out, _ = odejax_command("evaluate", f"{network}:noisy", *options)
+    assert code == 0
+    assert "judged by its mean logits over 20 draws" in out
+    settings = load_result(tmp_path / "noisy.json", "odejax.evaluate")["settings"]
+    assert (settings["last"], settings["draws"]) == ("AutoAttack.rand()", 20)
+    fixed = Evaluate("net.py:logits")._for(noisy=False)
+    assert (fixed.last, fixed.draws) == ("AutoAttack()", 1)
+
+
+def test_a_network_of_a_class_of_ones_own_is_loaded_by_a_function(
+    odejax_command, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_class.py").write_text(OWN_CLASS)
+    module = __import__("own_class")
+    odejax.save("own.odejax", odejax.Predictor(*module.untrained(jax.random.key(0))))
+    code, out, err = odejax_command("evaluate", "own_class.py:trained", "--images", "10")
+    assert (code, err) == (0, "")
+    assert "clean accuracy" in out
+    code, _, err = odejax_command("evaluate", "own.odejax")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "FILE.py:NAME, a function without arguments that returns odejax.load(path, like" in err
 
 
 def test_an_image_is_attacked_and_drawn(odejax_command, network, tmp_path):
@@ -108,10 +158,21 @@ def test_an_image_is_attacked_and_drawn(odejax_command, network, tmp_path):
     [
         (("evaluate", "NET:nothing"), "has no 'nothing'; it has"),
         (("evaluate", "NET:number"), "must be a function of one image; got 3"),
-        (("evaluate", "NET:fails"), r"fails on an image of shape \(8, 8, 1\): TypeError"),
+        (("evaluate", "NET:Net"), "is a class; name a function"),
+        (("evaluate", "NET"), "named FILE.py:NAME; .* has logits, noisy, make, fails"),
+        (("evaluate", "NET:logits", "--eps", "0.1"), r"^error: Unrecognized options: --eps, 0.1 "),
+        (("evaluate", "NET:logits", "--eps", "0.1"), "a radius is given by --linf 0.1, or --l2"),
+        (("evaluate", "NET:logits", "--attacks", "none", "FGSM"), "none is written alone"),
+        (("evaluate", "NET:logits", "--attacks", "RelativeStep(1)"), "unknown attack 'Relative"),
+        (("evaluate", "NET:logits", "--attacks", "EOT"), r"it is written EOT\(attack, draws=20\)"),
+        (("evaluate", "NET:logits", "--attacks", "AutoAttack(3)"), "must be a mapping"),
+        (("evaluate", "NET:logits", "--json", "r", "--html", "r"), "must be two files"),
+        (("evaluate", "NET:fails"), r"\(8, 8, 1\) \(--dataset digits\): TypeError"),
         (("evaluate", "no/such/file.odejax"), "FILE.py:NAME"),
         (("evaluate", "missing.py:f"), "is not there"),
-        (("evaluate", "NET:logits", "--dataset", "digitz"), "'digitz'"),
+        (("evaluate", "missing.py"), "is not there"),
+        (("evaluate", "NET:logits", "--dataset", "digitz"), "'digitz'; accepted: digits; those"),
+        (("evaluate", "NET:logits", "--data-dir", "no", "--dataset", "mnist"), "data-dir.* exist"),
         (("evaluate", "NET:logits", "--images", "501"), "1 to 500"),
         (("evaluate", "NET:logits", "--linf", "0.2", "0.1"), "growing"),
         (("evaluate", "NET:logits", "--linf", "eight"), "'eight' is no number"),
@@ -120,6 +181,7 @@ def test_an_image_is_attacked_and_drawn(odejax_command, network, tmp_path):
         (("evaluate", "NET:logits", "--certificates", "Proof()"), "unknown certificate 'Proof'"),
         (("evaluate", "NET:logits", "--json", "."), "is a folder"),
         (("attack", "NET:logits", "digits:3"), "one radius"),
+        (("attack", "NET:logits", "digits:3", "--linf", "0.1", "--attack", "none"), "got none"),
         (("attack", "NET:logits", "digits:500", "--linf", "0.1"), "500 test images"),
         (("attack", "NET:logits", "NET", "--linf", "0.1"), "it is no picture"),
         (("attack", "NET:logits", "digits:3", "--linf", "-1"), "eps"),
@@ -137,15 +199,16 @@ def test_wrong_arguments_end_in_one_line(odejax_command, network, arguments, sai
 
 
 def test_nothing_but_the_named_classes_is_evaluated():
-    accepted = public_classes(attacks, attacks.AbstractAttack)
-    made = methods(("EOT(PGD(2, step_size=1/4), 3)", "FGSM"), "attack", accepted)
+    made = methods(("EOT(PGD(2, step_size=1/4), 3)", "PGD(2, RelativeStep(0.1))"), "attack")
     assert made["EOT(PGD(2, step_size=1/4), 3)"].attack.steps == 2
-    words = ("os.system('x')", "PGD.__init__", "[PGD for _ in (1,)]", "(lambda: 1)()", "PGD(")
+    words = ("PGD.__init__", "PGD(2).steps", "[PGD for _ in (1,)]", "(lambda: 1)()", "PGD(")
     for word in words:
         with pytest.raises(commands.UsageError, match="written like"):
-            methods((word,), "attack", accepted)
+            methods((word,), "attack")
+    with pytest.raises(commands.UsageError, match=r"unknown attack 'os\.system'"):
+        methods(("os.system('x')",), "attack")
     with pytest.raises(commands.UsageError, match="unknown attack 'eval'"):
-        methods(("eval('1')",), "attack", accepted)
+        methods(("eval('1')",), "attack")
     assert number("8/255") == 8 / 255
     with pytest.raises(commands.UsageError, match="no number"):
         number("1/0")
@@ -180,15 +243,91 @@ def test_other_images_are_not_compared(odejax_command, tmp_path):
 
 def test_all_is_listed():
     assert set(listed("flags")) == set(FLAGS)
-    assert {"PGD", "AutoAttack", "Square"} <= set(listed("attacks"))
-    assert {"LinearRelaxation", "RandomizedSmoothing"} <= set(listed("certificates"))
+    assert {"PGD", "AutoAttack", "Square", "EOT(attack)"} <= set(listed("attacks"))
+    assert "RelativeStep" not in listed("attacks")
+    assert {"CROWN", "CROWN-IBP", "RandomizedSmoothing"} <= set(listed("certificates"))
     assert {"CNN", "ResNet", "NmODENet"} <= set(listed("networks"))
-    assert "BatchNorm" not in listed("networks")
-    assert json.dumps(listed("attacks"))
+    assert not {"BatchNorm", "Stem"} & set(listed("networks"))
+    for what in ("attacks", "certificates", "networks", "flags"):
+        assert all(about and "*" not in about for about in listed(what).values())
+
+
+def offered(kind):
+    """Each as it is listed, with a short attack where it needs one."""
+    return [signature(*one).replace("(attack)", "(PGD(2))") for one in METHODS[kind].items()]
+
+
+@pytest.mark.parametrize("word", offered("attack"))
+def test_an_offered_attack_can_be_run(word):
+    x = np.full((6, 6, 1), 0.5, np.float32)
+    rehearse(methods((word,), "attack")[word], x, 0, odejax.LinfBall(0.1), 10, jax.random.key(0))
+
+
+OF_OTHER_NETWORKS = (
+    "FiniteTimeStableMapping", "FlowMapSlope", "LipschitzMargin", "RandomizedSmoothing",
+    "StableMapping",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("word", offered("certificate"))
+def test_an_offered_certificate_says_something_or_why_not(word):
+    certificate = methods((word,), "certificate")[word]
+    x, ball, key = np.full((2, 2, 1), 0.5, np.float32), odejax.LinfBall(0.1), jax.random.key(0)
+    model, state = eqx.nn.make_with_state(odejax.models.MLP)(x.shape, 3, width=4, depth=1, key=key)
+    network, refuses = (
+        odejax.Predictor(model, state),
+        pytest.raises(ValueError, match=" certifies "),
+    )
+    with refuses if word in OF_OTHER_NETWORKS else nullcontext():
+        eqx.filter_eval_shape(certificate, network, x, 0, ball, key=key)
+
+
+@pytest.mark.parametrize("name", listed("networks"))
+def test_a_listed_network_is_made_for_images_of_a_shape(name):
+    make = eqx.nn.make_with_state(getattr(odejax.models, name))
+    given = {"bases": [odejax.models.ResNet]} if name == "MixedEnResNet" else {}
+    model, _ = eqx.filter_eval_shape(
+        lambda key: make((8, 8, 1), key=key, **given), jax.random.key(0)
+    )
+    assert tuple(model.image_shape) == (8, 8, 1)
+
+
+def test_a_bound_is_written_as_tables_name_it():
+    assert methods(("CROWN-IBP(bisections=2)",), "certificate")[
+        "CROWN-IBP(bisections=2)"
+    ] == odejax.certificates.LinearRelaxation(intermediate="interval", bisections=2)
+    assert methods(("CROWN",), "certificate")["CROWN"] == odejax.certificates.LinearRelaxation()
+
+
+def linear(x):
+    return x.ravel()[:10]
+
+
+def test_a_text_is_no_attack_in_python():
+    data = odejax.data.load("digits", "test").take(slice(2))
+    with pytest.raises(ValueError, match=r"attacks must be a function such as PGD\(\).*'FGSM'"):
+        evaluation.bracket(linear, *data, odejax.LinfBall(0.1), attacks="FGSM", key=0)
+
+
+def test_an_attack_that_is_none_is_refused_before_any_work():
+    data = odejax.data.load("digits", "test").take(slice(2))
+    step = odejax.attacks.RelativeStep(0.1)
+    with pytest.raises(ValueError, match=r"called as attack\(logits_fn, x, y, .*RelativeStep: "):
+        evaluation.bracket(linear, *data, odejax.LinfBall(0.1), attacks=step, key=0)
+
+
+def test_the_version_is_printed(odejax_command):
+    assert odejax_command("--version") == (0, f"odejax {odejax.__version__}\n", "")
+
+
+def test_a_shell_gets_its_completion(odejax_command):
+    code, out, err = odejax_command("--tyro-print-completion", "bash")
+    assert (code or 0, err) == (0, "")
+    assert "--certificates" in out
 
 
 def test_the_page_names_every_option():
     options = {field.name.replace("_", "-") for field in dataclasses.fields(Evaluate)}
     said = set(re.findall(r"`--([a-z0-9-]+)`", PAGE.read_text()))
-    assert options - said == {"what", "data-dir", "draws", "seed"}
-    assert said - options == set()
+    assert options - said == {"what"}
+    assert said - options == {"version"}

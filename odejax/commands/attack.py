@@ -14,13 +14,12 @@ from rich.console import Console
 
 import odejax
 
-from .. import attacks
 from .._paths import writable_file, written_whole
 from ..data import load
 from ..plots import perturbation_grid
 from .command_line import UsageError
 from .network import network
-from .written import methods, number, public_classes
+from .written import methods, number
 
 
 @dataclasses.dataclass
@@ -41,15 +40,17 @@ class Attack:
     l2: str | None = None
     """the radius in l2."""
     attack: str = "PGD(40)"
-    """Written as in Python; `odejax list attacks` names them."""
+    """Written as in Python; `odejax list attacks` names them. EOT(PGD(40)) for a network that draws
+    noise."""
     label: int | None = None
     """The right class; by default the data set's, of a picture what the network says."""
     data_dir: Path | None = None
-    """Folder of prepared TFDS data; by default $ODEJAX_DATA_DIR, else TFDS's own."""
+    """The data folder, where TensorFlow Datasets has prepared data sets as array_record; by default
+    $ODEJAX_DATA_DIR, else ~/tensorflow_datasets."""
     seed: int = 0
     """Of the attack and of noise."""
     out: Path = Path("attacked.png")
-    """The drawing."""
+    """The drawing, which takes the place of an earlier one."""
 
     def __call__(self) -> None:
         if (self.linf is None) == (self.l2 is None):
@@ -59,24 +60,33 @@ class Attack:
             ball, out = made(number(str(self.linf or self.l2))), writable_file("--out", self.out)
         except ValueError as error:
             raise UsageError(str(error)) from None
-        known = public_classes(attacks, attacks.AbstractAttack, attacks.RelativeStep)
-        chosen = methods((self.attack,), "attack", known)[self.attack]
+        if self.attack == "none":
+            raise UsageError("--attack must be an attack, such as PGD(40); got none")
+        chosen = methods((self.attack,), "attack")[self.attack]
         x, label = _image(self.image, self.data_dir)
-        logits_fn, key = network(self.what, x), jax.random.key(self.seed)
+        logits_fn, key = network(self.what, x, self.image), jax.random.key(self.seed)
 
         def predicted(image: Any) -> int:
             return int(odejax.predict(logits_fn, image[None], key=key).argmax())
 
         before = predicted(x)
         label = next(v for v in (self.label, label, before) if v is not None)
-        say = Console(highlight=False).print
+        say = Console(highlight=False, soft_wrap=True).print
         if before != label:
             say(f"class {before} without an attack; the right class is {label}")
             return
-        x_adv = np.asarray(chosen(logits_fn, jnp.asarray(x), label, ball, key=key).x_adv)
+        try:
+            x_adv = np.asarray(chosen(logits_fn, jnp.asarray(x), label, ball, key=key).x_adv)
+        except (TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UsageError(f"{self.attack} fails on {self.what}: {reason}") from error
         after = predicted(x_adv)
         move = x_adv - x
-        say(f"class {before} before {self.attack}, {after} after")
+        if before == after:
+            tried = f"{self.attack} within {ball.in_words()}"
+            say(f"no adversarial example: after {tried} it is of class {after} as before")
+        else:
+            say(f"class {before} before {self.attack}, {after} after")
         say(f"moved by {np.abs(move).max():.4g} in L-infinity, {np.linalg.norm(move):.4g} in l2")
         norm = "L-infinity" if self.l2 is None else "l2"
         within = f"{self.attack}, {norm} {float(ball.eps):.3g}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import signal
 import sys
@@ -13,6 +14,11 @@ import tyro
 
 from ..data import cache_dir
 from ..evaluation import ResultError, StateError
+
+# What is written in other programs for it.
+_HINTS = dict.fromkeys(
+    ("--eps", "--epsilon", "--radius", "--norm"), " (a radius is given by --linf 0.1, or --l2 0.5)"
+)
 
 
 class UsageError(ValueError):
@@ -34,6 +40,9 @@ def command(*mended: type[Exception], interrupted: str = "nothing was kept") -> 
     enable_compilation_cache()
     try:
         yield
+    except BrokenPipeError:  # a reader such as `head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     # Of OSErrors a missing data set is one.
     except (UsageError, ResultError, StateError, FloatingPointError, OSError, *mended) as error:
         sys.exit(_failed(str(error), 2))
@@ -50,9 +59,11 @@ def parse(options: Any, about: str | None, **settings: Any) -> Any:
     except SystemExit as stop:
         if stop.code != 2:
             raise
-        # tyro explains itself in a box of several lines; its words, without the box.
-        words = re.sub(r"[─━│╭╮╰╯\s]+", " ", message.getvalue()).strip()
-        raise UsageError(words) from None
+        # tyro explains itself in a box of several lines, below a title that the words may repeat.
+        words = " ".join(re.sub(r"[─━│╭╮╰╯]|-{3,}", " ", message.getvalue()).split())
+        words = re.sub(r"^(.+) \1", r"\1", words)
+        hint = next((hint for option, hint in _HINTS.items() if option in words), "")
+        raise UsageError(f"{words}{hint}") from None
 
 
 def enable_compilation_cache():

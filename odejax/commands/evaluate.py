@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -10,17 +10,26 @@ from rich.console import Console
 
 import odejax
 
-from .. import attacks, certificates
 from .._paths import writable_file
 from ..data import ArrayDataset, load
-from ..evaluation import Bracket, Brackets, bracket, encode_array, provenance, save_result
+from ..evaluation import (
+    Bracket,
+    Brackets,
+    StateError,
+    bracket,
+    encode_array,
+    provenance,
+    save_result,
+)
+from ..relaxation import draws_noise
 from .command_line import UsageError
 from .network import network
 from .page import page
-from .written import methods, number, public_classes
+from .written import methods, number
 
 KIND = "odejax.evaluate"
 BALLS = {"linf": odejax.LinfBall, "l2": odejax.L2Ball}
+SAMPLE_SEED = 0  # not --seed: results of other seeds are of the same images
 
 
 @dataclasses.dataclass
@@ -39,25 +48,28 @@ class Evaluate:
     """A file that odejax.save wrote, a folder of checkpoints, or FILE.py:NAME, a function of one
     image (h, w, c), or one without arguments that makes one."""
     dataset: str = "digits"
-    """Which images: a name that odejax.data.load knows."""
+    """Which images: digits; what is prepared in the data folder; or any other data set of
+    TensorFlow Datasets, such as mnist or cifar10, which is downloaded. To download one takes
+    pip install "odejax[download]"."""
     split: str = "test"
     """Of the data set."""
     data_dir: Path | None = None
-    """Folder of prepared TFDS data; by default $ODEJAX_DATA_DIR, else TFDS's own."""
-    images: int | None = 100
-    """How many images, the first ones; None for all."""
+    """The data folder, where TensorFlow Datasets has prepared data sets as array_record; by default
+    $ODEJAX_DATA_DIR, else ~/tensorflow_datasets."""
+    images: int | Literal["all"] = 100
+    """How many images, drawn at random, the same ones every time; or all."""
     linf: tuple[str, ...] = ()
     """Radii in L-infinity, in pixels in [0, 1], growing: 0.1, or 8/255."""
     l2: tuple[str, ...] = ()
     """Radii in l2."""
     attacks: tuple[str, ...] = ("PGD(40)",)
-    """Attacks, written as in Python; `odejax list attacks` names them."""
-    last: Annotated[str, tyro.conf.arg(metavar="ATTACK|none")] = "AutoAttack()"
-    """The last attack."""
+    """Attacks, written as in Python, or none; `odejax list attacks` names them."""
+    last: Annotated[str, tyro.conf.arg(metavar="ATTACK|auto|none")] = "auto"
+    """The last attack. auto: AutoAttack(), and AutoAttack.rand() for a network that draws noise."""
     certificates: tuple[str, ...] = ("auto",)
     """Certificates, written as in Python; auto: those that apply to the network; none: none."""
-    draws: int = 1
-    """For a network that draws noise: it is judged by its mean logits over so many draws."""
+    draws: int | Literal["auto"] = "auto"
+    """A network that draws noise is judged by its mean logits over so many draws; auto: 20."""
     verify_seconds: float = 0.0
     """Branch and bound for so long on each image that all of this neither broke nor proved."""
     seed: int = 0
@@ -66,27 +78,41 @@ class Evaluate:
     """Write the result here; a run that was interrupted goes on from there."""
     html: Path | None = None
     """Write a page with table, curve and adversarial examples here."""
+    overwrite: bool = False
+    """Write over files that are there."""
 
     def __call__(self) -> None:
-        json, html = _file("--json", self.json), _file("--html", self.html)
-        how = self._how()
+        json, html = (self._file(f"--{name}", getattr(self, name)) for name in ("json", "html"))
+        if json is not None and json == html:
+            raise UsageError(f"--json and --html must be two files; got {json} for both")
         radii = {norm: _growing(norm, getattr(self, norm)) for norm in BALLS}
-        data = _data(self)
-        name, logits_fn = Path(self.what).name, network(self.what, data.pixels[0])
-        say = Console(highlight=False).print
-        result = self._origin(name, data)
+        self._how()  # what is refused is so before the network is loaded
+        data, images = _data(self)
+        name = Path(self.what).name
+        logits_fn = network(self.what, data.pixels[0], f"--dataset {self.dataset}")
+        noisy = draws_noise(logits_fn, data.pixels[0])
+        options = self._for(noisy=noisy)
+        say = Console(highlight=False, soft_wrap=True).print
+        say(images)
+        if noisy:
+            say(f"the network draws noise: judged by its mean logits over {options.draws} draws")
+        result = options._origin(name, images, data)
         measured: list[Brackets] = []
         for norm, eps in radii.items():
             if eps:
                 balls = [BALLS[norm](radius) for radius in eps]
                 state = None if json is None else json.with_suffix(f".{norm}.state")
                 pair = data.images, data.labels
-                measured.append(bracket(logits_fn, *pair, balls, state_path=state, **how))
+                try:
+                    several = bracket(logits_fn, *pair, balls, state_path=state, **options._how())
+                except StateError as error:
+                    raise UsageError(str(error).replace("state_path", "--json")) from None
+                measured.append(several)
                 say(measured[-1])
         if not measured:
             logits = odejax.predict(logits_fn, data.images, key=self.seed)
             result["clean"] = float(np.mean(logits.argmax(axis=1) == data.labels))
-            say(f"{len(data)} images: clean accuracy {100 * result['clean']:.1f} %")
+            say(f"clean accuracy {100 * result['clean']:.1f} % (--linf or --l2 gives a radius)")
         result["brackets"] = [_kept(one) for several in measured for one in several]
         if json is not None:
             save_result(json, KIND, result)
@@ -95,38 +121,42 @@ class Evaluate:
         if written := [str(file) for file in (json, html) if file is not None]:
             say(f"{' and '.join(written)} written")
 
-    def _origin(self, name: str, data: ArrayDataset) -> dict[str, Any]:
+    def _file(self, name: str, path: Path | None) -> Path | None:
+        try:
+            file = None if path is None else writable_file(name, path)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if file is not None and file.exists() and not self.overwrite:
+            raise UsageError(f"{name}: {file} is there already; give another file, or --overwrite")
+        return file
+
+    def _for(self, *, noisy: bool) -> "Evaluate":
+        """These options, with what depends on the network decided."""
+        last, draws = ("AutoAttack.rand()", 20) if noisy else ("AutoAttack()", 1)
+        last = last if self.last == "auto" else self.last
+        return dataclasses.replace(
+            self, last=last, draws=draws if self.draws == "auto" else self.draws
+        )
+
+    def _origin(self, name: str, images: str, data: ArrayDataset) -> dict[str, Any]:
         """What is said of the network, the options, the images and the machine."""
-        files = ("what", "json", "html", "data_dir")
+        files = ("what", "json", "html", "data_dir", "overwrite")
         options = {k: v for k, v in dataclasses.asdict(self).items() if k not in files}
-        origin = {"network": name, "settings": options, "data": data.provenance()}
-        return origin | provenance(self.seed)
+        origin = {"network": name, "settings": options}
+        return origin | {"images": images, "data": data.provenance()} | provenance(self.seed)
 
     def _how(self) -> dict[str, Any]:
         """The arguments of `bracket`."""
-        known = public_classes(attacks, attacks.AbstractAttack, attacks.RelativeStep)
-        proofs = public_classes(certificates, certificates.AbstractCertificate)
-        chosen: Any = self.certificates
-        if chosen == ("auto",):
-            chosen = "auto"
-        else:
-            chosen = () if chosen == ("none",) else methods(chosen, "certificate", proofs)
-        last = None if self.last == "none" else methods((self.last,), "attack", known)[self.last]
+        auto = self.certificates == ("auto",)
+        last = () if self.last == "auto" else methods((self.last,), "attack").values()
         return {
-            "attacks": methods(self.attacks, "attack", known),
-            "certificates": chosen,
-            "last": last,
+            "attacks": methods(self.attacks, "attack"),
+            "certificates": "auto" if auto else methods(self.certificates, "certificate"),
+            "last": next(iter(last), None),
             "key": self.seed,
             "draws": self.draws,
             "verify_seconds": self.verify_seconds,
         }
-
-
-def _file(name: str, path: Path | None) -> Path | None:
-    try:
-        return None if path is None else writable_file(name, path)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 def _growing(norm: str, words: tuple[str, ...]) -> list[float]:
@@ -136,17 +166,21 @@ def _growing(norm: str, words: tuple[str, ...]) -> list[float]:
     return radii
 
 
-def _data(options: Any) -> ArrayDataset:
+def _data(options: Evaluate) -> tuple[ArrayDataset, str]:
+    """The images, and which these are, in words."""
     try:
         data = load(options.dataset, options.split, data_dir=options.data_dir)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    n = options.images
-    if n is None:
-        return data
-    if not 1 <= n <= len(data):
-        raise UsageError(f"--images must be 1 to {len(data)}, as many as there are; got {n}")
-    return data.take(slice(n))
+    n, total, of = options.images, len(data), f"{data.split} images of {data.name}"
+    if n == "all":
+        return data, f"all {total} {of}"
+    if not 1 <= n <= total:
+        raise UsageError(f"--images must be 1 to {total}, as many as there are, or all; got {n}")
+    if n == total:
+        return data, f"all {total} {of}"
+    drawn = f"{n} of {total} {of}, drawn with seed {SAMPLE_SEED}"
+    return data.sample(n, seed=SAMPLE_SEED), drawn
 
 
 def _kept(measured: Bracket) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def page(
 ):
     """Write it: the tables, the curve, adversarial examples, the flags, and how to repeat it."""
     brackets = [bracket for several in measured for bracket in several]
-    parts = [f"<h1>How robust is {html.escape(name)}?</h1>", _sentence(brackets, len(data), data)]
+    of = html.escape(result["images"])
+    parts = [f"<h1>How robust is {html.escape(name)}?</h1>", _sentence(brackets, of)]
     parts += [several._repr_html_() for several in measured]
     if brackets:
         figure = robustness_curves(
@@ -49,7 +50,8 @@ def page(
         parts.append(_image(figure, "certified and attacked accuracy against eps"))
         parts += _examples(name, brackets[-1], data)
     parts += _flags(brackets)
-    rows = {"images": data.provenance()["source"], "settings": result["settings"]}
+    images = f"{result['images']}; {data.provenance()['source']}"
+    rows = {"images": images, "settings": result["settings"]}
     rows |= {key: result[key] for key in ("commit", "device", "processor", "time", "versions")}
     parts.append(f"<h2>How it was measured</h2><dl>{_listed(rows)}</dl>")
     text = (
@@ -62,8 +64,7 @@ def page(
         temporary.write_text(text, encoding="utf-8")
 
 
-def _sentence(brackets: list[Bracket], n: int, data: ArrayDataset) -> str:
-    of = f"the first {n} {html.escape(data.split)} images of {html.escape(data.name)}"
+def _sentence(brackets: list[Bracket], of: str) -> str:
     if not brackets:
         return f"<p>Clean accuracy alone was measured, on {of}.</p>"
     first = brackets[0]

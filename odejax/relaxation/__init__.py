@@ -10,7 +10,7 @@
 - `gradients`: what the derivatives of its outputs lie between.
 """
 
-from .deterministic import deterministic as deterministic
+from .deterministic import deterministic as deterministic, draws_noise as draws_noise
 from .graph import Graph as Graph
 from .in_reals import (
     at_kinks as at_kinks,

@@ -25,11 +25,17 @@ def deterministic(logits_fn: LogitsFn, x: Image):
             f"eqx.tree_at(lambda m: m.ode, model, model.ode.on_grid(n)), and evaluate, attack and "
             f"certify that one"
         )
-    checked, key = Checked(logits_fn), jax.random.key(0)
-    closed = jax.make_jaxpr(lambda x, key: checked(x, key=key))(x, key)
-    if depends_on(closed.jaxpr, [False, True])[0]:
+    if draws_noise(logits_fn, x):
         raise ValueError(
             f"bound propagation is about one function, and {name} draws noise: what is proven of "
             f"one draw says nothing of the next"
         )
+    checked, key = Checked(logits_fn), jax.random.key(0)
     return lambda x: checked(x, key=key)
+
+
+def draws_noise(logits_fn: LogitsFn, x: Image) -> bool:
+    """Whether the logits of an image of the shape of `x` depend on the key."""
+    checked = Checked(logits_fn)
+    closed = jax.make_jaxpr(lambda x, key: checked(x, key=key))(x, jax.random.key(0))
+    return depends_on(closed.jaxpr, [False, True])[0]
