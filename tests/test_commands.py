@@ -330,4 +330,4 @@ def test_the_page_names_every_option():
     options = {field.name.replace("_", "-") for field in dataclasses.fields(Evaluate)}
     said = set(re.findall(r"`--([a-z0-9-]+)`", PAGE.read_text()))
     assert options - said == {"what"}
-    assert said - options == {"version"}
+    assert said <= options
