@@ -674,8 +674,8 @@ FAULTS = [
     Fault(
         "A bracket does not say why nothing is certified",
         "evaluation/bracket.py",
-        "uncertified = certificates.limits if in_turn else ()",
-        "uncertified = ()",
+        "limits = certificates.limits if in_turn else ()",
+        "limits = ()",
         ("tests/test_best.py",),
     ),
     Fault(

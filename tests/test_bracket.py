@@ -21,7 +21,16 @@ from odejax.certificates import (
     StableMapping,
 )
 from odejax.data import ArrayDataset
-from odejax.evaluation import Bracket, bracket, robust_accuracy, transfer_matrix, verify
+from odejax.evaluation import (
+    Bracket,
+    bracket,
+    confidence_interval,
+    robust_accuracy,
+    transfer_matrix,
+    verify,
+)
+from odejax.evaluation.flags import NO_ATTACK, SHORT_STEPS
+from odejax.evaluation.probes import kinds_probed
 
 KEY = jax.random.key(0)
 EPS = (0.05, 0.1, 0.2)
@@ -182,7 +191,13 @@ def test_images_correct_under_the_last_attack_are_not_attacked_in_smaller_balls(
         assert summary["attacked_interval"][0] < summary["attacked"]
         assert summary["per_attack"] == {"weak": 0.6}
         assert summary["seconds"]["AutoAttack"] > 0
-    assert [b.n_last for b in measured()] == [None] * 3
+        assert (summary["last"], summary["after_last"]) == ("AutoAttack", summary["attacked"])
+        assert summary["after_last_interval"] == summary["attacked_interval"]
+    assert [(b.last, b.after_last, b.n_last) for b in measured()] == [(None, None, None)] * 3
+    _, head, rows, _ = brackets.table()
+    column = head.index("then AutoAttack")
+    assert [row[column] for row in rows] == ["60.0 (on 1)", "40.0 (on 2)", "20.0 (on 3)"]
+    assert ["then AutoAttack, on 2 images", "40.0"] in brackets[1].table()[2]
 
 
 def test_what_is_certified_is_not_attacked_last(attacked):
@@ -337,6 +352,68 @@ def test_a_bracket_without_an_attack_says_so():
     result = measured(attacks=())[1]
     assert result.attacked == result.clean == 0.8
     assert [flag.name for flag in result.flags] == ["no attack"]
+    assert f"flag: no attack, linf 0.1 ({result.flags[0].evidence}): {NO_ATTACK.why}" in notes(
+        result
+    )
+
+
+def notes(shown):
+    return " ".join(repr(shown).split())
+
+
+def test_a_flag_is_explained_once_with_its_balls():
+    said = notes(measured())
+    assert said.count("flag: steps too short") == 1
+    assert "linf 0.05 (PGD: 1 steps of 0.01, eps 0.05); linf 0.1 (PGD" in said
+    assert said.endswith(f"eps 0.2): {SHORT_STEPS.why}")
+    assert measured()[0].flags_checked == ("no attack", "steps too short")
+
+
+@pytest.mark.parametrize(
+    ("settings", "checked"),
+    [
+        ({"attacks": [PGD(2), Square(2)]}, {"black box beats white box", "steps too short"}),
+        ({"attacks": Square(2)}, set()),
+        ({"last": EXACT, "attacks": ()}, {"attack ignores the noise"}),
+        ({"attacks": (), "flag_images": 2}, {kind.name for kind in kinds_probed(predictor())}),
+    ],
+    ids=str,
+)
+def test_where_no_flag_was_raised_it_says_how_many_were_checked(settings, checked):
+    result = measured(**settings)[0]
+    assert set(result.flags_checked) == checked | {"no attack"}
+    if not result.flags:
+        assert repr(result).endswith(f"no flag was raised; {len(checked) + 1} were checked")
+
+
+class Nothing(AbstractDeterministicCertificate):
+    """Proves nothing."""
+
+    def radius(self, predictor, x, logits, ball):
+        return 0.0 * jnp.max(logits)
+
+
+def test_where_nothing_is_certified_it_says_what_ran():
+    for certificates, reason in (
+        ((), "none was run, as certificates=() asks for"),
+        (Nothing(), "Nothing ran and proved none of 5 images"),
+    ):
+        result = measured(certificates=certificates)
+        assert {b.uncertified for b in result} == {(reason,)}
+        for shown in (result, result[0]):
+            assert f"certificates: {reason}" in notes(shown)
+    some = measured(certificates=[Nothing(), NearlyExact()])
+    assert {b.uncertified for b in some} == {()}
+    assert some.table()[1][-2:] == ["by Nothing", "by NearlyExact"]
+
+
+def test_every_accuracy_has_its_confidence_interval():
+    one = measured(last=EXACT, certificates=NearlyExact())[1].summary()
+    for name in ("clean", "certified", "attacked", "after_last"):
+        assert one[f"{name}_interval"] == confidence_interval(round(5 * one[name]), 5)
+    for name in ("per_attack", "per_certificate"):
+        (of,) = one[name]
+        assert one[f"{name}_interval"][of] == confidence_interval(round(5 * one[name][of]), 5)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,14 @@ def test_a_network_is_evaluated_kept_and_shown(odejax_command, network, tmp_path
     assert f"{100 * first['certified']:.1f} %" in text
     assert result["images"] in text
     assert "http" not in text.replace("http-equiv", "")  # it needs no network
+    assert "20 images" in text
+    low, high = first["per_attack_interval"]["PGD(3)"]
+    assert f"<small>{100 * low:.1f} to {100 * high:.1f}</small>" in text
+    assert "<th>certified by CROWN</th>" in text
+    said = f"o flag was raised; {len(first['flags_checked'])} were checked"
+    assert ("N" + said in text, "n" + said in out) == (True, True)
+    assert "None" not in text
+    assert text.count("<figure>") == 12
     assert sorted(p.name for p in tmp_path.iterdir() if "state" in p.name) == []
     # Nothing is written over unasked.
     code, _, err = odejax_command("evaluate", f"{network}:make", *few, *written)
@@ -98,6 +106,25 @@ def test_a_network_is_evaluated_kept_and_shown(odejax_command, network, tmp_path
     code, out, err = odejax_command("compare", file, file)
     assert (code, err) == (0, "")
     assert "decide alike" in " ".join(out.replace("│", "").split())
+
+
+def test_the_last_attack_is_listed_and_an_unknown_commit_is_not(
+    odejax_command, network, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("odejax.evaluation.results._commit", lambda: None)
+    file, page = tmp_path / "result.json", tmp_path / "result.html"
+    few = ("--images", "5", "--attacks", "FGSM()", "--last", "PGD(2)", "--certificates", "none")
+    code, out, _ = odejax_command(
+        "evaluate", f"{network}:logits", *few, "--linf", "0.2", "--json", file, "--html", page
+    )
+    assert code == 0
+    (measured,) = load_result(file, "odejax.evaluate")["brackets"]
+    text = page.read_text()
+    for shown in ("<th>then PGD</th>", f"<small>run on {measured['n_last']}</small>"):
+        assert shown in text
+    reason = "certificates: none was run, as certificates=() asks for"
+    assert (reason in out, reason in text) == (True, True)
+    assert "commit" not in text
 
 
 def test_without_a_radius_clean_accuracy_alone_is_measured(odejax_command, network):

@@ -19,6 +19,7 @@ from experiments.page import __main__ as command, content as content_module, pic
 from experiments.page.claims import VERDICTS, verdict
 from experiments.page.rows import eps_text
 from odejax.evaluation import FLAGS
+from odejax.plots.pictures import picture_uri
 
 RESULTS = {path.stem: json.loads(path.read_text()) for path in (KEPT / "results").glob("*.json")}
 
@@ -180,7 +181,7 @@ def test_radii_are_in_grey_levels_on_cifar_alone():
 
 def test_a_picture_is_the_stored_array_pixel_for_pixel():
     pixels = np.linspace(0, 1, 12).reshape(2, 2, 3)
-    uri = pictures.picture_uri(pixels)
+    uri = picture_uri(pixels)
     png = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
     assert np.array_equal(np.asarray(png), np.round(255 * pixels))
 

@@ -10,11 +10,17 @@ import shutil
 from pathlib import Path
 from urllib.parse import parse_qs
 
+import numpy as np
 import pytest
+from helpers import digits, linear_logits
 
 from experiments.page.content import content
 from experiments.page.render import render
-from odejax.evaluation import FLAGS
+from odejax import LinfBall, predict
+from odejax.attacks import PGD
+from odejax.commands.page import page as write_page
+from odejax.data import ArrayDataset
+from odejax.evaluation import FLAGS, bracket, provenance
 
 pytestmark = pytest.mark.slow
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
@@ -364,3 +370,21 @@ def test_a_name_is_shown_as_text_whatever_is_in_it(open_page, made, tmp_path):
         page.evaluate("view => { location.hash = view; }", view)
         page.locator(f"#view-{view}").wait_for()
     assert page.locator("img[src=x]").count() == 0
+
+
+def test_the_page_of_an_evaluation_fits_a_phone(open_page, tmp_path):
+    images, network = digits("test", 20).images, linear_logits((8, 8, 1), n_classes=10)
+    labels = predict(network, images, key=0).argmax(axis=1).astype(np.int32)
+    data = ArrayDataset(images, labels, n_classes=10)
+    balls = [LinfBall(eps) for eps in (0.02, 0.04, 0.06, 0.08, 0.1, 0.2)]
+    measured = bracket(network, *data, balls, attacks=PGD(3), key=0, flag_images=0)
+    result = {"settings": {}, **provenance(seed=0)}
+    write_page(tmp_path / "page.html", "a_long_name_" * 6, [measured], data, result)
+    for viewport, columns in ((PHONE, 3), (DESK, 6)):
+        page = open_page(at=tmp_path / "page.html", viewport=viewport)
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+        tops = page.locator("figure").evaluate_all("all => all.map(one => one.offsetTop)")
+        assert tops.count(tops[0]) == columns
+    page = open_page(at=tmp_path / "page.html", viewport=PHONE)
+    table = page.locator(".scrolls")
+    assert table.evaluate("box => box.scrollWidth > box.clientWidth")

@@ -1,16 +1,13 @@
 """Pictures as data URIs: adversarial examples from their stored arrays, and the figures."""
 
-import base64
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib import colormaps
 from PIL import Image
 
 from odejax.evaluation import decode_array
+from odejax.plots.pictures import example, png_uri
 
 from ..lib.report import figure_files
 from ..lib.run import Experiment
@@ -37,30 +34,10 @@ def pictures_of(name: str, dataset: str, examples: Mapping[str, Any]) -> list[di
                 "network": network,
                 "eps": stored["eps"],
                 "eps_text": eps_text(stored["eps"], dataset),
-                "examples": [_example(*triple) for triple in triples],
+                "examples": [example(*triple) for triple in triples],
             }
         )
     return made
-
-
-def _example(image: np.ndarray, x_adv: np.ndarray, label: int, prediction: int) -> dict[str, Any]:
-    change = (x_adv - image).mean(axis=-1)
-    largest = float(np.abs(change).max()) or 1.0
-    colored = colormaps["RdBu_r"]((change / largest + 1) / 2)[..., :3]
-    return {
-        "label": label,
-        "prediction": prediction,
-        "largest": largest,
-        "image": picture_uri(image),
-        "change": picture_uri(colored),
-        "x_adv": picture_uri(x_adv),
-    }
-
-
-def picture_uri(pixels: np.ndarray) -> str:
-    """An array (h, w, c) in [0, 1] as PNG, pixel for pixel."""
-    levels = np.round(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
-    return _uri(Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels))
 
 
 def figures_of(name: str, experiment: Experiment) -> list[dict[str, Any]]:
@@ -73,10 +50,4 @@ def _figure(file: Path) -> dict[str, Any]:
     with Image.open(file) as picture:
         reduced = picture.convert("RGB").quantize(COLORS)
     width, height = reduced.size
-    return {"name": file.stem, "width": width, "height": height, "uri": _uri(reduced)}
-
-
-def _uri(picture: Image.Image) -> str:
-    written = io.BytesIO()
-    picture.save(written, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
+    return {"name": file.stem, "width": width, "height": height, "uri": png_uri(reduced)}

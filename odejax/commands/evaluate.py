@@ -108,7 +108,7 @@ class Evaluate:
                 except StateError as error:
                     raise UsageError(str(error).replace("state_path", "--json")) from None
                 measured.append(several)
-                say(measured[-1])
+                print(measured[-1], flush=True)  # Rich would break its lines
         if not measured:
             logits = odejax.predict(logits_fn, data.images, key=self.seed)
             result["clean"] = float(np.mean(logits.argmax(axis=1) == data.labels))

@@ -15,19 +15,36 @@ import odejax
 
 from .._paths import written_whole
 from ..data import ArrayDataset
-from ..evaluation import FLAGS, Bracket, Brackets
-from ..plots import perturbation_grid, robustness_curves
+from ..evaluation import FLAGS, Bracket, Brackets, confidence_interval
+from ..evaluation.flags import flags_seen
+from ..evaluation.intervals import percent
+from ..plots import robustness_curves
+from ..plots.pictures import example
 
 NORMS = {"linf": "L-infinity", "l2": "l2"}
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .8rem .2rem 0; text-align: right; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; }
+h1, dd { overflow-wrap: anywhere; }
+.scrolls { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
+th, td { padding: .3rem 1.2rem .3rem 0; text-align: right; border-bottom: 1px solid #8884;
+  vertical-align: top; font-weight: normal; white-space: nowrap; }
+th:first-child { text-align: left; min-width: 7.5rem; white-space: normal;
+  position: sticky; left: 0; background: Canvas; }
+tr > :last-child { padding-right: 0; }
+thead th, .end > * { font-weight: 600; }
+small { display: block; font-weight: normal; opacity: .7; }
 img { max-width: 100%; background: white; }
+.examples { display: grid; grid-template-columns: repeat(3, 1fr); gap: .75rem; }
+@media (min-width: 45rem) { .examples { grid-template-columns: repeat(6, 1fr); } }
+@media (max-width: 30rem) { th, td { padding-right: .7rem; } }
+figure { margin: 0; }
+figure img { display: block; width: 100%; image-rendering: pixelated; }
+figcaption { font-size: .85rem; line-height: 1.3; margin-top: .2rem; }
 dt { font-weight: 600; }
-code { overflow-wrap: anywhere; }
+dd { margin: 0 0 .6rem 1rem; }
 """.strip()
 
 
@@ -41,15 +58,16 @@ def page(
     """Write it: the tables, the curve, adversarial examples, the flags, and how to repeat it."""
     brackets = [bracket for several in measured for bracket in several]
     of = html.escape(result["images"])
-    parts = [f"<h1>How robust is {html.escape(name)}?</h1>", _sentence(brackets, of)]
-    parts += [several._repr_html_() for several in measured]
+    parts = [f"<h1>How robust is {html.escape(name)}?</h1>"]
+    parts.append(_sentence(brackets, result.get("clean", 0.0), of, len(data)))
+    parts += [_table(several) for several in measured]
     if brackets:
         figure = robustness_curves(
             {name: brackets}, title="What is proven, and what no attack got below"
         )
         parts.append(_image(figure, "certified and attacked accuracy against eps"))
-        parts += _examples(name, brackets[-1], data)
-    parts += _flags(brackets)
+        parts += _examples(brackets[-1], data)
+        parts += _flags(brackets)
     images = f"{result['images']}; {data.provenance()['source']}"
     rows = {"images": images, "settings": result["settings"]}
     rows |= {key: result[key] for key in ("commit", "device", "processor", "time", "versions")}
@@ -64,9 +82,13 @@ def page(
         temporary.write_text(text, encoding="utf-8")
 
 
-def _sentence(brackets: list[Bracket], of: str) -> str:
+def _sentence(brackets: list[Bracket], clean: float, of: str, n: int) -> str:
     if not brackets:
-        return f"<p>Clean accuracy alone was measured, on {of}.</p>"
+        low, high = confidence_interval(round(clean * n), n)
+        return (
+            f"<p>Clean accuracy on {of} is <b>{percent(clean)} %</b> (95 % confidence interval "
+            f"{percent(low)} to {percent(high)} %). Nothing else was measured.</p>"
+        )
     first = brackets[0]
     low, high = (f"<b>{100 * end:.1f} %</b>" for end in (first.certified, first.attacked))
     between = f"between {low}, which is proven, and {high}, which no attack got below"
@@ -76,32 +98,86 @@ def _sentence(brackets: list[Bracket], of: str) -> str:
     return f"<p>{within}, true robust accuracy on {of} is {between}.</p>"
 
 
-def _examples(name: str, bracket: Bracket, data: ArrayDataset) -> list[str]:
+def _table(several: Brackets) -> str:
+    """Both ends at every eps with their sampling error, and what is behind them."""
+    first, unproven = several[0], not several[0].per_certificate
+    rows = [_row("clean", [_cell(one, one.clean) for one in several])]
+    for entries in zip(*(one.behind_attacked() for one in several), strict=True):
+        cells = [_cell(b, e.accuracy, e.n_run) for b, e in zip(several, entries, strict=True)]
+        rows.append(_row(entries[0].label, cells))
+    attacked = [_cell(one, one.attacked) for one in several]
+    rows.append(_row("attacked: correct under all of them", attacked, "end"))
+    for entries in zip(*(one.behind_certified() for one in several), strict=True):
+        cells = [_cell(b, e.accuracy) for b, e in zip(several, entries, strict=True)]
+        rows.append(_row(entries[0].label, cells))
+    certified = ["none" if unproven else _cell(one, one.certified) for one in several]
+    rows.append(_row("certified: proven by any of them", certified, "end"))
+    radii = "".join(f"<th>{one.eps:.3g}</th>" for one in several)
+    caption = f"Accuracy in %, {first.n} images"
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in several.certificate_notes())
+    return (
+        f'<div class="scrolls" tabindex="0"><table><caption>{caption}</caption>'
+        f"<thead><tr><th>{NORMS[first.ball]} eps</th>{radii}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        "<p><small>Below each accuracy: its 95 % confidence interval (Clopper-Pearson), as the "
+        f"{first.n} images are a sample of all such images.</small></p>{notes}"
+    )
+
+
+def _row(label: str, cells: list[str], kind: str = "") -> str:
+    cells = [f"<th>{html.escape(label)}</th>", *(f"<td>{cell}</td>" for cell in cells)]
+    return f'<tr class="{kind}">{"".join(cells)}</tr>'
+
+
+def _cell(of: Bracket, accuracy: float, n_run: int | None = None) -> str:
+    low, high = map(percent, of.interval(accuracy))
+    on = "" if n_run is None else f"<small>run on {n_run}</small>"
+    return f"{percent(accuracy)}<small>{low} to {high}</small>{on}"
+
+
+def _examples(bracket: Bracket, data: ArrayDataset) -> list[str]:
     """A few images that an attack changed the class of, and what they became."""
     broken = np.flatnonzero((bracket.x_adv != data.pixels).any(axis=(1, 2, 3)))[:4]
     if not len(broken):
         return []
     logits = odejax.predict(bracket.judge, bracket.x_adv[broken], key=jax.random.key(0))
-    shown = {
-        "images": data.pixels[broken],
-        "x_adv": bracket.x_adv[broken],
-        "labels": data.labels[broken],
-        "predictions": logits.argmax(axis=1),
-    }
-    title = f"Adversarial examples within {NORMS[bracket.ball]} {bracket.eps:.3g}"
-    figure = perturbation_grid({name: shown}, title=title, examples_shown=len(broken))
-    return [_image(figure, "images, perturbations and adversarial examples")]
+    figures = []
+    for i, prediction in zip(broken, logits.argmax(axis=1), strict=True):
+        shown = example(data.pixels[i], bracket.x_adv[i], int(data.labels[i]), int(prediction))
+        figures += [
+            _picture("image", shown["image"], f"class {shown['label']}"),
+            _picture("perturbation", shown["change"], f"±{shown['largest']:.2f}"),
+            _picture("adversarial example", shown["x_adv"], f"now class {shown['prediction']}"),
+        ]
+    within = f"{NORMS[bracket.ball]} {bracket.eps:.3g}"
+    return [
+        f"<h2>Adversarial examples within {within}</h2><p>The image, what an attack adds "
+        f"(red: brighter, blue: darker), and the sum.</p>"
+        f'<div class="examples">{"".join(figures)}</div>'
+    ]
+
+
+def _picture(what: str, uri: str, caption: str) -> str:
+    return f'<figure><img alt="{what}" src="{uri}"><figcaption>{caption}</figcaption></figure>'
 
 
 def _flags(brackets: list[Bracket]) -> list[str]:
-    raised = {flag.name: flag.evidence for bracket in brackets for flag in bracket.flags}
+    checked = list(dict.fromkeys(name for one in brackets for name in one.flags_checked))
+    raised = flags_seen({f"{NORMS[b.ball]} {b.eps:.3g}": b.flags for b in brackets})
     if not raised:
-        return []
+        return [
+            "<h2>Is the upper end too high?</h2>"
+            f"<p>No flag was raised; {len(checked)} were checked: {', '.join(checked)}.</p>"
+        ]
     rows = {
-        name: f"{evidence}. {FLAGS[name].why}: {FLAGS[name].what_to_do}."
-        for name, evidence in raised.items()
+        name: f"{seen}. {FLAGS[name].why}: {FLAGS[name].what_to_do}."
+        for name, seen in raised.items()
     }
-    return [f"<h2>Why the upper end may still be too high</h2><dl>{_listed(rows)}</dl>"]
+    return [
+        "<h2>Why the upper end may still be too high</h2>"
+        f"<p>{len(rows)} of {len(checked)} flags that were checked are raised.</p>"
+        f"<dl>{_listed(rows)}</dl>"
+    ]
 
 
 def _listed(rows: dict[str, Any]) -> str:
@@ -114,6 +190,7 @@ def _listed(rows: dict[str, Any]) -> str:
     return "".join(
         f"<dt>{html.escape(name)}</dt><dd>{html.escape(shown(value))}</dd>"
         for name, value in rows.items()
+        if value is not None
     )
 
 

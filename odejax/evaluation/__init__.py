@@ -1,7 +1,8 @@
 """Evaluation: robustness as an interval, and results that can be believed."""
 
 from .attack_flags import attack_flags as attack_flags
-from .bracket import Bracket as Bracket, Brackets as Brackets, bracket as bracket
+from .bracket import bracket as bracket
+from .bracket_result import Bracket as Bracket, Brackets as Brackets, Entry as Entry
 from .certified_radii import certified_radii as certified_radii
 from .flags import (
     FLAGS as FLAGS,

@@ -34,6 +34,9 @@ class BallRecord:
     alpha: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     flags: list[Flag] = dataclasses.field(default_factory=list)
+    n_tried: dict[str, int] = dataclasses.field(default_factory=dict)
+    last: str | None = None
+    after_last: float | None = None
     n_last: int | None = None
     probed: bool = False
 
@@ -55,6 +58,7 @@ class BallRecord:
         """The last attack, which was run on the images `attacked` alone."""
         self._add(name, report, attacked)
         self.withstood_last, self.n_last = report.still_correct, int(attacked.sum())
+        self.last, self.after_last = name, float(self.still_correct.mean())
 
     def add_broken(self, indices: np.ndarray, x_adv: np.ndarray):
         """Adversarial examples, among `x_adv` (n, h, w, c), of the images at `indices`."""
@@ -90,10 +94,12 @@ class BallRecord:
         seconds: float,
         alpha: float = 0.0,
         *,
+        n_tried: int,
         in_turn: bool = False,
     ):
         """Certified radii.
 
+        - `n_tried`: how many images were to be proved.
         - `alpha`: the probability that one of them is too large.
         - `in_turn`: what the certificates before it proved counts as its own.
         """
@@ -103,6 +109,7 @@ class BallRecord:
         self.certified_correct = self.certified_correct | proven
         counted = self.certified_correct if in_turn else proven
         self.per_certificate[name] = float(counted.mean())
+        self.n_tried[name] = n_tried
         self.radius = np.maximum(self.radius, radius)
         self.seconds[name] = seconds
 
@@ -110,6 +117,27 @@ class BallRecord:
         """What is proven within a radius is so whichever ball it was sought in."""
         self.radius = np.maximum(self.radius, smaller.radius)
         self.certified_correct = self.proven_by(self.radius)
+
+    def why_uncertified(
+        self, limits: tuple[str, ...], smaller: "BallRecord | None"
+    ) -> tuple[str, ...]:
+        """Why not all certificates were run and, where nothing is certified, what ran in vain.
+
+        - `limits`: why some were left out, as `Best` says it.
+        - `smaller`: the record of the ball before, if any.
+        """
+        if not self.n_tried:
+            return limits or ("none was run, as certificates=() asks for",)
+        if self.certified_correct.any():
+            return limits
+        before = "" if smaller is None else " and certified in the ball before"
+        in_vain = (
+            f"{name} ran and proved none of {n} images"
+            if n
+            else f"{name} had no image to prove: none was still correct under attack{before}"
+            for name, n in self.n_tried.items()
+        )
+        return (*limits, *in_vain)
 
     def add_flags(self, flags: Collection[Flag]):
         """Flags, unless they are there already."""
@@ -141,7 +169,10 @@ _ARRAYS = (
     "correct", "still_correct", "certified_correct", "withstood_last", "has_adversarial", "radius",
     "x_adv",
 )  # fmt: skip
-_JSON = ("per_certificate", "alpha", "seconds", "flags", "n_last", "probed")
+_JSON = (
+    "per_certificate", "alpha", "seconds", "flags", "n_tried", "last", "after_last", "n_last",
+    "probed",
+)  # fmt: skip
 
 
 def records_to_arrays(records: Sequence[BallRecord]) -> dict[str, np.ndarray]:

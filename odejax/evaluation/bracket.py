@@ -1,6 +1,5 @@
 """A robustness figure as an interval: certified <= true <= attacked."""
 
-import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,153 +24,15 @@ from ..attacks import FGSM, PGD, margin_loss
 from ..certificates import Best, best
 from ..certificates.kink_splitting import operations_without_kinks
 from .ball_record import BallRecord, records_from_arrays, records_to_arrays
-from .bracket_steps import BRANCH_AND_BOUND, BracketSteps
-from .flags import NO_ATTACK, Flag, check_gradients, parts_of
-from .intervals import confidence_interval, percent
+from .bracket_result import Bracket, Brackets
+from .bracket_steps import BracketSteps
+from .flags import NO_ATTACK, check_gradients, kinds_checked, parts_of
+from .probes import kinds_probed
 from .robust_accuracy import rehearse
 from .saved_state import SavedState
-from .tables import Shown
+from .solver_flags import kinds_of_solver
 
 TRANSFER_ATTACK = PGD(40, loss=margin_loss)
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Bracket(Shown):
-    """The interval of one network, set of images and ball. All accuracies are fractions of `n`.
-
-    - `ball`: its name, "linf" or "l2"; `eps`: its radius.
-    - `clean`: accuracy without an attack; `attacked`: correct under every attack (the worst case
-      for each image); `certified`: correct, and proven so by at least one certificate.
-    - `per_attack`, `per_transfer`, `per_certificate`: the same for each attack, each network that
-      images were crafted on, and each certificate, by name. Each certificate is run on all
-      images; `in_turn`, and by branch and bound, what it or one before it proved counts.
-    - `in_turn`: whether the certificates are those of `certificates.best` (`"auto"`).
-    - `uncertified`: why there is none among those, or no CROWN.
-    - `alpha`: for each certificate that is a test (`RandomizedSmoothing`), the probability that the
-      radius of an image is too large; all are right at once with confidence 1 - n alpha.
-    - `n_last`: how many images the last attack was run on; None without one.
-    - `flags`: why `attacked` may still be too high (`FLAGS` says what each means).
-    - `seconds`: by attack, network and certificate.
-    - `still_correct`, `certified_correct`: (n,) bool, of which `attacked` and `certified` are the
-      means; `still_correct_under`: by attack and network, those of `per_attack`, `per_transfer`.
-    - `radius`: (n,) the largest certified radius in the ball's norm, 0 where misclassified.
-    - `x_adv`: (n, h, w, c), for each image an adversarial example in this ball, if an attack found
-      one; else the image.
-    - `judge`: the classifier that was measured: the network, or its mean over fixed draws.
-
-    >>> images, labels = np.full((4, 1, 2, 1), 0.5, np.float32), np.zeros(4, int)
-    >>> first_wins = lambda x: jnp.stack([x[0, 0, 0] + 0.1, x[0, 1, 0]])
-    >>> odejax.evaluation.bracket(
-    ...     first_wins, images, labels, odejax.LinfBall(0.2), attacks=odejax.attacks.FGSM, key=0
-    ... )
-    linf, eps 0.2, 4 images: certified 0.0 % <= robust accuracy <= 0.0 %
-                          accuracy (%)
-      clean                      100.0
-      under FGSM                   0.0
-      under all of them            0.0
-      certified by CROWN           0.0
-    """
-
-    ball: str
-    eps: float
-    n: int
-    clean: float
-    certified: float
-    attacked: float
-    per_attack: dict[str, float]
-    per_transfer: dict[str, float]
-    per_certificate: dict[str, float]
-    alpha: dict[str, float]
-    n_last: int | None
-    in_turn: bool
-    uncertified: tuple[str, ...]
-    flags: tuple[Flag, ...]
-    seconds: dict[str, float]
-    still_correct: np.ndarray
-    still_correct_under: dict[str, np.ndarray]
-    certified_correct: np.ndarray
-    radius: np.ndarray
-    x_adv: np.ndarray
-    judge: MeanLogits
-
-    def summary(self) -> dict[str, Any]:
-        """The numbers alone, with the sampling error of each end, ready for JSON."""
-        arrays = ("still_correct", "still_correct_under", "certified_correct", "radius", "x_adv")
-        out = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in (*arrays, "judge")
-        }
-        for name in ("clean", "certified", "attacked"):
-            out[f"{name}_interval"] = confidence_interval(round(out[name] * self.n), self.n)
-        return {**out, "flags": {flag.name: flag.evidence for flag in self.flags}}
-
-    def table(self) -> tuple[str, list[str], list[list[str]], list[str]]:
-        certified = f"certified {percent(self.certified)} %"
-        title = (
-            f"{self.ball}, eps {self.eps:.3g}, {self.n} images: "
-            f"{certified if self.per_certificate else '0 % (no certificate)'} <= robust accuracy "
-            f"<= {percent(self.attacked)} %"
-        )
-        rows = [["clean", percent(self.clean)]]
-        rows += [[f"under {name}", percent(a)] for name, a in self.per_attack.items()]
-        rows += [[f"crafted on {name}", percent(a)] for name, a in self.per_transfer.items()]
-        rows += [["under all of them", percent(self.attacked)]]
-        for i, (name, accuracy) in enumerate(self.per_certificate.items()):
-            after_others = (self.in_turn or name == BRANCH_AND_BOUND) and i
-            row = f"with {name}" if after_others else f"certified by {name}"
-            rows.append([row, percent(accuracy)])
-        notes = [*(str(flag) for flag in self.flags), *_unproven(self.uncertified)]
-        notes += self.confidences()
-        return title, ["", "accuracy (%)"], rows, notes
-
-    def confidences(self) -> list[str]:
-        """One line for each certificate that is a test: how sure its radii are."""
-        return [
-            f"{name} certifies the exact vote, of infinitely many draws: with confidence "
-            f"{100 * (1 - alpha):.6g} % for each image, {100 * max(0, 1 - self.n * alpha):.6g} % "
-            f"for all {self.n} at once"
-            for name, alpha in self.alpha.items()
-        ]
-
-
-class Brackets(Shown, tuple[Bracket, ...]):
-    """Brackets of one network and set of images in balls of growing size: a tuple.
-
-    >>> images, labels = np.full((4, 1, 2, 1), 0.5, np.float32), np.zeros(4, int)
-    >>> first_wins = lambda x: jnp.stack([x[0, 0, 0] + 0.1, x[0, 1, 0]])
-    >>> balls = [odejax.LinfBall(eps) for eps in (0.04, 0.06)]
-    >>> odejax.evaluation.bracket(
-    ...     first_wins, images, labels, balls, attacks=odejax.attacks.FGSM, key=0
-    ... )
-    accuracy in %, 4 images
-      linf eps  clean  certified  attacked   FGSM
-      0.04      100.0      100.0     100.0  100.0
-      0.06      100.0        0.0       0.0    0.0
-    """
-
-    def summaries(self) -> list[dict[str, Any]]:
-        """The numbers of each, ready for JSON."""
-        return [bracket.summary() for bracket in self]
-
-    def table(self) -> tuple[str, list[str], list[list[str]], list[str]]:
-        first = self[0]
-        names = [*first.per_attack, *(f"on {name}" for name in first.per_transfer)]
-        head = [f"{first.ball} eps", "clean", "certified", "attacked", *names]
-        rows = [
-            [f"{b.eps:.3g}"]
-            + [percent(b.clean), percent(b.certified) if b.per_certificate else "none"]
-            + [percent(b.attacked)]
-            + [percent(a) for a in (*b.per_attack.values(), *b.per_transfer.values())]
-            for b in self
-        ]
-        raised = sorted({flag.name for bracket in self for flag in bracket.flags})
-        notes = [*raised, *first.confidences(), *_unproven(first.uncertified)]
-        return f"accuracy in %, {first.n} images", head, rows, notes
-
-
-def _unproven(reasons: Sequence[str]) -> list[str]:
-    return [f"certificates: {reason}" for reason in reasons]
 
 
 @own_promotion
@@ -216,11 +77,12 @@ def bracket(
       By default, `"auto"`, those that apply to the network, `certificates.best(logits_fn)`: one in
       closed form on all images, then bound propagation on those that are not yet certified, still
       correct, and certified in the ball before, those of large margins first, until it proves
-      nothing of a batch. Where none applies the lower end is 0 %, and `uncertified` says why. `()`
-      certifies nothing.
+      nothing of a batch. Where none applies the lower end is 0 %. `()` certifies nothing. Where
+      nothing is certified, `uncertified` says why, and so does the table.
     - `last`: a last attack, `AutoAttack()` as a rule, on the images that no attack broke and no
       certificate proved, in the largest ball first. An image that is still correct there is not
-      attacked in the smaller balls. It has no robust accuracy of its own.
+      attacked in the smaller balls. It has no robust accuracy of its own; the table shows it as
+      "then AutoAttack": the accuracy after it, and on how many images it was run.
     - `verify_seconds`: of branch and bound (`verify`) for each image that all of this neither broke
       nor proved, in the smallest ball first; 0 (the default) for none. What is open in a ball is
       not tried in larger ones. It is listed among the certificates, as "branch and bound", and
@@ -274,7 +136,7 @@ def bracket(
             raise ValueError(f'certificates must be methods or "auto"; got {certificates!r}')
         certificates = best(logits_fn, images.shape[1:])
     in_turn = isinstance(certificates, Best)
-    uncertified = certificates.limits if in_turn else ()
+    limits = certificates.limits if in_turn else ()
     if not in_turn:  # those of `best` have been traced
         certificates = as_methods("certificates", certificates)
         _try_out(certificates, logits_fn, images[0], labels[0], balls[0], key)
@@ -336,8 +198,21 @@ def bracket(
     for record in records:
         record.check()
     state.delete()
+    run = [*attacks.values(), *([] if last is None else [last])]
+    checked = kinds_checked(run, transfer_attack if oracles else None)
+    if flag_images:
+        checked = (*kinds_probed(logits_fn), *kinds_of_solver(logits_fn), *checked)
     brackets = Brackets(
-        _bracket_of(record, attacks, oracles, judge, in_turn, uncertified) for record in records
+        _bracket_of(
+            record,
+            attacks,
+            oracles,
+            judge=judge,
+            in_turn=in_turn,
+            uncertified=record.why_uncertified(limits, smaller),
+            flags_checked=tuple(kind.name for kind in checked),
+        )
+        for smaller, record in zip([None, *records[:-1]], records, strict=True)
     )
     return brackets if several else brackets[0]
 
@@ -394,9 +269,7 @@ def _bracket_of(
     record: BallRecord,
     attacks: Collection[str],
     oracles: Collection[str],
-    judge: MeanLogits,
-    in_turn: bool,
-    uncertified: tuple[str, ...],
+    **of_all: Any,
 ) -> Bracket:
     def accuracies(names):
         return {name: float(record.still_correct_under[name].mean()) for name in names}
@@ -412,9 +285,10 @@ def _bracket_of(
         per_transfer=accuracies(oracles),
         per_certificate=record.per_certificate,
         alpha=record.alpha,
+        n_tried=record.n_tried,
+        last=record.last,
+        after_last=record.after_last,
         n_last=record.n_last,
-        in_turn=in_turn,
-        uncertified=uncertified,
         flags=tuple(record.flags),
         seconds=record.seconds,
         still_correct=record.still_correct,
@@ -422,5 +296,5 @@ def _bracket_of(
         certified_correct=record.certified_correct,
         radius=record.radius,
         x_adv=record.x_adv,
-        judge=judge,
+        **of_all,
     )

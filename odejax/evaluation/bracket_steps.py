@@ -125,7 +125,10 @@ class BracketSteps:
                 if alpha:
                     radius = np.where(self._turned_by_chance(record, radius), 0.0, radius)
                 seconds = time.perf_counter() - started
-                record.add_certificate(name, radius, seconds, alpha, in_turn=in_turn)
+                n_tried = len(chosen.get("order", radius))
+                record.add_certificate(
+                    name, radius, seconds, alpha, n_tried=n_tried, in_turn=in_turn
+                )
                 self.save()
 
     def _turned_by_chance(self, record: BallRecord, radius: np.ndarray) -> np.ndarray:
@@ -188,7 +191,7 @@ class BracketSteps:
             x_adv[chosen] = found.x_adv
             record.add_broken(chosen[found.status == "broken"], x_adv)
         seconds = time.perf_counter() - started
-        record.add_certificate(BRANCH_AND_BOUND, radius, seconds, in_turn=True)
+        record.add_certificate(BRANCH_AND_BOUND, radius, seconds, n_tried=len(chosen), in_turn=True)
         self.save()
 
     def _report(

@@ -6,7 +6,7 @@ arXiv:1902.06705. `probes` looks at the network, `attack_flags` attacks it, and 
 compare the results of attacks.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from .._black_box import NO_GRADIENT as HAS_NO_GRADIENT, has_black_box
 from .._inputs import method_name
 from .._threat_model import AbstractBall
-from ..attacks import EOT, AbstractClimb, AutoAttack
+from ..attacks import EOT, AbstractClimb, AutoAttack, Boundary
 
 
 class FlagKind:
@@ -255,6 +255,21 @@ def survivor_flags(
     return tuple(flags)
 
 
+def flags_seen(raised: Mapping[str, Iterable[Flag]]) -> dict[str, str]:
+    """By name of a raised flag: in which balls, and what was seen there.
+
+    - `raised`: the flags by ball, as text.
+    """
+    balls_of: dict[str, dict[str, list[str]]] = {}
+    for ball, flags in raised.items():
+        for flag in flags:
+            balls_of.setdefault(flag.name, {}).setdefault(flag.evidence, []).append(ball)
+    return {
+        name: "; ".join(f"{', '.join(balls)} ({what})" for what, balls in evidence.items())
+        for name, evidence in balls_of.items()
+    }
+
+
 def step_flags(attack: Callable, ball: AbstractBall) -> tuple[Flag, ...]:
     """Whether the steps of an attack, or of one within it, are too short to cross the ball.
 
@@ -310,6 +325,31 @@ def sequence_flags(
     return survivor_flags(
         {"before": survivors}, {name: survivors & (broken_by != i) for name, i in late.items()}
     )
+
+
+def kinds_checked(
+    attacks: Sequence[Callable], transfer_attack: Callable | None
+) -> tuple[FlagKind, ...]:
+    """The flags that running these attacks, and images of other networks if any, can raise.
+
+    - `transfer_attack`: what crafts the images of other networks; None without these.
+    """
+    run = [*attacks, *([] if transfer_attack is None else [transfer_attack])]
+    single = [
+        part
+        for attack in run
+        for part in (attack.attacks.values() if isinstance(attack, AutoAttack) else [attack])
+    ]
+    black = [is_black_box(attack) for attack in single]
+    possible = {
+        NO_ATTACK: True,
+        SHORT_STEPS: any(parts_of(attack, AbstractClimb) for attack in run),
+        NO_START: any(parts_of(attack, Boundary) for attack in run),
+        IGNORES_NOISE: any(isinstance(attack, AutoAttack) for attack in run),
+        BLACK_BOX: any(black) and not all(black),
+        TRANSFER: transfer_attack is not None and not all(black),
+    }
+    return tuple(kind for kind, can_be in possible.items() if can_be)
 
 
 def is_black_box(attack: Callable) -> bool:

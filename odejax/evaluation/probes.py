@@ -37,6 +37,14 @@ _BESIDE = NOT_FINITE.beside  # how far from the image they are taken
 _RAY = int(ROUGH.steps)  # steps along the gradient
 
 
+def kinds_probed(logits_fn: LogitsFn) -> tuple[FlagKind, ...]:
+    """The flags that `masking_flags` checks of this network."""
+    of_scores = (RANDOMISED, SOFTMAX, NO_GRADIENT)
+    if has_black_box(logits_fn):
+        return of_scores
+    return (*of_scores, VANISHING, EXPLODING, WRONG_GRADIENT, NOT_FINITE, ROUGH)
+
+
 @own_promotion
 def masking_flags(
     logits_fn: LogitsFn,

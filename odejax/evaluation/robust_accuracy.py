@@ -77,7 +77,8 @@ class AttackReport(Shown):
             f"robust accuracy {percent(self.accuracy)} % of {n} images "
             f"(95 % sampling interval {percent(low)} to {percent(high)} %), {self.seconds:.1f} s"
         )
-        return title, ["after", "accuracy (%)"], rows, [str(flag) for flag in self.flags]
+        notes = [f"flag: {flag}: {flag.kind.why}" for flag in self.flags]
+        return title, ["after", "accuracy (%)"], rows, notes
 
 
 @own_promotion

@@ -1,6 +1,7 @@
 """What an adaptive solver hides from gradients (Huang et al. 2022): flags for neural ODEs."""
 
 from collections.abc import Mapping
+from typing import TypeGuard
 
 import diffrax
 import equinox as eqx
@@ -18,7 +19,7 @@ from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
 from ..attacks import margin_loss
-from .flags import SOLVER_GRADIENT, SOLVER_STEPS, Flag
+from .flags import SOLVER_GRADIENT, SOLVER_STEPS, Flag, FlagKind
 
 _DRAWS = 8
 
@@ -92,6 +93,15 @@ def gradient_cosines(
 
 
 @own_promotion
+def kinds_of_solver(logits_fn: LogitsFn) -> tuple[FlagKind, ...]:
+    """The flags that `solver_flags` checks of this network."""
+    return (SOLVER_STEPS, SOLVER_GRADIENT) if _is_solve(logits_fn) else ()
+
+
+def _is_solve(logits_fn: LogitsFn) -> TypeGuard[Predictor]:
+    return isinstance(logits_fn, Predictor) and hasattr(logits_fn.model, "ode")
+
+
 def solver_flags(
     predictor: LogitsFn,
     images: ArrayLike,
@@ -114,7 +124,7 @@ def solver_flags(
     images, labels = check_arrays(images, labels)
     check_labels(labels, count_classes(predictor, images[0], key))
     predictor = on_mesh(predictor)
-    if not (isinstance(predictor, Predictor) and hasattr(predictor.model, "ode")):
+    if not _is_solve(predictor):
         return ()
     flags, n = [], len(images)
     steps = to_host(_solver_steps(predictor, images, ball, key))

@@ -2,6 +2,9 @@
 
 import abc
 import html
+import textwrap
+
+_WIDTH = 100  # of the notes in a terminal
 
 
 class Shown(abc.ABC):
@@ -23,7 +26,14 @@ class Shown(abc.ABC):
             others = [cell.rjust(w) for cell, w in zip(cells[1:], others, strict=True)]
             return "  ".join(["", cells[0].ljust(first), *others]).rstrip()
 
-        return "\n".join([title, line(head), *map(line, rows), *notes])
+        wrapped = [
+            piece
+            for note in notes
+            for piece in textwrap.wrap(
+                note, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
+        ]
+        return "\n".join([title, line(head), *map(line, rows), *wrapped])
 
     def _repr_html_(self) -> str:
         title, head, rows, notes = self.table()
