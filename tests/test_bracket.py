@@ -374,6 +374,8 @@ def test_a_flag_is_explained_once_with_its_balls():
     [
         ({"attacks": [PGD(2), Square(2)]}, {"black box beats white box", "steps too short"}),
         ({"attacks": Square(2)}, set()),
+        ({"attacks": PGD(2), "last": Square(2)}, {"steps too short"}),
+        ({"oracles": {"same": predictor()}}, {"steps too short", "transfer beats white box"}),
         ({"last": EXACT, "attacks": ()}, {"attack ignores the noise"}),
         ({"attacks": (), "flag_images": 2}, {kind.name for kind in kinds_probed(predictor())}),
     ],

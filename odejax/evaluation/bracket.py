@@ -198,8 +198,8 @@ def bracket(
     for record in records:
         record.check()
     state.delete()
-    run = [*attacks.values(), *([] if last is None else [last])]
-    checked = kinds_checked(run, transfer_attack if oracles else None)
+    crafted = transfer_attack if oracles else None
+    checked = kinds_checked([*attacks.values()], last, crafted)
     if flag_images:
         checked = (*kinds_probed(logits_fn), *kinds_of_solver(logits_fn), *checked)
     brackets = Brackets(

@@ -328,25 +328,22 @@ def sequence_flags(
 
 
 def kinds_checked(
-    attacks: Sequence[Callable], transfer_attack: Callable | None
+    attacks: Sequence[Callable], last: Callable | None, transfer_attack: Callable | None
 ) -> tuple[FlagKind, ...]:
-    """The flags that running these attacks, and images of other networks if any, can raise.
+    """The flags that the attacks of a bracket, and comparing them, can raise.
 
-    - `transfer_attack`: what crafts the images of other networks; None without these.
+    - `transfer_attack`: what crafts images on other networks; None without these.
     """
-    run = [*attacks, *([] if transfer_attack is None else [transfer_attack])]
-    single = [
-        part
-        for attack in run
-        for part in (attack.attacks.values() if isinstance(attack, AutoAttack) else [attack])
-    ]
-    black = [is_black_box(attack) for attack in single]
+    run = [attack for attack in (*attacks, last, transfer_attack) if attack is not None]
+    sequences = [attack for attack in run if isinstance(attack, AutoAttack)]
+    black = [is_black_box(attack) for attack in attacks]
+    in_sequence = [[is_black_box(one) for one in s.attacks.values()] for s in sequences]
     possible = {
         NO_ATTACK: True,
         SHORT_STEPS: any(parts_of(attack, AbstractClimb) for attack in run),
         NO_START: any(parts_of(attack, Boundary) for attack in run),
-        IGNORES_NOISE: any(isinstance(attack, AutoAttack) for attack in run),
-        BLACK_BOX: any(black) and not all(black),
+        IGNORES_NOISE: bool(sequences),
+        BLACK_BOX: any(any(of) and not all(of) for of in (black, *in_sequence)),
         TRANSFER: transfer_attack is not None and not all(black),
     }
     return tuple(kind for kind, can_be in possible.items() if can_be)
