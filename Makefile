@@ -37,8 +37,8 @@ lint: $(VENV)/.installed-test
 
 # The documentation site, in site/. A broken link, anchor or image fails.
 docs: $(VENV)/.installed-docs
-	mkdir -p docs/figures && cp experiments/figures/*.png docs/figures/
-	$(BIN)/python -m experiments.page --out docs/all_results.html
+	$(BIN)/python -m docs_tools.stage
+	$(BIN)/python -m experiments.page --out build/docs/all_results.html
 	$(BIN)/python -m zensical build --clean --strict
 	$(BIN)/python -m docs_tools.check_site
 
@@ -81,4 +81,4 @@ $(OLDEST)/.installed-test: $(DECLARED)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) site docs/figures docs/all_results.html
+	rm -rf $(VENV) $(OLDEST) site build

@@ -2,7 +2,8 @@
 
     python -m docs_tools.generate
 
-A part stands between `<!-- generated: NAME -->` and `<!-- end -->`, and is a function here.
+A part stands between `<!-- generated: NAME -->` and `<!-- end -->`, and is a function here. The
+entries of the reference, `docs/api`, are made by `docs_tools.reference`.
 """
 
 import json
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from docs_tools.reference import with_entries
 from odejax.evaluation import FLAGS, FlagKind, attack_flags, masking_flags, solver_flags
 
 ROOT = Path(__file__).parents[1]
@@ -19,9 +21,10 @@ DOCS = ROOT / "docs"
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def generated(page: str) -> str:
-    """The page with its parts made anew."""
-    return _PART.sub(lambda part: f"{part[1]}\n{PARTS[part[2]]()}\n{part[3]}", page)
+def generated(page: Path) -> str:
+    """The text of a page with its parts made anew."""
+    text = _PART.sub(lambda part: f"{part[1]}\n{PARTS[part[2]]()}\n{part[3]}", page.read_text())
+    return with_entries(page, text)
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -219,7 +222,6 @@ PARTS: dict[str, Callable[[], str]] = {
 
 if __name__ == "__main__":
     for path in DOCS.rglob("*.md"):
-        page = path.read_text()
-        if (new := generated(page)) != page:
+        if (new := generated(path)) != path.read_text():
             path.write_text(new)
             print(f"{path.relative_to(ROOT)} written")

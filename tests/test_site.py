@@ -15,6 +15,8 @@ from docs_tools.check_site import broken_links
 from docs_tools.generate import PARTS, generated
 from docs_tools.markdown import as_markdown
 from docs_tools.names import PACKAGES, path_of, public_names
+from docs_tools.reference import with_entries
+from docs_tools.stage import staged
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -22,9 +24,8 @@ PAGES = sorted(DOCS.rglob("*.md"))
 
 
 def test_every_public_name_is_described_once():
-    described = re.findall(
-        r"^::: (\S+)$", "\n".join(p.read_text() for p in (DOCS / "api").glob("*.md")), re.MULTILINE
-    )
+    reference = "\n".join(map(staged, (DOCS / "api").glob("*.md")))
+    described = re.findall(r"^::: (\S+)$", reference, re.MULTILINE)
     public = [path_of(package, name) for package in PACKAGES for name in public_names(package)]
     assert sorted(described) == sorted(public)
 
@@ -79,16 +80,56 @@ def test_every_page_is_in_the_navigation():
 
 def test_what_is_generated_is_up_to_date():
     texts = {page: page.read_text() for page in PAGES}
-    old = [page.name for page, text in texts.items() if generated(text) != text]
+    old = [page.name for page, text in texts.items() if generated(page) != text]
     assert not old, f"{old} are old: run python -m docs_tools.generate"
     used = {part for text in texts.values() for part in re.findall(r"generated: (\w+)", text)}
     assert used == set(PARTS)
 
 
-def test_every_figure_of_the_pages_exists():
-    for page in [ROOT / "README.md", ROOT / "experiments" / "README.md", *PAGES]:
-        for name in re.findall(r"figures/([\w.-]+\.png)", page.read_text()):
-            assert (ROOT / "experiments" / "figures" / name).exists(), f"{page.name}: {name}"
+def test_a_new_name_gets_its_entry_in_the_reference():
+    page = DOCS / "api" / "attacks.md"
+    entry = "- [`FGSM`](../../odejax/attacks/fgsm.py): The fast gradient sign method"
+    assert entry in with_entries(page, "- `FGSM`\n- `other` names\n")
+    assert with_entries(DOCS / "index.md", "- `FGSM`\n") == "- `FGSM`\n"
+
+
+def anchors(text):
+    """On GitHub the headings of a page are; on the site the names of the reference are as well."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M)
+    slugs = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r"^::: (\S+)$", text, re.MULTILINE))
+
+
+# What a reader on GitHub sees without a build.
+WRITTEN = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "experiments/README.md")]
+
+
+@pytest.mark.parametrize("page", [*WRITTEN, *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_works_on_github(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    assert not re.findall(r"\]\[[\w.]+\]", text), "a reference that only the site resolves"
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        name, _, anchor = link.partition("#")
+        if not re.match(r"https?:|mailto:", link):
+            target = Path(os.path.normpath(page.parent / name)) if name else page
+            kept = target.exists() and not target.is_relative_to(ROOT / "build")
+            if not kept or (anchor and anchor not in anchors(staged(target))):
+                broken.append(link)
+    assert not broken
+
+
+def test_no_link_of_the_site_leads_out_of_its_pages():
+    """Figures are copied to the site; other files of the repository are on GitHub."""
+    page = DOCS / "results" / "ledger.md"
+    assert "](../figures/claims.png)" in staged(page)
+    assert "](../all_results.html)" in staged(page)
+    github = "](https://github.com/odejax/odejax/blob/main/benchmarks/results/nmode.json)"
+    assert github in staged(DOCS / "benchmarks.md")
+    outward = {
+        str(p): re.findall(r"\]\((?:\.\./)+(?:exp|bench|note|odejax)", staged(p)) for p in PAGES
+    }
+    assert not any(outward.values()), outward
 
 
 def test_a_broken_link_of_the_built_site_is_noticed(tmp_path):

@@ -135,4 +135,5 @@ class RelativeStep(eqx.Module):
         return self.share * ball.eps
 
 
-StepSize = float | Float[Array, ""] | RelativeStep | None  # None: `default_step`
+StepSize = float | Float[Array, ""] | RelativeStep | None
+"""What an attack takes as `step_size`: a length, a share of eps, or None for `default_step`."""

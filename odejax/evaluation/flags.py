@@ -222,6 +222,7 @@ SOLVER_GRADIENT = FlagKind(
 FLAGS: dict[str, FlagKind] = {
     kind.name: kind for kind in list(globals().values()) if isinstance(kind, FlagKind)
 }
+"""Every `FlagKind` by its name."""
 
 
 def survivor_flags(

@@ -13,7 +13,8 @@ from .._types import Features, Image, Key, Logits, Scalar
 from .convolution import conv2d
 from .spectral import conv_norm_bound
 
-ImageShape = tuple[int, int, int]  # (h, w, c)
+ImageShape = tuple[int, int, int]
+"""(h, w, c): height, width, channels."""
 Norm = Callable[[int], Callable[[Image, eqx.nn.State], tuple[Image, eqx.nn.State]]]
 
 

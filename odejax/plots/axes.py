@@ -10,6 +10,7 @@ AXIS_LABELS = {
     "linf": r"$\epsilon$  ($\ell_\infty$, pixels in [0, 1])",
     "l2": r"$\epsilon$  ($\ell_2$, pixels in [0, 1])",
 }
+"""The label of an axis of eps, by the norm of the ball."""
 
 
 def plain_ticks(axis: Axes):
