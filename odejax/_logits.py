@@ -5,6 +5,7 @@ reads its globals again. A module's weights are arguments: they are freed with i
 network of the same program needs no compilation.
 """
 
+import contextlib
 import inspect
 import re
 from collections import OrderedDict
@@ -25,14 +26,16 @@ from ._types import BoolScalar, Image, Key, Logits, LogitsFn
 class Checked(eqx.Module):
     """`logits_fn`, with or without a `key`, whose result is checked: one array of logits.
 
-    Raises `ValueError` for any other result, and for a model that takes a state.
+    Raises `ValueError` for any other result, for a model that takes a state, and for a network of
+    Flax in training mode.
     """
 
     logits_fn: LogitsFn
 
     def __call__(self, x: Image, *, key: Key | None = None) -> Logits:
         given = {"key": key} if _takes_key(self.logits_fn) else {}
-        logits: Any = self.logits_fn(x, **given)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        with _hints(x):
+            logits: Any = self.logits_fn(x, **given)  # pyright: ignore[reportCallIssue, reportArgumentType]
         if isinstance(logits, np.ndarray):
             logits = jnp.asarray(logits)
         if isinstance(logits, jax.Array):
@@ -59,6 +62,25 @@ def _takes_key(logits_fn) -> bool:
             f"too: write odejax.Predictor(model, state)"
         )
     return any(p.name == "key" or p.kind == p.VAR_KEYWORD for p in parameters.values())
+
+
+@contextlib.contextmanager
+def _hints(x: Any):
+    """Of what a network raises: how it was called, and what to do."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ == "TraceContextError":  # Flax's, which need not be installed
+            raise ValueError(
+                "logits_fn must not change when it is called; a network of Flax does so in "
+                "training mode: call its method eval() first"
+            ) from error
+        if not isinstance(error, ValueError):
+            error.add_note(
+                f"odejax calls logits_fn with one image, here of shape {x.shape}: "
+                f"for a network that takes batches, write lambda x: net(x[None])[0]"
+            )
+        raise
 
 
 def finite_logits(logits: Logits) -> BoolScalar:

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from helpers import digits
 
-from odejax import LinfBall
+from odejax import LinfBall, predict
 from odejax.attacks import APGD, AutoAttack, Square
 from odejax.evaluation import masking_flags, robust_accuracy
 
@@ -59,3 +60,15 @@ def test_a_network_is_attacked_as_a_function_of_one_image(network):
     correct = np.asarray(jax.jit(network.apply)(params, report.x_adv)).argmax(axis=1) == labels
     np.testing.assert_array_equal(correct, report.still_correct)
     assert 0 < report.accuracy < 1
+
+
+def test_a_network_in_training_mode_is_refused():
+    network = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"training mode: call its method eval\(\) first"):
+        predict(lambda x: network(x.ravel()), np.zeros((1, 2, 2, 1)), key=0)
+
+
+def test_a_network_of_batches_is_told_how_it_is_called():
+    with pytest.raises(TypeError) as raised:
+        predict(lambda images: images @ jnp.eye(3), np.zeros((1, 2, 2, 1)), key=0)
+    assert "write lambda x: net(x[None])[0]" in raised.value.__notes__[0]
