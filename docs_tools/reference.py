@@ -22,10 +22,12 @@ def package_of(page: Path) -> str | None:
 def with_entries(page: Path, text: str) -> str:
     """The text of a page of the reference with its entries made anew."""
     package = package_of(page)
+    if package is None:
+        return text
 
     def entry(match: re.Match[str]) -> str:
         name = match[1]
         source = os.path.relpath(file_of(package, name), page.parent)
         return f"- [`{name}`]({source}): {summary(package, name)}\n"
 
-    return ENTRY.sub(entry, text) if package else text
+    return ENTRY.sub(entry, text)
