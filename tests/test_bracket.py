@@ -379,7 +379,7 @@ def test_a_flag_is_explained_once_with_its_balls():
         ({"last": EXACT, "attacks": ()}, {"attack ignores the noise"}),
         ({"attacks": (), "flag_images": 2}, {kind.name for kind in kinds_probed(predictor())}),
     ],
-    ids=str,
+    ids=["white and black box", "black box", "last is black", "oracle", "exact", "probes"],
 )
 def test_where_no_flag_was_raised_it_says_how_many_were_checked(settings, checked):
     result = measured(**settings)[0]
