@@ -24,6 +24,7 @@ and 93 % at 0.3.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -219,11 +220,21 @@ def figure(result: dict[str, Any]):
 
 
 def before_and_after(result: dict[str, Any]):
-    """The same within the first radius, for training that is plain, by attacks, and by bounds."""
+    """The same within the first radius, for training that is plain, by attacks, and by bounds.
+
+    Networks that had fewer of these trainings than others are not drawn.
+    """
     trainings = _by_training(result, "linf")
     eps = f"{result['settings']['eps'][0]:.3g}"
     kept = [name for name in ("plain", f"PGD {eps}", f"{BOUNDS} {eps}") if name in trainings]
-    return _drawn(result, {name: trainings[name] for name in kept} or trainings, panels=1)
+    shown = {name: trainings[name] for name in kept} or trainings
+    times = Counter(name for networks in shown.values() for name in networks)
+    most = max(times.values())
+    shown = {
+        training: {name: of for name, of in networks.items() if times[name] == most}
+        for training, networks in shown.items()
+    }
+    return _drawn(result, {name: of for name, of in shown.items() if of}, panels=1)
 
 
 def _drawn(
