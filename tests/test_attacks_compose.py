@@ -491,7 +491,7 @@ def evaluate(attack=SUITE, logits_fn=None, n=24, eps=0.06, key=KEY, **settings):
 @pytest.fixture
 def unrehearsed(monkeypatch):
     """What is known before an attack runs, without tracing the attacks."""
-    monkeypatch.setattr(EVALUATION, "_rehearse", lambda *arguments: None)
+    monkeypatch.setattr(EVALUATION, "rehearse", lambda *arguments: None)
 
 
 def same(one, other):
@@ -624,7 +624,7 @@ def one_step_at_a_time(monkeypatch):
 
     monkeypatch.setattr(SURVIVORS, "_CHUNK_SECONDS", 0.0)
     # It traces every attack anew for what an attack refuses, and these refuse nothing.
-    monkeypatch.setattr(EVALUATION, "_rehearse", lambda *arguments: None)
+    monkeypatch.setattr(EVALUATION, "rehearse", lambda *arguments: None)
     monkeypatch.setattr(SURVIVORS.AttackLoop, "advance", counted_advance)
     monkeypatch.setattr(EVALUATION._PeriodicState, "save", save)
     return counted
@@ -766,7 +766,7 @@ def left_behind(tmp_path_factory):
     """The bytes of the state of an evaluation that was killed."""
     path = tmp_path_factory.mktemp("state") / "state.npz"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EVALUATION, "_rehearse", lambda *arguments: None)
+        patch.setattr(EVALUATION, "rehearse", lambda *arguments: None)
         original = EVALUATION._PeriodicState.save
 
         def save(self, *arrays):
