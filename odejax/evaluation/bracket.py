@@ -3,6 +3,8 @@
 import itertools
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import equinox as eqx
@@ -140,9 +142,9 @@ def bracket(
         certificates = as_methods("certificates", certificates)
         _try_out(certificates, logits_fn, images[0], labels[0], balls[0], key)
     # With certificates as precise as these: an image that TF32 alone misclassifies is not broken.
-    precision = "highest" if certificates else jax.config.jax_default_matmul_precision
+    precision = partial(jax.default_matmul_precision, "highest") if certificates else nullcontext
     n_classes = count_classes(logits_fn, images[0], key)
-    with jax.default_matmul_precision(precision):
+    with precision():
         for attack in (*attacks.values(), *([] if last is None else [last])):
             rehearse(attack, images[0], labels[0], balls[0], n_classes, key)
     if verify_seconds:
@@ -153,7 +155,7 @@ def bracket(
     arguments += (images, labels, balls, run_key, draws, bits, in_turn, bool(verify_seconds))
     logits_fn = hoist(logits_fn, images[0], run_key)
     judge = MeanLogits(logits_fn, jax.random.split(judge_key, draws))
-    with jax.default_matmul_precision(precision):
+    with precision():
         logits = predict(judge, images, key=judge_key, batch_size=batch_size)
         check_labels(labels, logits.shape[1])
         correct = logits.argmax(axis=1) == labels
