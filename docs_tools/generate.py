@@ -2,7 +2,7 @@
 
     python -m docs_tools.generate
 
-A part stands between `<!-- generated: NAME -->` and `<!-- end -->`, and is a function here. The
+A part is between `<!-- generated: NAME -->` and `<!-- end -->`, and is a function here. The
 entries of the reference, `docs/api`, are made by `docs_tools.reference`.
 """
 

@@ -92,7 +92,6 @@ def gradient_cosines(
     }
 
 
-@own_promotion
 def kinds_of_solver(logits_fn: LogitsFn) -> tuple[FlagKind, ...]:
     """The flags that `solver_flags` checks of this network."""
     return (SOLVER_STEPS, SOLVER_GRADIENT) if _is_solve(logits_fn) else ()
@@ -102,6 +101,7 @@ def _is_solve(logits_fn: LogitsFn) -> TypeGuard[Predictor]:
     return isinstance(logits_fn, Predictor) and hasattr(logits_fn.model, "ode")
 
 
+@own_promotion
 def solver_flags(
     predictor: LogitsFn,
     images: ArrayLike,
