@@ -72,13 +72,13 @@ def test_intervals_are_measured_resumed_and_drawn(tmp_path):
         preset="smoke",
         out=tmp_path,
         networks=("CNN", "nmODE"),
-        trainings=("plain", "bounds 0.05"),
+        trainings=("plain", "bounds 0.07"),
     )
     given = {"attacks": {"PGD-40": PGD(2)}, "last": AutoAttack({"APGD": APGD(3)})}
     execute(networks.EXPERIMENT, config(), **given)
     result = json.loads((tmp_path / "result.json").read_text())
     assert set(result["runs"]) == {
-        f"{training}/{name}/0" for training in ("plain", "bounds 0.05") for name in ("CNN", "nmODE")
+        f"{training}/{name}/0" for training in ("plain", "bounds 0.07") for name in ("CNN", "nmODE")
     }
     for name, record in result["runs"].items():
         n = 16 if name.startswith("bounds") else 8
@@ -90,8 +90,19 @@ def test_intervals_are_measured_resumed_and_drawn(tmp_path):
     execute(networks.EXPERIMENT, config(resume=True), recipe_of=None)  # nothing is trained again
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert all((tmp_path / f"{name}.png").exists() for name in networks.FIGURES)
-    with pytest.raises(UsageError, match="unknown training"):
-        networks.plan(config(trainings=("IBP",)))
+
+
+def test_a_network_may_be_trained_for_any_radius():
+    eps = (2 / 255, 8 / 255)
+    assert networks.radius_of("plain", eps) is None
+    assert networks.radius_of("bounds 0.0314", eps) == 8 / 255  # the ball's own, not its name's
+    assert networks.radius_of("PGD 0.05", eps) == 0.05
+    for wrong in ("IBP", "bounds", "bounds -0.1", "bounds nan", "decay 0.1", "PGD 8"):
+        with pytest.raises(UsageError, match=f"unknown training '{wrong}'; accepted: plain, decay"):
+            networks.radius_of(wrong, eps)
+    config = networks.Config(preset="smoke", dataset="digits", trainings=())
+    with pytest.raises(UsageError, match="no trainings"):
+        networks.plan(config)
 
 
 @pytest.mark.slow
