@@ -13,7 +13,7 @@ from helpers import LinearLogits, NoisyLogits, digits, linear_logits, trained_ml
 
 import odejax
 from odejax import L2Ball, LinfBall
-from odejax.attacks import FGSM, PGD, AutoAttack, RelativeStep, Square
+from odejax.attacks import FGSM, PGD, AutoAttack, Boundary, RelativeStep, Square
 from odejax.certificates import (
     AbstractCertificate,
     AbstractDeterministicCertificate,
@@ -29,8 +29,15 @@ from odejax.evaluation import (
     transfer_matrix,
     verify,
 )
-from odejax.evaluation.flags import NO_ATTACK, SHORT_STEPS
+from odejax.evaluation.flags import (
+    NO_ATTACK,
+    NO_START,
+    SHORT_STEPS,
+    flags_seen,
+    kinds_checked,
+)
 from odejax.evaluation.probes import kinds_probed
+from odejax.evaluation.tables import Shown
 
 KEY = jax.random.key(0)
 EPS = (0.05, 0.1, 0.2)
@@ -364,9 +371,15 @@ def notes(shown):
 def test_a_flag_is_explained_once_with_its_balls():
     said = notes(measured())
     assert said.count("flag: steps too short") == 1
-    assert "linf 0.05 (PGD: 1 steps of 0.01, eps 0.05); linf 0.1 (PGD" in said
+    assert "linf 0.05 (PGD: 1 steps of 0.01, eps 0.05); 0.1 (PGD" in said
     assert said.endswith(f"eps 0.2): {SHORT_STEPS.why}")
     assert measured()[0].flags_checked == ("no attack", "steps too short")
+
+
+def test_a_flag_of_a_ball_that_is_shown_as_another_is_not_lost():
+    flag = SHORT_STEPS("one")
+    raised = [("linf", 0.1001, [flag]), ("linf", 0.1002, []), ("l2", 1.0, [flag])]
+    assert flags_seen(raised) == {flag.name: "linf 0.1 (one); l2 1 (one)"}
 
 
 @pytest.mark.parametrize(
@@ -388,6 +401,10 @@ def test_where_no_flag_was_raised_it_says_how_many_were_checked(settings, checke
         assert repr(result).endswith(f"no flag was raised; {len(checked) + 1} were checked")
 
 
+def test_an_attack_that_needs_a_start_is_checked_for_one():
+    assert kinds_checked([Boundary()], None, None) == (NO_ATTACK, NO_START)
+
+
 class Nothing(AbstractDeterministicCertificate):
     """Proves nothing."""
 
@@ -404,18 +421,31 @@ def test_where_nothing_is_certified_it_says_what_ran():
         assert {b.uncertified for b in result} == {(reason,)}
         for shown in (result, result[0]):
             assert f"certificates: {reason}" in notes(shown)
+        assert result.table()[2][0][2] == ("0.0" if certificates else "none")
     some = measured(certificates=[Nothing(), NearlyExact()])
     assert {b.uncertified for b in some} == {()}
     assert some.table()[1][-2:] == ["by Nothing", "by NearlyExact"]
 
 
 def test_every_accuracy_has_its_confidence_interval():
-    one = measured(last=EXACT, certificates=NearlyExact())[1].summary()
+    settings = {"last": EXACT, "certificates": NearlyExact(), "oracles": {"same": predictor()}}
+    measured_one = measured(**settings)[1]
+    one = measured_one.summary()
     for name in ("clean", "certified", "attacked", "after_last"):
         assert one[f"{name}_interval"] == confidence_interval(round(5 * one[name]), 5)
-    for name in ("per_attack", "per_certificate"):
+    for name in ("per_attack", "per_transfer", "per_certificate"):
         (of,) = one[name]
         assert one[f"{name}_interval"][of] == confidence_interval(round(5 * one[name][of]), 5)
+    assert one["flags"] == {flag.name: flag.evidence for flag in measured_one.flags} != {}
+    hundred = dataclasses.replace(measured_one, n=100)
+    assert hundred.interval(0.29) == confidence_interval(29, 100)  # 100 * 0.29 is below 29
+
+
+def test_the_accuracy_after_the_last_attack_is_not_that_under_all():
+    """Branch and bound, which comes later, breaks images as well."""
+    one = dataclasses.replace(measured(last=EXACT)[1], after_last=0.5, attacked=0.25)
+    assert one.behind_attacked()[-1].accuracy == 0.5
+    assert ["then AutoAttack, on 2 images", "50.0"] in one.table()[2]
 
 
 @pytest.mark.parametrize(
@@ -488,9 +518,26 @@ def test_results_are_shown_as_tables():
     for shown in (brackets, brackets[1], report, matrix):
         text, html = repr(shown), shown._repr_html_()
         assert len(text.splitlines()) >= 3
-        assert max(map(len, text.splitlines())) <= 110
+        assert max(map(len, text.splitlines())) <= 100
         _, head, rows, _ = shown.table()
         assert re.findall("<th>(.*?)</th>", html) == head
         assert len(re.findall("<tr>", html)) == 1 + len(rows)
     assert "certified 40.0 % <= robust accuracy <= 40.0 %" in repr(brackets[1])
     assert json.dumps(brackets.summaries())
+
+
+class Wide(Shown):
+    """A table of more columns than a terminal has room for, with names that are no elements."""
+
+    def table(self):
+        head = ["", *(f"<b>{i} {'x' * 30}" for i in range(7))]
+        return "wide", head, [[f"row {r}", *(f"{r}.{i}" for i in range(7))] for r in (1, 2)], []
+
+
+def test_a_wide_table_is_shown_in_blocks_and_every_name_as_it_is():
+    title, *lines = repr(Wide()).splitlines()
+    assert (title, len(lines)) == ("wide", 4 * 3)
+    assert max(map(len, lines)) <= 100
+    assert [line.split()[-1] for line in lines[1::3]] == ["1.1", "1.3", "1.5", "1.6"]
+    assert all(line.startswith(f"  row {r}") for r in (1, 2) for line in lines[r::3])
+    assert "<b>" not in Wide()._repr_html_().removeprefix("<div><b>wide</b></div>")

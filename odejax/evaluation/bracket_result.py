@@ -218,7 +218,7 @@ class Brackets(Shown, tuple[Bracket, ...]):
 
     def flag_notes(self) -> list[str]:
         """Each raised flag, in which balls, and why it matters; or that none was raised."""
-        raised = flags_seen({f"{one.ball} {one.eps:.3g}": one.flags for one in self})
+        raised = flags_seen((one.ball, one.eps, one.flags) for one in self)
         if not raised:
             return [f"no flag was raised; {len(self[0].flags_checked)} were checked"]
         return [f"flag: {name}, {seen}: {FLAGS[name].why}" for name, seen in raised.items()]

@@ -256,18 +256,22 @@ def survivor_flags(
     return tuple(flags)
 
 
-def flags_seen(raised: Mapping[str, Iterable[Flag]]) -> dict[str, str]:
+def flags_seen(raised: Iterable[tuple[str, float, Iterable[Flag]]]) -> dict[str, str]:
     """By name of a raised flag: in which balls, and what was seen there.
 
-    - `raised`: the flags by ball, as text.
+    - `raised`: a norm, an eps, and the flags in that ball.
     """
-    balls_of: dict[str, dict[str, list[str]]] = {}
-    for ball, flags in raised.items():
+    seen: dict[str, dict[str, dict[str, list[str]]]] = {}  # eps by name, norm and evidence
+    for norm, eps, flags in raised:
         for flag in flags:
-            balls_of.setdefault(flag.name, {}).setdefault(flag.evidence, []).append(ball)
+            of_norm = seen.setdefault(flag.name, {}).setdefault(norm, {})
+            of_norm.setdefault(flag.evidence, []).append(f"{eps:.3g}")
     return {
-        name: "; ".join(f"{', '.join(balls)} ({what})" for what, balls in evidence.items())
-        for name, evidence in balls_of.items()
+        name: "; ".join(
+            f"{norm} " + "; ".join(f"{', '.join(eps)} ({what})" for what, eps in evidence.items())
+            for norm, evidence in by_norm.items()
+        )
+        for name, by_norm in seen.items()
     }
 
 

@@ -4,7 +4,7 @@ import abc
 import html
 import textwrap
 
-_WIDTH = 100  # of the notes in a terminal
+_WIDTH = 100  # of tables and notes in a terminal
 
 
 class Shown(abc.ABC):
@@ -19,12 +19,12 @@ class Shown(abc.ABC):
 
     def __repr__(self) -> str:
         title, head, rows, notes = self.table()
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        lines = [head, *rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
-        def line(cells):
-            first, *others = widths
-            others = [cell.rjust(w) for cell, w in zip(cells[1:], others, strict=True)]
-            return "  ".join(["", cells[0].ljust(first), *others]).rstrip()
+        def line(cells, columns):
+            others = [cells[i].rjust(widths[i]) for i in columns]
+            return "  ".join(["", cells[0].ljust(widths[0]), *others]).rstrip()
 
         wrapped = [
             piece
@@ -33,7 +33,8 @@ class Shown(abc.ABC):
                 note, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
             )
         ]
-        return "\n".join([title, line(head), *map(line, rows), *wrapped])
+        table = [line(cells, columns) for columns in _blocks(widths) for cells in lines]
+        return "\n".join([title, *table, *wrapped])
 
     def _repr_html_(self) -> str:
         title, head, rows, notes = self.table()
@@ -44,3 +45,14 @@ class Shown(abc.ABC):
         body = row(head, "th") + "".join(row(cells, "td") for cells in rows)
         below = "".join(f"<div>{html.escape(note)}</div>" for note in notes)
         return f"<div><b>{html.escape(title)}</b></div><table>{body}</table>{below}"
+
+
+def _blocks(widths: list[int]) -> list[list[int]]:
+    """The columns after the first, in blocks that each fit beside it into a terminal."""
+    blocks: list[list[int]] = [[]]
+    for i in range(1, len(widths)):
+        beside = sum(2 + widths[j] for j in [0, *blocks[-1]])
+        if blocks[-1] and beside + 2 + widths[i] > _WIDTH:
+            blocks.append([])
+        blocks[-1].append(i)
+    return blocks
