@@ -411,6 +411,16 @@ def test_a_network_that_is_no_solve_raises_no_flag():
     assert solved(trained_mlp()) == ()
 
 
+def test_a_solve_in_half_precision_is_probed_where_dtypes_may_not_mix():
+    """Images are float32: the solve itself mixes them with its weights."""
+    network = neural_ode(t1=4.0, solver=diffrax.Heun(), **FIXED)
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16) if eqx.is_inexact_array(a) else a, network)
+    data = digits("test", 2)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        flags = solver_flags(half, data.pixels, data.labels, LinfBall(0.3), key=KEY)
+    assert "solver steps change with the input" not in names(flags)
+
+
 def test_an_adaptive_solver_takes_other_steps_for_other_inputs():
     controller = diffrax.PIDController(rtol=1e-4, atol=1e-4)
     flags = solved(neural_ode(t1=4.0, stepsize_controller=controller))
