@@ -172,6 +172,18 @@ def test_a_holdout_of_none_or_all_is_refused(n):
         small_dataset().holdout(n)
 
 
+def test_a_smaller_sample_of_one_seed_is_within_a_larger_one_and_in_order():
+    data = ArrayDataset(np.arange(100, dtype=np.uint8)[:, None, None], np.zeros(100, int))
+    few, more, other = (
+        data.sample(n, seed=seed).images[:, 0, 0, 0] for n, seed in ((10, 1), (30, 1), (30, 2))
+    )
+    assert (np.diff(more.astype(int)) > 0).all()
+    assert set(few) < set(more) != set(other)
+    np.testing.assert_array_equal(data.sample(100).images, data.images)
+    with pytest.raises(ValueError, match="cannot draw 101 of 100 images"):
+        data.sample(101)
+
+
 # Augmentation. Every pixel of the image has a value of its own, so no two windows are alike.
 IMAGE = (1 + jnp.arange(8 * 6 * 2, dtype=jnp.float32).reshape(8, 6, 2)) / 100
 KEYS = jax.random.split(jax.random.key(0), 2000)

@@ -17,9 +17,9 @@ from experiments.ledger.report import not_reached
 from experiments.lib.report import KEPT
 from experiments.page import __main__ as command, content as content_module, pictures, render
 from experiments.page.claims import VERDICTS, verdict
-from experiments.page.rows import eps_text
+from experiments.page.rows import _last, eps_text
 from odejax.evaluation import FLAGS
-from odejax.plots.pictures import picture_uri
+from odejax.plots.pictures import example, picture_uri
 
 RESULTS = {path.stem: json.loads(path.read_text()) for path in (KEPT / "results").glob("*.json")}
 
@@ -85,6 +85,13 @@ def test_a_row_has_the_means_over_the_seeds_and_where_they_are_from(made):
     assert {flag["name"] for flag in solver["flags"]} <= set(made["flags"]) == set(FLAGS)
     assert solver["flags"][0]["evidence"]
     assert solver["seeds"][0]["command"] == "python -m experiments.benchmark --dataset mnist"
+
+
+@pytest.mark.parametrize("last", ["PGD", None])
+def test_the_last_attack_is_the_one_that_the_result_names(last):
+    seconds = {"PGD": 1.0, "CROWN": 2.0}
+    of = {"per_attack": {"PGD": 0.5}, "per_transfer": {}, "per_certificate": {"CROWN": 0.0}}
+    assert _last({"last": last, "n_last": 3, "seconds": seconds, **of}) == ([last] if last else [])
 
 
 def test_an_end_of_a_row_is_no_stronger_than_what_is_behind_it(made):
@@ -179,11 +186,26 @@ def test_radii_are_in_grey_levels_on_cifar_alone():
     assert eps_text(0.2, "mnist") == "0.2"  # 51 grey levels
 
 
+def pixels_of(uri):
+    png = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
+    return np.asarray(Image.open(io.BytesIO(png))).astype(int)
+
+
 def test_a_picture_is_the_stored_array_pixel_for_pixel():
     pixels = np.linspace(0, 1, 12).reshape(2, 2, 3)
-    uri = picture_uri(pixels)
-    png = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
-    assert np.array_equal(np.asarray(png), np.round(255 * pixels))
+    assert np.array_equal(pixels_of(picture_uri(pixels)), np.round(255 * pixels))
+
+
+def test_a_pixel_that_grew_is_red_and_one_that_fell_is_blue():
+    image = np.full((1, 3, 1), 0.5)
+    x_adv = image + np.array([0.2, 0.0, -0.1])[None, :, None]
+    shown = example(image, x_adv, 3, 5)
+    assert (shown["label"], shown["prediction"], shown["largest"]) == (3, 5, pytest.approx(0.2))
+    assert (shown["image"], shown["x_adv"]) == (picture_uri(image), picture_uri(x_adv))
+    grew, same, fell = pixels_of(shown["change"])[0]
+    red, blue = 0, 2
+    assert (grew[red] > grew[blue], fell[blue] > fell[red]) == (True, True)
+    assert grew.min() < fell.min() - 30 < same.min() - 60  # the larger, the further from white
 
 
 def test_adversarial_examples_are_those_of_the_results(made):
@@ -191,8 +213,8 @@ def test_adversarial_examples_are_those_of_the_results(made):
         "benchmark_digits", "benchmark_mnist", "enresnet_cifar10_cpu"
     }  # fmt: skip
     for picture in made["pictures"]:
-        for example in picture["examples"]:
-            assert example["largest"] <= picture["eps"] + 1e-3
+        for one in picture["examples"]:
+            assert one["largest"] <= picture["eps"] + 1e-3
 
 
 class Elements(HTMLParser):

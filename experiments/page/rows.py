@@ -85,8 +85,11 @@ def _each(brackets: tuple[Bracket, ...], of: str) -> dict[str, float]:
 
 def _last(bracket: Bracket) -> list[str]:
     """The attack on the images that no other one broke, which has no accuracy of its own."""
+    if "last" in bracket:
+        return [] if bracket["last"] is None else [bracket["last"]]
     if bracket.get("n_last") is None:
         return []
+    # A result of a time when its name was kept among `seconds` alone.
     own = (*bracket["per_attack"], *bracket["per_transfer"], *bracket["per_certificate"])
     return [name for name in bracket["seconds"] if name not in own]
 
