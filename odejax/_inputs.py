@@ -15,7 +15,10 @@ from ._types import Key
 def as_key(key: Any) -> Key:
     """A key of `jax.random`, of the new kind; an integer is a seed. `ValueError` for others."""
     if is_integer(key) and not hasattr(key, "dtype"):
-        return jax.random.key(key)
+        try:
+            return jax.random.key(key)
+        except OverflowError:
+            raise ValueError(f"a seed must be an integer of 64 bits; got {key}") from None
     check_key(key)
     if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)  # as jax.random.PRNGKey makes it

@@ -45,6 +45,13 @@ class _Remaining(ProgressColumn):
         return Text("-:--:--" if left is None else str(left))
 
 
+class _Console(Console):
+    """Goes on in silence where a reader such as `head` has read enough: the work is not its own."""
+
+    def on_broken_pipe(self):
+        self.quiet = True
+
+
 class _Lines(Progress):
     """A line now and then, for a log file."""
 
@@ -93,7 +100,7 @@ def progress_bar(*, enabled: bool | None, transient: bool = False) -> Progress:
       it is a line now and then.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # names are the user's
         BarColumn(bar_width=8),
         TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
         _Remaining(),
@@ -101,7 +108,7 @@ def progress_bar(*, enabled: bool | None, transient: bool = False) -> Progress:
     )
     if enabled is False or jax.process_index() != 0:
         return Progress(*columns, console=Console(quiet=True), disable=True)
-    console = Console()
+    console = _Console()
     if not console.is_terminal and (transient or enabled is None):
         return _Lines(*columns, console=console)
     return Progress(*columns, console=console, transient=transient)

@@ -1,13 +1,16 @@
 """The command line: evaluate, attack, compare, list."""
 
 import dataclasses
+import io
 import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,10 +18,11 @@ from PIL import Image
 import odejax
 from odejax import commands, evaluation
 from odejax.commands.compare import verdict
-from odejax.commands.evaluate import Evaluate
+from odejax.commands.evaluate import Evaluate, _data
 from odejax.commands.listing import listed
+from odejax.commands.page import _sentence
 from odejax.commands.written import METHODS, methods, number, signature
-from odejax.evaluation import FLAGS, encode_array, load_result, save_result
+from odejax.evaluation import FLAGS, decode_array, encode_array, load_result, save_result
 from odejax.evaluation.robust_accuracy import rehearse
 
 # Least squares on the digits, from the page on the command line, and functions that are wrong.
@@ -71,7 +75,9 @@ def odejax_command(capsys, monkeypatch):
     return call
 
 
-def test_a_network_is_evaluated_kept_and_shown(odejax_command, network, tmp_path):
+def test_a_network_is_evaluated_kept_and_shown(odejax_command, tmp_path):
+    network = str(tmp_path / "<b>[a]net.py")  # a name that is no element, nor a mark
+    Path(network).write_text(NETWORK)
     file, page = tmp_path / "result.json", tmp_path / "result.html"
     few = ("--images", "20", "--attacks", "PGD(3)", "--last", "none", "--linf", "2/255", "0.1")
     written = ("--json", file, "--html", page)
@@ -87,7 +93,12 @@ def test_a_network_is_evaluated_kept_and_shown(odejax_command, network, tmp_path
     assert result["images"] == "20 of 500 test images of digits, drawn with seed 0" in out
     assert list(first["per_certificate"]) == ["CROWN"]
     text = page.read_text()
-    assert f"{100 * first['certified']:.1f} %" in text
+    assert f"<b>{100 * first['certified']:.1f} %</b>" in text
+    classes = re.findall(r"<figcaption>class (\d)<.*?<figcaption>now class (\d)<", text)
+    assert len(classes) == 4
+    assert all(before != after for before, after in classes)
+    assert ("<th>under PGD(3)</th>" in text, "<b>[a]net" in text) == (True, False)
+    assert plt.get_fignums() == []
     assert result["images"] in text
     assert "http" not in text.replace("http-equiv", "")  # it needs no network
     assert "20 images" in text
@@ -106,6 +117,7 @@ def test_a_network_is_evaluated_kept_and_shown(odejax_command, network, tmp_path
     code, out, err = odejax_command("compare", file, file)
     assert (code, err) == (0, "")
     assert "decide alike" in " ".join(out.replace("│", "").split())
+    assert "[a]net.py" in out
 
 
 def test_the_last_attack_is_listed_and_an_unknown_commit_is_not(
@@ -115,16 +127,37 @@ def test_the_last_attack_is_listed_and_an_unknown_commit_is_not(
     file, page = tmp_path / "result.json", tmp_path / "result.html"
     few = ("--images", "5", "--attacks", "FGSM()", "--last", "PGD(2)", "--certificates", "none")
     code, out, _ = odejax_command(
-        "evaluate", f"{network}:logits", *few, "--linf", "0.2", "--json", file, "--html", page
+        "evaluate", f"{network}:logits", *few, "--linf", "0.01", "--json", file, "--html", page
     )
     assert code == 0
     (measured,) = load_result(file, "odejax.evaluate")["brackets"]
+    assert decode_array(measured["certified_correct"]).mean() == 0 < measured["attacked"]
     text = page.read_text()
     for shown in ("<th>then PGD</th>", f"<small>run on {measured['n_last']}</small>"):
         assert shown in text
     reason = "certificates: none was run, as certificates=() asks for"
     assert (reason in out, reason in text) == (True, True)
     assert "commit" not in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, "between 40.0 %, which is proven, and 60.0 %, which no attack got below."),
+        ({"certified": 0.6}, "is 60.0 %: so much is proven, and attacks got down to it."),
+        ({"per_certificate": {}, "certified": 0.0}, "0.0 %, since no certificate was run, and 60"),
+        ({"alpha": {"smoothing": 0.001}}, "certified with the confidence below the table, and"),
+        ({"alpha": {"smoothing": 0.001}, "certified": 0.6}, "certified with the confidence below"),
+        ({"per_attack": {}}, "60.0 %, the clean accuracy, since no attack was run."),
+        ({"per_attack": {}, "certified": 0.6}, "60.0 %, the clean accuracy, since no attack"),
+    ],
+)
+def test_a_page_claims_no_more_than_was_run(changed, said):
+    measured = {"ball": "linf", "eps": 0.1, "certified": 0.4, "attacked": 0.6, "last": None}
+    measured |= {"per_certificate": {"CROWN": 0.4}, "per_attack": {"PGD": 0.6}}
+    one = SimpleNamespace(**measured | {"per_transfer": {}, "alpha": {}} | changed)
+    sentence = _sentence([one], 0.9, "images", 5)  # pyright: ignore[reportArgumentType]
+    assert said in re.sub("<.*?>", "", sentence)
 
 
 def test_without_a_radius_clean_accuracy_alone_is_measured(odejax_command, network):
@@ -142,8 +175,65 @@ def test_a_network_with_noise_is_judged_by_a_mean_and_attacked_last_by_means(
     assert "judged by its mean logits over 20 draws" in out
     settings = load_result(tmp_path / "noisy.json", "odejax.evaluate")["settings"]
     assert (settings["last"], settings["draws"]) == ("AutoAttack.rand()", 20)
-    fixed = Evaluate("net.py:logits")._for(noisy=False)
+    fixed = Evaluate("net.py:logits")._for(noisy=False, n_classes=10)
     assert (fixed.last, fixed.draws) == ("AutoAttack()", 1)
+
+
+@pytest.mark.parametrize(("noisy", "n_classes"), [(0, 2), (0, 3), (0, 4), (1, 2), (1, 3)])
+def test_the_last_attack_by_default_can_be_run_on_few_classes(noisy, n_classes):
+    word = Evaluate("net.py:logits")._for(noisy=bool(noisy), n_classes=n_classes).last
+    assert ("margin_loss" in word) == (n_classes < 4 - noisy)
+    x = np.full((2, 2, 1), 0.5, np.float32)
+    for attack in methods((word,), "attack")[word].attacks.values():
+        rehearse(attack, x, 0, odejax.LinfBall(0.1), n_classes, jax.random.key(0))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What `bracket` is called with; nothing is measured."""
+    calls = []
+
+    def recorded(*arguments, **settings):
+        calls.append(settings)
+        return []
+
+    monkeypatch.setattr("odejax.commands.evaluate.bracket", recorded)
+    return calls
+
+
+def test_every_run_has_its_own_state_and_seed(odejax_command, network, tmp_path, asked):
+    for name in ("eps0.1", "eps0.2"):
+        options = ("--images", "2", "--linf", "0.1", "--l2", "1", "--seed", "5")
+        file = tmp_path / name
+        assert odejax_command("evaluate", f"{network}:logits", *options, "--json", file)[0] == 0
+    assert len({call["state_path"] for call in asked}) == 4
+    assert {call["key"] for call in asked} == {5}
+    settings = load_result(file, "odejax.evaluate")["settings"]
+    assert (settings["seed"], "what" in settings) == (5, False)
+
+
+def test_the_images_are_the_same_for_every_seed():
+    digests = {
+        _data(Evaluate("net.py:logits", images=9, seed=seed))[0].provenance()["digest"]
+        for seed in (0, 1)
+    }
+    assert len(digests) == 1
+
+
+def test_files_are_written_though_nobody_reads_what_is_printed(
+    odejax_command, network, tmp_path, monkeypatch
+):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr("odejax.commands.command_line._silence", lambda: None)
+    monkeypatch.setattr(sys, "stdout", Closed())
+    few = ("evaluate", f"{network}:logits", "--images", "2")
+    assert odejax_command(*few, "--json", tmp_path / "a.json")[0] == 0
+    assert load_result(tmp_path / "a.json", "odejax.evaluate")["clean"] == 1.0
+    for arguments in (few, ("list", "flags")):
+        assert odejax_command(*arguments)[0] == 0
 
 
 def test_a_network_of_a_class_of_ones_own_is_loaded_by_a_function(
@@ -172,6 +262,11 @@ def test_an_image_is_attacked_and_drawn(odejax_command, network, tmp_path):
     assert "moved by 0.2 in L-infinity" in out
     with Image.open(out_file) as drawn:
         assert drawn.size[0] > 100
+    # Another class is right where one says so.
+    code, out, err = odejax_command(
+        "attack", f"{network}:logits", "digits:3", "--linf", "0.2", "--label", "5"
+    )
+    assert (code, out, err) == (0, "class 3 without an attack; the right class is 5\n", "")
     # A picture of one's own: what the network says is the right class.
     Image.fromarray(np.full((8, 8), 90, np.uint8)).save(tmp_path / "grey.png")
     code, out, err = odejax_command(
@@ -202,6 +297,9 @@ def test_an_image_is_attacked_and_drawn(odejax_command, network, tmp_path):
         (("evaluate", "NET:logits", "--data-dir", "no", "--dataset", "mnist"), "data-dir.* exist"),
         (("evaluate", "NET:logits", "--images", "501"), "1 to 500"),
         (("evaluate", "NET:logits", "--linf", "0.2", "0.1"), "growing"),
+        (("evaluate", "NET:logits", "--linf", "0"), "radii above 0; got 0"),
+        (("evaluate", "NET:logits", "--linf", "True"), "'True' is no number"),
+        (("evaluate", "NET:logits", "--seed", "9" * 20), "a seed must be an integer of 64 bits"),
         (("evaluate", "NET:logits", "--linf", "eight"), "'eight' is no number"),
         (("evaluate", "NET:logits", "--attacks", "PGD(steps=0)"), "steps must be at least 1"),
         (("evaluate", "NET:logits", "--attacks", "PDG"), "unknown attack 'PDG' .* accepted: APGD"),
@@ -210,6 +308,10 @@ def test_an_image_is_attacked_and_drawn(odejax_command, network, tmp_path):
         (("attack", "NET:logits", "digits:3"), "one radius"),
         (("attack", "NET:logits", "digits:3", "--linf", "0.1", "--attack", "none"), "got none"),
         (("attack", "NET:logits", "digits:500", "--linf", "0.1"), "500 test images"),
+        (("attack", "NET:logits", "digits:²", "--linf", "0.1"), "picture file or DATASET:INDEX"),
+        (("attack", "NET:logits", "digits:3", "--linf", "0.1", "--label", "10"), "0 to 9; got 10"),
+        (("attack", "NET:logits", "digits:3", "--linf", "0.1", "--out", "a.py"), "png.* got a.py"),
+        (("attack", "NET:logits", "NET", "--linf", "0.1", "--out", "NET"), "must end in the name"),
         (("attack", "NET:logits", "NET", "--linf", "0.1"), "it is no picture"),
         (("attack", "NET:logits", "digits:3", "--linf", "-1"), "eps"),
         (("compare", "NET", "NET"), "result file"),

@@ -1,14 +1,16 @@
 """Progress: a bar where a person watches, a line now and then in a log file."""
 
+import io
+
 import pytest
 
 from odejax import _progress
 from odejax._progress import add_stage, progress_bar, remaining
 
 
-def work(**settings):
+def work(name="PGD", **settings):
     with progress_bar(**settings) as bar:
-        task = add_stage(bar, "PGD", 3, "images")
+        task = add_stage(bar, name, 3, "images")
         for done in range(3):
             bar.update(task, completed=done + 1, note=f"{done + 1} done")
 
@@ -60,3 +62,22 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the output for a terminal
     work(enabled=None, transient=True)
     assert "\x1b[" in capsys.readouterr().out
+
+
+def test_a_name_in_brackets_is_shown_as_it_is(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    work("PGD [fast] [/x]", enabled=None)
+    assert "PGD [fast] [/x]" in capsys.readouterr().out
+
+
+class Closed(io.StringIO):
+    """A pipe whose reader has gone."""
+
+    def write(self, text):
+        raise BrokenPipeError
+
+
+def test_work_goes_on_where_nobody_reads_of_it(monkeypatch):
+    monkeypatch.setattr(_progress, "_LINE_SECONDS", 0.0)
+    monkeypatch.setattr("sys.stdout", Closed())
+    work(enabled=None)

@@ -4,20 +4,22 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from matplotlib.backend_bases import FigureCanvasBase
 from PIL import Image
-from rich.console import Console
 
 import odejax
 
+from .._checks import check_labels
+from .._inputs import as_key
+from .._logits import count_classes
 from .._paths import writable_file, written_whole
 from ..data import load
 from ..plots import perturbation_grid
-from .command_line import UsageError
+from .command_line import UsageError, say
 from .network import network
 from .written import methods, number
 
@@ -57,21 +59,27 @@ class Attack:
             raise UsageError("give one radius: --linf or --l2")
         made = odejax.LinfBall if self.l2 is None else odejax.L2Ball
         try:
-            ball, out = made(number(str(self.linf or self.l2))), writable_file("--out", self.out)
+            ball, key = made(number(str(self.linf or self.l2))), as_key(self.seed)
+            out = writable_file("--out", self.out)
         except ValueError as error:
             raise UsageError(str(error)) from None
+        if out.suffix[1:].lower() not in ("", *FigureCanvasBase.filetypes):
+            formats = ", ".join(FigureCanvasBase.filetypes)
+            raise UsageError(f"--out must end in the name of a format: {formats}; got {self.out}")
+        if out.exists() and out == Path(self.image).absolute():
+            raise UsageError(f"--out must be another file than the image; got {self.out}")
         if self.attack == "none":
             raise UsageError("--attack must be an attack, such as PGD(40); got none")
         chosen = methods((self.attack,), "attack")[self.attack]
         x, label = _image(self.image, self.data_dir)
-        logits_fn, key = network(self.what, x, self.image), jax.random.key(self.seed)
+        logits_fn = network(self.what, x, self.image)
 
         def predicted(image: Any) -> int:
             return int(odejax.predict(logits_fn, image[None], key=key).argmax())
 
         before = predicted(x)
         label = next(v for v in (self.label, label, before) if v is not None)
-        say = Console(highlight=False, soft_wrap=True).print
+        check_labels(label, count_classes(logits_fn, x, key))
         if before != label:
             say(f"class {before} without an attack; the right class is {label}")
             return
@@ -103,7 +111,7 @@ class Attack:
 def _image(word: str, data_dir: Path | None) -> tuple[np.ndarray, int | None]:
     """The image, float32 in [0, 1], and its label if it is known."""
     name, colon, index = word.rpartition(":")
-    if colon and index.isdigit() and not Path(word).exists():
+    if colon and index.isdecimal() and not Path(word).exists():
         try:
             data = load(name, "test", data_dir=data_dir)
         except ValueError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import tyro
+from rich.console import Console
 
 from ..data import cache_dir
 from ..evaluation import ResultError, StateError
@@ -41,13 +42,37 @@ def command(*mended: type[Exception], interrupted: str = "nothing was kept") -> 
     try:
         yield
     except BrokenPipeError:  # a reader such as `head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         sys.exit(0)
     # Of OSErrors a missing data set is one.
     except (UsageError, ResultError, StateError, FloatingPointError, OSError, *mended) as error:
         sys.exit(_failed(str(error), 2))
     except KeyboardInterrupt:
         sys.exit(_failed(f"interrupted; {interrupted}", 130))
+
+
+def say(text: Any, *, go_on: bool = False):
+    """Print a line, as it is.
+
+    - `go_on`: whether the command has more to do where a reader such as `head` has read enough.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        if not go_on:
+            raise
+        _silence()
+
+
+class Terminal(Console):
+    """Prints tables; where a reader has read enough it raises what `print` raises."""
+
+    def on_broken_pipe(self):
+        raise  # of rich's own accord it would end with exit code 1
+
+
+def _silence():
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(options: Any, about: str | None, **settings: Any) -> Any:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..evaluation import decode_array, load_result
-from .command_line import UsageError
+from .command_line import Terminal, UsageError
 from .evaluate import KIND
 
 
@@ -40,14 +40,14 @@ class Compare:
         ]
         if not balls:
             raise UsageError(f"{self.a} and {self.b} have no ball in common")
-        names = [f"A: {a['network']}", f"B: {b['network']}"]
+        names = [Text(f"A: {a['network']}"), Text(f"B: {b['network']}")]
         table = Table(title=f"robust accuracy in %, {balls[0][0]['n']} images")
         for column in ("ball", *names, "verdict"):
             table.add_column(column)
         for one, other in balls:
             ball = f"{one['ball']} {one['eps']:.3g}"
             table.add_row(ball, _ends(one), _ends(other), verdict(one, other))
-        Console().print(table)
+        Terminal().print(table)
 
 
 def _ends(bracket: dict[str, Any]) -> str:

@@ -1,15 +1,17 @@
 """`odejax evaluate`: robust accuracy of a network as an interval, as a table, JSON and a page."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from rich.console import Console
 
 import odejax
 
+from .._inputs import as_key
+from .._logits import count_classes
 from .._paths import writable_file
 from ..data import ArrayDataset, load
 from ..evaluation import (
@@ -22,7 +24,7 @@ from ..evaluation import (
     save_result,
 )
 from ..relaxation import draws_noise
-from .command_line import UsageError
+from .command_line import UsageError, say as printed
 from .network import network
 from .page import page
 from .written import methods, number
@@ -65,7 +67,8 @@ class Evaluate:
     attacks: tuple[str, ...] = ("PGD(40)",)
     """Attacks, written as in Python, or none; `odejax list attacks` names them."""
     last: Annotated[str, tyro.conf.arg(metavar="ATTACK|auto|none")] = "auto"
-    """The last attack. auto: AutoAttack(), and AutoAttack.rand() for a network that draws noise."""
+    """The last attack. auto: AutoAttack(), and AutoAttack.rand() for a network that draws noise;
+    with the margin loss for a network of too few classes for the DLR loss."""
     certificates: tuple[str, ...] = ("auto",)
     """Certificates, written as in Python; auto: those that apply to the network; none: none."""
     draws: int | Literal["auto"] = "auto"
@@ -82,17 +85,18 @@ class Evaluate:
     """Write over files that are there."""
 
     def __call__(self) -> None:
+        radii = {norm: _growing(norm, getattr(self, norm)) for norm in BALLS}
+        self._how()  # what is refused is so before the network is loaded
         json, html = (self._file(f"--{name}", getattr(self, name)) for name in ("json", "html"))
         if json is not None and json == html:
             raise UsageError(f"--json and --html must be two files; got {json} for both")
-        radii = {norm: _growing(norm, getattr(self, norm)) for norm in BALLS}
-        self._how()  # what is refused is so before the network is loaded
         data, images = _data(self)
         name = Path(self.what).name
         logits_fn = network(self.what, data.pixels[0], f"--dataset {self.dataset}")
         noisy = draws_noise(logits_fn, data.pixels[0])
-        options = self._for(noisy=noisy)
-        say = Console(highlight=False, soft_wrap=True).print
+        n_classes = count_classes(logits_fn, data.pixels[0], as_key(self.seed))
+        options = self._for(noisy=noisy, n_classes=n_classes)
+        say = partial(printed, go_on=json is not None or html is not None)
         say(images)
         if noisy:
             say(f"the network draws noise: judged by its mean logits over {options.draws} draws")
@@ -101,14 +105,14 @@ class Evaluate:
         for norm, eps in radii.items():
             if eps:
                 balls = [BALLS[norm](radius) for radius in eps]
-                state = None if json is None else json.with_suffix(f".{norm}.state")
+                state = None if json is None else json.with_name(f"{json.name}.{norm}.state")
                 pair = data.images, data.labels
                 try:
                     several = bracket(logits_fn, *pair, balls, state_path=state, **options._how())
                 except StateError as error:
                     raise UsageError(str(error).replace("state_path", "--json")) from None
                 measured.append(several)
-                print(measured[-1], flush=True)  # Rich would break its lines
+                say(measured[-1])
         if not measured:
             logits = odejax.predict(logits_fn, data.images, key=self.seed)
             result["clean"] = float(np.mean(logits.argmax(axis=1) == data.labels))
@@ -130,9 +134,12 @@ class Evaluate:
             raise UsageError(f"{name}: {file} is there already; give another file, or --overwrite")
         return file
 
-    def _for(self, *, noisy: bool) -> "Evaluate":
+    def _for(self, *, noisy: bool, n_classes: int) -> "Evaluate":
         """These options, with what depends on the network decided."""
         last, draws = ("AutoAttack.rand()", 20) if noisy else ("AutoAttack()", 1)
+        if n_classes < (3 if noisy else 4):  # too few for its DLR loss
+            suite = "rand" if noisy else "standard"
+            last = f"AutoAttack.{suite}(loss=margin_loss)"
         last = last if self.last == "auto" else self.last
         return dataclasses.replace(
             self, last=last, draws=draws if self.draws == "auto" else self.draws

@@ -9,11 +9,12 @@ from typing import Literal
 
 import equinox as eqx
 import tyro
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .. import models
 from ..evaluation import FLAGS
+from .command_line import Terminal
 from .written import METHODS, public_classes, signature
 
 
@@ -31,8 +32,8 @@ class List:
     def __call__(self) -> None:
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for name, about in listed(self.what).items():
-            table.add_row(f"[bold]{name}[/]", about)
-        Console().print(table)
+            table.add_row(Text(name, "bold"), Text(about))
+        Terminal().print(table)
 
 
 def listed(what: str) -> dict[str, str]:

@@ -101,7 +101,7 @@ def _from_file(file: Path, name: str) -> Any:
 def _functions(file: Path) -> str:
     """The functions that a file defines, by name; the file is not run."""
     try:
-        body = ast.parse(file.read_text()).body
+        body = ast.parse(file.read_bytes()).body
     except (SyntaxError, ValueError) as error:
         raise UsageError(f"{file} is no Python: {error}") from None
     defined = (node.name for node in body if isinstance(node, ast.FunctionDef))

@@ -90,9 +90,18 @@ def _sentence(brackets: list[Bracket], clean: float, of: str, n: int) -> str:
             f"{percent(low)} to {percent(high)} %). Nothing else was measured.</p>"
         )
     first = brackets[0]
-    low, high = (f"<b>{100 * end:.1f} %</b>" for end in (first.certified, first.attacked))
-    between = f"between {low}, which is proven, and {high}, which no attack got below"
-    if first.certified == first.attacked:
+    low, high = (f"<b>{percent(end)} %</b>" for end in (first.certified, first.attacked))
+    certain = first.per_certificate and not first.alpha
+    attacked = first.per_attack or first.per_transfer or first.last
+    proven, reached = "which is proven", "which no attack got below"
+    if not certain:
+        proven = "since no certificate was run"
+    if first.alpha:
+        proven = "which is certified with the confidence below the table"
+    if not attacked:
+        reached = "the clean accuracy, since no attack was run"
+    between = f"between {low}, {proven}, and {high}, {reached}"
+    if first.certified == first.attacked and certain and attacked:
         between = f"{low}: so much is proven, and attacks got down to it"
     within = f"Within {NORMS[first.ball]} {first.eps:.3g}"
     return f"<p>{within}, true robust accuracy on {of} is {between}.</p>"
@@ -163,7 +172,7 @@ def _picture(what: str, uri: str, caption: str) -> str:
 
 def _flags(brackets: list[Bracket]) -> list[str]:
     checked = list(dict.fromkeys(name for one in brackets for name in one.flags_checked))
-    raised = flags_seen({f"{NORMS[b.ball]} {b.eps:.3g}": b.flags for b in brackets})
+    raised = flags_seen((NORMS[b.ball], b.eps, b.flags) for b in brackets)
     if not raised:
         return [
             "<h2>Is the upper end too high?</h2>"

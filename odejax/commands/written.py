@@ -144,6 +144,9 @@ def number(word: str) -> float:
     True
     """
     try:
-        return float(_value(_parsed(word), {}))
+        value = _value(_parsed(word), {})
+        if isinstance(value, bool):
+            raise TypeError
+        return float(value)
     except (SyntaxError, LookupError, TypeError, ValueError, ZeroDivisionError):
         raise UsageError(f"{word!r} is no number, nor a fraction such as 8/255") from None
