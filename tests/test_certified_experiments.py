@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 from experiments.certified import families, l2, networks, vote
 from experiments.certified.families import FAMILIES
-from experiments.lib import report
+from experiments.lib import accuracy, report
 from experiments.lib.run import UsageError, execute
 from odejax import load
 from odejax.attacks import APGD, PGD, AutoAttack
@@ -103,6 +104,32 @@ def test_a_network_may_be_trained_for_any_radius():
     config = networks.Config(preset="smoke", dataset="digits", trainings=())
     with pytest.raises(UsageError, match="no trainings"):
         networks.plan(config)
+
+
+def test_before_and_after_has_the_first_radius_and_networks_of_every_training(monkeypatch):
+    both, one = {"CNN": "a", "nmODE": "b"}, {"CNN": "c"}
+    names = ("plain", "PGD 0.1", "PGD 0.2", "bounds 0.1")
+    trainings = dict(zip(names, (both, both, both, one), strict=True))
+    monkeypatch.setattr(networks, "_by_training", lambda result, norm: trainings)
+    monkeypatch.setattr(networks, "_drawn", lambda result, shown, panels: shown)
+    shown = networks.before_and_after({"settings": {"eps": [0.1, 0.2]}})
+    assert shown == {"plain": {"CNN": "a"}, "PGD 0.1": {"CNN": "a"}, "bounds 0.1": one}
+
+
+def test_the_finding_of_the_figure_is_about_the_first_radius():
+    def measured(certified, attacked):  # clean, and at each radius
+        ends = {accuracy.CERTIFIED: certified, accuracy.ATTACKED: attacked}
+        return SimpleNamespace(mean=ends.__getitem__)
+
+    bounds = {
+        "CNN": measured([99, 80, 20], [99, 84, 60]),
+        "MLP": measured([98, 70, 9], [98, 76, 50]),
+    }
+    trainings = {"bounds 0.1": bounds, "PGD 0.1": {"CNN": measured([99, 5, 0], [99, 90, 80])}}
+    assert networks._finding(trainings, [0.1, 0.2]) == (  # pyright: ignore[reportArgumentType]
+        "Trained by bounds: 70.0 to 80.0 % certified within L-infinity 0.1, intervals 5.0 points "
+        "wide (against PGD: 85)"
+    )
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from docs_tools.generate import PARTS, generated
 from docs_tools.markdown import as_markdown
 from docs_tools.names import PACKAGES, path_of, public_names
 from docs_tools.reference import with_entries
-from docs_tools.stage import staged
+from docs_tools.stage import stage, staged
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -130,6 +130,20 @@ def test_no_link_of_the_site_leads_out_of_its_pages():
         str(p): re.findall(r"\]\((?:\.\./)+(?:exp|bench|note|odejax)", staged(p)) for p in PAGES
     }
     assert not any(outward.values()), outward
+
+
+def test_the_site_has_every_figure_and_every_anchor(tmp_path):
+    stage(tmp_path)
+    missing = []
+    for page in PAGES:
+        there = tmp_path / page.relative_to(DOCS)
+        text, given = there.read_text(), page.read_text()
+        figures = re.findall(r"\]\((?!http)([^)\s]+\.png)\)", text)
+        missing += [figure for figure in figures if not (there.parent / figure).exists()]
+        anchors = re.findall(r"\]\((?:\.\./)+[^)#\s]+(#[^)\s]+)\)", given)
+        kept = re.findall(r"\]\([^)#\s]+(#[^)\s]+)\)", text)
+        missing += set(anchors) - set(kept) - {"#all-results-on-one-page"}
+    assert not missing
 
 
 def test_a_broken_link_of_the_built_site_is_noticed(tmp_path):
