@@ -3,7 +3,9 @@
 import dataclasses
 import io
 import re
+import signal
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from PIL import Image
 
 import odejax
 from odejax import commands, evaluation
+from odejax.commands.command_line import command
 from odejax.commands.compare import verdict
 from odejax.commands.evaluate import Evaluate, _data
 from odejax.commands.listing import listed
@@ -317,6 +320,7 @@ def test_an_image_is_attacked_and_drawn(odejax_command, network, tmp_path):
         (("compare", "NET", "NET"), "result file"),
         (("list", "weights"), "attacks"),
         (("evaluat",), "evaluate"),
+        (("--tyro-print-completion", "fish"), "bash"),
     ],
 )
 def test_wrong_arguments_end_in_one_line(odejax_command, network, arguments, said, tmp_path):
@@ -445,12 +449,29 @@ def test_an_attack_that_is_none_is_refused_before_any_work():
         evaluation.bracket(linear, *data, odejax.LinfBall(0.1), attacks=step, key=0)
 
 
+def test_an_interrupt_is_not_lost_in_a_destructor(capsys):
+    class Interrupted:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as stop, command():
+            Interrupted()
+            time.sleep(10)
+    finally:
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
+    assert (stop.value.code, "interrupted" in capsys.readouterr().err) == (130, True)
+
+
 def test_the_version_is_printed(odejax_command):
     assert odejax_command("--version") == (0, f"odejax {odejax.__version__}\n", "")
 
 
-def test_a_shell_gets_its_completion(odejax_command):
-    code, out, err = odejax_command("--tyro-print-completion", "bash")
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_gets_its_completion(odejax_command, shell):
+    code, out, err = odejax_command("--tyro-print-completion", shell)
     assert (code or 0, err) == (0, "")
     assert "--certificates" in out
 

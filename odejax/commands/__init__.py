@@ -15,7 +15,7 @@ from .listing import List
 ABOUT = """How robust is a network? Certified <= true robust accuracy <= attacked.
 
 `odejax COMMAND --help` explains a command; `--version` prints the version;
-`--tyro-print-completion bash` prints what completes commands in a shell (bash, zsh, tcsh)."""
+`--tyro-print-completion bash` prints what completes commands in a shell (bash or zsh)."""
 
 
 def main() -> None:

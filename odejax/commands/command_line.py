@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,6 +40,10 @@ def command(*mended: type[Exception], interrupted: str = "nothing was kept") -> 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # imports had one of their own
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     enable_compilation_cache()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that a terminal of ASCII does not have
+            stream.reconfigure(errors="backslashreplace")
+    ignored, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         yield
     except BrokenPipeError:  # a reader such as `head` has read enough
@@ -49,6 +54,16 @@ def command(*mended: type[Exception], interrupted: str = "nothing was kept") -> 
         sys.exit(_failed(str(error), 2))
     except KeyboardInterrupt:
         sys.exit(_failed(f"interrupted; {interrupted}", 130))
+    finally:
+        sys.unraisablehook = ignored
+
+
+def _interrupt_again(lost: Any):
+    """Python ignores what is raised in a destructor, or in JAX's callback of garbage collection."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def say(text: Any, *, go_on: bool = False):
@@ -81,6 +96,8 @@ def parse(options: Any, about: str | None, **settings: Any) -> Any:
     try:
         with contextlib.redirect_stderr(message):
             return tyro.cli(options, description=about, **settings)
+    except ImportError:  # of what tyro wants for the completion of tcsh
+        raise UsageError("--tyro-print-completion is for bash or zsh") from None
     except SystemExit as stop:
         if stop.code != 2:
             raise
