@@ -320,7 +320,6 @@ def test_an_image_is_attacked_and_drawn(odejax_command, network, tmp_path):
         (("compare", "NET", "NET"), "result file"),
         (("list", "weights"), "attacks"),
         (("evaluat",), "evaluate"),
-        (("--tyro-print-completion", "fish"), "bash"),
     ],
 )
 def test_wrong_arguments_end_in_one_line(odejax_command, network, arguments, said, tmp_path):
@@ -350,7 +349,7 @@ def test_nothing_but_the_named_classes_is_evaluated():
 def bracket(certified, correct):
     correct = np.asarray(correct)
     return {
-        "ball": "linf", "eps": 0.1, "n": len(correct), "certified": certified,
+        "ball": "linf", "eps": 0.1, "n": len(correct), "certified": certified, "alpha": {},
         "attacked": correct.mean(), "still_correct": encode_array(correct),
     }  # fmt: skip
 
@@ -360,6 +359,9 @@ def test_a_verdict_is_certain_only_where_the_intervals_are_apart():
     low, high = bracket(0.0, ten < 4), bracket(0.5, ten < 8)
     assert verdict(high, low) == "A is more robust on these images, for certain"
     assert verdict(low, high) == "B is more robust on these images, for certain"
+    tested = high | {"alpha": {"RandomizedSmoothing": 0.001}}
+    assert verdict(tested, low) == "A is more robust on these images, with confidence 99 %"
+    assert verdict(tested | {"alpha": {"RandomizedSmoothing": 0.1}}, low).startswith("under attack")
     # 4 against none of 4: 2 * (1 / 2)^4.
     assert verdict(low, bracket(0.4, ten < 8)).endswith("by A alone 0, by B alone 4 (p = 0.12)")
 
@@ -454,11 +456,15 @@ def test_an_interrupt_is_not_lost_in_a_destructor(capsys):
         def __del__(self):
             signal.raise_signal(signal.SIGINT)
 
+    @command()
+    def waits():
+        Interrupted()
+        time.sleep(10)
+
     handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with pytest.raises(SystemExit) as stop, command():
-            Interrupted()
-            time.sleep(10)
+        with pytest.raises(SystemExit) as stop:
+            waits()
     finally:
         for one, handler in handlers.items():
             signal.signal(one, handler)

@@ -16,7 +16,7 @@ from docs_tools.generate import PARTS, generated
 from docs_tools.markdown import as_markdown
 from docs_tools.names import PACKAGES, path_of, public_names
 from docs_tools.reference import with_entries
-from docs_tools.stage import stage, staged
+from docs_tools.stage import _on_site, stage, staged
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -126,6 +126,8 @@ def test_no_link_of_the_site_leads_out_of_its_pages():
     assert "](../all_results.html)" in staged(page)
     github = "](https://github.com/odejax/odejax/blob/main/benchmarks/results/nmode.json)"
     assert github in staged(DOCS / "benchmarks.md")
+    with_anchor = _on_site(DOCS / "index.md", "../CONTRIBUTING.md", "#tests")
+    assert with_anchor == "https://github.com/odejax/odejax/blob/main/CONTRIBUTING.md#tests"
     outward = {
         str(p): re.findall(r"\]\((?:\.\./)+(?:exp|bench|note|odejax)", staged(p)) for p in PAGES
     }

@@ -19,8 +19,8 @@ class Compare:
     """Compare two results of `odejax evaluate --json`, of the same images.
 
     One network is more robust for certain where what is certified of it is above what the other
-    has under attack. Otherwise the images on which the attacks decide differently are counted, and
-    tested by McNemar's exact test.
+    has under attack; with a confidence, if the certificate is a test. Otherwise the images on which
+    the attacks decide differently are counted, and tested by McNemar's exact test.
     """
 
     a: tyro.conf.Positional[Path]
@@ -57,8 +57,10 @@ def _ends(bracket: dict[str, Any]) -> str:
 def verdict(a: dict[str, Any], b: dict[str, Any]) -> str:
     """What the two intervals of one ball say, in words."""
     for (name, one), (_, other) in ((("A", a), ("B", b)), (("B", b), ("A", a))):
-        if one["certified"] > other["attacked"]:
-            return f"{name} is more robust on these images, for certain"
+        sure = 1 - one["n"] * sum(one["alpha"].values())  # that a vote of finitely many is right
+        if one["certified"] > other["attacked"] and sure > 0:
+            how = "for certain" if sure == 1 else f"with confidence {100 * sure:.4g} %"
+            return f"{name} is more robust on these images, {how}"
     from scipy.stats import binomtest
 
     alive = [decode_array(x["still_correct"]).astype(bool) for x in (a, b)]
