@@ -14,6 +14,8 @@ except ImportError:  # Windows has none: no locks there
 
 def local_path(name: str, path: str | os.PathLike) -> Path:
     """An absolute path, `~` expanded; `ValueError` for one that is not of this machine's disks."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"{name} must be a path; got {path!r}")
     text = os.fspath(path)
     if "://" in text:
         raise ValueError(f"{name} must be a local path; got {text}")

@@ -166,9 +166,17 @@ def test_a_holdout_is_the_same_for_one_seed_and_another_for_another():
     assert not np.array_equal(first, other)
 
 
-@pytest.mark.parametrize("n", [0, -1, 10, 11])
-def test_a_holdout_of_none_or_all_is_refused(n):
-    with pytest.raises(ValueError, match=f"hold out {n} of 10"):
+@pytest.mark.parametrize(
+    ("n", "said"),
+    [
+        (0, "n must be at least 1; got 0"),
+        ("2", "n must be an integer; got '2'"),
+        (10, "hold out 10 of 10"),
+        (11, "hold out 11 of 10"),
+    ],
+)
+def test_a_holdout_of_none_or_all_is_refused(n, said):
+    with pytest.raises(ValueError, match=said):
         small_dataset().holdout(n)
 
 

@@ -355,6 +355,8 @@ def test_paths_that_are_none_are_refused(tmp_path):
         with pytest.raises(ValueError, match=f"{folder.name} {reason}"):
             odejax.load(folder)
         assert sorted(folder.rglob("*")) == before
+    with pytest.raises(ValueError, match="path must be a path; got 3"):
+        odejax.load(3)
 
 
 ENTRIES = [

@@ -122,15 +122,16 @@ class ArrayDataset:
     def sample(self, n: int, *, seed: int = 0) -> "ArrayDataset":
         """`n` random examples in their order here. Those of a smaller `n` and one seed are among
         them."""
+        order = self._shuffled(n, seed)
         if n > len(self):
             raise ValueError(f"cannot draw {n} of {len(self)} images")
-        return self.take(np.sort(self._shuffled(n, seed)[:n]))
+        return self.take(np.sort(order[:n]))
 
     def holdout(self, n: int, *, seed: int = 0) -> tuple["ArrayDataset", "ArrayDataset"]:
         """Split off `n` random examples for validation: (the rest, the `n`)."""
-        if not 0 < n < len(self):
-            raise ValueError(f"cannot hold out {n} of {len(self)} images")
         order = self._shuffled(n, seed)
+        if n >= len(self):
+            raise ValueError(f"cannot hold out {n} of {len(self)} images")
         rest, held = np.sort(order[n:]), np.sort(order[:n])
         return self.take(rest), self.take(held, split="validation")
 

@@ -111,7 +111,7 @@ class BallRecord:
         self.per_certificate[name] = float(counted.mean())
         self.n_tried[name] = n_tried
         self.radius = np.maximum(self.radius, radius)
-        self.seconds[name] = seconds
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def inherit_radius(self, smaller: "BallRecord"):
         """What is proven within a radius is so whichever ball it was sought in."""
