@@ -182,6 +182,14 @@ def test_an_ordinary_network_raises_no_flag(network, ball):
     assert looked_at(logits_fn, ball) == ()
 
 
+@pytest.mark.parametrize("ball", [BALL, L2Ball(0.6)], ids=["linf", "l2"])
+def test_a_gradient_that_the_box_blocks_raises_no_flag(ball):
+    """Black and white images are corners of the box, and a linear function is its gradient."""
+    images = np.asarray(jax.random.bernoulli(KEY, 0.5, (40, 8, 8, 1)), np.float32)
+    labels = np.zeros(40, int)
+    assert masking_flags(lambda x: x.ravel()[:10], images, labels, ball, key=KEY) == ()
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_rounding_to_half_precision_raises_no_flag(dtype):
     """Its steps are larger than the differences that the probes look for."""

@@ -89,7 +89,7 @@ VANISHING = FlagKind(
 EXPLODING = FlagKind(
     "exploding gradients",
     "for more than {share:.0%} of the images the margin's gradient is not finite, or promises over "
-    "{factor:g} times the largest change along it in the ball",
+    "{factor:g} times the largest change along it in ball and box",
     "the gradient belongs to detail far smaller than the ball: its direction is of no use",
     "attack without gradients (Square, SPSA), or through a smoother version of the network",
     share=0.1,
@@ -97,8 +97,9 @@ EXPLODING = FlagKind(
 )
 WRONG_GRADIENT = FlagKind(
     "gradient unlike finite differences",
-    "for more than {share:.0%} of the images, directional derivatives of the margin and central "
-    "differences over {width:g} disagree by more than {error:.0%} (8 directions of random signs)",
+    "for more than {share:.0%} of the images, directional derivatives of the margin to the "
+    "runner-up and central differences over {width:g} disagree by more than {error:.0%} (8 "
+    "directions of random signs)",
     "what is differentiated is not what is evaluated: a quantised, replaced or wrong gradient, or "
     "a network that is rough at the scale of a grey level",
     "differentiate the network, or a smooth approximation (BPDA); attack without gradients",

@@ -33,7 +33,7 @@ from .flags import (
 
 _PROBES = 8  # directions of the finite differences
 _H = WRONG_GRADIENT.width / 2  # their half width
-_BESIDE = NOT_FINITE.beside  # how far from the image they are taken
+_MOVE = (NOT_FINITE.beside - _H) / 2  # how far they are moved, so as to be that near the image
 _RAY = int(ROUGH.steps)  # steps along the gradient
 
 
@@ -128,27 +128,35 @@ def _probe(logits_fn, images, labels, ball, precision, key):
     def one(x, y, key):
         draw_key, beside_key, signs_key = jax.random.split(key, 3)
 
-        def margin(x):
-            return margin_loss(logits_fn(x, key=draw_key), y)
+        def logits(x):
+            return logits_fn(x, key=draw_key)
 
         def gradients(x):
             """The logits, and the gradients of cross-entropy and of the margin."""
-            z, pull_back = jax.vjp(lambda x: logits_fn(x, key=draw_key), x)
+            z, pull_back = jax.vjp(logits, x)
             cotangents = [jax.grad(loss)(z, y) for loss in (cross_entropy, margin_loss)]
             return z, jax.vmap(lambda c: pull_back(c)[0])(jnp.stack(cotangents))
 
-        # Beside the image, since on its flat black a ReLU may sit exactly on its kink; and so far
-        # inside the box that the differences stay in it.
-        beside = x + _BESIDE * jax.random.uniform(beside_key, x.shape, x.dtype, -1.0, 1.0)
-        beside = jnp.clip(beside, ball.lower + _H, ball.upper - _H)
+        # Beside the image, since on its flat black a ReLU may sit exactly on its kink, and on its
+        # white two logits be equal; and so far inside the box that the differences stay in it.
+        centre = jnp.clip(x, ball.lower + _H + _MOVE, ball.upper - _H - _MOVE)
+        beside = centre + _MOVE * jax.random.uniform(beside_key, x.shape, x.dtype, -1.0, 1.0)
         # Mapped, not unrolled: most of the time here is compiling the network.
-        (z, _), ((cross, gradient), (_, there)) = jax.lax.map(gradients, jnp.stack([x, beside]))
+        (z, z_there), ((cross, gradient), (_, there)) = jax.lax.map(
+            gradients, jnp.stack([x, beside])
+        )
         signs = jax.random.rademacher(signs_key, (_PROBES, *x.shape), x.dtype)
         along = ball.eps * ball.steepest(gradient)
         ray = jnp.linspace(0, 1, _RAY + 1).reshape(-1, 1, 1, 1)
         ends = (beside + _H * signs, beside - _H * signs)
-        values = jax.lax.map(margin, jnp.concatenate([*ends, jax.vmap(ball.clip)(x + ray * along)]))
-        ups, downs, values = jnp.split(values, [_PROBES, 2 * _PROBES])
+        on_way = jax.vmap(ball.clip)(x + ray * along)
+        of_ends, of_way = jnp.split(
+            jax.lax.map(logits, jnp.concatenate([*ends, on_way])), [2 * _PROBES]
+        )
+        # To the same class in all differences: where two run up, the margin itself has a kink.
+        runner_up = jnp.argmax(z_there.at[y].set(-jnp.inf))
+        ups, downs = jnp.split(jax.vmap(lambda z: margin_loss(z, y, runner_up))(of_ends), 2)
+        values = jax.vmap(lambda z: margin_loss(z, y))(of_way)
 
         differences = (ups - downs) / (2 * _H)
         slopes = jnp.sum(signs * there, axis=(1, 2, 3))
@@ -162,7 +170,7 @@ def _probe(logits_fn, images, labels, ball, precision, key):
         rises = jnp.sign(jnp.diff(values) * (jnp.abs(jnp.diff(values)) > noise * _H))
         turns = jnp.sum(rises[1:] * rises[:-1] < 0)
         measured = jnp.max(jnp.abs(values - values[0]))
-        promised = ball.eps * ball.dual_norm(gradient)
+        promised = jnp.vdot(gradient, on_way[-1] - x)  # no more than the box allows
         return jnp.max(jnp.abs(cross)), wrong, promised, measured, turns, finite
 
     return jax.vmap(one)(images, labels, jax.random.split(key, len(images)))
