@@ -23,10 +23,12 @@ from odejax.commands.command_line import command
 from odejax.commands.compare import verdict
 from odejax.commands.evaluate import Evaluate, _data
 from odejax.commands.listing import listed
+from odejax.commands.network import _from_file
 from odejax.commands.page import _sentence
 from odejax.commands.written import METHODS, methods, number, signature
 from odejax.evaluation import FLAGS, decode_array, encode_array, load_result, save_result
 from odejax.evaluation.robust_accuracy import rehearse
+from odejax.plots import perturbation_grid
 
 # Least squares on the digits, from the page on the command line, and functions that are wrong.
 PAGE = Path(__file__).parents[1] / "docs" / "command.md"
@@ -50,6 +52,17 @@ def fails(x):
 
 class Net:
     pass
+
+
+class OfOtherImages:
+    class model:
+        image_shape = (4, 4, 1)
+
+    def __call__(self, x):
+        return logits(x)
+
+
+other_images = OfOtherImages()
 
 
 number = 3
@@ -255,7 +268,20 @@ def test_a_network_of_a_class_of_ones_own_is_loaded_by_a_function(
     assert "FILE.py:NAME, a function without arguments that returns odejax.load(path, like" in err
 
 
-def test_an_image_is_attacked_and_drawn(odejax_command, network, tmp_path):
+def test_a_file_imports_its_neighbours(tmp_path):
+    (tmp_path / "beside.py").write_text("number = 4")
+    (tmp_path / "own.py").write_text("import beside\n\n\ndef logits(x):\n    return beside.number")
+    assert _from_file(tmp_path / "own.py", "logits")(0) == 4
+
+
+def test_an_image_is_attacked_and_drawn(odejax_command, network, tmp_path, monkeypatch):
+    drawings = []
+
+    def drawn(networks, **settings):
+        drawings.append(networks["net.py:logits"])
+        return perturbation_grid(networks, **settings)
+
+    monkeypatch.setattr("odejax.commands.attack.perturbation_grid", drawn)
     out_file = tmp_path / "one.png"
     code, out, err = odejax_command(
         "attack", f"{network}:logits", "digits:3", "--linf", "0.2", "--out", out_file
@@ -263,6 +289,8 @@ def test_an_image_is_attacked_and_drawn(odejax_command, network, tmp_path):
     assert (code, err) == (0, "")
     assert "class 3 before" in out
     assert "moved by 0.2 in L-infinity" in out
+    ((label,), (prediction,)) = (drawings[0][name] for name in ("labels", "predictions"))
+    assert f"class {label} before PGD(40), {prediction} after" in out
     with Image.open(out_file) as drawn:
         assert drawn.size[0] > 100
     # Another class is right where one says so.
@@ -282,6 +310,7 @@ def test_an_image_is_attacked_and_drawn(odejax_command, network, tmp_path):
     ("arguments", "said"),
     [
         (("evaluate", "NET:nothing"), "has no 'nothing'; it has"),
+        (("evaluate", "NET:other_images"), r"shape \(4, 4, 1\), and those of --dataset digits"),
         (("evaluate", "NET:number"), "must be a function of one image; got 3"),
         (("evaluate", "NET:Net"), "is a class; name a function"),
         (("evaluate", "NET"), "named FILE.py:NAME; .* has logits, noisy, make, fails"),
@@ -362,6 +391,9 @@ def test_a_verdict_is_certain_only_where_the_intervals_are_apart():
     tested = high | {"alpha": {"RandomizedSmoothing": 0.001}}
     assert verdict(tested, low) == "A is more robust on these images, with confidence 99 %"
     assert verdict(tested | {"alpha": {"RandomizedSmoothing": 0.1}}, low).startswith("under attack")
+    # 1 against 5 of 6: 2 * (1 + 6) * (1 / 2)^6.
+    some = bracket(0.0, (ten >= 1) & (ten < 8))
+    assert verdict(bracket(0.0, ten < 3), some).endswith("by A alone 1, by B alone 5 (p = 0.22)")
     # 4 against none of 4: 2 * (1 / 2)^4.
     assert verdict(low, bracket(0.4, ten < 8)).endswith("by A alone 0, by B alone 4 (p = 0.12)")
 
@@ -372,7 +404,10 @@ def test_other_images_are_not_compared(odejax_command, tmp_path):
         save_result(tmp_path / name, "odejax.evaluate", result)
     code, _, err = odejax_command("compare", tmp_path / "a", tmp_path / "b")
     assert (code, "different images" in err) == (2, True)
-    code, _, err = odejax_command("compare", tmp_path / "a", tmp_path / "a")
+    for name, ball in (("linf", {"ball": "linf", "eps": 0.1}), ("l2", {"ball": "l2", "eps": 0.1})):
+        result = {"data": {"digest": "a"}, "network": name, "brackets": [ball]}
+        save_result(tmp_path / name, "odejax.evaluate", result)
+    code, _, err = odejax_command("compare", tmp_path / "linf", tmp_path / "l2")
     assert (code, "no ball in common" in err) == (2, True)
 
 
