@@ -1,5 +1,6 @@
 """Certified training: bounds on the loss against hand-written ones, attacks, and the ball."""
 
+import warnings
 from functools import partial
 
 import equinox as eqx
@@ -391,6 +392,18 @@ def test_the_rows_of_all_labels_give_what_those_of_one_give(monkeypatch):
     at_once = interval_margins(margins, LABELS[0])
     monkeypatch.setattr("odejax.relaxation.in_reals.MOST_CLASSES", 2)
     np.testing.assert_allclose(interval_margins(margins, LABELS[0]), at_once, rtol=1e-4, atol=1e-4)
+
+
+def test_a_ball_that_does_not_grow_is_warned_of():
+    """On the line of whoever calls `fit`."""
+    model, state = eqx.nn.make_with_state(CNN)((8, 8, 1), channels=(2,), width=2, key=KEY)
+    settings = {"epochs": 1, "batch_size": 4, "key": KEY, "progress": False}
+    data, bound, rate = digits("test", 4), CertifiedTraining(LinfBall(EPS)), optax.sgd(0.1)
+    with pytest.warns(UserWarning, match="give RisingEps") as seen:
+        fit(model, state, data, bound, rate, **settings)
+    assert seen[0].filename == __file__
+    with warnings.catch_warnings(action="error"):
+        fit(model, state, data, RisingEps(bound, steps=1), rate, **settings)
 
 
 @pytest.mark.slow

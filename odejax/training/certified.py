@@ -47,10 +47,10 @@ class CertifiedTraining(eqx.Module):
     - CROWN-IBP (Zhang et al. 2020): `bounds="linear"`. A step takes 9 to 19 times a plain one,
       with intervals 1.1 to 2.7 times (ten classes, 2 CPU cores; `python -m benchmarks.certified`).
 
-    It is trained in a ball that grows: `RisingEps(objective, steps, wait=...)`, which moves
-    `progress` from 0 to 1. With it eps grows to its own, the penalties fade out, and the linear
-    bounds give way to intervals. Initial weights that keep intervals narrow: see
-    `models.interval_init`.
+    It needs a ball that grows, `RisingEps(objective, steps, wait=...)`, and initial weights that
+    keep intervals narrow, `models.interval_init`; without them a network may learn nothing.
+    `RisingEps` moves `progress` from 0 to 1: eps grows to its own, the penalties fade out, and the
+    linear bounds give way to intervals.
 
     The penalties of Shi et al. (2021) are about the operands of all kinks (ReLU, max), tau = 0.5:
     `tight` is the mean of relu(tau - r) / tau, r the mean width of the pixels' intervals divided by

@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -24,6 +25,7 @@ from .._promotion import own_promotion
 from .._types import Key, LogitsFn
 from ..data import ArrayDataset, StreamedDataset
 from ..data.augment import Augmentation
+from .certified import CertifiedTraining
 from .epoch import make_run_steps, run_epoch
 from .feed import Resident, Streamed
 from .gradients import AbstractGradientRule, Derivative
@@ -154,6 +156,12 @@ def fit(
     optimizer = optax.with_extra_args_support(optimizer)
     params, static = eqx.partition(model, eqx.is_inexact_array)
     rule = objective if isinstance(objective, AbstractGradientRule) else Derivative(objective)
+    if isinstance(rule, Derivative) and isinstance(rule.objective, CertifiedTraining):
+        warnings.warn(
+            "CertifiedTraining bounds the whole ball from the first step, at which a fresh network "
+            "often learns nothing: give RisingEps(objective, steps), in which the ball grows",
+            stacklevel=3,  # beyond `own_promotion`
+        )
     carry = rule.init((batch_size, *dataset.image_shape))
     averaged = None if average is None else (jnp.zeros((), jnp.int32), (params, state))
     arrange = partial(lay_out, shard if shard_weights else replicate, batch_size)
