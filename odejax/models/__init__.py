@@ -43,6 +43,7 @@ from .lipschitz_layers import (
     TwoFlows as TwoFlows,
 )
 from .mlp import MLP as MLP
+from .neural_sde import NeuralSDENet as NeuralSDENet
 from .nmode import NmODE as NmODE, NmODENet as NmODENet, sin_squared as sin_squared
 from .normalised import Normalised as Normalised
 from .norms import BatchNorm as BatchNorm, GroupNorm as GroupNorm, NoNorm as NoNorm

@@ -19,6 +19,7 @@ from .feynman_kac import (
     ConstantNoise as ConstantNoise,
     Expectation as Expectation,
     RelativeNoise as RelativeNoise,
+    diffusion_path as diffusion_path,
     feynman_kac as feynman_kac,
 )
 from .flow_map import AbstractFlowMap as AbstractFlowMap
@@ -36,6 +37,7 @@ from .layered import (
     integrate_layers as integrate_layers,
     layer_states as layer_states,
     layer_step as layer_step,
+    layered_drift as layered_drift,
     stack_layers as stack_layers,
 )
 from .learned_rk2 import LearnedRK2 as LearnedRK2, ShuOsher as ShuOsher

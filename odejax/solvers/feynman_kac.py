@@ -134,6 +134,82 @@ class Expectation(NamedTuple):
     standard_error: Float[Array, "..."]
 
 
+def diffusion_path(
+    drift: Callable[[Any, Float[Array, "..."]], Float[Array, "..."]],
+    noise: AbstractNoise,
+    x: Float[Array, "..."],
+    *,
+    steps: int,
+    key: Key,
+    t1: float = 1.0,
+    solver: diffrax.AbstractSolver | None = None,
+) -> Float[Array, "..."]:
+    """The end x(t1) of one path of a stochastic differential equation, through Diffrax.
+
+        dx = drift(t, x) dt + sigma dB,  x(0) = x
+
+    `steps` equal steps along the Brownian path that `key` draws (`VirtualBrownianTree`). The noise
+    is that of the layered network: sigma is `noise.std(x + dt drift(t, x))`.
+
+    - `drift`: a function of (t, x); `layered_drift` makes it of a network's residual layers.
+    - `noise`: an `AbstractNoise`.
+    - `x`: the start, of any shape.
+    - `steps`, `t1`: how many steps, and the time (1.0).
+    - `solver`: Diffrax's own, by default `diffrax.Euler()`, the Euler-Maruyama method. Its
+      solution must be Ito's, or the noise a `ConstantNoise`, for which all solutions are one.
+
+    A solve that fails ends in NaN. Raises `ValueError` for no steps, a time that is not positive,
+    and a solver of another equation.
+
+        >>> import jax, jax.numpy as jnp, odejax
+        >>> quiet, start = odejax.solvers.ConstantNoise(0.0), jnp.ones(1)
+        >>> decay, key = lambda t, x: -x, jax.random.key(0)
+        >>> odejax.solvers.diffusion_path(decay, quiet, start, steps=2, key=key).tolist()
+        [0.25]
+
+    Kidger (2021), *On Neural Differential Equations*, arXiv:2202.02435, Section 4.
+    """
+    check_key(key)
+    check_count(steps=steps)
+    check_positive(t1=t1)
+    solver = _sde_solver(solver, noise)
+    # Times of the state's dtype: under x64 a Python number would make float64 of it.
+    start, end, dt = jnp.asarray([0.0, t1, t1 / steps], jnp.result_type(jnp.float32, x))
+    needed = getattr(solver, "minimal_levy_area", diffrax.AbstractBrownianIncrement)
+    area = next(area for area in _LEVY_AREAS if issubclass(area, needed))
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    brownian = diffrax.VirtualBrownianTree(start, end, dt / 4, shape, key, levy_area=area)
+
+    def diffusion(t, y, args):
+        sigma = noise.std(y + dt.astype(y.dtype) * drift(t, y))
+        return lineax.DiagonalLinearOperator(jnp.broadcast_to(sigma, y.shape).astype(y.dtype))
+
+    terms = diffrax.MultiTerm(
+        diffrax.ODETerm(lambda t, y, args: drift(t, y)),
+        diffrax.ControlTerm(diffusion, brownian),
+    )
+    solution = diffrax.diffeqsolve(
+        terms, solver, start, end, dt, x, max_steps=steps + 1, throw=False
+    )
+    assert solution.ys is not None
+    return jnp.where(solution.result == diffrax.RESULTS.successful, solution.ys[0], jnp.nan)
+
+
+_LEVY_AREAS = diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea, diffrax.SpaceTimeTimeLevyArea
+
+
+def _sde_solver(solver: Any, noise: AbstractNoise) -> diffrax.AbstractSolver:
+    """The solver, or Euler's method for None; `ValueError` unless it solves Ito's equation."""
+    solver = diffrax.Euler() if solver is None else solver
+    ito, either = diffrax.AbstractItoSolver, diffrax.AbstractStratonovichSolver
+    if isinstance(solver, ito) or (isinstance(solver, either) and isinstance(noise, ConstantNoise)):
+        return solver
+    raise ValueError(
+        f"solver must be Diffrax's of Ito's equation (or, with ConstantNoise, of Stratonovich's); "
+        f"got {type(solver).__name__} with {type(noise).__name__}"
+    )
+
+
 def feynman_kac(
     terminal: Callable[[Float[Array, "..."]], Float[Array, "..."]],
     drift: Callable[[Any, Float[Array, "..."]], Float[Array, "..."]],
@@ -144,22 +220,20 @@ def feynman_kac(
     paths: int,
     key: Key,
     t1: float = 1.0,
+    solver: diffrax.AbstractSolver | None = None,
 ) -> Expectation:
     """The solution of the convection-diffusion equation at one point, an `Expectation`, through
     Diffrax.
 
         u(x, 0) = E[terminal(x(t1))],  dx = drift(t, x) dt + sigma dB,  x(0) = x
 
-    Euler-Maruyama with `steps` equal steps over `paths` independent Brownian paths (vmapped). The
-    noise is that of the layered network: sigma is `noise.std(x + dt drift(t, x))`.
+    The mean over `paths` independent paths (vmapped), each a `diffusion_path`.
 
-    - `terminal`, `drift`: functions of x, and of (t, x).
-    - `noise`: an `AbstractNoise`.
-    - `x`: the point, of any shape.
-    - `steps`, `paths`: how many; at least 2 paths, for an error.
-    - `t1`: the time (1.0).
+    - `terminal`: a function of x.
+    - `drift`, `noise`, `x`, `steps`, `t1`, `solver`: as in `diffusion_path`.
+    - `paths`: how many; at least 2, for an error.
 
-    Raises `ValueError` for fewer steps or paths, or a time that is not positive.
+    Raises `ValueError` for fewer paths, and as `diffusion_path` does.
 
         >>> import jax, jax.numpy as jnp, odejax
         >>> start, still = jnp.ones(1), lambda t, x: 0 * x
@@ -173,28 +247,10 @@ def feynman_kac(
     Society* 65.
     """
     check_key(key)
-    check_count(steps=steps)
     check_count(2, paths=paths)  # for an error
-    check_positive(t1=t1)
-    dt = t1 / steps
 
     def path(key):
-        brownian = diffrax.VirtualBrownianTree(0.0, t1, tol=dt / 4, shape=x.shape, key=key)
-
-        def diffusion(t, y, args):
-            sigma = noise.std(y + dt * drift(t, y))
-            return lineax.DiagonalLinearOperator(jnp.broadcast_to(sigma, y.shape).astype(y.dtype))
-
-        terms = diffrax.MultiTerm(
-            diffrax.ODETerm(lambda t, y, args: drift(t, y)),
-            diffrax.ControlTerm(diffusion, brownian),
-        )
-        solution = diffrax.diffeqsolve(
-            terms, diffrax.Euler(), 0.0, t1, dt, x, max_steps=steps + 1, throw=False
-        )
-        assert solution.ys is not None
-        solved = solution.result == diffrax.RESULTS.successful
-        return terminal(jnp.where(solved, solution.ys[0], jnp.nan))
+        return terminal(diffusion_path(drift, noise, x, steps=steps, key=key, t1=t1, solver=solver))
 
     values = jax.vmap(path)(jax.random.split(key, paths))
     error = jnp.std(values, axis=0, ddof=1) / jnp.sqrt(paths)

@@ -8,6 +8,7 @@ Euler-Maruyama layers of EnResNet. Other steps than Runge-Kutta's are in `layer_
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._checks import check_count
+from .._checks import check_count, check_positive
 from .._types import Key
 from .feynman_kac import AbstractNoise
 from .layer_steps import AbstractLayerStep, RungeKutta
@@ -150,6 +151,47 @@ def layer_states(
     """
     _, _, states = _scan(layers, y, state, layer_step(solver), step_size, every=True)
     return jnp.concatenate([y[None], states])  # pyright: ignore[reportArgumentType]
+
+
+def layered_drift(
+    layers: Callable, state: eqx.nn.State, step_size: float = 1.0
+) -> Callable[[Any, Float[Array, "..."]], Float[Array, "..."]]:
+    """The vector field drift(t, y) that is layer l at all times from l h to (l + 1) h.
+
+        drift(t, y) = f_l(y),  l = floor(t / h)
+
+    By it a network's residual layers are solved by `diffusion_path`, `feynman_kac` and
+    `multilevel_feynman_kac`: with as many steps as layers Euler's method is `integrate_layers`.
+
+    - `layers`, `state`: as in `integrate_layers`; the layers' new state is lost, so networks with
+      BatchNorm must be in inference mode.
+    - `step_size`: h (1.0).
+
+    Raises `ValueError` for a step that is not positive.
+
+        >>> import equinox as eqx, jax, jax.numpy as jnp, odejax
+        >>> class Growth(eqx.Module):
+        ...     rate: jax.Array
+        ...     def __call__(self, y, state, key=None): return self.rate * y, state
+        >>> layers = Growth(jnp.array([1.0, 5.0]))  # two of them, stacked
+        >>> drift = odejax.solvers.layered_drift(layers, eqx.nn.State(layers), 0.5)
+        >>> [float(drift(t, jnp.ones(()))) for t in (0.0, 0.4, 0.5)]
+        [1.0, 1.0, 5.0]
+
+    Wang et al. (2019), arXiv:1811.10745, Section 3.
+    """
+    check_positive(step_size=step_size)
+    arrays, static = eqx.partition(layers, eqx.is_array)
+    substate = state.substate(layers)
+    depth = jax.tree.leaves(arrays)[0].shape[0]
+
+    def drift(t, y):
+        # A sum of steps may be rounded to less than the time at which a layer begins.
+        i = jnp.clip(jnp.floor(t / step_size + 1e-3).astype(int), 0, depth - 1)
+        layer, own = jax.tree.map(lambda a: a[i], (arrays, substate))
+        return eqx.combine(layer, static)(y, own)[0]
+
+    return drift
 
 
 def _scan(layers, y, state, take, step_size, noise=None, key=None, *, every=False):
