@@ -3,7 +3,9 @@
 import dataclasses
 import json
 from functools import partial
+from statistics import NormalDist
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -20,7 +22,7 @@ from experiments.enresnet import (
 )
 from experiments.ledger.printed import claims_of
 from experiments.lib.run import UsageError, execute
-from odejax import LinfBall, predict
+from odejax import LinfBall, load as load_network, predict
 from odejax.attacks import PGD, AutoAttack
 from odejax.data import ArrayDataset, load
 from odejax.evaluation import encode_array, save_result
@@ -44,6 +46,10 @@ def test_fig4_keeps_its_principles_where_the_grid_resolves_the_solution(tmp_path
         assert record["gradient"] < record["bound"]
         assert record["min"] > -0.03
         assert record["max"] < 1.03
+        # Theorem 1's form, by coupling: beyond the scheme's own error.
+        for one in record.get("differences", ()):
+            assert one["difference"] < one["bound"] + 0.03
+    assert (tmp_path / "fig4_theorem1.png").stat().st_size > 10_000
 
 
 def test_fig4_shows_an_overflow_and_a_bound(tmp_path):
@@ -65,6 +71,28 @@ def test_fig4_shows_an_overflow_and_a_bound(tmp_path):
     said = [text.get_text() for axis in drawn.axes for text in axis.texts]
     plt.close(drawn)
     assert said == ["overflow"]
+
+
+@pytest.mark.parametrize(("gamma", "sigma"), [(0.0, 0.5), (1.5, 0.5), (-1.0, 0.5)])
+def test_two_paths_are_coupled_as_often_as_the_bound_says(gamma, sigma):
+    # F(x) = gamma x has u in closed form, and of f = sign(x) the bound is attained at x = 0.
+    spread = sigma * (np.expm1(2 * gamma) / (2 * gamma) if gamma else 1.0) ** 0.5
+    distance = 0.4
+    mean = np.exp(gamma) * distance / 2
+    u = 2 * NormalDist().cdf(mean / spread) - 1  # u(distance / 2), and -u at -distance / 2
+    assert enresnet_fig4.uncoupled(distance, gamma, sigma) == pytest.approx(u, rel=1e-6)
+
+
+def test_nearby_points_are_compared_by_their_distance():
+    x = np.arange(8) / 8
+    u = np.cos(2 * np.pi * x)[:, None] * np.ones(8)
+    measured = enresnet_fig4.differences(u, u, 0.0, 0.1)
+    along = {one["distance"]: one["difference"] for one in measured}
+    # |cos(a + h) - cos(a)| is at most 2 sin(h / 2), on a grid in phase with it.
+    assert along[0.5] == pytest.approx(2.0)
+    assert along[0.25] == pytest.approx(np.abs(np.roll(u, 2, 0) - u).max())
+    assert all(one["bound"] <= 2 for one in measured)
+    assert sorted(along) == pytest.approx([1 / 8, 2**0.5 / 8, 1 / 4, 2**0.5 / 4, 1 / 2, 2**0.5 / 2])
 
 
 def test_no_steps_are_refused():
@@ -96,7 +124,16 @@ def test_the_tables_are_of_what_was_trained_and_resume(tmp_path):
     pair = ("ResNet20", "En2 ResNet20")
     trained = {f"{training}/{name}/0" for training in ("natural", "robust") for name in pair}
     blind = {f"blind/{a} <- {b}/0" for a, b in (pair, pair[::-1])}
-    assert set(runs) == trained | blind | {"integrated/ResNet20 + En2 ResNet20/0"}
+    joined = {f"integrated/ResNet20 + {second}/0" for second in pair}
+    assert set(runs) == trained | blind | joined
+    # The control is of two networks, not of one twice.
+    folders = {path.parent.name for path in (tmp_path / "checkpoints").rglob("network.odejax")}
+    assert {"robust_ResNet20_0", "robust_ResNet20again_0"} <= folders
+    first, second = (
+        load_network(tmp_path / "checkpoints" / f"robust_{name}_0" / "network.odejax").model
+        for name in ("ResNet20", "ResNet20again")
+    )
+    assert not eqx.tree_equal(first, second)
     for name, record in runs.items():
         if name in trained:
             assert len(record["history"]) == 3
@@ -123,7 +160,8 @@ def test_the_tables_are_of_what_was_trained_and_resume(tmp_path):
     assert (tmp_path / "result.json").read_bytes() == before
 
     # Networks are joined only where that is asked for.
-    del result["runs"]["integrated/ResNet20 + En2 ResNet20/0"]
+    for name in joined:
+        del result["runs"][name]
     without = {name: part for name, part in result.items() if name != "digest"}
     save_result(tmp_path / "result.json", enresnet_cifar.KIND, without)
     quick(tmp_path, resume=True, integrate=False)
@@ -151,6 +189,23 @@ def test_every_network_of_the_paper_is_built_with_its_depth():
     assert (wide["depth"], wide["width"], wide["members"]) == (34, 10, 1)
     small = {str(paper): depth for paper, depth in enresnet_cifar.SIZES["cpu"].depths.items()}
     assert enresnet.shown("En1 ResNet20 & En1 ResNet32", small) == "En1 ResNet8 & En1 ResNet14"
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (("ResNet20",), [("ResNet20", "ResNet20")]),
+        (
+            ("ResNet20", "En2 ResNet20"),
+            [("ResNet20", "En2 ResNet20"), ("ResNet20", "ResNet20")],
+        ),
+        (("ResNet20", "ResNet44"), [("ResNet20", "ResNet20"), ("ResNet20", "ResNet44")]),
+        (("En1 ResNet20",), []),
+    ],
+)
+def test_two_resnets_of_one_kind_are_integrated_as_a_control(names, pairs):
+    published = enresnet.printed_pairs("integrated", "cifar10")
+    assert enresnet_cifar._pairs(names, published) == pairs
 
 
 @pytest.mark.parametrize(

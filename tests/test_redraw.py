@@ -27,7 +27,7 @@ def test_every_figure_belongs_to_a_result_of_an_experiment():
         while stem and stem not in results and not stem.startswith("nmode_fig"):
             stem = stem.rpartition("_")[0]
         assert stem, figure.name
-    assert len(drawn) == 23
+    assert len(drawn) == 24
 
 
 @pytest.mark.parametrize("name", ["no such result"])

@@ -14,11 +14,24 @@ scale of a class region, as the figure shows it).
   |grad u|_inf <= e^{gamma - sigma^2 / 2} (|u|_inf + |grad u|_inf at t = 1), gamma the largest
   eigenvalue of the symmetric part of grad F (at least sigma^2 / 2). The paper has sigma^2 for
   sigma^2 / 2, but its proof loses the 1/2 in front of the Laplacian; this is what it gives.
+- For the same velocity, Theorem 1: |u(x + delta, 0) - u(x, 0)| <= C (|delta| / sigma)^alpha for
+  sigma <= 1. The paper gives neither alpha > 0 nor C (which depends on d, |f|_inf and |F|_inf; it
+  refers to a book), so its bound cannot be computed, and none is fitted. The largest measured
+  difference is drawn beside an explicit bound of the same form, proven by coupling two paths by
+  reflection (Lindvall and Rogers 1986, Annals of Probability 14):
+
+      |u(x + delta, 0) - u(x, 0)| <= (max f - min f) (2 Phi(r / 2) - 1),
+      r = |delta| / sigma (2 gamma / (1 - e^{-2 gamma}))^{1/2}
+
+  which is at most C |delta| / sigma with alpha = 1 and a C that depends on gamma in the place of
+  |F|_inf: two paths of dx = F dt + sigma dB, the noise of one reflected, drift apart at no more
+  than gamma times their distance, and meet before t = 1 with a probability that is known.
 
 Ends in half a minute.
 """
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any
 
@@ -28,7 +41,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from odejax.evaluation import decode_array, encode_array
-from odejax.plots import set_title
+from odejax.plots import colors, set_title
 from odejax.solvers import convection_diffusion, spectral_gradient
 
 from ..lib import report
@@ -114,7 +127,31 @@ def solution(name: str, key, terminal, sigma: float, steps: int) -> dict[str, An
         gamma = float(jnp.linalg.eigvalsh(symmetric).max())
         size = float(jnp.abs(terminal).max()) + steepest(terminal)
         record |= {"gamma": gamma, "bound": float(np.exp(max(gamma - sigma**2 / 2, 0)) * size)}
+        if sigma > 0:
+            record["differences"] = differences(np.asarray(u), np.asarray(terminal), gamma, sigma)
     return record
+
+
+def differences(u, terminal, gamma: float, sigma: float) -> list[dict[str, float]]:
+    """max_x |u(x + delta) - u(x)| by |delta|, along axes and diagonals, and the proven bound."""
+    out, n = [], len(u)
+    for k in (k for k in 2 ** np.arange(int(np.log2(n))) if 2 * k <= n):
+        for scale, shifts in ((1.0, ((k, 0), (0, k))), (2**0.5, ((k, k), (k, -k)))):
+            moved = [np.abs(np.roll(u, shift, axis=(0, 1)) - u).max() for shift in shifts]
+            distance = float(scale * k / n)
+            bound = float(np.ptp(terminal)) * uncoupled(distance, gamma, sigma)
+            one = {"distance": distance, "difference": float(max(moved)), "bound": bound}
+            out.append(one)
+    return out
+
+
+def uncoupled(distance: float, gamma: float, sigma: float) -> float:
+    """The most by which two paths, so far apart at t = 0, fail to meet before t = 1.
+
+    P(r(1) > 0) of dr = gamma r dt + 2 sigma dB, stopped at 0: 2 Phi(r / 2) - 1
+    """
+    growth = 2 * gamma / -math.expm1(-2 * gamma) if gamma else 1.0
+    return math.erf(distance / sigma * growth**0.5 / 8**0.5)
 
 
 def steepest(u) -> float:
@@ -133,7 +170,24 @@ def tables(result: dict[str, Any]) -> list[Any]:
                 bound = f"{record['bound']:.0f}" if "bound" in record else ""
                 cells = [f"{record[k]:.2f}" for k in ("min", "max", "gradient")] + [bound]
             shown.add_row(name, f"{record['sigma']:g}", *cells)
-    return [shown]
+    return [shown, *([_of_theorem_1(result)] if _compared(result) else [])]
+
+
+def _compared(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The solutions whose nearby points were compared; none in results of before."""
+    return [record for record in result["solutions"]["smooth"] if "differences" in record]
+
+
+def _of_theorem_1(result: dict[str, Any]) -> Any:
+    columns = ("|delta|", "|delta| / sigma", "largest difference", "proven bound")
+    shown = report.table("Theorem 1, smooth velocity: |u(x + delta, 0) - u(x, 0)|", "", *columns)
+    for record in _compared(result):
+        for one in record["differences"]:
+            ratio = one["distance"] / record["sigma"]
+            cells = one["distance"], ratio, one["difference"], one["bound"]
+            shown.add_row(f"sigma {record['sigma']:g}", *(f"{cell:.3f}" for cell in cells))
+    shown.caption = "the paper gives neither C nor alpha; the bound is by coupling, alpha = 1"
+    return shown
 
 
 def figure(result: dict[str, Any]):
@@ -174,7 +228,40 @@ def figure(result: dict[str, Any]):
     return drawn
 
 
-EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"fig4": figure})
+def theorem_1(result: dict[str, Any]):
+    """Differences of u between nearby points against |delta| / sigma; None in results of before."""
+    compared = _compared(result)
+    if not compared:
+        return None
+    drawn, axes = report.panels(compared, size=(4.2, 3.2))
+    color = colors(["measured", "proven"])
+    for record, axis in axes:
+        points = sorted(record["differences"], key=lambda one: one["distance"])
+        ratio = [one["distance"] / record["sigma"] for one in points]
+        measured, bound = ([one[which] for one in points] for which in ("difference", "bound"))
+        label = r"proven by coupling ($\alpha$ = 1)"
+        axis.loglog(ratio, bound, color=color["proven"], label=label)
+        label = r"measured, largest over $x$"
+        axis.loglog(ratio, measured, "o", ms=4, color=color["measured"], label=label)
+        axis.set_title(rf"smooth velocity, $\sigma$ = {record['sigma']:g}", fontsize=9)
+        axis.set_xlabel(r"$|\delta|$ / $\sigma$")
+        axis.grid(alpha=0.3, lw=0.5, which="both")
+        if axis.get_subplotspec().is_first_col():
+            axis.set_ylabel(r"$|u(x + \delta, 0) - u(x, 0)|$")
+    report.legend_below(drawn, ncols=2, title="the paper gives no value of its C and alpha")
+    pairs = [
+        one["difference"] / one["bound"] for record in compared for one in record["differences"]
+    ]
+    set_title(
+        drawn,
+        f"Nearby points differ by {100 * min(pairs):.0f} to {100 * max(pairs):.0f} % of a proven "
+        f"bound of Theorem 1's form",
+    )
+    return drawn
+
+
+FIGURES = {"fig4": figure, "fig4_theorem1": theorem_1}
+EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, FIGURES, figure_stem="enresnet")
 
 if __name__ == "__main__":
     run(EXPERIMENT)
