@@ -1,5 +1,4 @@
-"""Neural stochastic differential equations, averaged over paths: the continuous form of *enresnet*.
-"""
+"""Neural stochastic differential equations, averaged over paths: the continuous form of *enresnet*."""
 
 from collections.abc import Callable
 

@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax
+import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import check_count, check_key, check_not_negative, check_positive
@@ -174,11 +175,12 @@ def diffusion_path(
     check_positive(t1=t1)
     solver = _sde_solver(solver, noise)
     # Times of the state's dtype: under x64 a Python number would make float64 of it.
-    start, end, dt = jnp.asarray([0.0, t1, t1 / steps], jnp.result_type(jnp.float32, x))
+    # As NumPy's, which Diffrax checks while it traces: a check in the program is a host callback.
+    start, end, dt = np.asarray([0.0, t1, t1 / steps], jnp.result_type(jnp.float32, x))
     needed = getattr(solver, "minimal_levy_area", diffrax.AbstractBrownianIncrement)
     area = next(area for area in _LEVY_AREAS if issubclass(area, needed))
     shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    brownian = diffrax.VirtualBrownianTree(start, end, dt / 4, shape, key, levy_area=area)
+    brownian = diffrax.VirtualBrownianTree(start, end, dt / 2, shape, key, levy_area=area)
 
     def diffusion(t, y, args):
         sigma = noise.std(y + dt.astype(y.dtype) * drift(t, y))
@@ -188,9 +190,11 @@ def diffusion_path(
         diffrax.ODETerm(lambda t, y, args: drift(t, y)),
         diffrax.ControlTerm(diffusion, brownian),
     )
-    solution = diffrax.diffeqsolve(
-        terms, solver, start, end, dt, x, max_steps=steps + 1, throw=False
-    )
+    # As in `AbstractNoise.add`: the tree's draws are most of the time of a small network.
+    with jax.threefry_partitionable(False):
+        solution = diffrax.diffeqsolve(
+            terms, solver, start, end, dt, x, max_steps=steps + 1, throw=False
+        )
     assert solution.ys is not None
     return jnp.where(solution.result == diffrax.RESULTS.successful, solution.ys[0], jnp.nan)
 
