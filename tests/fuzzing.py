@@ -176,6 +176,7 @@ def calls() -> dict[str, Call]:
         "FractalNet": {"depth": count, "columns": count},
         "RevNet": {"depth": count, "step_size": "not negative"},
         "EnResNet": {"depth": count, "members": count},
+        "NeuralSDENet": {"steps": count, "paths": count, "t1": positive},
         "ConvODENet": {"t1": positive, "max_steps": count, "dt0": positive},
         "AugmentedODENet": {"augment": "count or 0", "t1": positive},
         "DenseODENet": {"t1": positive, "max_steps": count},
@@ -217,7 +218,7 @@ def calls() -> dict[str, Call]:
     add("NeumannSeries", solvers.NeumannSeries, {"order": count})
     add("LearnedRK2", solvers.LearnedRK2, {"depth": count}, depth=2)
     add("feynman_kac", solvers.feynman_kac,
-        {"steps": count, "paths": count, "t1": positive, "key": "key"},
+        {"steps": count, "paths": count, "t1": positive, "key": "key", "solver": "solver"},
         terminal=jnp.sum, drift=lambda t, x: x, noise=solvers.ConstantNoise(0.1),
         x=jnp.ones(2), steps=2, paths=4, key=KEY)  # fmt: skip
 

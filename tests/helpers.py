@@ -60,6 +60,7 @@ from odejax.models import (
     LipschitzNet,
     MassPreservingNet,
     MixedEnResNet,
+    NeuralSDENet,
     NmODE,
     NmODENet,
     OrthogonalNet,
@@ -107,6 +108,7 @@ all_models = {
     "RevNet": _maker(RevNet, width=8, depth=2),
     "EnResNet": _maker(EnResNet, width=4, depth=2, members=2),
     "MixedEnResNet": _maker(MixedEnResNet, bases=(partial(ResNet, width=4, depth=1),) * 2),
+    "NeuralSDENet": _maker(NeuralSDENet, width=4, depth=2, steps=2, paths=2),
     "PreActResNet": _maker(PreActResNet, depth=8),
     "PreActResNet SSPRK22": _maker(PreActResNet, depth=8, solver=SSPRK22()),
     "WideResNet": _maker(WideResNet, depth=8, width=2),
@@ -129,7 +131,7 @@ all_models = {
     "MassPreservingNet": _maker(MassPreservingNet, features=8, depth=2, width=8),
     "SpherePreservingNet": _maker(SpherePreservingNet, features=8, depth=2, width=8),
 }
-NOISY = ("EnResNet", "MixedEnResNet")
+NOISY = ("EnResNet", "MixedEnResNet", "NeuralSDENet")
 # Their programs hold a primitive without a rule for bounds: a solver's loop, a linear solve.
 REFUSED = {"NmODENet solver": "while", "SpherePreservingNet": "lu"}
 

@@ -1061,6 +1061,20 @@ FAULTS = [
         ("tests/test_enresnet.py", "tests/test_models_contract.py"),
     ),
     Fault(
+        "Diffrax solves the first layer at all times",
+        "solvers/layered.py",
+        "jnp.floor(t / step_size + 1e-3)",
+        "jnp.floor(0 * t)",
+        ("tests/test_neural_sde.py",),
+    ),
+    Fault(
+        "All paths of a neural SDE draw the same noise",
+        "models/neural_sde.py",
+        "jax.vmap(path)(jax.random.split(key, self.paths))",
+        "jax.vmap(path)(jnp.stack([key] * self.paths))",
+        ("tests/test_neural_sde.py",),
+    ),
+    Fault(
         "Stages do not halve the resolution",
         "models/preact_resnet.py",
         "stride = 1 if stage == 0 else 2",

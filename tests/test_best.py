@@ -46,6 +46,7 @@ OF_THEIR_OWN = {
 WITHOUT_BOUNDS = {
     "EnResNet": "EnResNet draws noise",
     "MixedEnResNet": "MixedEnResNet draws noise",
+    "NeuralSDENet": "NeuralSDENet draws noise",
     "ConvODENet": "solved by Diffrax's ConstantStepSize: make the network on a grid",
     "ConvODENet in time": "on a fixed grid",
     "AugmentedODENet": "on a fixed grid",

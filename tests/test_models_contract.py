@@ -45,7 +45,7 @@ VARIANTS = {
     "StructuredNet switching",
 }
 # Made of layers that others have, and tested in files of their own.
-LIKE_OTHERS = VARIANTS | {"WideResNet", "MixedEnResNet"}
+LIKE_OTHERS = VARIANTS | {"WideResNet", "MixedEnResNet", "NeuralSDENet"}
 # Differentiated by rules that others of the models, and `test_layered.py`, are tested with.
 LIKE_OTHERS_IN_GRADIENT = LIKE_OTHERS | {
     "ResNet BatchNorm", "SSPNet SSPRK33", "PolyNet", "FractalNet", "AugmentedODENet",

@@ -1,6 +1,7 @@
 """A network's noisy layers and Diffrax's solve are one, path by path."""
 
 from functools import partial
+from itertools import pairwise
 
 import diffrax
 import equinox as eqx
@@ -43,11 +44,11 @@ def increments(key, shape, steps, h):
     tree = diffrax.VirtualBrownianTree(start, end, end / steps / 2, like, key)
     times = h * jnp.arange(steps + 1, dtype=jnp.float32)
     with jax.threefry_partitionable(False):
-        return jnp.stack([tree.evaluate(a, b) for a, b in zip(times, times[1:], strict=False)])
+        return jnp.stack([tree.evaluate(a, b) for a, b in pairwise(times)])
 
 
-@pytest.mark.parametrize("members", [1, 2])
-def test_diffrax_solves_the_layers_of_a_resnet_for_the_same_increments(members):
+def test_diffrax_solves_the_layers_of_an_ensemble_for_the_same_increments():
+    members = 2
     sizes = {"width": 4, "depth": DEPTH}
     make = eqx.nn.make_with_state(EnResNet)
     solved = {"steps": DEPTH, "paths": PATHS, "t1": DEPTH * H, "noise": NOISE}
@@ -99,7 +100,9 @@ def test_every_layer_is_the_drift_in_its_own_time(steps):
         np.testing.assert_allclose(end, layered, rtol=1e-6)
 
 
-@pytest.mark.parametrize("solver", [diffrax.SRA1(), diffrax.Heun()], ids=["SRA1", "Heun"])
+@pytest.mark.parametrize(
+    "solver", [diffrax.Heun(), pytest.param(diffrax.SRA1(), marks=pytest.mark.slow)], ids=str
+)
 def test_a_solver_of_higher_order_is_closer_to_the_equation(solver):
     theta, sigma, x = 1.0, 0.8, jnp.array([1.0, -0.5])
     problem = (lambda y: jnp.stack([y, y**2])), (lambda t, y: -theta * y), ConstantNoise(sigma), x

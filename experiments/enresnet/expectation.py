@@ -1,6 +1,7 @@
 """What the Feynman-Kac average of a trained network costs: plain Monte Carlo and multilevel."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import equinox as eqx
@@ -43,7 +44,8 @@ def measure(predictor: Any, image: Any, label: int, effort: Effort, seed: int) -
     start, state = eqx.filter_jit(lambda m, s, x: m.stem(x, s))(model, predictor.state, image)
     drift, head = model.problem(state)
     problem = (lambda y: head(y)[label]), drift, model.noise, start
-    keys = iter(jax.random.split(jax.random.key(seed + 2), 2 * effort.repeats * 10))
+    key = jax.random.key(seed + 2)
+    keys = (jax.random.fold_in(key, i) for i in itertools.count())
     finest = effort.steps[-1:]
 
     def estimate(steps: tuple[int, ...], error: float):
@@ -90,9 +92,10 @@ def tables(measured: dict[str, dict[str, Any]]) -> list[Any]:
     errors = report.table("error of the mean logit, cost in evaluations of the field", "", *columns)
     for name, of in measured.items():
         for point in of["points"]:
-            cells = [point[method][what] for method in METHODS for what in ("error", "cost")]
-            shown = (f"{error:.2g} {cost:,.0f}".split() for error, cost in zip(*[iter(cells)] * 2))
-            errors.add_row(name, f"{point['standard_error']:.2g}", *sum(shown, []))
+            cells = [f"{point['standard_error']:.2g}"]
+            for method in METHODS:
+                cells += [f"{point[method]['error']:.2g}", f"{point[method]['cost']:,.0f}"]
+            errors.add_row(name, *cells)
     columns = ("steps", "paths", "mean", "variance")
     title = "the multilevel estimate's levels: each less the one before"
     levels = report.table(title, "", *columns)

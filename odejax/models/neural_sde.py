@@ -1,4 +1,4 @@
-"""Neural stochastic differential equations, averaged over paths: the continuous form of *enresnet*."""
+"""Neural stochastic differential equations, averaged over their paths (*enresnet*)."""
 
 from collections.abc import Callable
 
@@ -114,6 +114,6 @@ class NeuralSDENet(eqx.Module):
     def problem(
         self, state: eqx.nn.State
     ) -> tuple[Callable[..., Features], Callable[[Float[Array, "..."]], Logits]]:
-        """f(t, y) and head(y): drift and terminal condition, as `solvers.feynman_kac` takes them."""
+        """f(t, y) and head(y), the drift and terminal condition of `solvers.feynman_kac`."""
         drift = layered_drift(self.layers, state, self.t1 / self.depth)
         return drift, lambda y: self.head(y, state)[0]
