@@ -42,7 +42,7 @@ from odejax.data import ArrayDataset
 from odejax.evaluation import transfer_matrix
 
 from ..ledger.printed import Claim
-from ..ledger.sources import FOLDER, Source, chosen, measured
+from ..ledger.sources import FOLDER, Source, Work, chosen, measured
 from ..lib.measure import brackets, examples, judged_accuracy
 from ..lib.networks import NetworksConfig
 from ..lib.report import by_name
@@ -53,7 +53,9 @@ from .networks import (
     TABLES,
     TRAININGS,
     Preset,
+    folder_name,
     printed_pairs,
+    recipe,
     shown,
     train_network,
 )
@@ -289,9 +291,33 @@ def sources(claim: Claim) -> list[Source]:
             SIZES[preset].epochs,
             chosen(SIZES[preset], "train_images", "pgd_steps"),
             smaller=preset == "cpu",
+            work=partial(_work, kind, claim.model) if preset == "paper" else None,
         )
         for preset in ("paper", "cpu")
     ]
+
+
+def _work(kind: str, model: str) -> Work:
+    preset = SIZES["paper"]
+    networks = model.split(JOINED[kind]) if kind in JOINED else [model]
+    training = "natural" if kind == "natural" else "robust"
+    trained = {
+        folder_name(name, training, 0): recipe(NETWORKS[name](preset), name, training, preset)
+        for name in networks
+    }
+    attacks = ATTACKS
+    if training == "natural":
+        attacks = {"IFGSM-20": ATTACKS["IFGSM-20"]}
+    if "En" in model:  # noise
+        attacks = {name: EOT(attack, EOT_DRAWS) for name, attack in attacks.items()}
+    if kind in ("robust", "integrated"):
+        attacks = attacks | {"AA-rand": AutoAttack.rand(preset.draws if "En" in model else 1)}
+    return Work(
+        ("--trainings", training, "--networks", *networks),
+        trained,
+        tuple((attack, preset.test_images) for attack in attacks.values()),
+        preset.train_images - preset.held_out,
+    )
 
 
 EXPERIMENT = Experiment(

@@ -107,6 +107,28 @@ def shown(name: str, depths: Mapping[str, int]) -> str:
     return re.sub(r"(ResNet|WRN-)(\d+)", lambda found: f"{found[1]}{depths[found[2]]}", name)
 
 
+def recipe(make: Callable[..., Any], name: str, training: str, preset: Preset) -> Recipe:
+    robust = training == "robust"
+    return Recipe(
+        make,
+        preset.epochs,
+        preset.batch_size,
+        partial(_mixture, preset) if name == MIXED else _sgd(preset),
+        Adversarial(_attack(preset), preset.ball) if robust else CrossEntropy(),
+        crop_and_flip,
+    )
+
+
+def _attack(preset: Preset) -> PGD:
+    """That of training: the paper's is of 10 steps of 2/255."""
+    return PGD(preset.pgd_steps, 20 / 255 / preset.pgd_steps, last=True)
+
+
+def folder_name(name: str, training: str, seed: int) -> str:
+    """Of the checkpoints."""
+    return f"{training}_{name.replace(' ', '')}_{seed}"
+
+
 def train_network(
     make: Callable[..., Any],
     name: str,
@@ -123,23 +145,14 @@ def train_network(
     """
     # Of its own for every network, lest two that are integrated begin with the same weights.
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(f"{training}/{name}".encode()))
-    attack = PGD(preset.pgd_steps, 20 / 255 / preset.pgd_steps, last=True)  # the paper's 2/255 x 10
-    robust = training == "robust"
-    recipe = Recipe(
-        make,
-        preset.epochs,
-        preset.batch_size,
-        partial(_mixture, preset) if name == MIXED else _sgd(preset),
-        Adversarial(attack, preset.ball) if robust else CrossEntropy(),
-        crop_and_flip,
-    )
+    standing = partial(_standing, _attack(preset), preset.ball)
     predictor, record = train(
-        recipe,
+        recipe(make, name, training, preset),
         dataset,
         key,
-        folder / f"{training}_{name.replace(' ', '')}_{seed}",
+        folder / folder_name(name, training, seed),
         validation=held_out,
-        score=partial(_standing, attack, preset.ball) if robust else clean_accuracy,
+        score=standing if training == "robust" else clean_accuracy,
     )
     kept = ("loss", "train_accuracy", "validation")
     return predictor, record | {

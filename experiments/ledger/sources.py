@@ -1,15 +1,32 @@
 """How a claim of a paper is measured: by which command, and how its result is read."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from ..lib.recipe import Recipe
 from ..lib.report import by_name, mean_and_deviation
 from .printed import Claim
 
 FOLDER = "--data-dir FOLDER"
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What it takes to measure one network, with seed 0, for `experiments.gpu`.
+
+    - `options`: those that limit the command to it.
+    - `trained`: all that is trained for it, by the folder of the checkpoints.
+    - `attacks`: each with the number of images that it attacks, those of all balls together.
+    - `train_images`: by default all of the data set's.
+    """
+
+    options: tuple[str, ...]
+    trained: Mapping[str, Recipe]
+    attacks: tuple[tuple[Any, int], ...]
+    train_images: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +44,7 @@ class Source:
     epochs: int | None = None  # of the preset; None: nothing is trained
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     smaller: bool = False
+    work: Callable[[], Work] | None = None  # of a network of the paper's size
 
 
 def measured(records: list[dict[str, Any]], claim: Claim, bracket_of) -> dict[str, Any] | None:

@@ -38,11 +38,11 @@ from odejax.models import AbstractODENet, ConvODENet, PreActResNet, ResNet
 from odejax.training import TRADES, YOPO, Adversarial
 
 from ..ledger.printed import Claim, claimed
-from ..ledger.sources import FOLDER, Source, from_brackets
+from ..ledger.sources import FOLDER, Source, Work, from_brackets
 from ..lib import accuracy, report
 from ..lib.intervals import CLEAN, listed
 from ..lib.measure import measure
-from ..lib.networks import NetworksConfig, train_in
+from ..lib.networks import NetworksConfig, folder_name, train_in
 from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd, staircase
 from ..lib.run import Experiment, Plan, PresetConfig, each, load_data, run, seeded
 
@@ -235,10 +235,23 @@ def sources(claim: Claim) -> list[Source]:
             name,
             PRESETS[preset][claim.dataset].networks[name].epochs,
             smaller=preset == "cpu",
+            work=partial(_work, name, claim.dataset) if preset == "paper" else None,
         )
         for preset, name in names.items()
         if name in PRESETS[preset][claim.dataset].networks
     ]
+
+
+def _work(name: str, dataset: str) -> Work:
+    preset = PRESETS["paper"][dataset]
+    source = next(iter(preset.networks))  # whose adversarial examples are tried on the others
+    attacks = (*preset.attacks(dataset, preset.queries).values(), preset.last)
+    images = preset.test_images * len(EPS[dataset])
+    return Work(
+        ("--networks", name),
+        {folder_name(n, 0): preset.networks[n] for n in dict.fromkeys((source, name))},
+        tuple((attack, images) for attack in attacks),
+    )
 
 
 def _named(name: str, settings: Mapping[str, Any]) -> tuple[str, str]:

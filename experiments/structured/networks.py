@@ -45,11 +45,11 @@ from odejax.data import ArrayDataset, crop_and_flip
 from odejax.training import CrossEntropy, Hinge, Penalised, orthogonality_penalty
 
 from ..ledger.printed import Claim, claimed
-from ..ledger.sources import FOLDER, Source, chosen, from_brackets
+from ..ledger.sources import FOLDER, Source, Work, chosen, from_brackets
 from ..lib import accuracy, report
 from ..lib.intervals import listed
 from ..lib.measure import measure, radii_of_all
-from ..lib.networks import NetworksConfig, trained_and_measured
+from ..lib.networks import NetworksConfig, folder_name, trained_and_measured
 from ..lib.recipe import Recipe, adam, one_cycle, sgd, staircase
 from ..lib.run import (
     Experiment,
@@ -75,6 +75,7 @@ REGIMES = {
 SUCCESSORS = {"convex potential": "CPL", "SDP-based": "SLL"}
 ORTHOGONALITY = 0.01  # the paper's factor of the penalty
 STRONG = "PGD-50"  # run only where it failed in the smaller ball
+ATTACKS = {PAPERS: PGD(10, RelativeStep(0.025)), STRONG: PGD(50)}
 LAST = AutoAttack()  # where all others fail and nothing is certified
 NAMES = (*REGIMES, *SUCCESSORS)
 
@@ -186,7 +187,7 @@ def _evaluate(predictor: Any, test: ArrayDataset, preset: Preset, seed: int, las
         preset.test_images,
         {"l2": preset.eps},
         seed,
-        attacks={PAPERS: PGD(10, RelativeStep(0.025)), STRONG: PGD(50)},
+        attacks=ATTACKS,
         anew={PAPERS},
         certificates=certificate,
         last=last,
@@ -272,8 +273,16 @@ def sources(claim: Claim) -> list[Source]:
             claim.model,
             preset.epochs,
             chosen(preset, "margin"),
+            work=partial(_work, claim.model, preset),
         )
     ]
+
+
+def _work(name: str, preset: Preset) -> Work:
+    images = preset.test_images * len(preset.eps)
+    how = recipe(name, "paper", preset, Hinge(preset.margin), ORTHOGONALITY)
+    attacks = tuple((attack, images) for attack in (*ATTACKS.values(), LAST))
+    return Work(("--networks", name), {folder_name(name, 0): how}, attacks)
 
 
 def _named(name: str, settings: dict[str, Any]) -> tuple[str, str]:
