@@ -20,6 +20,7 @@ class Work:
     - `options`: those that limit the command to it.
     - `trained`: all that is trained for it, by the folder of the checkpoints.
     - `attacks`: each with the number of images that it attacks, those of all balls together.
+    - `attacked`: the networks that these attack, by their folders; by default all.
     - `train_images`: by default all of the data set's.
     """
 
@@ -27,6 +28,7 @@ class Work:
     trained: Mapping[str, Recipe]
     attacks: tuple[tuple[Any, int], ...]
     train_images: int | None = None
+    attacked: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -251,6 +251,7 @@ def _work(name: str, dataset: str) -> Work:
         ("--networks", name),
         {folder_name(n, 0): preset.networks[n] for n in dict.fromkeys((source, name))},
         tuple((attack, images) for attack in attacks),
+        attacked=(folder_name(name, 0),),
     )
 
 

@@ -1,0 +1,1 @@
+"""The experiments that need a GPU, in slices of a few minutes."""
