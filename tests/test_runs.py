@@ -15,8 +15,11 @@ from helpers import digits, predictor_of
 
 import odejax
 from experiments.lib import report
+from experiments.lib.measure import measure
 from experiments.lib.recipe import keep
 from experiments.lib.run import Runs, UsageError, command_line
+from odejax.attacks import FGSM, PGD
+from odejax.evaluation import bracket_steps, robust_accuracy
 
 ROOT = Path(__file__).parents[1]
 NEW = SimpleNamespace(resume=False, overwrite=False)
@@ -148,3 +151,28 @@ def test_a_stored_command_has_no_paths_of_the_machine():
     said = '--dataset mnist --data-dir FOLDER --seeds 2 --networks "nmODE t=1"'
     assert command.endswith(said)
     assert command.startswith("python -m ")
+
+
+def test_an_evaluation_that_is_interrupted_goes_on_where_it_was(tmp_path, monkeypatch):
+    predictor, state = predictor_of("MLP"), tmp_path / "net" / "evaluation"
+    attacks, ran = {"first": FGSM(), "second": PGD(2)}, []
+
+    def evaluate(stop: int):
+        def counted(*arguments, **settings):
+            if len(ran) == stop:
+                raise KeyboardInterrupt
+            ran.append(arguments[4])
+            return robust_accuracy(*arguments, **settings)
+
+        monkeypatch.setattr(bracket_steps, "robust_accuracy", counted)
+        balls = {"linf": (0.01,)}
+        settings = {"attacks": attacks, "flag_images": 0, "state": state}
+        return measure(predictor, digits("test", 8), 8, balls, 0, **settings)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(stop=1)
+    assert list(state.parent.iterdir())
+    (bracket,) = evaluate(stop=2)["brackets"]
+    assert ran == [*attacks.values()]
+    assert set(bracket["per_attack"]) == set(attacks)
+    assert not list(state.parent.iterdir())

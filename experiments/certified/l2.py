@@ -23,6 +23,7 @@ estimated by power iteration, which is no proof); 56.7 % (BCOP, 200 epochs, 98.8
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,9 +111,9 @@ def plan(config: Config, recipe_of: Callable[..., Recipe] = recipe, last: Any = 
     if config.held_out is not None:
         images, test = images.holdout(config.held_out)
 
-    def measured(predictor: Any, name: str, seed: int):
+    def measured(predictor: Any, name: str, seed: int, state: Path):
         certificate, n, balls = LipschitzMargin(), preset.test_images, {"l2": preset.eps}
-        settings = {"attacks": ATTACKS, "certificates": certificate, "last": last}
+        settings = {"attacks": ATTACKS, "certificates": certificate, "last": last, "state": state}
         record = measure(predictor, test, n, balls, seed, **settings)
         return record | radii_of_all(predictor, test, preset.eps, certificate, seed)
 

@@ -28,6 +28,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -183,7 +184,7 @@ def plan(
         training, network = name.split("/")
         return recipe_of(network, training, trainings[training], preset)
 
-    def measured(predictor: Any, name: str, seed: int):
+    def measured(predictor: Any, name: str, seed: int, state: Path):
         training, bounded = name.split("/")[0], name.startswith(BOUNDS)
         n = {
             "linf": preset.test_images if bounded else preset.fewer_images,
@@ -192,7 +193,7 @@ def plan(
         # Beyond the radius that it is trained for, a network is hardly certified.
         largest = trainings[training] if bounded else None
         eps = [r for r in preset.eps if largest is None or r <= largest] or preset.eps[:1]
-        settings = {"attacks": attacks, "certificates": CERTIFICATES, "last": last}
+        settings = {"attacks": attacks, "certificates": CERTIFICATES, "last": last, "state": state}
         balls = {"linf": eps, "l2": preset.eps_l2}
         record = measure(predictor, test, n, balls, seed, **settings)
         return record | {"images": n}

@@ -20,6 +20,7 @@ noise of the vote (Cohen et al. 2019, arXiv:1902.02918). Then, in the l2 ball of
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import diffrax
@@ -140,9 +141,10 @@ def plan(config: Config, recipe_of: Callable[..., Recipe] = recipe) -> Plan:
     preset, names = config.choose(PRESETS), config.chosen(NAMES)
     images, test = load_data(config, preset.test_images)
 
-    def measured(predictor: Any, name: str, seed: int):
+    def measured(predictor: Any, name: str, seed: int, state: Path):
         vote, n = Smoothed(predictor, preset.sigma), preset.test_images
-        settings = {"attacks": ATTACKS, "certificates": RandomizedSmoothing(n=preset.votes)}
+        certificate = RandomizedSmoothing(n=preset.votes)
+        settings = {"attacks": ATTACKS, "certificates": certificate, "state": state}
         # The clean accuracy of the vote is that of the brackets: of the images that are attacked.
         return measure(vote, test.take(slice(n)), n, {"l2": preset.eps}, seed, **settings)
 

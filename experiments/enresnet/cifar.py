@@ -29,6 +29,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -124,14 +125,16 @@ def plan(
             make, own = known[name](preset), f"{name} again" if again else name
             return train_network(make, own, training, train, held_out, preset, seed, folder)
 
-        def evaluated(predictor, training: str, seed: int):
+        def evaluated(predictor, training: str, seed: int, own_folder: str):
             own = attacks if training == "robust" else {"IFGSM-20": attacks["IFGSM-20"]}
             last = rand if training == "robust" else None
-            return _evaluate(predictor, own, last, test, attacked, preset, seed)
+            state = folder / own_folder / "evaluation"
+            return _evaluate(predictor, own, last, test, attacked, preset, seed, state)
 
         def trained(name: str, training: str, seed: int):
             predictor, record = network(name, training, seed)
-            return record | evaluated(predictor, training, seed)
+            own_folder = folder_name(name, training, seed)
+            return record | evaluated(predictor, training, seed, own_folder)
 
         def blind(target: str, oracle: str, seed: int):
             (judged, _), (source, _) = (network(n, "robust", seed) for n in (target, oracle))
@@ -143,7 +146,8 @@ def plan(
                 network(first, "robust", seed)[0],
                 network(second, "robust", seed, again=second == first)[0],
             ]
-            return evaluated(odejax.EnsembleLogits(predictors), "robust", seed)
+            own_folder = folder_name("+".join(members), "integrated", seed)
+            return evaluated(odejax.EnsembleLogits(predictors), "robust", seed, own_folder)
 
         for seed in range(config.seeds):
             for training in config.trainings:
@@ -180,8 +184,12 @@ def _evaluate(
     attacked: ArrayDataset,
     preset: Preset,
     seed: int,
+    state: Path,
 ) -> dict[str, Any]:
-    """Clean accuracy on `test`; robust accuracy under each attack on `attacked`."""
+    """Clean accuracy on `test`; robust accuracy under each attack on `attacked`.
+
+    An evaluation that is interrupted goes on from the file `state`.
+    """
     started = time.perf_counter()
     key = jax.random.key(seed + 1)
     random = draws_noise(predictor, attacked, key)
@@ -199,6 +207,7 @@ def _evaluate(
         batch_size=_batch_size(preset.draws if random else 1),
         draws=JUDGE_DRAWS if random else 1,
         flag_images=32,
+        state_path=state,
     )
     batch_size = _batch_size(JUDGE_DRAWS if random else 1)
     return measured.summary() | {

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,12 +44,16 @@ def measure(
     seed: int,
     *,
     attacks: Mapping[str, Any],
+    state: Path | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Clean accuracy on all of `test`, and the interval of the first `n` images for every eps.
 
     `eps` is by norm; the intervals are `brackets` of one norm, `balls` of several. Where `n` or
     `attacks` (by name) depend on the norm, they are by norm as well.
+
+    An evaluation that is interrupted goes on from the file `state`, in the norm that it was in; its
+    seconds are those of the last time.
     """
     started, key = time.perf_counter(), jax.random.key(seed + 1)
     balls = {norm: [] for norm in eps}
@@ -59,6 +64,7 @@ def measure(
         chosen = attacks.get(norm, attacks)
         anew = settings.get("anew", set(chosen))  # by default every attack in every ball
         given = settings | {"attacks": chosen, "anew": anew}
+        given["state_path"] = None if state is None else f"{state}_{norm}"
         balls[norm] = summaries(brackets(predictor, attacked, norm, radii, key=key, **given))
     one_norm = len(balls) == 1
     return {

@@ -39,18 +39,26 @@ def folder_name(name: str, seed: int) -> str:
     return f"{name}_{seed}".replace("/", "_").replace(" ", "_").replace(",", "")
 
 
+def state_file(folder: Path, name: str, seed: int) -> Path:
+    """Of an evaluation that is interrupted, beside the checkpoints."""
+    return folder / folder_name(name, seed) / "evaluation"
+
+
 def trained_and_measured(
     seeds: int,
     names: Iterable[str],
     recipe_of: Callable[[str], Recipe],
     dataset: Any,
-    measure: Callable[[Any, str, int], dict[str, Any]],
+    measure: Callable[[Any, str, int, Path], dict[str, Any]],
     folder: Path,
 ) -> Iterable[Job]:
-    """A job for each seed and name: train by the recipe, then `measure(predictor, name, seed)`."""
+    """A job for each seed and name: train by the recipe, then measure.
+
+    `measure(predictor, name, seed, state)`, where `state` is the file that it may go on from.
+    """
 
     def record(name: str, seed: int) -> dict[str, Any]:
         predictor, training = train_in(folder, recipe_of(name), dataset, name, seed)
-        return training | measure(predictor, name, seed)
+        return training | measure(predictor, name, seed, state_file(folder, name, seed))
 
     return seeded(seeds, names, record)

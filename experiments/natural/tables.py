@@ -42,7 +42,7 @@ from ..ledger.sources import FOLDER, Source, Work, from_brackets
 from ..lib import accuracy, report
 from ..lib.intervals import CLEAN, listed
 from ..lib.measure import measure
-from ..lib.networks import NetworksConfig, folder_name, train_in
+from ..lib.networks import NetworksConfig, folder_name, state_file, train_in
 from ..lib.recipe import Recipe, adam, drops, one_cycle, sgd, staircase
 from ..lib.run import Experiment, Plan, PresetConfig, each, load_data, run, seeded
 
@@ -175,6 +175,7 @@ def plan(config: Config, presets: Mapping[str, Mapping[str, Preset]] = PRESETS) 
                 oracles=oracles,
                 last=preset.last,
                 flag_images=preset.flag_images,
+                state=state_file(folder, name, seed),
             )
 
         return seeded(config.seeds, names, measured)

@@ -187,7 +187,7 @@ def plan(
     def how(name: str) -> Recipe:
         return networks[name].recipe(epochs[name], setting.width)
 
-    def measured(predictor: Any, name: str, seed: int):
+    def measured(predictor: Any, name: str, seed: int, state: Path):
         has_weight = isinstance(predictor.model, (MLP, NmODENet))
         record = row_sums(first_weight(predictor.model)) if has_weight else {}
         record |= measure(
@@ -198,6 +198,7 @@ def plan(
             seed,
             attacks=attacks,
             certificates={c: CERTIFICATES[c] for c in networks[name].certificates},
+            state=state,
         )
         standard = pgd_standardised(predictor, images, test, setting, seed)
         return record | {"pgd_standardised": standard}

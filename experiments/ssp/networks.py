@@ -33,6 +33,7 @@ MNIST, PGD-7: 18 to 29 minutes of training and 3 to 9 of attacks a network on tw
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import diffrax
@@ -170,10 +171,11 @@ def plan(
         training, network = name.split("/")
         return recipe_of(network, training, dataset, preset, config.preset)
 
-    def measured(predictor: Any, name: str, seed: int):
+    def measured(predictor: Any, name: str, seed: int, state: Path):
         anew = set(chosen) - {STRONG}
         n, balls = preset.test_images, {"linf": radii}
-        record = measure(predictor, test, n, balls, seed, attacks=chosen, anew=anew, last=last)
+        settings = {"attacks": chosen, "anew": anew, "last": last, "state": state}
+        record = measure(predictor, test, n, balls, seed, **settings)
         attack = PGD(TRAININGS[name.split("/")[0]] or 7, step)
         growth = _growth(predictor, test.take(slice(n)), attack, eps, jax.random.key(seed + 1))
         return record | {"growth": growth}

@@ -33,6 +33,7 @@ and 38 of attacks, non-expansive 10 and 10, SDP-based 5 to 10 and 5.
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -159,8 +160,8 @@ def plan(config: Config, recipe_of: Callable[..., Recipe] = recipe, last: Any = 
     def how(name: str) -> Recipe:
         return recipe_of(name, config.preset, preset, loss, config.orthogonality or ORTHOGONALITY)
 
-    def measured(predictor: Any, name: str, seed: int):
-        return _evaluate(predictor, test, preset, seed, last)
+    def measured(predictor: Any, name: str, seed: int, state: Path):
+        return _evaluate(predictor, test, preset, seed, last, state)
 
     return Plan(
         config.run_name + "".join(f"_{name}_{v:g}" for name, v in own.items() if v is not None),
@@ -179,7 +180,9 @@ def _hold_out(images: ArrayDataset, n: int, attacked: int) -> tuple[ArrayDataset
     return images.holdout(n)
 
 
-def _evaluate(predictor: Any, test: ArrayDataset, preset: Preset, seed: int, last: Any):
+def _evaluate(
+    predictor: Any, test: ArrayDataset, preset: Preset, seed: int, last: Any, state: Path
+):
     certificate = LipschitzMargin()
     record = measure(
         predictor,
@@ -191,6 +194,7 @@ def _evaluate(predictor: Any, test: ArrayDataset, preset: Preset, seed: int, las
         anew={PAPERS},
         certificates=certificate,
         last=last,
+        state=state,
     )
     record |= radii_of_all(predictor, test, preset.eps, certificate, seed)
     return record | {"steps": _steps(predictor.model)}
