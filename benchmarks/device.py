@@ -208,7 +208,7 @@ def main(quick: bool):
     origin, device = provenance(0), jax.devices()[0].device_kind
     table = Table(title=f"one of each ({device})")
     for column in ("", "precision", "ms", "GFLOP", "TFLOP/s", "peak", "share (%)"):
-        table.add_column(column, justify="right" if column else "left")
+        table.add_column(column, justify="left" if column in ("", "precision") else "right")
     rows = {}
     for name, job in jobs(QUICK if quick else Size()).items():
         rows[name] = measured(job, device)

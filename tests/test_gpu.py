@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import device
-from experiments.gpu import __main__ as gpu
+from experiments.gpu import listing, run as gpu
 from experiments.gpu.cost import DATA, Counts, epoch_seconds, estimate, evaluations, step_flop
+from experiments.gpu.listing import Listing
 from experiments.gpu.slices import Slice, is_done, slices
 from experiments.ledger import claims
 from experiments.ledger.printed import all_claims
@@ -45,13 +46,13 @@ def test_every_claim_is_measured_on_the_list_or_said_not_to_be():
     assert min(piece.claims for piece in pieces) > 0
     names = Counter((piece.result, piece.networks) for piece in pieces)
     assert set(names.values()) == {1}
-    assert gpu.FIRST in names
+    assert listing.FIRST in names
     assert {piece.dataset for piece in pieces} <= set(DATA)
 
 
 def test_a_slice_is_the_command_of_the_ledger_limited_to_its_networks():
     pieces = {(piece.result, piece.networks): piece for piece in slices()[0]}
-    command = pieces[gpu.FIRST].command
+    command = pieces[listing.FIRST].command
     assert command[:2] == ("-m", "experiments.enresnet.cifar")
     assert command[-4:] == ("--trainings", "natural", "--networks", "ResNet20")
     assert "FOLDER" not in command
@@ -133,7 +134,7 @@ def script(tmp_path):
 
 
 def spend(pieces, out, seconds):
-    work, config = gpu.Work(pieces, out), gpu.Config(minutes=seconds / 60, out=out)
+    work, config = Listing(pieces, out), gpu.Config(minutes=seconds / 60, out=out)
     started = time.monotonic()
     failed = gpu.run_for(work, {}, config, started + seconds)
     return failed, time.monotonic() - started
@@ -153,7 +154,7 @@ def test_a_slice_that_is_interrupted_goes_on_in_the_next_call(tmp_path, script, 
     assert (failed, is_done(piece, folder)) == ([], True)
     assert took < 25  # it did not wait for the time to be up
     assert len(epoch_seconds(folder / "checkpoints" / "net_0")) == 20
-    assert gpu.Work([piece], out).left() == []
+    assert Listing([piece], out).left() == []
     assert "slice: net: " in capsys.readouterr().out
 
 
@@ -194,9 +195,9 @@ class Known:
 
 def test_most_claims_a_minute_come_first_and_an_epoch_must_have_time(tmp_path):
     few, many = piece_of("", result="few"), piece_of("", result="many", claims=9)
-    work = gpu.Work([few, many], tmp_path, Known(1e9))  # type: ignore[arg-type]
+    work = Listing([few, many], tmp_path, Known(1e9))  # type: ignore[arg-type]
     assert [piece.result for piece, _ in work.left()] == ["many", "few"]
-    first = dataclasses.replace(few, result=gpu.FIRST[0], networks=gpu.FIRST[1])
+    first = dataclasses.replace(few, result=listing.FIRST[0], networks=listing.FIRST[1])
     work = dataclasses.replace(work, slices=[many, first])
     assert work.left()[0][0] is first
     assert gpu._next(work, [], time.monotonic() + 600) is first
@@ -215,7 +216,7 @@ def test_most_claims_a_minute_come_first_and_an_epoch_must_have_time(tmp_path):
 def test_a_wrong_argument_is_one_sentence(arguments, said, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gpu", *arguments])
     with pytest.raises(gpu.UsageError, match=said):
-        gpu.main(time.monotonic())
+        gpu._main(time.monotonic())
 
 
 def test_without_a_gpu_it_says_what_it_would_do(tmp_path, monkeypatch, capsys):
@@ -224,7 +225,7 @@ def test_without_a_gpu_it_says_what_it_would_do(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "slices", lambda: ([piece_of("", claims=7)], 3))
     monkeypatch.setattr(gpu, "cache_dir", lambda: tmp_path)
     monkeypatch.setattr(gpu, "attempt", None)  # nothing is run
-    gpu.main(time.monotonic())
+    gpu._main(time.monotonic())
     said = " ".join(capsys.readouterr().out.split())
     assert "slice: net 7 0/10" in said
     assert "minutes on NVIDIA H100" in said
@@ -234,13 +235,13 @@ def test_without_a_gpu_it_says_what_it_would_do(tmp_path, monkeypatch, capsys):
 
 def test_the_rate_is_measured_or_assumed_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "RESULTS", tmp_path)
-    rate, said = gpu.rate_of("NVIDIA H100 PCIe")
+    rate, said = listing.rate_of("NVIDIA H100 PCIe")
     assert rate == 0.01 * 378e12
     assert "assumed" in said
-    assert "the peak of Some GPU is not known here" in gpu.rate_of("Some GPU")[1]
+    assert "the peak of Some GPU is not known here" in listing.rate_of("Some GPU")[1]
     rows = {device.TRAINING: {"flop": 1e9, "seconds": 1e-3, "flop_per_second": 1e12}}
     save_result(device.result_path("NVIDIA H100 PCIe"), device.KIND, {"jobs": rows})
-    assert gpu.rate_of("NVIDIA H100 PCIe") == (1e12, "1 TFLOP/s, measured by benchmarks.device")
+    assert listing.rate_of("NVIDIA H100 PCIe") == (1e12, "1 TFLOP/s, measured by benchmarks.device")
 
 
 def test_the_share_is_that_of_the_peak_of_the_precision():

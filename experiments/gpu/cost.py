@@ -55,6 +55,10 @@ class Estimate:
     def seconds(self) -> float:
         return sum(self.trained.values()) + self.other_seconds
 
+    def fits(self, seconds: float) -> bool:
+        """Whether there is time for one epoch."""
+        return START_SECONDS + self.epoch_seconds < seconds
+
 
 class Counts:
     """The FLOP of a training step for each image, by network and objective, kept in a file.
