@@ -154,7 +154,7 @@ def test_a_slice_that_is_interrupted_goes_on_in_the_next_call(tmp_path, script, 
     assert (failed, is_done(piece, folder)) == ([], True)
     assert took < 25  # it did not wait for the time to be up
     assert len(epoch_seconds(folder / "checkpoints" / "net_0")) == 20
-    assert Listing([piece], out).left() == []
+    assert Listing([piece], out).remaining() == []
     assert "slice: net: " in capsys.readouterr().out
 
 
@@ -196,10 +196,10 @@ class Known:
 def test_most_claims_a_minute_come_first_and_an_epoch_must_have_time(tmp_path):
     few, many = piece_of("", result="few"), piece_of("", result="many", claims=9)
     work = Listing([few, many], tmp_path, Known(1e9))  # type: ignore[arg-type]
-    assert [piece.result for piece, _ in work.left()] == ["many", "few"]
+    assert [piece.result for piece, _ in work.remaining()] == ["many", "few"]
     first = dataclasses.replace(few, result=listing.FIRST[0], networks=listing.FIRST[1])
     work = dataclasses.replace(work, slices=[many, first])
-    assert work.left()[0][0] is first
+    assert work.remaining()[0][0] is first
     assert gpu._next(work, [], time.monotonic() + 600) is first
     assert gpu._next(work, [first.name], time.monotonic() + 600) is many
     assert gpu._next(work, [], time.monotonic() + 30) is None
@@ -260,5 +260,5 @@ def test_all_of_it_runs_in_small(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "CROWN" in done.stdout
-    assert "left: " in done.stdout
-    assert (tmp_path / "structured_cifar10_paper_smoke" / "result.json").exists()
+    assert "remaining: " in done.stdout
+    assert (tmp_path / "structured_cifar10_smoke" / "result.json").exists()

@@ -1,4 +1,4 @@
-"""What is left to do on a GPU, in the order in which it runs, and how long that takes."""
+"""What remains to be done on a GPU, in the order in which it runs, and how long that takes."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -30,16 +30,16 @@ class Listing:
     device: str = REFERENCE
     others: int = 0
 
-    def left(self) -> list[tuple[Slice, Estimate | None]]:
+    def remaining(self) -> list[tuple[Slice, Estimate | None]]:
         """In the order in which they run; one that is not estimated yet comes last."""
-        found = [(piece, self._estimate(piece)) for piece in self.slices if not self.has(piece)]
+        entries = [(piece, self._estimate(piece)) for piece in self.slices if not self.has(piece)]
 
         def order(entry: tuple[Slice, Estimate | None]) -> tuple[bool, float]:
             piece, cost = entry
             first = (piece.result, piece.networks) == FIRST
             return not first, float("inf") if cost is None else cost.seconds / piece.claims
 
-        return sorted(found, key=order)
+        return sorted(entries, key=order)
 
     def has(self, piece: Slice) -> bool:
         return is_done(piece, self.out / piece.result)
@@ -73,26 +73,27 @@ def rate_of(device: str) -> tuple[float, str]:
 
 
 def shown(listing: Listing, minutes: float) -> list[Any]:
-    """What is left, as a table, and what to know about it; `minutes`: of a call."""
-    left = listing.left()
+    """What remains, as a table, and what to know about it; `minutes`: of a call."""
+    remaining = listing.remaining()
     too_long = [
         f"{piece.name} ({cost.epoch_seconds / 60:.0f})"
-        for piece, cost in left
+        for piece, cost in remaining
         if cost is not None and not cost.fits(60 * minutes)
     ]
-    on = f"minutes on {listing.device}"
-    made = table(f"left: {len(left)} slices", "", "claims", "epochs", "PFLOP", "attacks", on)
-    for piece, cost in left:
+    title = f"remaining: {len(remaining)} slices, minutes on {listing.device}"
+    made = table(title, "", "claims", "epochs", "PFLOP", "attacks", "minutes")
+    for piece, cost in remaining:
         made.add_row(piece.name, str(piece.claims), *_cells(cost))
-    claims = sum(piece.claims for piece, _ in left)
-    made.add_row("all", str(claims), "", "", "", _minutes(left))
+    claims = sum(piece.claims for piece, _ in remaining)
+    made.add_row("all", str(claims), "", "", "", _minutes(remaining))
     if listing.counts is None:
         return [made]
     return [
         made,
-        "PFLOP: of the training that is left; attacks: at most, as if none succeeded",
-        f"~: estimated, at {rate_of(listing.device)[1]}; {START_SECONDS:.0f} s to start; an "
-        f"adaptive solve is taken to have {SOLVER_STEPS} steps",
+        "PFLOP: of the training that remains; attacks: at most, as if none succeeded",
+        f"~: estimated at {rate_of(listing.device)[1]}; {START_SECONDS:.0f} s to start; an "
+        f"adaptive solve is taken to have {SOLVER_STEPS} steps. Without ~ the training is timed by "
+        f"its own epochs, and only the attacks are estimated",
         f"an epoch takes longer than a call of {minutes:g} minutes, give more --minutes: "
         f"{', '.join(too_long) or 'of none'}",
         f"not on the list: {listing.others} claims that no command here would measure as in the "
@@ -100,9 +101,9 @@ def shown(listing: Listing, minutes: float) -> list[Any]:
     ]
 
 
-def _minutes(left: list[tuple[Slice, Estimate | None]]) -> str:
+def _minutes(remaining: list[tuple[Slice, Estimate | None]]) -> str:
     """Of all, where a network that several slices need is trained once."""
-    known = [(piece, cost) for piece, cost in left if cost is not None]
+    known = [(piece, cost) for piece, cost in remaining if cost is not None]
     trained = {(piece.result, n): s for piece, cost in known for n, s in cost.trained.items()}
     seconds = sum(trained.values()) + sum(cost.other_seconds for _, cost in known)
     return f"~{seconds / 60:,.0f}" if known else ""

@@ -103,7 +103,7 @@ def run_for(
     counting, in_a_row = listing.count(), 0
 
     def code_of(name: str, words: list[str]) -> int:
-        print(f"== {name}: {(until - time.monotonic()) / 60:.1f} minutes left", flush=True)
+        print(f"== {name}: {(until - time.monotonic()) / 60:.1f} minutes remain", flush=True)
         words = [sys.executable, *words]
         return attempt(words, until=until, margin=margin, meanwhile=counting)
 
@@ -119,7 +119,7 @@ def run_for(
 def _next(listing: Listing, failed: list[str], until: float) -> Slice | None:
     """The first slice of which an epoch, at least, can be finished."""
     seconds = until - time.monotonic()
-    for piece, cost in listing.left():
+    for piece, cost in listing.remaining():
         if piece.name not in failed and (seconds > 0 if cost is None else cost.fits(seconds)):
             return piece
     return None

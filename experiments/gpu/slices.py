@@ -41,8 +41,8 @@ class Slice:
 
     def smoke(self) -> "Slice":
         """The same in seconds, on the embedded digits."""
-        words = [word.replace("paper", "smoke") for word in self.command]
-        return dataclasses.replace(self, command=tuple(words), result=f"{self.result}_smoke")
+        result, *words = (word.replace("paper", "smoke") for word in (self.result, *self.command))
+        return dataclasses.replace(self, command=tuple(words), result=result)
 
 
 def slices() -> tuple[list[Slice], int]:
