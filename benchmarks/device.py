@@ -1,7 +1,7 @@
 """What this device attains: one of each kind of work, in FLOP a second and as a share of its peak.
 
-    python -m benchmarks.device            # less than two minutes on a GPU
-    python -m benchmarks.device --quick    # tiny sizes, seconds on a CPU; writes nothing
+    python -m benchmarks.device            # for a GPU, where it has not been timed yet
+    python -m benchmarks.device --quick    # tiny sizes, a minute on a CPU core; writes nothing
 
 - A training step of ResNet20 on images of 32 pixels, batch 128, augmentation included: as `fit`
   takes it, in float32 at XLA's default precision (TF32 on NVIDIA's recent GPUs), and with the
@@ -103,8 +103,7 @@ def attained(device: str) -> float | None:
     path = result_path(device)
     if not path.exists():
         return None
-    job = load_result(path, KIND)["jobs"][TRAINING]
-    return job["flop_per_second"]
+    return load_result(path, KIND)["jobs"][TRAINING]["flop_per_second"]
 
 
 def jobs(size: Size) -> dict[str, Job]:
@@ -186,6 +185,7 @@ def _median(call: Callable[[], Any], size: Size) -> float:
 
 
 def measured(job: Job, device: str) -> dict[str, Any]:
+    """What the result has of a job; its share where the device's peak is known."""
     row = {"seconds": job.seconds(), "precision": job.precision}
     if job.flop is not None:
         row |= {"flop": job.flop, "flop_per_second": job.flop / row["seconds"]}

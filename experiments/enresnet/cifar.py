@@ -125,16 +125,15 @@ def plan(
             make, own = known[name](preset), f"{name} again" if again else name
             return train_network(make, own, training, train, held_out, preset, seed, folder)
 
-        def evaluated(predictor, training: str, seed: int, own_folder: str):
+        def evaluated(predictor, training: str, seed: int, state: Path):
             own = attacks if training == "robust" else {"IFGSM-20": attacks["IFGSM-20"]}
             last = rand if training == "robust" else None
-            state = folder / own_folder / "evaluation"
             return _evaluate(predictor, own, last, test, attacked, preset, seed, state)
 
         def trained(name: str, training: str, seed: int):
             predictor, record = network(name, training, seed)
-            own_folder = folder_name(name, training, seed)
-            return record | evaluated(predictor, training, seed, own_folder)
+            state = folder / folder_name(name, training, seed) / "evaluation"
+            return record | evaluated(predictor, training, seed, state)
 
         def blind(target: str, oracle: str, seed: int):
             (judged, _), (source, _) = (network(n, "robust", seed) for n in (target, oracle))
@@ -146,8 +145,9 @@ def plan(
                 network(first, "robust", seed)[0],
                 network(second, "robust", seed, again=second == first)[0],
             ]
-            own_folder = folder_name("+".join(members), "integrated", seed)
-            return evaluated(odejax.EnsembleLogits(predictors), "robust", seed, own_folder)
+            beside, other = (folder_name(name, "robust", seed) for name in members)
+            state = folder / beside / f"evaluation_{other}"
+            return evaluated(odejax.EnsembleLogits(predictors), "robust", seed, state)
 
         for seed in range(config.seeds):
             for training in config.trainings:

@@ -159,7 +159,7 @@ def estimate(piece: Slice, folder: Path, counts: Counts, rate: float) -> Estimat
 
 
 def epoch_seconds(folder: Path) -> list[float]:
-    """Of the finished epochs of a training, by the folder of its checkpoints."""
+    """Of the finished epochs of a training, validation aside, by its checkpoints' folder."""
     metrics = folder / "metrics.jsonl"
     if not metrics.exists():
         return []
