@@ -29,6 +29,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -136,7 +137,7 @@ def plan(
     preset, names = config.choose(PRESETS), config.chosen(NAMES)
     images, test = load_data(config, preset.test_images)
 
-    def measured(predictor: Any, name: str, seed: int) -> dict[str, Any]:
+    def measured(predictor: Any, name: str, seed: int, state: Path) -> dict[str, Any]:
         started, key = time.perf_counter(), jax.random.key(seed + 1)
         noisy = name != "ResNet"
         draws = preset.draws if noisy else 1
@@ -151,6 +152,7 @@ def plan(
             last=last(draws),
             key=key,
             draws=preset.judged if noisy else 1,
+            state_path=f"{state}_linf",
         )
         votes = brackets(
             odejax.Smoothed(predictor, preset.sigma, draws=16),
@@ -161,6 +163,7 @@ def plan(
             certificates=RandomizedSmoothing(n=preset.votes),
             key=key,
             flag_images=0,  # a vote's gradient is not its own, which is known
+            state_path=f"{state}_l2",
         )
         record = {
             "clean_accuracy": judged_accuracy(intervals[0], test, key),
