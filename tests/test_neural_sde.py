@@ -47,6 +47,31 @@ def increments(key, shape, steps, h):
         return jnp.stack([tree.evaluate(a, b) for a, b in pairwise(times)])
 
 
+class Bent(eqx.Module):
+    rate: jax.Array
+
+    def __call__(self, y, state, *, key=None):
+        return jnp.sin(self.rate * y), state
+
+
+def test_a_path_of_diffrax_is_the_layers_for_the_same_increments():
+    layers, x = Bent(jnp.array([1.0, -2.0, 3.0])), jnp.linspace(-1, 1, 5)
+
+    @jax.jit
+    def both(key):
+        state = eqx.nn.State(layers)
+        drift = layered_drift(layers, state, H)
+        solved = diffusion_path(drift, NOISE, x, steps=DEPTH, key=key, t1=DEPTH * H)
+        drawn = WithIncrement(layers, increments(key, x.shape, DEPTH, H))
+        return solved, integrate_layers(drawn, x, state, step_size=H)[0]
+
+    solved, layered = both(KEY)
+    np.testing.assert_allclose(solved, layered, rtol=1e-5, atol=1e-6)
+    other, _ = both(jax.random.key(4))
+    assert np.abs(np.asarray(other) - solved).min() > 1e-3  # the noise is seen
+
+
+@pytest.mark.slow
 def test_diffrax_solves_the_layers_of_an_ensemble_for_the_same_increments():
     members = 2
     sizes = {"width": 4, "depth": DEPTH}
@@ -66,11 +91,13 @@ def test_diffrax_solves_the_layers_of_an_ensemble_for_the_same_increments():
             net = eqx.combine(jax.tree.map(lambda a: a[m], arrays), static)  # noqa: B023
             net = eqx.tree_at(lambda n: n.noise, net, None)
             shape = net.stem(x, state)[0].shape
-            for key in jax.random.split(member_key, PATHS):
+
+            def path(key, net=net, shape=shape):
                 drawn = WithIncrement(net.layers, increments(key, shape, DEPTH, H))
-                path = eqx.tree_at(lambda n: n.layers, net, drawn)
-                layered.append(path(x, state)[0])
-        return logits, jnp.stack(layered)
+                return eqx.tree_at(lambda n: n.layers, net, drawn)(x, state)[0]
+
+            layered.append(jax.vmap(path)(jax.random.split(member_key, PATHS)))
+        return logits, jnp.concatenate(layered)
 
     logits, layered = (np.asarray(a) for a in both(jnp.asarray(X)))
     np.testing.assert_allclose(logits, layered.mean(0), rtol=2e-5, atol=2e-6)
