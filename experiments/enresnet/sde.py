@@ -186,18 +186,13 @@ def plan(
     )
 
 
-def _vote(record: report.Record) -> list[accuracy.Bracket]:
-    return record["vote"]
-
-
 def _networks(result: dict[str, Any], of_vote: bool = False) -> dict[str, accuracy.Measured]:
+    stored, shown = ("vote", "vote of {}") if of_vote else ("brackets", "{}")
     networks = {}
     for name, records in report.by_name(result).items():
         notes = [f"{records[0]['parameters']:,} weights"]
-        given = {"brackets": _vote} if of_vote else {}
-        networks[f"vote of {name}" if of_vote else name] = accuracy.Measured(
-            records, notes=notes, **given
-        )
+        measured = accuracy.Measured(records, {}, notes, lambda record: record[stored])
+        networks[shown.format(name)] = measured
     return networks
 
 
