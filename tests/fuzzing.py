@@ -64,7 +64,6 @@ BAD: dict[str, Callable[[np.random.Generator], Any]] = {
     "function or None": lambda r: pick(r, numbers(r), "PGD", "", [], object()),
     "ball": lambda r: pick(r, numbers(r), "linf", None, [0.1], LinfBall),
     "key or seed": lambda r: pick(r, 1.5, "key", None, np.zeros(2), jax.random.split(KEY, 3)),
-    "key": lambda r: pick(r, 0, 1.5, "key", None, np.zeros(2), jax.random.split(KEY, 3)),
     "images": lambda r: pick(
         r,
         IMAGES * float(r.uniform(2.1, 300)),
@@ -218,7 +217,7 @@ def calls() -> dict[str, Call]:
     add("NeumannSeries", solvers.NeumannSeries, {"order": count})
     add("LearnedRK2", solvers.LearnedRK2, {"depth": count}, depth=2)
     add("feynman_kac", solvers.feynman_kac,
-        {"steps": count, "paths": count, "t1": positive, "key": "key", "solver": "solver"},
+        {"steps": count, "paths": count, "t1": positive, "key": "key or seed", "solver": "solver"},
         terminal=jnp.sum, drift=lambda t, x: x, noise=solvers.ConstantNoise(0.1),
         x=jnp.ones(2), steps=2, paths=4, key=KEY)  # fmt: skip
 
@@ -245,7 +244,7 @@ def calls() -> dict[str, Call]:
     predictor = Predictor(model, state)
     add("fit", partial(training.fit, model, state, progress=False),
         {"dataset": "data set", "objective": "function", "epochs": count, "batch_size": count,
-         "average": "fraction or None", "key": "key"},
+         "average": "fraction or None", "key": "key or seed"},
         dataset=DATA, objective=training.CrossEntropy(), optimizer=optax.sgd(0.1), epochs=1,
         batch_size=1, key=KEY)  # fmt: skip
 

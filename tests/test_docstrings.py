@@ -4,6 +4,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import typing
 
 import equinox as eqx
 import jax
@@ -66,6 +67,24 @@ def examples(module):
 def test_every_public_name_has_an_example(package):
     missing = [name for name, member in public(package) if ">>> " not in (member.__doc__ or "")]
     assert not missing, f"{package}: no example in the docstrings of {', '.join(missing)}"
+
+
+# Called within a program, with the keys of their caller.
+WITHIN = {
+    "start", "random_crop", "random_flip", "crop_and_flip", "stack_layers", "batch_logits",
+    "drift_penalty", "orthogonality_penalty",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_function_that_needs_a_key_takes_a_seed(package):
+    keys = {
+        name: inspect.signature(member).parameters.get("key")
+        for name, member in public(package)
+        if inspect.isfunction(member) and name not in WITHIN
+    }
+    needed = [name for name, key in keys.items() if key and key.default is key.empty]
+    assert [name for name in needed if int not in typing.get_args(keys[name].annotation)] == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)

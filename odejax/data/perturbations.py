@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._inputs import as_key
 from .._types import Image, Key, Scalar
 
 
-def gaussian_noise(x: Image, strength: float | Scalar, *, key: Key) -> Image:
+def gaussian_noise(x: Image, strength: float | Scalar, *, key: Key | int) -> Image:
     """x + strength * N(0, I), cut to [0, 1].
 
     - `x`: an image (h, w, c) in [0, 1].
     - `strength`: the standard deviation, in pixels of [0, 1].
-    - `key`: of the noise.
+    - `key`: of the noise, or an integer seed.
 
     >>> noisy = odejax.data.gaussian_noise(jnp.full((50, 50, 1), 0.5), 0.1, key=jax.random.key(0))
     >>> round(float(jnp.std(noisy)), 2)
@@ -24,7 +25,7 @@ def gaussian_noise(x: Image, strength: float | Scalar, *, key: Key) -> Image:
 
     *nmode* 5.2.1.
     """
-    return jnp.clip(x + strength * jax.random.normal(key, x.shape, x.dtype), 0.0, 1.0)
+    return jnp.clip(x + strength * jax.random.normal(as_key(key), x.shape, x.dtype), 0.0, 1.0)
 
 
 def brightness(x: Image, strength: float | Scalar) -> Image:

@@ -18,7 +18,8 @@ import lineax
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_count, check_key, check_not_negative, check_positive
+from .._checks import check_count, check_not_negative, check_positive
+from .._inputs import as_key
 from .._types import Key, Scalar
 
 
@@ -141,7 +142,7 @@ def diffusion_path(
     x: Float[Array, "..."],
     *,
     steps: int,
-    key: Key,
+    key: Key | int,
     t1: float = 1.0,
     solver: diffrax.AbstractSolver | None = None,
 ) -> Float[Array, "..."]:
@@ -170,7 +171,7 @@ def diffusion_path(
 
     Kidger (2021), *On Neural Differential Equations*, arXiv:2202.02435, Section 4.
     """
-    check_key(key)
+    key = as_key(key)
     check_count(steps=steps)
     check_positive(t1=t1)
     solver = _sde_solver(solver, noise)
@@ -222,7 +223,7 @@ def feynman_kac(
     *,
     steps: int,
     paths: int,
-    key: Key,
+    key: Key | int,
     t1: float = 1.0,
     solver: diffrax.AbstractSolver | None = None,
 ) -> Expectation:
@@ -236,6 +237,7 @@ def feynman_kac(
     - `terminal`: a function of x.
     - `drift`, `noise`, `x`, `steps`, `t1`, `solver`: as in `diffusion_path`.
     - `paths`: how many; at least 2, for an error.
+    - `key`: of the paths, or an integer seed.
 
     Raises `ValueError` for fewer paths, and as `diffusion_path` does.
 
@@ -250,7 +252,7 @@ def feynman_kac(
     Wang et al. (2019), arXiv:1811.10745; Kac (1949), *Transactions of the American Mathematical
     Society* 65.
     """
-    check_key(key)
+    key = as_key(key)
     check_count(2, paths=paths)  # for an error
 
     def path(key):

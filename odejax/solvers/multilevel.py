@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import check_count, check_key, check_positive
+from .._checks import check_count, check_positive
+from .._inputs import as_key
 from .._types import Key
 from .feynman_kac import AbstractNoise
 
@@ -75,7 +76,7 @@ def multilevel_feynman_kac(
     *,
     steps: Sequence[int] = (1, 2, 4, 8, 16),
     standard_error: float,
-    key: Key,
+    key: Key | int,
     t1: float = 1.0,
     batch: int = 1024,
 ) -> MultilevelExpectation:
@@ -92,6 +93,7 @@ def multilevel_feynman_kac(
     - `steps`: of each level, each a multiple of the one before ((1, 2, 4, 8, 16)); the estimate is
       that of `feynman_kac` with those of the finest.
     - `standard_error`: the one asked for.
+    - `key`: of the paths, or an integer seed.
     - `batch`: paths drawn at once (1024).
 
     Raises `ValueError` unless every level's steps are a multiple of the one before, and for a
@@ -106,8 +108,7 @@ def multilevel_feynman_kac(
 
     Giles (2008), *Operations Research* 56; Wang et al. (2019), arXiv:1811.10745.
     """
-    steps = tuple(steps)
-    check_key(key)
+    key, steps = as_key(key), tuple(steps)
     check_positive(t1=t1)
     for step in steps:
         check_count(steps=step)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._inputs import as_key
 from .._types import Key, Scalar
 from .layer_steps import AbstractLayerStep
 
@@ -83,13 +84,16 @@ def growth_bound(step: AbstractLayerStep, hk: float | Scalar, n: int) -> Scalar:
     return jnp.maximum(1.0, factor) ** n
 
 
-def jacobian_norm(f: Field, y: Float[Array, "..."], *, key: Key, iterations: int = 30) -> Scalar:
+def jacobian_norm(
+    f: Field, y: Float[Array, "..."], *, key: Key | int, iterations: int = 30
+) -> Scalar:
     """|J_f(y)|_2 from below, by power iteration on J^T J: a lower bound on f's Lipschitz constant.
 
     The bound holds after any number of `iterations` (to rounding), and rises with it.
 
     - `f`: a map of arrays of one shape.
     - `y`: the point, of any shape.
+    - `key`: of the start, or an integer seed.
     - `iterations`: how many (30).
 
         >>> import jax, jax.numpy as jnp, odejax
@@ -111,13 +115,13 @@ def jacobian_norm(f: Field, y: Float[Array, "..."], *, key: Key, iterations: int
         (w,) = backward(forward(v))
         return _unit(w), None
 
-    start = _unit(jax.random.normal(key, y.shape, y.dtype))
+    start = _unit(jax.random.normal(as_key(key), y.shape, y.dtype))
     v, _ = jax.lax.scan(iterate, start, None, length=iterations)
     return jnp.linalg.norm(jnp.ravel(forward(v)))
 
 
 def logarithmic_norm(
-    f: Field, y: Float[Array, "..."], *, key: Key, iterations: int = 100
+    f: Field, y: Float[Array, "..."], *, key: Key | int, iterations: int = 100
 ) -> Scalar:
     """The largest eigenvalue of (J + J^T) / 2, J = J_f(y), from below, by power iteration.
 
@@ -127,6 +131,7 @@ def logarithmic_norm(
 
     - `f`: a map of arrays of one shape.
     - `y`: the point, of any shape.
+    - `key`: of the start, or an integer seed.
     - `iterations`: how many (100).
 
         >>> import jax, jax.numpy as jnp, odejax
@@ -137,7 +142,7 @@ def logarithmic_norm(
 
     Söderlind (2006), *BIT Numerical Mathematics* 46.
     """
-    norm_key, start_key = jax.random.split(key)
+    norm_key, start_key = jax.random.split(as_key(key))
     shift = jacobian_norm(f, y, key=norm_key)
     _, backward = jax.vjp(f, y)
 

@@ -17,7 +17,8 @@ from equinox.nn import State
 from jaxtyping import Array
 
 from .._checkpoints import Checkpoints
-from .._checks import check_callable, check_count, check_instance, check_key, check_share
+from .._checks import check_callable, check_count, check_instance, check_share
+from .._inputs import as_key
 from .._mesh import mesh_size, replicate, shard
 from .._predictor import Predictor, predict
 from .._progress import progress_bar
@@ -69,12 +70,12 @@ class Fit(NamedTuple):
     opt_state: optax.OptState
 
 
-def clean_accuracy(predictor: LogitsFn, dataset: ArrayDataset, *, key: Key) -> float:
+def clean_accuracy(predictor: LogitsFn, dataset: ArrayDataset, *, key: Key | int) -> float:
     """The fraction of images that the predictor classifies correctly, in [0, 1].
 
     - `predictor`: a `Predictor`, or any `logits_fn(x, key=key)`.
     - `dataset`: an `ArrayDataset`.
-    - `key`: of the network's noise.
+    - `key`: of the network's noise, or an integer seed.
 
     >>> images = np.array([255, 0, 255, 0], np.uint8).reshape(2, 1, 2, 1)
     >>> data = odejax.data.ArrayDataset(images, np.array([0, 1], np.int32))
@@ -97,7 +98,7 @@ def fit(
     *,
     epochs: int,
     batch_size: int,
-    key: Key,
+    key: Key | int,
     checkpoint_dir: str | os.PathLike | None = None,
     validation: ArrayDataset | None = None,
     score: Callable[..., float] = clean_accuracy,
@@ -119,7 +120,7 @@ def fit(
       asks for more than gradients is given `value`, `grad` and `value_fn` of the batch
       (`optax.contrib.reduce_on_plateau`, `optax.polyak_sgd`, `optax.lbfgs`).
     - `epochs`, `batch_size`: at least 1; a batch is at most the data set.
-    - `key`: of the order, the augmentation and all noise.
+    - `key`: of the order, the augmentation and all noise, or an integer seed.
     - `validation`: scored by `score(predictor, validation, key=key)` after every epoch; without
       it the last epoch is returned.
     - `score`: `clean_accuracy` by default; larger is better.
@@ -152,7 +153,8 @@ def fit(
     >>> trained.best_epoch, trained.history[1]["loss"] < trained.history[0]["loss"]
     (2, True)
     """
-    _check_arguments(dataset, objective, score, epochs, batch_size, average, key)
+    key = as_key(key)
+    _check_arguments(dataset, objective, score, epochs, batch_size, average)
     optimizer = optax.with_extra_args_support(optimizer)
     params, static = eqx.partition(model, eqx.is_inexact_array)
     rule = objective if isinstance(objective, AbstractGradientRule) else Derivative(objective)
@@ -238,8 +240,7 @@ def steps_per_epoch(n_examples: int, batch_size: int) -> int:
     return n_examples // batch_size
 
 
-def _check_arguments(dataset, objective, score, epochs, batch_size, average, key):
-    check_key(key)
+def _check_arguments(dataset, objective, score, epochs, batch_size, average):
     check_instance((ArrayDataset, StreamedDataset), "a data set", dataset=dataset)
     check_count(epochs=epochs, batch_size=batch_size)
     check_callable(objective=objective, score=score)
