@@ -2,6 +2,7 @@
 
 import time
 from datetime import timedelta
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -17,15 +18,16 @@ def add_stage(bar: Progress, name: str, total: int, unit: str, done: float = 0) 
 
     - `done`: how many of them an earlier run did. They say nothing about the time remaining.
     """
-    return bar.add_task(name, total=total, completed=done, note="", unit=unit, already=done)  # pyright: ignore
+    return bar.add_task(name, total=total, completed=done, note="", unit=unit)  # pyright: ignore
 
 
 def remaining(task: Task) -> timedelta | None:
-    """The time remaining, if the rest takes as long as the stage so far; None if not known."""
-    new = task.completed - task.fields["already"]
-    if task.elapsed is None or task.total is None or new <= 0:
-        return None
-    return timedelta(seconds=round(task.elapsed * (task.total - task.completed) / new))
+    """The time remaining, at the rate since the first update; None if not known.
+
+    What is done until then says nothing of the rate: most of that time is compilation.
+    """
+    seconds = task.time_remaining
+    return None if seconds is None else timedelta(seconds=seconds)
 
 
 def _seconds(task: Task) -> float:
@@ -106,9 +108,10 @@ def progress_bar(*, enabled: bool | None, transient: bool = False) -> Progress:
         _Remaining(),
         TextColumn("{task.fields[note]}"),
     )
+    of_stage: Any = {"speed_estimate_period": float("inf")}  # the rate is that of the whole stage
     if enabled is False or jax.process_index() != 0:
-        return Progress(*columns, console=Console(quiet=True), disable=True)
+        return Progress(*columns, console=Console(quiet=True), disable=True, **of_stage)
     console = _Console()
     if not console.is_terminal and (transient or enabled is None):
-        return _Lines(*columns, console=console)
-    return Progress(*columns, console=console, transient=transient)
+        return _Lines(*columns, console=console, **of_stage)
+    return Progress(*columns, console=console, transient=transient, **of_stage)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._checks import check_arrays, check_count, check_labels, check_order
-from .._inputs import as_key, as_method, method_name
+from .._inputs import as_key, as_method, images_and_labels, method_name
 from .._logits import count_classes, hoist
 from .._mesh import on_mesh, spread, to_host
 from .._predictor import batches
@@ -16,9 +16,9 @@ from .._progress import add_stage, progress_bar
 from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
-from .intervals import percent
 
 
+@images_and_labels
 @own_promotion
 def certified_radii(
     logits_fn: LogitsFn,
@@ -84,7 +84,7 @@ def certified_radii(
             right = to_host(result.label) == labels[batch]
             radii[batch] = np.where(right, to_host(result.radius), 0.0)
             proven = radii[sought[: first + n]] >= np.asarray(ball.eps)
-            bar.update(task, completed=first + n, note=f"{percent(proven.mean())} % proven")
+            bar.update(task, completed=first + n, note=f"{proven.sum()} proven")
             if until_none and not proven[first:].any():
                 break
     return radii
