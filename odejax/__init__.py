@@ -11,6 +11,7 @@ Examples in docstrings need these imports:
     import odejax
 """
 
+import sys as _sys
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,9 @@ def __getattr__(name: str):
     # and whoever draws nothing for no Matplotlib.
     if name in _PACKAGES:
         return _import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # With the name and the module Python suggests a name that is alike.
+    message = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(message, name=name, obj=_sys.modules[__name__])
 
 
 def __dir__() -> list[str]:

@@ -218,7 +218,10 @@ def as_labels(labels: Any, n: int) -> np.ndarray:
     """`labels` as int32 (n,), from integers of any kind; else a `ValueError`."""
     labels = _as_numpy("labels", labels)
     if labels.shape != (n,) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be integers of shape ({n},); got {_described(labels)}")
+        hint = ""
+        if labels.ndim == 2 and len(labels) == n:  # one-hot, or a column
+            hint = "; use labels.argmax(axis=1)" if labels.shape[1] > 1 else "; use labels.ravel()"
+        raise ValueError(f"labels must be integers of shape ({n},); got {_described(labels)}{hint}")
     largest = np.iinfo(np.int32).max
     if labels.max() > largest:
         raise ValueError(f"labels must be at most {largest}; got {labels.max()}")

@@ -1,8 +1,8 @@
 """What callers may write in a shorter form, and what the library makes of it."""
 
-import warnings
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -10,6 +10,9 @@ import numpy as np
 from ._checks import check_key, is_integer
 from ._threat_model import AbstractBall, LinfBall
 from ._types import Key
+from ._warnings import warn
+
+F = TypeVar("F", bound=Callable)
 
 
 def as_key(key: Any) -> Key:
@@ -23,6 +26,23 @@ def as_key(key: Any) -> Key:
     if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)  # as jax.random.PRNGKey makes it
     return key
+
+
+def images_and_labels(function: F) -> F:
+    """A `function(logits_fn, images, labels, ...)` that names `*dataset` to who hands over one.
+
+    Python itself would say that an argument is missing.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        for given in (*args[1:3], kwargs.get("images")):
+            if hasattr(given, "images") and hasattr(given, "labels"):
+                name = type(given).__name__
+                raise ValueError(f"give images and labels, *dataset; got the {name} for both")
+        return function(*args, **kwargs)
+
+    return wrapped  # pyright: ignore[reportReturnType]
 
 
 def as_method(name: str, method: Any) -> Callable:
@@ -76,8 +96,7 @@ def warn_of_whole_box(ball: AbstractBall, size: int):
     """Warn of a ball larger than the box of all images: its eps is hardly meant so."""
     largest = float(ball.covering_radius(LinfBall(1.0), size))
     if np.max(ball.eps) > largest * (1 + 1e-6):
-        warnings.warn(
+        warn(
             f"{type(ball).__name__}({float(np.max(ball.eps)):.7g}) holds every image: pixels lie "
             f"in [0, 1], so 8 grey levels of 255 are an eps of 8 / 255",
-            stacklevel=4,
         )

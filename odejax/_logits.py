@@ -22,12 +22,17 @@ from ._checks import check_callable
 from ._fingerprint import fingerprint
 from ._types import BoolScalar, Image, Key, Logits, LogitsFn
 
+_IN_INFERENCE = (
+    "write equinox.nn.inference_mode(model), or for a model with a state "
+    "odejax.Predictor(model, state)"
+)
+
 
 class Checked(eqx.Module):
     """`logits_fn`, with or without a `key`, whose result is checked: one array of logits.
 
-    Raises `ValueError` for any other result, for a model that takes a state, and for a network of
-    Flax in training mode.
+    Raises `ValueError` for any other result, for a function of several arguments, and for a network
+    in training mode or outside JAX.
     """
 
     logits_fn: LogitsFn
@@ -50,37 +55,82 @@ class Checked(eqx.Module):
 
 
 def _takes_key(logits_fn) -> bool:
-    """Whether it has a parameter `key`; `ValueError` for a model that needs its state."""
+    """Whether it has a parameter `key`; `ValueError` for a function that needs other arguments."""
     try:
         parameters = inspect.signature(logits_fn).parameters
     except (TypeError, ValueError):  # built in: nothing is known of it
         return False
-    needed = [p for p in parameters.values() if p.default is p.empty]
-    if [p.name for p in needed[1:2]] == ["state"]:
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [
+        p.name
+        for p in parameters.values()
+        if p.default is p.empty and p.kind in positional and p.name != "key"
+    ]
+    if len(needed) > 1:
+        name = getattr(logits_fn, "__qualname__", type(logits_fn).__qualname__)
         raise ValueError(
-            f"logits_fn must be a function of one image; {type(logits_fn).__name__} takes a state, "
-            f"too: write odejax.Predictor(model, state)"
+            f"logits_fn must be a function of one image; {name} takes {len(needed)} arguments, "
+            f"{' and '.join(needed)}: for a model and its state write odejax.Predictor(model, "
+            f"state), for others lambda x: net(x, other)"
         )
     return any(p.name == "key" or p.kind == p.VAR_KEYWORD for p in parameters.values())
 
 
 @contextlib.contextmanager
 def _hints(x: Any):
-    """Of what a network raises: how it was called, and what to do."""
+    """Of what a network raises: what to do, and else how it was called."""
     try:
         yield
     except Exception as error:
-        if type(error).__name__ == "TraceContextError":  # Flax's, which need not be installed
-            raise ValueError(
-                "logits_fn must not change when it is called; a network of Flax does so in "
-                "training mode: call its method eval() first"
-            ) from error
-        if not isinstance(error, ValueError):
+        if (advice := _advice(error)) is not None:
+            raise ValueError(advice) from error
+        if not isinstance(error, ValueError) and "required positional" not in str(error):
             error.add_note(
                 f"odejax calls logits_fn with one image, here of shape {x.shape}: "
                 f"for a network that takes batches, write lambda x: net(x[None])[0]"
             )
         raise
+
+
+def _advice(error: Exception) -> str | None:
+    """What to do about an error that is known."""
+    if type(error).__name__ == "TraceContextError":  # Flax's, which need not be installed
+        return (
+            "logits_fn must not change when it is called; a network of Flax does so in training "
+            "mode: call its method eval() first"
+        )
+    if "Dropout requires a key" in str(error):  # Equinox's
+        return f"logits_fn has its dropout on: {_IN_INFERENCE}"
+    if isinstance(error, NameError) and "unbound axis name" in str(error):
+        return f"logits_fn is in training mode, as its BatchNorm asks for a batch: {_IN_INFERENCE}"
+    if isinstance(error, jax.errors.TracerArrayConversionError):
+        return (
+            "logits_fn must be written in JAX, and makes a NumPy array of its image: use "
+            "jax.numpy, or write odejax.BlackBox(scores, n_classes) for a network outside JAX"
+        )
+    return None
+
+
+def check_network(logits_fn: Any):
+    """Raise `ValueError` for what is no function of one image, and for a network that has a layer
+    of Equinox's in training mode.
+    """
+    check_callable(logits_fn=logits_fn)
+    _takes_key(logits_fn)
+
+    def has_mode(node):
+        return isinstance(node, eqx.nn.Dropout | eqx.nn.BatchNorm | eqx.nn.SpectralNorm)
+
+    # Of a method, and of a compiled function, what it is of.
+    networks = [logits_fn, *(getattr(logits_fn, of, None) for of in ("__self__", "__wrapped__"))]
+    for layer in filter(has_mode, jax.tree.leaves(networks, is_leaf=has_mode)):
+        is_dropout = isinstance(layer, eqx.nn.Dropout)
+        if layer.inference is False and not (is_dropout and layer.p == 0):
+            meant = "; if its noise is meant, lambda x, *, key: model(x, key=key)"
+            raise ValueError(
+                f"logits_fn has a {type(layer).__name__} in training mode: {_IN_INFERENCE}"
+                f"{meant if is_dropout else ''}"
+            )
 
 
 def finite_logits(logits: Logits) -> BoolScalar:
@@ -90,6 +140,7 @@ def finite_logits(logits: Logits) -> BoolScalar:
 
 def count_classes(logits_fn: LogitsFn, x: Any, key: Key) -> int:
     """How many logits there are, for images like `x`; nothing is computed."""
+    check_network(logits_fn)
     checked = Checked(logits_fn)
     return jax.eval_shape(lambda x, key: checked(x, key=key), x, key).shape[0]
 
@@ -122,7 +173,7 @@ class Hoisted(eqx.Module):
 
 def hoist(logits_fn: LogitsFn, x: Any, key: Key) -> Any:
     """`logits_fn` for images like `x`; a module stays as it is, since its arrays are its leaves."""
-    check_callable(logits_fn=logits_fn)
+    check_network(logits_fn)
     if hasattr(logits_fn, "hoisted"):  # one that holds others
         return logits_fn.hoisted(x, key)  # pyright: ignore
     if isinstance(logits_fn, eqx.Module):

@@ -15,6 +15,7 @@ from ._logits import Checked, hoist
 from ._mesh import on_mesh, spread, to_host, whole_batch
 from ._promotion import own_promotion
 from ._types import Image, Key, Logits, LogitsFn
+from ._words import counted
 
 
 class Predictor(eqx.Module):
@@ -97,7 +98,7 @@ def predict(logits_fn: LogitsFn, images, *, key: Key | int, batch_size: int = 51
     if not finite.all():
         bad = np.flatnonzero(~finite)
         raise FloatingPointError(
-            f"{len(bad)} of {len(logits)} images have logits that are not finite, "
+            f"{len(bad)} of {counted(len(logits), 'image')} have logits that are not finite, "
             f"the first at index {bad[0]}: the network diverged, or an ODE solve hit its step limit"
         )
     return logits

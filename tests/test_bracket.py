@@ -337,7 +337,10 @@ def test_short_forms_say_the_same_as_long_ones():
         ({"anew": {"PGD"}}, r"anew names \['PGD'\]; the attacks are \['FGSM'\]"),
         ({"bits": 8, "images": DATA.pixels * 0.99}, "bits=8 is for images of 8 bits a pixel"),
         ({"bits": 0}, "bits must be at least 1; got 0"),
-        ({"logits_fn": Mean()}, r"Mean takes a state, too: write odejax.Predictor\(model, state\)"),
+        (
+            {"logits_fn": Mean()},
+            r"Mean takes 2 arguments, x and state: .*Predictor",
+        ),
         ({"certificates": StableMapping()}, "certifies .* got Mean"),
         ({"certificates": "best"}, "certificates must be methods or \"auto\"; got 'best'"),
     ],
@@ -348,6 +351,21 @@ def test_what_cannot_be_meant_is_refused_in_one_sentence(settings, message, unch
     arguments |= {"balls": LinfBall(0.1), "attacks": FGSM(), "key": KEY} | settings
     with pytest.raises(ValueError, match=message):
         bracket(**arguments)
+
+
+def test_a_data_set_in_the_place_of_images_and_labels_is_named():
+    for call in (bracket, robust_accuracy, verify):
+        with pytest.raises(ValueError, match=r"give images and labels, \*dataset; got the Array"):
+            call(predictor(), DATA, LinfBall(0.1), key=KEY)
+
+
+def test_an_accuracy_no_better_than_chance_is_pointed_out():
+    """Also for one image, which is counted as one."""
+    images, labels = DATA.images[:1], 1 - DATA.labels[:1]
+    result = bracket(predictor(), images, labels, LinfBall(0.1), certificates=(), key=KEY)
+    note = "clean accuracy 0.0 % is not significantly above chance, 50.0 %: are labels and pixels"
+    assert (note in repr(result), "linf, eps 0.1, 1 image: " in repr(result)) == (True, True)
+    assert (result.n_classes, "chance" in repr(measured()[0])) == (2, False)
 
 
 def test_a_ball_larger_than_the_box_is_pointed_out():
@@ -371,7 +389,7 @@ def notes(shown):
 def test_a_flag_is_explained_once_with_its_balls():
     said = notes(measured())
     assert said.count("flag: steps too short") == 1
-    assert "linf 0.05 (PGD: 1 steps of 0.01, eps 0.05); 0.1 (PGD" in said
+    assert "linf 0.05 (PGD: 1 step of 0.01, eps 0.05); 0.1 (PGD" in said
     assert said.endswith(f"eps 0.2): {SHORT_STEPS.why}")
     assert measured()[0].flags_checked == ("no attack", "steps too short")
 
@@ -398,7 +416,10 @@ def test_where_no_flag_was_raised_it_says_how_many_were_checked(settings, checke
     result = measured(**settings)[0]
     assert set(result.flags_checked) == checked | {"no attack"}
     if not result.flags:
-        assert repr(result).endswith(f"no flag was raised; {len(checked) + 1} were checked")
+        number = {1: "1 was", 2: "2 were", 3: "3 were"}.get(len(result.flags_checked))
+        names = f": {', '.join(result.flags_checked)}" if number else " (.flags_checked names them)"
+        number = number or f"{len(result.flags_checked)} were"
+        assert repr(result).endswith(f"no flag was raised; {number} checked{names}")
 
 
 def test_an_attack_that_needs_a_start_is_checked_for_one():

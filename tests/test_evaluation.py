@@ -426,6 +426,8 @@ PIXELS, LABELS = np.full((3, *IMAGE_SHAPE), 0.5, np.float32), np.zeros(3, np.int
         (PIXELS - 1, LABELS, r"-0\.5"),
         (PIXELS * np.nan, LABELS, "nan"),
         (PIXELS, LABELS[:2], r"\(2,\)"),
+        (PIXELS, np.eye(10)[LABELS], r"\(3, 10\); use labels.argmax\(axis=1\)"),
+        (PIXELS, LABELS[:, None], r"\(3, 1\); use labels.ravel\(\)"),
         (PIXELS, LABELS.astype(np.float32), "float32"),
         (PIXELS, LABELS + 10, "0 to 9; got 10"),
         (PIXELS, LABELS - 1, "0 to 9; got -1"),

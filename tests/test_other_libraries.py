@@ -1,5 +1,6 @@
 """Networks of other libraries: any function from an image to logits can be evaluated."""
 
+import equinox as eqx
 import flax.linen as nn
 import haiku as hk
 import jax
@@ -9,7 +10,8 @@ import pytest
 from flax import nnx
 from helpers import digits
 
-from odejax import LinfBall, predict
+from odejax import LinfBall, Predictor, predict
+from odejax._logits import check_network, count_classes
 from odejax.attacks import APGD, AutoAttack, Square
 from odejax.evaluation import masking_flags, robust_accuracy
 
@@ -66,6 +68,65 @@ def test_a_network_in_training_mode_is_refused():
     network = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"training mode: call its method eval\(\) first"):
         predict(lambda x: network(x.ravel()), np.zeros((1, 2, 2, 1)), key=0)
+
+
+class Dropped(eqx.Module):
+    """A network of Equinox whose dropout is on."""
+
+    dropout: eqx.nn.Dropout
+
+    def __call__(self, x, *, key=None):
+        return self.dropout(x.ravel(), key=key)
+
+
+class Normed(eqx.Module):
+    """A network of Equinox that needs a state, and in training a batch."""
+
+    norm: eqx.nn.BatchNorm
+
+    def __init__(self):
+        self.norm = eqx.nn.BatchNorm(4, "batch", mode="batch")
+
+    def __call__(self, x, s, *, key=None):
+        return self.norm(x.ravel(), s)
+
+
+DROPPED, (NORMED, STATE) = Dropped(eqx.nn.Dropout(0.5)), eqx.nn.make_with_state(Normed)()
+IN_INFERENCE = r"write equinox.nn.inference_mode\(model\), .* odejax.Predictor\(model, state\)"
+
+
+@pytest.mark.parametrize(
+    ("network", "advice"),
+    [
+        (DROPPED, f"has a Dropout in training mode: {IN_INFERENCE}; if its noise is meant"),
+        (DROPPED.__call__, f"has a Dropout in training mode: {IN_INFERENCE}"),
+        (eqx.filter_jit(DROPPED), f"has a Dropout in training mode: {IN_INFERENCE}"),
+        (lambda x: DROPPED(x), f"has its dropout on: {IN_INFERENCE}"),
+        (NORMED, r"Normed takes 2 arguments, x and s: .* odejax.Predictor\(model, state\)"),
+        (lambda x: NORMED(x, STATE)[0], f"its BatchNorm asks for a batch: {IN_INFERENCE}"),
+        (lambda x: np.maximum(x, 0).ravel(), r"must be written in JAX, .* odejax.BlackBox\(scores"),
+        (lambda x, t: t * x.ravel(), r"takes 2 arguments, x and t: .* lambda x: net\(x, other\)"),
+    ],
+)
+def test_a_network_in_another_form_is_told_what_to_write(network, advice):
+    with pytest.raises(ValueError, match=advice) as raised:
+        predict(network, np.zeros((1, 2, 2, 1)), key=0)
+    assert "x[None]" not in " ".join(getattr(raised.value, "__notes__", []))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        eqx.nn.inference_mode(DROPPED),
+        Dropped(eqx.nn.Dropout(0.0)),
+        lambda x, *, key: DROPPED(x, key=key),
+        Predictor(NORMED, STATE),
+    ],
+    ids=["inference", "no dropout", "noise that is meant", "predictor"],
+)
+def test_dropout_that_is_off_or_meant_is_accepted(network):
+    check_network(network)
+    assert count_classes(network, jnp.zeros((2, 2, 1)), KEY) == 4
 
 
 def test_a_network_of_batches_is_told_how_it_is_called():

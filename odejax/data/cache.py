@@ -5,7 +5,6 @@ import os
 import shutil
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from .._fingerprint import fingerprint
 from .._paths import local_path
+from .._warnings import warn
 
 Decoded = tuple[np.ndarray, np.ndarray, dict[str, Any]]  # images, labels, what else is known
 _UNFINISHED = ".tmp-"  # cache entries in the making
@@ -47,7 +47,7 @@ def read_entry(entry: Path) -> Decoded | None:
             return images, labels, stored
     except (OSError, EOFError, ValueError):
         pass
-    warnings.warn(f"the cached data {entry} is damaged: it is decoded anew", stacklevel=2)
+    warn(f"the cached data {entry} is damaged: it is decoded anew")
     shutil.rmtree(entry, ignore_errors=True)
     return None
 
@@ -69,7 +69,7 @@ def store_entry(entry: Path, images: np.ndarray, labels: np.ndarray, stored: dic
         temporary.rename(entry)
     except OSError as error:
         if not entry.exists():
-            warnings.warn(f"the decoded data could not be kept in {entry}: {error}", stacklevel=2)
+            warn(f"the decoded data could not be kept in {entry}: {error}")
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

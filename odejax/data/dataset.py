@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from .._checks import as_images, as_labels, check_count, check_labels
 from .._fingerprint import fingerprint
+from .._words import counted
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -78,8 +79,8 @@ class ArrayDataset:
         """One line: its name and split, how many images of which form, and how many classes."""
         height, width, channels = self.image_shape
         return (
-            f"ArrayDataset({self.name}, {self.split}: {len(self)} images {height} x {width} x "
-            f"{channels}, {self.images.dtype}, {self.n_classes} classes)"
+            f"ArrayDataset({self.name}, {self.split}: {counted(len(self), 'image')} "
+            f"{height} x {width} x {channels}, {self.images.dtype}, {self.n_classes} classes)"
         )
 
     def __len__(self) -> int:
@@ -124,14 +125,14 @@ class ArrayDataset:
         them."""
         order = self._shuffled(n, seed)
         if n > len(self):
-            raise ValueError(f"cannot draw {n} of {len(self)} images")
+            raise ValueError(f"cannot draw {n} of {counted(len(self), 'image')}")
         return self.take(np.sort(order[:n]))
 
     def holdout(self, n: int, *, seed: int = 0) -> tuple["ArrayDataset", "ArrayDataset"]:
         """Split off `n` random examples for validation: (the rest, the `n`)."""
         order = self._shuffled(n, seed)
         if n >= len(self):
-            raise ValueError(f"cannot hold out {n} of {len(self)} images")
+            raise ValueError(f"cannot hold out {n} of {counted(len(self), 'image')}")
         rest, held = np.sort(order[n:]), np.sort(order[:n])
         return self.take(rest), self.take(held, split="validation")
 

@@ -5,13 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._inputs import images_and_labels
 from .._threat_model import AbstractBall, LinfBall
 from .._types import Key, LogitsFn
+from .._words import counted
 from ..attacks import APGD, PGD, Restarts
 from .flags import MORE_RESTARTS, MORE_STEPS, UNBOUNDED, Flag
 from .robust_accuracy import robust_accuracy
 
 
+@images_and_labels
 def attack_flags(
     logits_fn: LogitsFn,
     images: ArrayLike,
@@ -58,10 +61,10 @@ def attack_flags(
     ):
         broken = int((short & ~still_correct(stronger, ball, ~short)).sum())
         if broken >= kind.least and broken > kind.share * n:
-            flags.append(kind(f"{broken} of {n} images more"))
+            flags.append(kind(f"{broken} of {counted(n, 'image')} more"))
     diameter = ball.covering_radius(LinfBall(1.0), images[0].size)
     everything = eqx.tree_at(lambda ball: ball.eps, ball, jnp.asarray(diameter))
     survivors = int(still_correct(PGD(100), everything).sum())
     if survivors > UNBOUNDED.share * n:
-        flags.append(UNBOUNDED(f"{survivors} of {n} images still correct"))
+        flags.append(UNBOUNDED(f"{survivors} of {counted(n, 'image')} still correct"))
     return tuple(flags)

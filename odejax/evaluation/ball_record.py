@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from .._threat_model import AbstractBall
+from .._words import counted
 from .flags import Flag, is_black_box, survivor_flags
 from .robust_accuracy import AttackReport
 
@@ -132,7 +133,7 @@ class BallRecord:
             return limits
         before = "" if smaller is None else " and certified in the ball before"
         in_vain = (
-            f"{name} ran and proved none of {n} images"
+            f"{name} ran and proved none of {counted(n, 'image')}"
             if n
             else f"{name} had no image to prove: none was still correct under attack{before}"
             for name, n in self.n_tried.items()

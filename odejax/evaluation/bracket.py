@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike
 
 from .._checks import check_arrays, check_count, check_labels, check_not_negative
 from .._ensembles import MeanLogits
-from .._inputs import as_key, as_method, as_methods
-from .._logits import count_classes, hoist
+from .._inputs import as_key, as_method, as_methods, images_and_labels
+from .._logits import check_network, count_classes, hoist
 from .._paths import writable_file
 from .._predictor import predict
 from .._promotion import own_promotion
@@ -36,6 +36,7 @@ from .solver_flags import kinds_of_solver
 TRANSFER_ATTACK = PGD(40, loss=margin_loss)
 
 
+@images_and_labels
 @own_promotion
 def bracket(
     logits_fn: LogitsFn,
@@ -128,6 +129,8 @@ def bracket(
     check_count(batch_size=batch_size, draws=draws)
     check_count(0, flag_images=flag_images)
     check_not_negative(verify_seconds=verify_seconds)
+    for network in (logits_fn, *oracles.values()):
+        check_network(network)
     check_gradients(logits_fn, [*attacks.values(), *([] if last is None else [last])])
     images, labels = check_arrays(images, labels)
     if state_path is not None:
@@ -211,6 +214,7 @@ def bracket(
             attacks,
             oracles,
             judge=judge,
+            n_classes=n_classes,
             in_turn=in_turn,
             uncertified=record.why_uncertified(limits, smaller),
             flags_checked=tuple(kind.name for kind in checked),

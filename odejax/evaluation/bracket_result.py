@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._ensembles import MeanLogits
+from .._words import counted
 from .bracket_steps import BRANCH_AND_BOUND
 from .flags import FLAGS, Flag, flags_seen
-from .intervals import confidence_interval, percent
+from .intervals import chance_note, confidence_interval, percent
 from .tables import Shown
+
+_FEW_FLAGS = 3  # are named where none was raised
 
 
 class Entry(NamedTuple):
@@ -34,6 +37,7 @@ class Bracket(Shown):
     """The interval of one network, set of images and ball. All accuracies are fractions of `n`.
 
     - `ball`: its name, "linf" or "l2"; `eps`: its radius.
+    - `n_classes`: how many logits there are.
     - `clean`: accuracy without an attack; `attacked`: correct under every attack (the worst case
       for each image); `certified`: correct, and proven so by at least one certificate.
     - `per_attack`, `per_transfer`, `per_certificate`: the same for each attack, each network that
@@ -69,12 +73,13 @@ class Bracket(Shown):
       under all of them            0.0
       certified by CROWN           0.0
     certificates: CROWN had no image to prove: none was still correct under attack
-    no flag was raised; 9 were checked
+    no flag was raised; 9 were checked (.flags_checked names them)
     """
 
     ball: str
     eps: float
     n: int
+    n_classes: int
     clean: float
     certified: float
     attacked: float
@@ -143,13 +148,13 @@ class Bracket(Shown):
     def table(self) -> tuple[str, list[str], list[list[str]], list[str]]:
         certified = f"certified {percent(self.certified)} %"
         title = (
-            f"{self.ball}, eps {self.eps:.3g}, {self.n} images: "
+            f"{self.ball}, eps {self.eps:.3g}, {counted(self.n, 'image')}: "
             f"{certified if self.per_certificate else '0 % (no certificate)'} <= robust accuracy "
             f"<= {percent(self.attacked)} %"
         )
         rows = [["clean", percent(self.clean)]]
         for entry in self.behind_attacked():
-            on = "" if entry.n_run is None else f", on {entry.n_run} images"
+            on = "" if entry.n_run is None else f", on {counted(entry.n_run, 'image')}"
             rows.append([entry.label + on, percent(entry.accuracy)])
         rows += [["under all of them", percent(self.attacked)]]
         rows += [[entry.label, percent(entry.accuracy)] for entry in self.behind_certified()]
@@ -180,7 +185,7 @@ class Brackets(Shown, tuple[Bracket, ...]):
       0.06      100.0        0.0       0.0    0.0       0.0
     certificates, linf 0.06: CROWN had no image to prove: none was still correct under attack and
       certified in the ball before
-    no flag was raised; 9 were checked
+    no flag was raised; 9 were checked (.flags_checked names them)
     """
 
     def summaries(self) -> list[dict[str, Any]]:
@@ -198,11 +203,15 @@ class Brackets(Shown, tuple[Bracket, ...]):
             + [_cell(entry) for entry in entries]
             for b, entries in zip(self, behind, strict=True)
         ]
-        return f"accuracy in %, {first.n} images", head, rows, self.notes()
+        return f"accuracy in %, {counted(first.n, 'image')}", head, rows, self.notes()
 
     def notes(self) -> list[str]:
         """What a reader of the numbers has to know."""
-        return self.certificate_notes() + self.flag_notes()
+        return self.clean_notes() + self.certificate_notes() + self.flag_notes()
+
+    def clean_notes(self) -> list[str]:
+        """Whether the clean accuracy, the same in every ball, is hardly that of a network."""
+        return chance_note(self[0].clean, self[0].n, self[0].n_classes)
 
     def certificate_notes(self) -> list[str]:
         """Why nothing is certified, or not all that could be; and how sure certified votes are."""
@@ -220,8 +229,15 @@ class Brackets(Shown, tuple[Bracket, ...]):
         """Each raised flag, in which balls, and why it matters; or that none was raised."""
         raised = flags_seen((one.ball, one.eps, one.flags) for one in self)
         if not raised:
-            return [f"no flag was raised; {len(self[0].flags_checked)} were checked"]
+            return [f"no flag was raised; {_checked(self[0].flags_checked)}"]
         return [f"flag: {name}, {seen}: {FLAGS[name].why}" for name, seen in raised.items()]
+
+
+def _checked(names: tuple[str, ...]) -> str:
+    if len(names) <= _FEW_FLAGS:
+        were = "was" if len(names) == 1 else "were"
+        return f"{len(names)} {were} checked: {', '.join(names)}"
+    return f"{len(names)} were checked (.flags_checked names them)"
 
 
 def _cell(entry: Entry) -> str:

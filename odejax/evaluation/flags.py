@@ -15,6 +15,7 @@ import numpy as np
 from .._black_box import NO_GRADIENT as HAS_NO_GRADIENT, has_black_box
 from .._inputs import method_name
 from .._threat_model import AbstractBall
+from .._words import counted
 from ..attacks import EOT, AbstractClimb, AutoAttack, Boundary
 
 
@@ -287,8 +288,8 @@ def step_flags(attack: Callable, ball: AbstractBall) -> tuple[Flag, ...]:
     for climb in parts_of(attack, AbstractClimb):
         size = float(climb.size(ball))
         if climb.steps * size < eps * (1 - 1e-6):
-            evidence = f"{type(climb).__name__}: {climb.steps} steps of {size:.3g}, eps {eps:.3g}"
-            return (SHORT_STEPS(evidence),)
+            steps = f"{counted(climb.steps, 'step')} of {size:.3g}"
+            return (SHORT_STEPS(f"{type(climb).__name__}: {steps}, eps {eps:.3g}"),)
     return ()
 
 
@@ -296,7 +297,7 @@ def start_flags(name: str, no_start: np.ndarray) -> tuple[Flag, ...]:
     """Whether there are images that the attack `name` never attacked, an `AttackReport`'s."""
     if not no_start.any():
         return ()
-    return (NO_START(f"{name}: {no_start.sum()} of {len(no_start)} images"),)
+    return (NO_START(f"{name}: {no_start.sum()} of {counted(len(no_start), 'image')}"),)
 
 
 def noise_flags(attack: Callable, deterministic: bool) -> tuple[Flag, ...]:

@@ -32,6 +32,26 @@ def confidence_interval(successes: int, n: int, *, level: float = 0.95) -> tuple
     return float(low), float(high)
 
 
+def chance_note(accuracy: float, n: int, n_classes: int) -> list[str]:
+    """A line where the clean accuracy of n images is hardly above that of a guess, 1 / n_classes.
+
+    That is where its interval holds 1 / n_classes, or lies below, and it is nearer to it than to 1.
+
+    >>> from odejax.evaluation.intervals import chance_note
+    >>> chance_note(0.125, 8, 10)[0].partition(":")[0]
+    'clean accuracy 12.5 % is not significantly above chance, 10.0 %'
+    >>> chance_note(0.5, 8, 10)
+    []
+    """
+    chance, (low, _) = 1 / n_classes, confidence_interval(round(accuracy * n), n)
+    if low > chance or accuracy > (1 + chance) / 2:
+        return []
+    return [
+        f"clean accuracy {percent(accuracy)} % is not significantly above chance, "
+        f"{percent(chance)} %: are labels and pixels as in training?"
+    ]
+
+
 def percent(fraction: float) -> str:
     """A fraction in percent, with one decimal."""
     return f"{100 * fraction:.1f}"

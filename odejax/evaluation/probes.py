@@ -10,13 +10,14 @@ from numpy.typing import ArrayLike
 
 from .._black_box import has_black_box
 from .._checks import check_arrays, check_count, check_labels
-from .._inputs import as_key
+from .._inputs import as_key, images_and_labels
 from .._logits import hoist
 from .._mesh import on_mesh, to_host
 from .._predictor import predict
 from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
+from .._words import counted
 from ..attacks import cross_entropy, margin_loss
 from .flags import (
     EXPLODING,
@@ -45,6 +46,7 @@ def kinds_probed(logits_fn: LogitsFn) -> tuple[FlagKind, ...]:
     return (*of_scores, VANISHING, EXPLODING, WRONG_GRADIENT, NOT_FINITE, ROUGH)
 
 
+@images_and_labels
 @own_promotion
 def masking_flags(
     logits_fn: LogitsFn,
@@ -100,7 +102,7 @@ def masking_flags(
 
     def raise_if(kind: FlagKind, bad, what=""):
         if bad.mean() > kind.share:
-            flags.append(kind(f"{bad.sum()} of {len(bad)} images{what}"))
+            flags.append(kind(f"{bad.sum()} of {counted(len(bad), 'image')}{what}"))
 
     raise_if(VANISHING, size < VANISHING.least)
     explodes = ~np.isfinite(promised) | (promised > EXPLODING.factor * measured)

@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import os
 import time
-import warnings
 from collections.abc import Callable
 
 import equinox as eqx
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._checks import check_arrays, check_count, check_labels
-from .._inputs import as_key, as_method, method_name, warn_of_whole_box
+from .._inputs import as_key, as_method, images_and_labels, method_name, warn_of_whole_box
 from .._logits import hoist
 from .._mesh import agreed, to_host
 from .._paths import writable_file
@@ -23,6 +22,8 @@ from .._progress import add_stage, progress_bar
 from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
+from .._warnings import warn
+from .._words import counted
 from ..attacks import AutoAttack
 from .attack_loop import AttackLoop
 from .flags import Flag, check_gradients, noise_flags, sequence_flags, start_flags, step_flags
@@ -74,13 +75,14 @@ class AttackReport(Shown):
         low, high = confidence_interval(int(self.still_correct.sum()), n)
         rows = [[name, percent(accuracy)] for name, accuracy in self.after.items()]
         title = (
-            f"robust accuracy {percent(self.accuracy)} % of {n} images "
+            f"robust accuracy {percent(self.accuracy)} % of {counted(n, 'image')} "
             f"(95 % sampling interval {percent(low)} to {percent(high)} %), {self.seconds:.1f} s"
         )
         notes = [f"flag: {flag}: {flag.kind.why}" for flag in self.flags]
         return title, ["after", "accuracy (%)"], rows, notes
 
 
+@images_and_labels
 @own_promotion
 def robust_accuracy(
     logits_fn: LogitsFn,
@@ -239,15 +241,14 @@ def robust_accuracy(
                 if stage + 1 < len(sequence):
                     x_adv[still_correct] = images[still_correct]
             after[name] = float(still_correct.mean())
-            bar.update(task, note=f"{percent(after[name])} % correct")
+            bar.update(task, note=f"{(before & ~still_correct).sum()} broken")
             saved = None
     state.delete()
     no_start &= still_correct
     if no_start.any():
-        warnings.warn(
-            f"{called} found no start for {no_start.sum()} of {len(images)} images: "
+        warn(
+            f"{called} found no start for {no_start.sum()} of {counted(len(images), 'image')}: "
             f"they count as correct because they were never attacked",
-            stacklevel=3,  # beyond `own_promotion`
         )
     flags = [*step_flags(attack, ball), *start_flags(called, no_start)]
     flags += noise_flags(attack, deterministic)

@@ -1,7 +1,6 @@
 """The file that a killed evaluation goes on from."""
 
 import io
-import warnings
 from pathlib import Path
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 from .._fingerprint import fingerprint
 from .._mesh import agreed
 from .._paths import written_whole
+from .._warnings import warn
 
 _ANEW = "delete it to start anew, or give another state_path"
 
@@ -65,7 +65,7 @@ class SavedState:
             with written_whole(self.path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, digest=np.asarray(fingerprint(content)), **content)  # pyright: ignore
         except OSError as error:
-            warnings.warn(f"the state {self.path} could not be saved: {error}", stacklevel=2)
+            warn(f"the state {self.path} could not be saved: {error}")
 
     def delete(self):
         """Delete the file: the evaluation has ended."""

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._checks import check_arrays, check_labels
-from .._inputs import as_key
+from .._inputs import as_key, images_and_labels
 from .._logits import count_classes
 from .._mesh import on_mesh, to_host
 from .._predictor import Predictor
 from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
+from .._words import counted
 from ..attacks import margin_loss
 from .flags import SOLVER_GRADIENT, SOLVER_STEPS, Flag, FlagKind
 
@@ -64,6 +65,7 @@ def solver_variants(predictor: Predictor, *, steps: int = 32) -> dict[str, Predi
     }
 
 
+@images_and_labels
 def gradient_cosines(
     logits_fn: LogitsFn,
     images: ArrayLike,
@@ -101,6 +103,7 @@ def _is_solve(logits_fn: LogitsFn) -> TypeGuard[Predictor]:
     return isinstance(logits_fn, Predictor) and hasattr(logits_fn.model, "ode")
 
 
+@images_and_labels
 @own_promotion
 def solver_flags(
     predictor: LogitsFn,
@@ -130,7 +133,7 @@ def solver_flags(
     steps = to_host(_solver_steps(predictor, images, ball, key))
     changes = (steps != steps[:, :1]).any(axis=1)
     if changes.mean() > SOLVER_STEPS.share:
-        evidence = f"{changes.sum()} of {n} images; {steps.min()} to {steps.max()} steps"
+        evidence = f"{changes.sum()} of {counted(n, 'image')}; {steps.min()} to {steps.max()} steps"
         flags.append(SOLVER_STEPS(evidence))
     variants = solver_variants(predictor)
     # Of another kind, and slow: it belongs to the evidence, not to what raises the flag.

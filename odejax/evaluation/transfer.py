@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._checks import check_arrays, check_count
-from .._inputs import as_key, as_method
+from .._inputs import as_key, as_method, images_and_labels
 from .._predictor import predict
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
+from .._words import counted
 from .intervals import percent
 from .robust_accuracy import robust_accuracy
 from .tables import Shown
@@ -47,10 +48,11 @@ class TransferMatrix(Shown):
             [f"crafted on {oracle}", *map(percent, row)]
             for oracle, row in zip(self.oracles, self.accuracy, strict=True)
         ]
-        title = f"accuracy in %, {self.correct.shape[2]} images"
+        title = f"accuracy in %, {counted(self.correct.shape[2], 'image')}"
         return title, ["", *(f"of {target}" for target in self.targets)], rows, []
 
 
+@images_and_labels
 def transfer_matrix(
     oracles: Mapping[str, LogitsFn],
     images: ArrayLike,

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._checks import check_arrays, check_count, check_labels, check_positive
-from .._inputs import as_key, as_method
+from .._inputs import as_key, as_method, images_and_labels
 from .._logits import count_classes, hoist
 from .._predictor import predict
 from .._progress import add_stage, progress_bar
 from .._promotion import own_promotion
 from .._threat_model import AbstractBall, check_ball
 from .._types import Key, LogitsFn
+from .._words import counted
 from ..attacks import PGD, Restarts, margin_loss
 from ..certificates.branch_and_bound import AbstractSplitting, search
 from ..certificates.input_splitting import InputSplitting
@@ -84,12 +85,13 @@ class Verification(Shown):
             rows.append([status, f"{of.sum()}", percent(of.mean()), interval, *sums])
         title = (
             f"{percent(self.certified)} % certified <= robust accuracy <= "
-            f"{percent(self.attacked)} % ({n} images)"
+            f"{percent(self.attacked)} % ({counted(n, 'image')})"
         )
         head = ["", "images", "%", "95 % sampling interval", "subdomains", "seconds"]
         return title, head, rows, [f"the attack took {self.attack_seconds:.1f} s"]
 
 
+@images_and_labels
 @own_promotion
 def verify(
     logits_fn: LogitsFn,
@@ -211,7 +213,7 @@ def verify(
                 status[i], x_adv[i] = "broken", result.x_adv
             elif result.bound > 0:
                 status[i] = "proven"
-            bar.update(task, completed=done, note=f"{(status == 'open').sum()} not decided")
+            bar.update(task, completed=done, note=f"{(status == 'proven').sum()} proven")
     return Verification(status, x_adv, bound, subdomains, seconds, attack_seconds)
 
 

@@ -19,6 +19,7 @@ from .._mesh import replicate, to_host
 from .._network_structure import describe, is_array
 from .._paths import written_whole
 from .._types import Key
+from .._words import counted
 from ..data import ArrayDataset, StreamedDataset
 from ..data.augment import Augmentation
 from .gradients import AbstractGradientRule
@@ -82,9 +83,8 @@ class RunFolder:
             train, best, _ = self.checkpoints.restore_arrays(like)
             history = meta["history"]
             if len(history) > epochs:
-                raise CheckpointError(
-                    f"{self.path} holds a run of {len(history)} epochs; got epochs={epochs}"
-                )
+                ran = counted(len(history), "epoch")
+                raise CheckpointError(f"{self.path} holds a run of {ran}; got epochs={epochs}")
             record = RunRecord(best, history, meta["best_epoch"], meta["best_score"])
             self._write_metrics(history)
         self.checkpoints.check_room((train, record.best, self._constants))

@@ -1,6 +1,5 @@
 """What the solves of a neural ODE take, measured after every epoch of its training."""
 
-import warnings
 from contextlib import closing
 
 import equinox as eqx
@@ -9,6 +8,7 @@ import numpy as np
 
 from .._mesh import on_mesh, to_host
 from .._predictor import as_pixels
+from .._warnings import warn
 from ..data import ArrayDataset, StreamedDataset
 
 _IMAGES = 256  # that they are measured on
@@ -28,12 +28,11 @@ def solve_statistics(
     statistics = _statistics(model, state, images)
     record = {name: float(np.mean(to_host(values))) for name, values in statistics.items()}
     if record["unsolved"] > 0:
-        warnings.warn(
+        warn(
             f"epoch {epoch}: {record['unsolved']:.1%} of {len(images)} solves need more than "
             f"max_steps={model.ode.max_steps} steps, so their logits are NaN; "
             f"allow more, or loosen the tolerance",
             RuntimeWarning,
-            stacklevel=3,
         )
     return record
 
