@@ -1,6 +1,7 @@
 """The command line: evaluate, attack, compare, list."""
 
 import dataclasses
+import html
 import io
 import re
 import signal
@@ -106,8 +107,13 @@ def test_a_network_is_evaluated_kept_and_shown(odejax_command, tmp_path):
     assert first["certified"] <= first["attacked"] <= first["clean"]
     assert second["attacked"] <= first["attacked"]
     assert result["settings"]["attacks"] == ["PGD(3)"]
-    assert result["images"] == "20 of 500 test images of digits, drawn with seed 0" in out
+    assert result["images"] == "20 of 500 test images of digits (drawn with seed 0)" in out
     assert list(first["per_certificate"]) == ["CROWN"]
+    # Without what is where on this machine.
+    assert result["command"] == (
+        "odejax evaluate '<b>[a]net.py:make' --images 20 --linf 2/255 0.1 --attacks 'PGD(3)' "
+        "--last none"
+    )
     text = page.read_text()
     assert f"<b>{100 * first['certified']:.1f} %</b>" in text
     classes = re.findall(r"<figcaption>class (\d)<.*?<figcaption>now class (\d)<", text)
@@ -116,6 +122,7 @@ def test_a_network_is_evaluated_kept_and_shown(odejax_command, tmp_path):
     assert ("<th>under PGD(3)</th>" in text, "<b>[a]net" in text) == (True, False)
     assert plt.get_fignums() == []
     assert result["images"] in text
+    assert html.escape(result["command"]) in text
     assert "http" not in text.replace("http-equiv", "")  # it needs no network
     assert "20 images" in text
     low, high = first["per_attack_interval"]["PGD(3)"]
@@ -314,8 +321,14 @@ def test_an_image_is_attacked_and_drawn(odejax_command, network, tmp_path, monke
         (("evaluate", "NET:number"), "must be a function of one image; got 3"),
         (("evaluate", "NET:Net"), "is a class; name a function"),
         (("evaluate", "NET"), "named FILE.py:NAME; .* has logits, noisy, make, fails"),
-        (("evaluate", "NET:logits", "--eps", "0.1"), r"^error: Unrecognized options: --eps, 0.1 "),
-        (("evaluate", "NET:logits", "--eps", "0.1"), "a radius is given by --linf 0.1, or --l2"),
+        (
+            ("evaluate", "NET:logits", "--eps", "0.1"),
+            r"^error: unrecognized options: --eps, 0.1; ",
+        ),
+        (
+            ("evaluate", "NET:logits", "--l1", "0.1"),
+            "--help .a radius is given by --linf",
+        ),
         (("evaluate", "NET:logits", "--attacks", "none", "FGSM"), "none is written alone"),
         (("evaluate", "NET:logits", "--attacks", "RelativeStep(1)"), "unknown attack 'Relative"),
         (("evaluate", "NET:logits", "--attacks", "EOT"), r"it is written EOT\(attack, draws=20\)"),

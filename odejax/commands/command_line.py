@@ -19,7 +19,8 @@ from ..evaluation import ResultError, StateError
 
 # What is written in other programs for it.
 _HINTS = dict.fromkeys(
-    ("--eps", "--epsilon", "--radius", "--norm"), " (a radius is given by --linf 0.1, or --l2 0.5)"
+    ("--eps", "--epsilon", "--radius", "--norm", "--l1"),
+    " (a radius is given by --linf 0.1, or --l2 0.5)",
 )
 
 
@@ -101,11 +102,22 @@ def parse(options: Any, about: str | None, **settings: Any) -> Any:
     except SystemExit as stop:
         if stop.code != 2:
             raise
-        # tyro explains itself in a box of several lines, below a title that the words may repeat.
-        words = " ".join(re.sub(r"[─━│╭╮╰╯]|-{3,}", " ", message.getvalue()).split())
-        words = re.sub(r"^(.+) \1", r"\1", words)
+        words = _one_line(message.getvalue())
         hint = next((hint for option, hint in _HINTS.items() if option in words), "")
         raise UsageError(f"{words}{hint}") from None
+
+
+def _one_line(box: str) -> str:
+    """What tyro explains in a box: a title, which the words may repeat, and these between rules."""
+    sections = [""]
+    for line in box.splitlines():
+        words = " ".join(re.sub(r"[─━│╭╮╰╯]|-{3,}", " ", line).split())
+        sections[-1] = f"{sections[-1]} {words}".strip()
+        if not words or line.startswith("╭"):  # a rule, or the title in the box's upper edge
+            sections.append("")
+    title, *words = [part[:1].lower() + part[1:] for part in sections if part]
+    said = "; ".join(words).replace(".; ", "; ")
+    return said if said.startswith(title) else f"{title}: {said}"
 
 
 def enable_compilation_cache():

@@ -9,6 +9,7 @@ import tyro
 from rich.table import Table
 from rich.text import Text
 
+from .._words import counted
 from ..evaluation import decode_array, load_result
 from .command_line import Terminal, UsageError
 from .evaluate import KIND
@@ -41,7 +42,7 @@ class Compare:
         if not balls:
             raise UsageError(f"{self.a} and {self.b} have no ball in common")
         names = [Text(f"A: {a['network']}"), Text(f"B: {b['network']}")]
-        table = Table(title=f"robust accuracy in %, {balls[0][0]['n']} images")
+        table = Table(title=f"robust accuracy in %, {counted(balls[0][0]['n'], 'image')}")
         for column in ("ball", *names, "verdict"):
             table.add_column(column)
         for one, other in balls:

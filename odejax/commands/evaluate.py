@@ -1,6 +1,7 @@
 """`odejax evaluate`: robust accuracy of a network as an interval, as a table, JSON and a page."""
 
 import dataclasses
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,7 @@ import odejax
 from .._inputs import as_key
 from .._logits import count_classes
 from .._paths import writable_file
+from .._words import counted
 from ..data import ArrayDataset, load
 from ..evaluation import (
     Bracket,
@@ -23,6 +25,7 @@ from ..evaluation import (
     provenance,
     save_result,
 )
+from ..evaluation.intervals import chance_note, percent
 from ..relaxation import draws_noise
 from .command_line import UsageError, say as printed
 from .network import network
@@ -31,6 +34,7 @@ from .written import methods, number
 
 KIND = "odejax.evaluate"
 BALLS = {"linf": odejax.LinfBall, "l2": odejax.L2Ball}
+_OF_MACHINE = ("what", "json", "html", "data_dir", "overwrite")  # options about its files
 SAMPLE_SEED = 0  # not --seed: results of other seeds are of the same images
 
 
@@ -99,8 +103,9 @@ class Evaluate:
         say = partial(printed, go_on=json is not None or html is not None)
         say(images)
         if noisy:
-            say(f"the network draws noise: judged by its mean logits over {options.draws} draws")
-        result = options._origin(name, images, data)
+            draws = counted(int(options.draws), "draw")
+            say(f"the network draws noise: judged by its mean logits over {draws}")
+        result = options._origin(self._written(), name, images, data)
         measured: list[Brackets] = []
         for norm, eps in radii.items():
             if eps:
@@ -116,7 +121,9 @@ class Evaluate:
         if not measured:
             logits = odejax.predict(logits_fn, data.images, key=self.seed)
             result["clean"] = float(np.mean(logits.argmax(axis=1) == data.labels))
-            say(f"clean accuracy {100 * result['clean']:.1f} % (--linf or --l2 gives a radius)")
+            say(f"clean accuracy {percent(result['clean'])} % (--linf or --l2 gives a radius)")
+            for note in chance_note(result["clean"], len(data), n_classes):
+                say(note)
         result["brackets"] = [_kept(one) for several in measured for one in several]
         if json is not None:
             save_result(json, KIND, result)
@@ -145,12 +152,21 @@ class Evaluate:
             self, last=last, draws=draws if self.draws == "auto" else self.draws
         )
 
-    def _origin(self, name: str, images: str, data: ArrayDataset) -> dict[str, Any]:
+    def _origin(self, command: str, name: str, images: str, data: ArrayDataset) -> dict[str, Any]:
         """What is said of the network, the options, the images and the machine."""
-        files = ("what", "json", "html", "data_dir", "overwrite")
-        options = {k: v for k, v in dataclasses.asdict(self).items() if k not in files}
-        origin = {"network": name, "settings": options}
+        options = {k: v for k, v in dataclasses.asdict(self).items() if k not in _OF_MACHINE}
+        origin = {"network": name, "command": command, "settings": options}
         return origin | {"images": images, "data": data.provenance()} | provenance(self.seed)
+
+    def _written(self) -> str:
+        """The command line of these options, without folders of this machine."""
+        words = ["odejax", "evaluate", Path(self.what).name]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in _OF_MACHINE and value != field.default:
+                several = value if isinstance(value, tuple) else (value,)
+                words += [f"--{field.name.replace('_', '-')}", *map(str, several)]
+        return shlex.join(words)
 
     def _how(self) -> dict[str, Any]:
         """The arguments of `bracket`."""
@@ -186,7 +202,7 @@ def _data(options: Evaluate) -> tuple[ArrayDataset, str]:
         raise UsageError(f"--images must be 1 to {total}, as many as there are, or all; got {n}")
     if n == total:
         return data, f"all {total} {of}"
-    drawn = f"{n} of {total} {of}, drawn with seed {SAMPLE_SEED}"
+    drawn = f"{n} of {total} {of} (drawn with seed {SAMPLE_SEED})"
     return data.sample(n, seed=SAMPLE_SEED), drawn
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import odejax
 
 from .._paths import written_whole
+from .._words import counted
 from ..data import ArrayDataset
 from ..evaluation import FLAGS, Bracket, Brackets, confidence_interval
 from ..evaluation.flags import flags_seen
@@ -70,7 +71,8 @@ def page(
         parts += _flags(brackets)
     images = f"{result['images']}; {data.provenance()['source']}"
     rows = {"images": images, "settings": result["settings"]}
-    rows |= {key: result[key] for key in ("commit", "device", "processor", "time", "versions")}
+    of_run = ("command", "commit", "device", "processor", "time", "versions")
+    rows |= {key: result[key] for key in of_run}
     parts.append(f"<h2>How it was measured</h2><dl>{_listed(rows)}</dl>")
     text = (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -122,8 +124,9 @@ def _table(several: Brackets) -> str:
     certified = ["none" if unproven else _cell(one, one.certified) for one in several]
     rows.append(_row("certified: proven by any of them", certified, "end"))
     radii = "".join(f"<th>{one.eps:.3g}</th>" for one in several)
-    caption = f"Accuracy in %, {first.n} images"
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in several.certificate_notes())
+    caption = f"Accuracy in %, {counted(first.n, 'image')}"
+    below = several.clean_notes() + several.certificate_notes()
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in below)
     return (
         f'<div class="scrolls" tabindex="0"><table><caption>{caption}</caption>'
         f"<thead><tr><th>{NORMS[first.ball]} eps</th>{radii}</tr></thead>"
