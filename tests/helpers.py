@@ -45,6 +45,7 @@ from odejax.certificates import (
     RandomizedSmoothing,
     StableMapping,
 )
+from odejax.evaluation.flags import is_black_box
 from odejax.models import (
     CNN,
     MLP,
@@ -182,7 +183,12 @@ attack_queries = {
     "SPSA": 7 * 13 + 1,
     "AutoAttack": (5 + 1) + 1 + 10 + 1 + 1,
 }
-stopping_attacks = ("Square", "Boundary", "SPSA", "AutoAttack")
+# Those that use outputs alone, and sequences with such a one.
+stopping_attacks = [
+    name
+    for name, attack in all_attacks.items()
+    if any(map(is_black_box, attack.parts if isinstance(attack, AutoAttack) else [attack]))
+]
 
 # name -> (certificate, a model that it certifies, or that a vote under noise is of)
 all_certificates = {
