@@ -64,13 +64,13 @@ def _named_in(function: Callable[..., Any]) -> set[str]:
 
 
 def _ledger(paper: str) -> str:
-    from experiments.ledger.report import KINDS, counts, not_reached
+    from experiments.ledger.report import counts, kinds_of, not_reached
 
     claims = json.loads((ROOT / "experiments" / "results" / "claims.json").read_text())["claims"]
     own = [claim for claim in claims if claim["paper"] == paper]
     attacked = [claim for claim in own if "worst_attack" in claim]
-    numbers = counts(own)
-    text = table(["numbers", *KINDS], [[len(own), *numbers.values()]])
+    kinds, numbers = kinds_of(own), counts(own)
+    text = table(["numbers", *kinds], [[len(own), *(numbers[kind] for kind in kinds)]])
     if attacked:
         beyond = sum(map(not_reached, attacked))
         text += (

@@ -279,8 +279,14 @@ def proven(result: dict[str, Any]) -> str:
 
 
 def curves(result: dict[str, Any]):
+    """In L-infinity balls; those in l2 are on the page of all results. Legible on a phone."""
     setting = report.setting_line(result["settings"])
-    return robustness_curves(result["models"], title=f"{setting}: {proven(result)}", log=True)
+    models = {
+        name: {"balls": {"linf": model["balls"]["linf"]}}
+        for name, model in result["models"].items()
+    }
+    title = f"{setting}: {proven(result)}"
+    return robustness_curves(models, title=title, log=True, columns=2)
 
 
 def stored_examples(result: dict[str, Any]) -> dict[str, Any]:
@@ -288,11 +294,11 @@ def stored_examples(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def images(result: dict[str, Any]):
-    """Four adversarial examples of each family; None if there is none."""
+    """Two adversarial examples of each family; None if there is none."""
     examples = stored_examples(result)
     eps = next((e["eps"] for e in examples.values() if e), 0.0)
     title = f"perturbations within L-infinity {eps:.3g} change predictions"
-    return report.examples_figure(examples, f"{result['settings']['dataset']}: {title}")
+    return report.examples_figure(examples, f"{result['settings']['dataset']}: {title}", 2)
 
 
 def listed(result: dict[str, Any]) -> list[Listed]:

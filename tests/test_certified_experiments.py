@@ -127,8 +127,8 @@ def test_the_finding_of_the_figure_is_about_the_first_radius():
     }
     trainings = {"bounds 0.1": bounds, "PGD 0.1": {"CNN": measured([99, 5, 0], [99, 90, 80])}}
     assert networks._finding(trainings, [0.1, 0.2]) == (  # pyright: ignore[reportArgumentType]
-        "Trained by bounds: 70.0 to 80.0 % certified within L-infinity 0.1, intervals 5.0 points "
-        "wide (against PGD: 85)"
+        "Trained by bounds: 70.0 to 80.0 % certified within L-infinity 0.1, in intervals 5.0 "
+        "points wide; trained against PGD: 85 points wide"
     )
 
 

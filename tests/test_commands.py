@@ -132,6 +132,8 @@ def test_a_network_is_evaluated_kept_and_shown(odejax_command, tmp_path):
     assert ("N" + said in text, "n" + said in out) == (True, True)
     assert "None" not in text
     assert text.count("<figure>") == 12
+    (curve,) = re.findall(r'<svg class="curve".*?</svg>', text, re.DOTALL)
+    assert ("currentColor" in curve, "#000000" in curve, "#ffffff" in curve) == (True, False, False)
     assert sorted(p.name for p in tmp_path.iterdir() if "state" in p.name) == []
     # Nothing is written over unasked.
     code, _, err = odejax_command("evaluate", f"{network}:make", *few, *written)

@@ -89,19 +89,24 @@ def fragment_of(page):
     return view, {name: values[0] for name, values in parse_qs(query).items()}
 
 
-def test_it_starts_with_the_ball_of_most_networks_best_first(open_page, made):
+def test_it_starts_with_what_the_readme_shows_best_first(open_page, made):
     page = open_page()
     shown = page.locator("#leaderboard-dataset").input_value()
     ball = page.locator("#leaderboard-ball").input_value()
     rows = [r for r in made["rows"] if (r["dataset"], r["ball"]) == (shown, ball)]
     balls = [(r["dataset"], r["ball"]) for r in made["rows"]]
-    assert len(rows) == max(map(balls.count, balls))
+    assert (shown, ball) == ("mnist", "L-infinity 0.1")
+    assert column(page, "training")[0].startswith("by bounds")
     assert page.locator("#view-leaderboard .count").inner_text() == (
         f"{len(rows)} intervals of {len(balls)}"
     )
     proven = [r["certified"] for r in rows if r["certificates"]]
     expected = [f"{100 * share:.1f}" for share in sorted(proven, reverse=True)]
     assert column(page, "certified") == expected + ["no proof"] * (len(rows) - len(proven))
+    listed = page.locator("#leaderboard-ball option").evaluate_all("all => all.map(o => o.value)")
+    radii = [float(name.split()[1]) for name in listed if name.startswith("L-infinity")]
+    assert radii == sorted(radii)
+    assert len(radii) > 5
 
 
 def test_a_column_sorts_both_ways_and_says_so(open_page, made):
@@ -259,13 +264,14 @@ def test_a_curve_reads_out_only_what_follows_from_the_measurements(open_page, ma
         f"{100 * curve['certified'][2]:.1f}",
         f"{100 * curve['attacked'][1]:.1f}",
     )
-    # The line is made of horizontal and vertical pieces alone: nothing is interpolated.
-    for kind in ("attacked", "certified", "band"):
+    # Attacks are dots alone; what follows from them, and from proofs, is flat: not interpolated.
+    for kind in ("certified", "band"):
         drawn = panel.locator(f"path.{kind}").get_attribute("d")
         assert set(re.findall("[A-Za-z]", drawn)) <= set("MHVZ")
     assert panel.locator("circle").count() == len(curve["eps"])
     page.get_by_label("each attack alone").check()
-    assert panel.locator("path.single").count() == 2 * len(curve["attacks"])  # and in the key
+    marks = len(curve["eps"]) + 1  # and in the key
+    assert panel.locator("path.single").count() == marks * len(curve["attacks"])
     page.get_by_label("logarithmic eps").check()
     assert panel.locator("circle").count() == len(curve["eps"])
 
@@ -316,7 +322,7 @@ def test_no_width_makes_the_page_scroll_sideways(open_page, width):
             page.locator(f"#view-{view}").get_by_role("button", name="Show all").click()
             page.locator(f"#view-{view} .opener").first.click()
         if view == "experiments":
-            for summary in page.locator("summary").all():
+            for summary in page.locator("#view-experiments summary").all():
                 summary.click()
         assert page.evaluate("document.documentElement.scrollWidth") == width, view
     assert page.locator(".opener").first.evaluate(
@@ -378,7 +384,7 @@ def test_the_page_of_an_evaluation_fits_a_phone(open_page, tmp_path):
     data = ArrayDataset(images, labels, n_classes=10)
     balls = [LinfBall(eps) for eps in (0.02, 0.04, 0.06, 0.08, 0.1, 0.2)]
     measured = bracket(network, *data, balls, attacks=PGD(3), key=0, flag_images=0)
-    result = {"settings": {}, **provenance(seed=0)}
+    result = {"settings": {}, "images": "20 images", **provenance(seed=0)}
     write_page(tmp_path / "page.html", "a_long_name_" * 6, [measured], data, result)
     for viewport, columns in ((PHONE, 3), (DESK, 6)):
         page = open_page(at=tmp_path / "page.html", viewport=viewport)
@@ -388,3 +394,10 @@ def test_the_page_of_an_evaluation_fits_a_phone(open_page, tmp_path):
     page = open_page(at=tmp_path / "page.html", viewport=PHONE)
     table = page.locator(".scrolls")
     assert table.evaluate("box => box.scrollWidth > box.clientWidth")
+    # The curve has the page's colours, in dark and light, and is as wide as a phone.
+    text = "svg => getComputedStyle(svg.querySelector('g[id^=text] g')).fill"
+    for scheme, color in (("light", "rgb(0, 0, 0)"), ("dark", "rgb(255, 255, 255)")):
+        page = open_page(at=tmp_path / "page.html", viewport=PHONE, color_scheme=scheme)
+        curve = page.locator("svg.curve")
+        assert curve.evaluate(text) == color
+        assert 300 < curve.bounding_box()["width"] <= PHONE["width"]

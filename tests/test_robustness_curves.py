@@ -9,7 +9,8 @@ import pytest
 from odejax import L2Ball, LinfBall, attacks, certificates, evaluation, plots
 
 RADII = np.array([0.0, 0.05, 0.15, 0.15, 0.3])
-BAND, ATTACKED, CERTIFIED = "true robust accuracy", "under all attacks", "certified"
+BAND, ATTACKED = "true robust accuracy", "under all attacks, run at the dots"
+CERTIFIED = "certified"
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,9 @@ def test_summaries_are_drawn_by_eps_in_percent():
     (axis,) = figure.axes
     np.testing.assert_allclose(line(axis, ATTACKED), [[0, 0.1, 0.2], [80, 70, 40]])
     np.testing.assert_allclose(line(axis, CERTIFIED), [[0, 0.1, 0.2], [80, 60, 20]])
+    # Nothing between two radii looks like a measurement.
+    joined = [one.get_label() for one in axis.lines if one.get_linestyle() != "None"]
+    assert joined == [CERTIFIED]
     np.testing.assert_allclose(line(axis, "under FGSM alone"), [[0, 0.1, 0.2], [80, 75, 60]])
     assert legend(figure) == [BAND, ATTACKED, CERTIFIED, "under FGSM alone"]
     assert axis.get_title() == "a"

@@ -17,6 +17,7 @@ from docs_tools.markdown import as_markdown
 from docs_tools.names import PACKAGES, path_of, public_names
 from docs_tools.reference import with_entries
 from docs_tools.stage import _on_site, stage, staged
+from odejax.attacks import AutoAttack, Targeted
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -162,6 +163,28 @@ def test_a_broken_link_of_the_built_site_is_noticed(tmp_path):
 def test_the_readme_is_short():
     prose = re.sub(r"^```.*?^```$", "", (ROOT / "README.md").read_text(), flags=re.M | re.S)
     assert len(prose.split()) <= 500
+
+
+def test_the_home_page_begins_as_the_readme_does():
+    """With its picture, its installation and its first example."""
+    readme, home = ((ROOT / name).read_text() for name in ("README.md", "docs/index.md"))
+    _, figure = re.findall(r"!\[([^]]*)\]\(([^)]*)\)", readme)[0]
+    assert f"](../{figure})" in home
+    (example, output), *_ = re.findall(r"(```python\n.*?```)\n\n(```text.*?```)", readme, re.S)
+    assert (example in home, output in home) == (True, True)
+    assert "pip install" in home
+
+
+def test_the_cost_of_autoattack_is_that_of_its_attacks():
+    attacks = AutoAttack().attacks
+    each = {name: one.n_runs * one.n_steps for name, one in attacks.items()}
+    gradients = sum(n for name, n in each.items() if not attacks[name].black_box)
+    # Each target class costs an evaluation to rank, each attack one of what it returns.
+    ranked = sum(one.n_runs for one in attacks.values() if isinstance(one, Targeted))
+    evaluations = sum(each.values()) - gradients + ranked + len(attacks)
+    cost = f"{gradients:,} gradients, {evaluations:,} evaluations, while no attack succeeds"
+    (row,) = re.findall(r"^\| \[`AutoAttack`\].*$", (DOCS / "choosing.md").read_text(), re.M)
+    assert cost in row
 
 
 def apply(diff: str, file: Path):

@@ -275,7 +275,9 @@ def _drawn(
     color, step = colors(trainings), 0.8 / len(trainings)
     for i, axis in axes:
         for t, (training, networks) in enumerate(trainings.items()):
-            style = {"color": color[training], "label": f"training: {training}"}
+            n = max(network.records[0]["images"]["linf"] for network in networks.values())
+            label = f"training: {_in_words(training)} ({n:,} images)"
+            style = {"color": color[training], "label": label}
             for name, network in networks.items():
                 if i >= len(network.eps):
                     continue
@@ -289,24 +291,27 @@ def _drawn(
                 beside, side = (high + 1.5, "left") if high < 80 else (low - 1.5, "right")
                 if high - low > 60:
                     beside, side = (low + high) / 2, "center"
-                axis.text(beside, at, ends, ha=side, va="center", fontsize=7)
+                axis.text(beside, at, ends, ha=side, va="center", fontsize=8)
         axis.set_yticks(range(len(families)), families)
         axis.set_ylim(len(families) - 0.5, -0.5)
         axis.set_xlim(-2, 102)
         axis.set_xlabel("robust accuracy (%), from certified to attacked: the truth is in the bar")
         axis.set_title(f"L-infinity {eps[i]:.3g}", fontsize=9)
         axis.grid(alpha=0.3, lw=0.5, axis="x")
-    report.legend_below(drawn, ncols=3, title=_setting(result["settings"]))
+    report.legend_below(drawn, 1 if panels == 1 else 2, title=_setting(result["settings"]), fontsize=9)
     set_title(drawn, _finding(trainings, eps))
     return drawn
 
 
 def _setting(settings: dict[str, Any]) -> str:
-    """Which images were attacked."""
-    return (
-        f"{settings['dataset']}; trained by bounds: {settings['test_images']} test images, the "
-        f"others: the first {settings['fewer_images']}"
-    )
+    """Which images were attacked; the legend says how many."""
+    return f"{settings['dataset']}, the first test images"
+
+
+def _in_words(training: str) -> str:
+    kind, _, radius = training.partition(" ")
+    words = {"decay": "plain, weight decay", "PGD": "against PGD", BOUNDS: f"by {BOUNDS}"}
+    return words.get(kind, kind) + (f", {radius}" if radius else "")
 
 
 def _finding(trainings: dict[str, dict[str, accuracy.Measured]], eps: list[float]) -> str:
@@ -317,10 +322,11 @@ def _finding(trainings: dict[str, dict[str, accuracy.Measured]], eps: list[float
     low = [network.mean(accuracy.CERTIFIED)[1] for network in best.values()]
     finding = (
         f"Trained by bounds: {min(low):.1f} to {max(low):.1f} % certified within L-infinity "
-        f"{eps[0]:.3g}, intervals {_median_width(best):.1f} points wide"
+        f"{eps[0]:.3g}, in intervals {_median_width(best):.1f} points wide"
     )
     attacked = trainings.get(f"PGD {eps[0]:.3g}")
-    return finding + (f" (against PGD: {_median_width(attacked):.0f})" if attacked else "")
+    more = f"; trained against PGD: {_median_width(attacked):.0f} points wide" if attacked else ""
+    return finding + more
 
 
 def _median_width(networks: dict[str, accuracy.Measured]) -> float:
@@ -333,7 +339,7 @@ def _median_width(networks: dict[str, accuracy.Measured]) -> float:
 def _named(name: str, settings: dict[str, Any]) -> tuple[str, str]:
     training, network = name.split("/")
     shown = {"plain": CLEAN, "decay": f"{CLEAN}, weight decay"}
-    return network, shown.get(training, training)
+    return network, shown.get(training, training.replace(f"{BOUNDS} ", f"by {BOUNDS}, "))
 
 
 FIGURES = {"intervals": figure, "before_and_after": before_and_after}

@@ -41,6 +41,11 @@ def counts(entries: list[Entry]) -> dict[str, int]:
     return {kind: kinds.count(kind) for kind in KINDS}
 
 
+def kinds_of(entries: list[Entry]) -> list[str]:
+    """The kinds that there are, and "as in the paper"."""
+    return [kind for kind, n in counts(entries).items() if n or kind == AS_IN_PAPER]
+
+
 def not_reached(entry: Entry) -> bool:
     """Whether a claim is above robust accuracy under all attacks by more than sampling error."""
     if "worst_attack" not in entry:
@@ -122,7 +127,8 @@ def _range(numbers: set[int]) -> str:
 def counts_table(entries: list[Entry]) -> Any:
     """For each paper how many claims were measured in each way, and how many are not reached."""
     title = "the ledger: how many figures, and how measured"
-    table = report.table(title, "", "claims", *KINDS, "not reached")
+    kinds = kinds_of(entries)
+    table = report.table(title, "", "claims", *kinds, "not reached")
     table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.no_wrap = False
@@ -132,7 +138,8 @@ def counts_table(entries: list[Entry]) -> Any:
     for name, group in (groups | {"all": entries}).items():
         attacked = [entry for entry in group if "worst_attack" in entry]
         beyond = f"{sum(map(not_reached, attacked))} of {len(attacked)}"
-        table.add_row(name, str(len(group)), *map(str, counts(group).values()), beyond)
+        numbers = counts(group)
+        table.add_row(name, str(len(group)), *(str(numbers[kind]) for kind in kinds), beyond)
     table.caption = "not reached: of the claims under attack that were measured as in the paper"
     return table
 
@@ -168,7 +175,7 @@ def ssp_tables(rows: list[Entry]) -> list[Any]:
 def figure(entries: list[Entry]):
     """Claimed against measured, in percent: under attack, and clean."""
     drawn, axes = plt.subplots(
-        1, 2, figsize=(11, 6.9), sharex=True, sharey=True, layout="constrained"
+        1, 2, figsize=(9, 6.4), sharex=True, sharey=True, layout="constrained"
     )
     attacked, clean = [], []
     for entry in entries:
@@ -192,13 +199,16 @@ def figure(entries: list[Entry]):
     styles: dict[str, dict[str, Any]] = {
         paper: {"marker": "o", "color": COLORS[paper]} for paper in papers
     }
+    kinds = {kind_of(entry) for entry in entries}
     for kind, marker in MARKERS.items():
+        if kind not in kinds:
+            continue
         styles[f"{kind}, all attacks"] = {"marker": marker, "mfc": _face(kind, "0.3")}
     styles["under the paper's attack"] = {"marker": "_", "ms": 8}
     styles["down to certified accuracy"] = {"ls": "-", "lw": 2, "alpha": 0.4}
     for label, style in styles.items():
         axes[0].plot([], [], label=label, **{"ls": "", "color": "0.3", "ms": 5} | style)
-    report.legend_below(drawn, ncols=5)
+    report.legend_below(drawn, ncols=3, fontsize=10)
     set_title(drawn, f"Measured as in the paper: {_finding(attacked, clean)}")
     return drawn
 

@@ -161,8 +161,8 @@ def figure(
         draw_interval(axis, eps, network.mean(ATTACKED), certified)
         for attack in alone:
             if attack in reads:
-                style = {"color": color[attack], "ms": 2.5, "label": f"under {attack} alone"}
-                axis.step(eps, network.mean(reads[attack]), ":s", where="post", **style)
+                style = {"color": color[attack], "ms": 3, "label": f"under {attack} alone"}
+                axis.plot(eps, network.mean(reads[attack]), "s", **style)
             for source, marker in zip(network.published, "X*P", strict=False):
                 if points := network.reported(source, attack):
                     style = {"mfc": color[attack], "mec": "k", "ms": 7, "ls": "", "zorder": 5}

@@ -199,11 +199,11 @@ def figure_files(figures: Iterable[str], name: str, figure_stem: str | None) -> 
     return {figure: KEPT / "figures" / f"{file}.png" for figure, file in own.items()}
 
 
-def examples_figure(stored: Mapping[str, Record | None], title: str) -> Any:
+def examples_figure(stored: Mapping[str, Record | None], title: str, shown: int = 4) -> Any:
     """The adversarial examples that `measure.examples` stored, by network; None without any."""
     decoded = {
         name: e | {which: decode_array(e[which]) for which in ("images", "x_adv")}
         for name, e in stored.items()
         if e and e["labels"]
     }
-    return perturbation_grid(decoded, title=title) if decoded else None
+    return perturbation_grid(decoded, title=title, examples_shown=shown) if decoded else None

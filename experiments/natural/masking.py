@@ -27,7 +27,8 @@ import odejax
 from odejax.attacks import APGD, PGD, SPSA, Boundary, Square, dlr
 from odejax.evaluation import attack_flags, gradient_cosines, solver_variants, survivor_flags
 from odejax.models import DenseODENet, HopfieldField
-from odejax.plots import AXIS_LABELS, colors, draw_interval, set_title
+from odejax.plots import AXIS_LABELS, colors, set_title
+from odejax.plots.palette import ATTACKED
 from odejax.training import clean_accuracy
 
 from ..lib import report
@@ -168,38 +169,35 @@ def notes(result: dict[str, Any]) -> list[str]:
 
 
 def figure(result: dict[str, Any]):
-    """Robust accuracy of each network under five of the attacks, and the flags."""
+    """Robust accuracy of each network under PGD-40 and under all attacks, and the flags."""
     models, settings = result["models"], result["settings"]
     eps = [0.0, *settings["eps"]]
-    drawn, axes = report.panels(models.items(), size=(5.2, 4.6))
-    color = colors(("PGD-40", "APGD-CE", "Square", EARLY))
-    styles = {
-        OWN: {"color": color["PGD-40"], "lw": 2, "ls": ":", "marker": "s"},
-        "APGD-CE": {"color": color["APGD-CE"]},
-        "Square": {"color": color["Square"]},
-        EARLY: {"color": color[EARLY], "ls": "--", "label": f"transfer, {EARLY}"},
-    }
+    drawn, axes = report.panels(models.items(), size=(3.9, 4.2))
+    color = colors(("PGD-40",))["PGD-40"]
     overstated = []
     for (name, model), axis in axes:
-        under = {
-            attack: 100 * np.array([model["clean"], *model["robust_accuracy"][attack]])
-            for attack in (*styles, ALL)
-        }
-        draw_interval(axis, eps, under[ALL], None)
-        for attack, style in styles.items():
-            style = {"label": f"under {attack}", "lw": 1.2, "marker": ".", "ms": 4} | style
-            axis.step(eps, under[attack], where="post", **style)
-        gap = under[OWN] - under[ALL]
+        pgd, under_all = (
+            100 * np.array([model["clean"], *model["robust_accuracy"][attack]])
+            for attack in (OWN, ALL)
+        )
+        gap = pgd - under_all
         overstated.append(f"{gap.max():.1f} points at {name}")
-        band = {"color": color["PGD-40"], "alpha": 0.15, "label": "overstated by PGD-40"}
-        axis.fill_between(eps, under[OWN], under[ALL], step="post", lw=0, **band)
+        axis.vlines(eps, under_all, pgd, color=color, alpha=0.35, lw=5)
+        axis.plot(eps, pgd, "s", color=color, ms=6)
+        axis.plot(eps, under_all, "o", color=ATTACKED, ms=6)
+        for at, high, low, by in zip(eps[1:], pgd[1:], under_all[1:], gap[1:], strict=True):
+            if by >= 5:  # else the marks are one above the other
+                axis.annotate(f"PGD-40: {high:.1f}", (at, high), **_beside(-8, color))
+                axis.annotate(f"all attacks: {low:.1f}", (at, low), **_beside(-8, ATTACKED))
+            else:
+                axis.annotate(f"both: {low:.1f}", (at, low), **_beside(-8, ATTACKED))
         report.accuracy_axis(axis)
+        axis.set_xticks(eps)
         axis.set_title(
             f"solved to {name}, clean accuracy {100 * model['clean']:.1f} %", fontsize=10
         )
-        flags = textwrap.fill("; ".join(model["flags"]) or "none", 62)
+        flags = textwrap.fill("; ".join(model["flags"]) or "none", 46)
         axis.set_xlabel(f"{AXIS_LABELS['linf']}\n\nflags at {model['flags_at']:g}: {flags}")
-    report.legend_below(drawn, ncols=4, fontsize=9)
     set_title(
         drawn,
         f"PGD-40 overstates robust accuracy by up to {', by up to '.join(overstated)} "
@@ -207,6 +205,12 @@ def figure(result: dict[str, Any]):
         size=10,
     )
     return drawn
+
+
+def _beside(points: float, color: str) -> dict[str, Any]:
+    """How a mark is named: beside it, in its colour."""
+    settings = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 9}
+    return {"xytext": (points, 0), "color": color, **settings}
 
 
 EXPERIMENT = Experiment(KIND, __doc__, Config, plan, tables, {"masking": figure}, notes)

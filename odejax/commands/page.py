@@ -1,13 +1,14 @@
 """The result of an evaluation as one page of HTML that needs nothing else."""
 
-import base64
 import html
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -20,11 +21,13 @@ from ..evaluation import FLAGS, Bracket, Brackets, confidence_interval
 from ..evaluation.flags import flags_seen
 from ..evaluation.intervals import percent
 from ..plots import robustness_curves
+from ..plots.palette import ATTACKED, CERTIFIED
 from ..plots.pictures import example
 
 NORMS = {"linf": "L-infinity", "l2": "l2"}
 STYLE = """
-:root { color-scheme: light dark; }
+:root { color-scheme: light dark; --band: light-dark(#e0e0e0, #45484e);
+  --attacked: light-dark(#b2182b, #ff8a78); --certified: light-dark(#2166ac, #7db8f5); }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
 h1, dd { overflow-wrap: anywhere; }
 .scrolls { overflow-x: auto; margin: 1rem 0; }
@@ -37,13 +40,16 @@ th:first-child { text-align: left; min-width: 7.5rem; white-space: normal;
 tr > :last-child { padding-right: 0; }
 thead th, .end > * { font-weight: 600; }
 small { display: block; font-weight: normal; opacity: .7; }
-img { max-width: 100%; background: white; }
+img { max-width: 100%; }
+.curve { display: block; width: 100%; max-width: 32rem; height: auto; fill: currentColor; }
+.note { font-size: .85rem; line-height: 1.4; max-width: 40rem; }
 .examples { display: grid; grid-template-columns: repeat(3, 1fr); gap: .75rem; }
 @media (min-width: 45rem) { .examples { grid-template-columns: repeat(6, 1fr); } }
 @media (max-width: 30rem) { th, td { padding-right: .7rem; } }
 figure { margin: 0; }
 figure img { display: block; width: 100%; image-rendering: pixelated; }
 figcaption { font-size: .85rem; line-height: 1.3; margin-top: .2rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .6rem .8rem; background: #8882; }
 dt { font-weight: 600; }
 dd { margin: 0 0 .6rem 1rem; }
 """.strip()
@@ -63,17 +69,15 @@ def page(
     parts.append(_sentence(brackets, result.get("clean", 0.0), of, len(data)))
     parts += [_table(several) for several in measured]
     if brackets:
-        figure = robustness_curves(
-            {name: brackets}, title="What is proven, and what no attack got below"
-        )
-        parts.append(_image(figure, "certified and attacked accuracy against eps"))
+        parts += ["<h2>True robust accuracy lies in the band</h2>", _curves(brackets)]
         parts += _examples(brackets[-1], data)
         parts += _flags(brackets)
     images = f"{result['images']}; {data.provenance()['source']}"
     rows = {"images": images, "settings": result["settings"]}
-    of_run = ("command", "commit", "device", "processor", "time", "versions")
-    rows |= {key: result[key] for key in of_run}
-    parts.append(f"<h2>How it was measured</h2><dl>{_listed(rows)}</dl>")
+    rows |= {key: result[key] for key in ("commit", "device", "processor", "time", "versions")}
+    parts.append("<h2>How it was measured</h2>")
+    parts.append(f"<pre>{html.escape(result['command'])}</pre>")
+    parts.append(f"<dl>{_listed(rows)}</dl>")
     text = (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -210,9 +214,27 @@ def _plain(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _image(figure: Any, alternative: str) -> str:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150)
+def _curves(brackets: list[Bracket]) -> str:
+    """The interval against eps, in the colours of the page, light or dark."""
+    figure = robustness_curves({"": brackets}, title="")
+    figure.set_size_inches(4.2, figure.get_figheight())
+    content = io.StringIO()
+    # The same brackets make the same text.
+    with mpl.rc_context({"svg.hashsalt": "odejax"}):
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
     plt.close(figure)
-    encoded = base64.b64encode(content.getvalue()).decode()
-    return f'<p><img alt="{alternative}" src="data:image/png;base64,{encoded}"></p>'
+    # Inside HTML neither a header, nor name spaces, nor metadata.
+    drawn = content.getvalue().replace("xlink:href", "href")
+    drawn = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    drawn = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawn)
+    named = {"#000000": "currentColor", "#e0e0e0": "var(--band)"}
+    named |= {ATTACKED: "var(--attacked)", CERTIFIED: "var(--certified)"}
+    for color, name in named.items():
+        drawn = drawn.replace(color, name)
+    alternative = "Certified and attacked accuracy against eps; the numbers are in the table"
+    drawn = drawn.replace("<svg", f'<svg class="curve" role="img" aria-label="{alternative}"', 1)
+    return (
+        f'{drawn}<p class="note">Attacks were run at the dots alone; at eps 0 the dot is the clean '
+        "accuracy. An attack that succeeds within eps succeeds within any larger eps: each dot is "
+        "an upper bound up to the next one. A proof within eps holds within any smaller eps.</p>"
+    )

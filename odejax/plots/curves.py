@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from .._threat_model import AbstractBall, check_ball
 from .axes import AXIS_LABELS as AXIS_LABELS, plain_ticks, set_title
-from .interval import draw_interval
+from .interval import ATTACKED_AT_DOTS, IN_BAND, PROVEN, draw_interval
 from .measured import Curve, read_curves
 from .palette import PUBLISHED, colors
 
@@ -24,8 +24,9 @@ def robustness_curves(
     published: Published | None = None,
     alone: str | None = "FGSM",
     log: bool = False,
+    columns: int | None = None,
 ) -> Figure:
-    """A figure of certified and attacked accuracy, a column for each model, a row for each norm.
+    """A figure of certified and attacked accuracy: a panel for each model in each norm.
 
     True robust accuracy lies in the shaded band (`draw_interval`): at most the accuracy under all
     attacks, at least the certified accuracy, or 0 without a certificate. Certified accuracy is
@@ -44,6 +45,7 @@ def robustness_curves(
       paper reports in it, drawn as crosses.
     - `alone`: an attack by its name in `per_attack`, drawn by itself where it was run; None draws
       none.
+    - `columns`: the most panels beside each other; None, the default, puts all models in one row.
     - `log`: an axis of eps that is logarithmic from the least eps on, for radii of several orders.
 
     Raises `ValueError` without a model, for a model that holds no bracket or anything else, for two
@@ -60,7 +62,7 @@ def robustness_curves(
     ...     published={"a network": [(LinfBall(0.1), 0.8)]},
     ... )
     >>> [text.get_text() for text in figure.legends[0].get_texts()]
-    ['true robust accuracy', 'under all attacks', 'certified', 'published']
+    ['true robust accuracy', 'under all attacks, run at the dots', 'certified', 'published']
     >>> plt.close(figure)
     """
     if not models:
@@ -69,34 +71,43 @@ def robustness_curves(
     crosses = _crosses(published or {}, read)
     norms = list(dict.fromkeys(norm for curves in read.values() for norm in curves))
     height = 2.9 if len(read) == 1 else 2.2
+    columns = min(columns or len(read), len(read))
+    rows = -(-len(read) // columns)  # of one norm
     figure, axes = plt.subplots(
-        len(norms),
-        len(read),
-        figsize=(max(4.8, 1.0 + 2.0 * len(read)), 1.1 + height * len(norms)),
+        len(norms) * rows,
+        columns,
+        figsize=(max(4.8, 1.0 + 2.0 * columns), 1.1 + height * len(norms) * rows),
         sharey=True,
-        sharex="row",
         squeeze=False,
         layout="constrained",
     )
-    for name, column in zip(read, axes.T, strict=True):
-        column[0].set_title(name, fontsize=10)
-        for norm, axis in zip(norms, column, strict=True):
+    of_norms = axes.reshape(len(norms), -1)
+    for panels in of_norms:
+        for axis in panels[len(read) :]:
+            axis.set_axis_off()
+        for axis in panels[1 : len(read)]:
+            axis.sharex(panels[0])
+    for norm, panels in zip(norms, of_norms, strict=True):
+        for name, axis in zip(read, panels, strict=False):
+            if norm == norms[0] or rows > 1:
+                axis.set_title(name, fontsize=10)
             if norm in read[name]:
                 _panel(axis, read[name][norm], crosses.get((name, norm), []), alone)
                 axis.set_xlabel(AXIS_LABELS.get(norm, norm), fontsize=8)
             else:
                 axis.set_axis_off()  # what was not measured
-    for norm, row in zip(norms, axes, strict=True):
+    for norm, row in zip(norms, of_norms, strict=True):
         drawn = [curves[norm].eps[-1] for curves in read.values() if norm in curves]
         drawn += [eps for (_, of), pairs in crosses.items() if of == norm for eps, _ in pairs]
         if log:
             least = min(c[norm].eps[1] for c in read.values() if norm in c)
             row[0].set_xscale("symlog", linthresh=least, linscale=0.3)
             row[0].set_xticks([0, *next(c[norm].eps[1:] for c in read.values() if norm in c)])
-            for axis in row:
+            for axis in row[: len(read)]:
                 plain_ticks(axis)
         row[0].set_xlim(0, (1.1 if log else 1.03) * max(drawn))
-        row[0].set_ylabel("accuracy (%)")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("accuracy (%)")
     _legend(figure, axes)
     set_title(figure, title)
     return figure
@@ -128,8 +139,8 @@ def _panel(axis: Axes, curve: Curve, crosses: list, alone: str | None):
     draw_interval(axis, curve.eps, 100 * curve.attacked, certified, proven_at=curve.certified_at)
     if alone in curve.per_attack and list(curve.per_attack) != [alone]:
         values = 100 * curve.per_attack[alone]
-        style = {"color": colors([alone])[alone], "ls": ":", "marker": "s", "ms": 2.5, "lw": 1.5}
-        axis.step(curve.eps, values, where="post", label=f"under {alone} alone", **style)
+        style = {"color": colors([alone])[alone], "ls": "", "marker": "s", "ms": 3}
+        axis.plot(curve.eps, values, label=f"under {alone} alone", **style)
     if crosses:
         at, accuracy = np.array(sorted(crosses)).T
         style = {"color": PUBLISHED, "marker": "x", "ls": "", "ms": 6, "mew": 1.5, "zorder": 5}
@@ -146,13 +157,13 @@ def _legend(figure: Figure, axes: np.ndarray):
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             named.setdefault(label, handle)
-    order = ["true robust accuracy", "under all attacks", "certified"]
+    order = [IN_BAND, ATTACKED_AT_DOTS, PROVEN]
     labels = sorted(named, key=lambda label: order.index(label) if label in order else len(order))
     figure.legend(
         [named[label] for label in labels],
         labels,
         loc="outside lower center",
-        ncols=max(1, min(len(labels), int(figure.get_figwidth() / 1.7))),
+        ncols=max(1, min(len(labels), int(figure.get_figwidth() / 2.2))),
         frameon=False,
         fontsize=9,
     )

@@ -1,4 +1,4 @@
-"""Robust accuracy against eps as an interval: a band of steps, not of straight lines."""
+"""Robust accuracy against eps as an interval: dots where attacks were run, and a band of steps."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from .palette import ATTACKED, BAND, CERTIFIED
+
+IN_BAND, PROVEN = "true robust accuracy", "certified"
+ATTACKED_AT_DOTS = "under all attacks, run at the dots"
 
 
 def draw_interval(
@@ -15,13 +18,14 @@ def draw_interval(
     certified: Sequence[float] | np.ndarray | None,
     *,
     proven_at: Sequence[float] | np.ndarray | None = None,
-    label: str = "under all attacks",
+    label: str = ATTACKED_AT_DOTS,
 ):
     """Draw certified <= true <= attacked over [0, max eps] into one panel.
 
-    An image that is misclassified within eps is so within any larger eps. So `attacked` is an
-    upper bound from its eps up to the next one. What is certified at eps is so at any smaller one.
-    So `certified` is a lower bound from its eps down to the one before.
+    Attacks are dots, at the eps at which they were run. An image that is misclassified within eps
+    is so within any larger eps. So each dot is an upper bound from its eps up to the next one, and
+    the band ends there. What is certified at eps is so at any smaller one. So `certified` is a
+    lower bound from its eps down to the one before, and is drawn as a line.
 
     - `axis`: of Matplotlib; eps is on x, accuracy on y.
     - `eps` (m,): growing from 0, where `attacked` was measured; the first is for clean accuracy.
@@ -35,7 +39,7 @@ def draw_interval(
     >>> figure, axis = plt.subplots()
     >>> plots.draw_interval(axis, [0, 0.1, 0.2], [98, 80, 40], [98, 60, 0])
     >>> axis.get_legend_handles_labels()[1]
-    ['true robust accuracy', 'under all attacks', 'certified']
+    ['true robust accuracy', 'under all attacks, run at the dots', 'certified']
     >>> plt.close(figure)
     """
     eps, attacked = np.asarray(eps, float), np.asarray(attacked, float)
@@ -51,8 +55,8 @@ def draw_interval(
         np.repeat(upper, 2),
         color=BAND,
         lw=0,
-        label="true robust accuracy",
+        label=IN_BAND,
     )
-    axis.step(eps, attacked, "-o", where="post", ms=3, color=ATTACKED, label=label)
+    axis.plot(eps, attacked, "o", ms=3.5, color=ATTACKED, label=label, clip_on=False, zorder=3)
     if certified is not None:
-        axis.step(grid, low, "-", where="pre", color=CERTIFIED, label="certified")
+        axis.step(grid, low, "-", where="pre", color=CERTIFIED, label=PROVEN)

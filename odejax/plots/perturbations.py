@@ -61,16 +61,16 @@ def perturbation_grid(
             change = (adversarial - clean).mean(axis=-1)
             largest = float(np.abs(change).max()) or 1.0
             middle.imshow(change / largest, cmap="RdBu_r", vmin=-1, vmax=1)
-            middle.set_title(f"±{largest:.2f}", fontsize=7, pad=2)
+            middle.set_title(f"±{largest:.2f}", fontsize=10, pad=2)
             middle.set_visible(True)
             _show(right, adversarial, f"→ {prediction}")
         row[0].set_visible(True)
-        row[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
+        row[0].set_ylabel(name, fontsize=11, rotation=0, ha="right", va="center")
     set_title(figure, title, 10)
     return figure
 
 
 def _show(axis, image, title):
     axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
-    axis.set_title(title, fontsize=8, pad=2)
+    axis.set_title(title, fontsize=11, pad=2)
     axis.set_visible(True)

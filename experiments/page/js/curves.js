@@ -25,14 +25,9 @@ function scaleOf(curve, logarithmic) {
 
 const heightOf = (fraction) => PANEL.top + (PANEL.height - PANEL.top - PANEL.bottom) * (1 - fraction);
 
-// Flat from each eps up to the next (upper bounds), or from each down to the one before (lower).
-function steps(eps, values, to, holdsUp) {
-  return eps.map((e, i) => {
-    const [x, y] = [to(e), heightOf(values[i])];
-    if (!i) return `M${x},${y}`;
-    return holdsUp ? `H${x}V${y}` : `V${y}H${x}`;
-  }).join("");
-}
+// Flat from each eps down to the one before: a lower bound.
+const steps = (eps, values, to) =>
+  eps.map((e, i) => (i ? `V${heightOf(values[i])}H${to(e)}` : `M${to(e)},${heightOf(values[i])}`)).join("");
 
 function bandOf(curve, to) {
   const last = curve.eps[curve.eps.length - 1];
@@ -65,7 +60,9 @@ function says(curve, eps) {
   return `eps ${named(curve, eps)}: ${lower}, ${upper}`;
 }
 
-const ATTACK_DASHES = ["2 2", "5 2", "7 2 2 2", "1 3", "9 3", "4 4"];
+// An attack by itself: a mark of its own shape at each eps at which it was run.
+const MARKS = ["M-3,0H3M0,-3V3", "M-2.6,-2.6L2.6,2.6M-2.6,2.6L2.6,-2.6", "M0,-3.2L3,2.4H-3Z", "M-2.5,-2.5H2.5V2.5H-2.5Z", "M0,-3.4L3,0L0,3.4L-3,0Z", "M0,3.2L3,-2.4H-3Z"];
+const mark = (i, x, y) => svg("path", { class: "single", d: MARKS[i % MARKS.length], transform: `translate(${x} ${y})` });
 
 function panel(curve, { logarithmic, single, chosen }) {
   const { to, from } = scaleOf(curve, logarithmic);
@@ -102,15 +99,14 @@ function panel(curve, { logarithmic, single, chosen }) {
     ticks(curve, to).map((eps) => svg("text", { class: "tick", x: to(eps), y: height - bottom + 14, "text-anchor": "middle" }, named(curve, eps))),
     svg("text", { class: "tick", x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, `eps (${curve.norm === "linf" ? "L-infinity" : curve.norm})`),
     svg("path", { class: "band", d: bandOf(curve, to) }),
-    attacks.map(([name, values], i) => svg("path", { class: "single", d: steps(curve.eps, values, to, true), "stroke-dasharray": ATTACK_DASHES[i % ATTACK_DASHES.length] }, svg("title", null, name))),
-    curve.certified && svg("path", { class: "certified", d: steps(curve.proven_at, curve.certified, to, false) }),
-    svg("path", { class: "attacked", d: steps(curve.eps, curve.attacked, to, true) }),
+    attacks.map(([name, values], i) => svg("g", { class: `single a${i}` }, svg("title", null, name), curve.eps.map((eps, j) => mark(i, to(eps), heightOf(values[j]))))),
+    curve.certified && svg("path", { class: "certified", d: steps(curve.proven_at, curve.certified, to) }),
     curve.eps.map((eps, i) => svg("circle", { class: "attacked", cx: to(eps), cy: heightOf(curve.attacked[i]), r: 2.4 })),
     guide);
   return el("figure", { class: `plot${chosen ? " chosen" : ""}`, "data-id": curve.id },
     el("figcaption", null, el("b", null, curve.network), el("span", null, ` ${curve.training}${curve.seeds > 1 ? `, mean of ${curve.seeds} seeds` : ""}`)),
     picture, readout,
-    attacks.length > 0 && el("p", { class: "keys" }, attacks.map(([name], i) => el("span", null, svg("svg", { viewBox: "0 0 24 6", width: 24, height: 6, "aria-hidden": "true" }, svg("path", { class: "single", d: "M0,3H24", "stroke-dasharray": ATTACK_DASHES[i % ATTACK_DASHES.length] })), ` ${name} alone`))));
+    attacks.length > 0 && el("p", { class: "keys" }, attacks.map(([name], i) => el("span", null, svg("svg", { viewBox: "0 0 10 10", width: 10, height: 10, "aria-hidden": "true" }, mark(i, 5, 5)), ` ${name} alone`))));
 }
 
 const groupOf = (curve) => `${curve.result}: ${curve.norm}`;
@@ -148,7 +144,7 @@ function curvesView() {
         el("div", { class: "field" }, el("label", { for: "curves-group" }, "Experiment and norm"), which),
         el("div", { class: "check" }, logarithmic, el("label", { for: "curves-log" }, "logarithmic eps")),
         el("div", { class: "check" }, single, el("label", { for: "curves-single" }, "each attack alone"))),
-      el("p", { class: "note" }, "The band holds the true robust accuracy of the attacked images. Its steps are the measurements: accuracy under attack (red) holds from its eps up to the next, certified accuracy (blue) from its eps down to the one before. Point at a panel, or use the arrow keys in it, to read values."),
+      el("p", { class: "note" }, "The band holds the true robust accuracy of the attacked images. Attacks were run at the red dots alone (at 0: clean accuracy); each dot is an upper bound up to the next one. Certified accuracy (blue) is a lower bound from its eps down to the one before. Point at a panel, or use the arrow keys in it, to read values."),
       place),
     show(parameters) {
       state = { ...parameters };

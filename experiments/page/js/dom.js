@@ -24,9 +24,18 @@ const duration = (seconds) =>
 const plural = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
 const unique = (values) => [...new Set(values)];
 
-// Text order in which numbers count as numbers: "eps 2" before "eps 10".
-const collator = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
-const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : collator.compare(a, b));
+// Text order in which numbers count as numbers: "eps 2" before "eps 10", "0.05" before "0.1".
+const collator = new Intl.Collator("en", { sensitivity: "base" });
+const pieces = (text) => String(text).split(/(\d+(?:\.\d+)?(?:e-?\d+)?)/); // text at even places, numbers at odd ones
+function compare(a, b) {
+  if (typeof a === "number" && typeof b === "number") return a - b;
+  const [left, right] = [pieces(a), pieces(b)];
+  for (let i = 0; i < Math.min(left.length, right.length); i++) {
+    const order = i % 2 ? left[i] - right[i] : collator.compare(left[i], right[i]);
+    if (order) return order;
+  }
+  return left.length - right.length;
+}
 
 // Terms and what they are; without those that are empty.
 function terms(pairs) {

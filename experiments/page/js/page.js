@@ -31,7 +31,7 @@ const links = {};
 for (const [name, label] of Object.entries(VIEWS)) {
   const [title, about] = HEADINGS[name];
   byId(`view-${name}`).append(
-    el("h2", { id: `title-${name}` }, title), el("p", { class: "about" }, about), name === "ledger" ? verdictTiles() : "", views[name].node);
+    el("h2", { id: `title-${name}` }, title), el("p", { class: "about" }, about), name === "ledger" ? verdictTiles() : name === "leaderboard" ? namesExplained() : "", views[name].node);
   document.querySelector("nav").append((links[name] = el("a", { href: address(name) }, label)));
 }
 
