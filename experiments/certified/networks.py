@@ -298,7 +298,9 @@ def _drawn(
         axis.set_xlabel("robust accuracy (%), from certified to attacked: the truth is in the bar")
         axis.set_title(f"L-infinity {eps[i]:.3g}", fontsize=9)
         axis.grid(alpha=0.3, lw=0.5, axis="x")
-    report.legend_below(drawn, 1 if panels == 1 else 2, title=_setting(result["settings"]), fontsize=9)
+    report.legend_below(
+        drawn, 1 if panels == 1 else 2, title=_setting(result["settings"]), fontsize=9
+    )
     set_title(drawn, _finding(trainings, eps))
     return drawn
 

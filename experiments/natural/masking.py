@@ -34,7 +34,7 @@ from odejax.training import clean_accuracy
 from ..lib import report
 from ..lib.measure import brackets
 from ..lib.run import Experiment, Job, Plan, RunConfig, check_choice, check_counts, load_data, run
-from .staged import ALL, EARLY, correct_under, robust_accuracies, trained_in_stages
+from .staged import ALL, correct_under, robust_accuracies, trained_in_stages
 from .tables import with_solve
 
 KIND = "masking"
