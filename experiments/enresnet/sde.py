@@ -85,8 +85,8 @@ _RADII = {"eps": (0.005, 0.05, 0.1), "eps_l2": (0.1, 0.25), "sigma": 0.25}
 PRESETS = {
     "cpu": {
         "digits": Preset(
-            width=8, epochs=10, votes=1000, draws=2, judged=8, test_images=80, vote_images=40,
-            effort=Effort((1, 2, 4, 8, 16, 32), (256, 1024, 4096), 10, 65_536), **_RADII,
+            width=8, epochs=10, votes=1000, draws=2, judged=8, test_images=60, vote_images=24,
+            effort=Effort((1, 2, 4, 8, 16, 32), (128, 512, 2048), 10, 32_768), **_RADII,
         )
     },
     "smoke": {
