@@ -71,6 +71,25 @@ def test_a_path_of_diffrax_is_the_layers_for_the_same_increments():
     assert np.abs(np.asarray(other) - solved).min() > 1e-3  # the noise is seen
 
 
+def test_the_logits_are_the_mean_over_paths_that_differ():
+    make = eqx.nn.make_with_state(NeuralSDENet)
+
+    @jax.jit
+    def both(x, key):
+        model, state = make(IMAGE_SHAPE, width=4, steps=1, paths=3, noise=NOISE, key=KEY)
+        start, _ = model.stem(x, state)
+        drift, head = model.problem(state)
+
+        def path(key):
+            return head(diffusion_path(drift, NOISE, start, steps=1, key=key))
+
+        return model(x, state, key=key)[0], jax.lax.map(path, jax.random.split(key, 3))
+
+    logits, each = both(jnp.asarray(X), KEY)
+    np.testing.assert_allclose(logits, np.mean(each, axis=0), rtol=1e-5, atol=1e-6)
+    assert np.std(each, axis=0).mean() > 1e-3
+
+
 @pytest.mark.slow
 def test_diffrax_solves_the_layers_of_an_ensemble_for_the_same_increments():
     members = 2

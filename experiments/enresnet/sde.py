@@ -22,7 +22,10 @@ smoothing with confidence 99.9 % for each image, the inner noise drawn anew in e
 
 For the first test image the mean logit of its class is then estimated for the equation solved in
 many more steps, by plain Monte Carlo and by multilevel Monte Carlo (the remark in Section 5): error
-against cost. Not in the paper: all of this but the ensembles.
+against cost, where the expectation is that of many plain paths. With fewer steps than layers some
+layers of En1 ResNet are passed over, so its coarse levels are far from the fine ones.
+
+Not in the paper: all of this but the ensembles.
 """
 
 import dataclasses
@@ -61,7 +64,8 @@ ATTACKS = {"FGSM": FGSM(), "PGD-20": PGD(20)}
 class Preset:
     """Sizes, training and what is attacked.
 
-    - `eps`, `eps_l2`: radii of the network's balls, and of its vote's; training is in the last.
+    - `eps`, `eps_l2`: radii of the network's balls, and of its vote's; training is in the largest
+      of `eps`.
     - `sigma`, `votes`: of the noise on the image, and draws of the certificate.
     - `draws`: of the attacks' means and of AutoAttack's; `judged`: those that are judged.
     - `test_images`: how many are attacked; of the vote, `vote_images`.
