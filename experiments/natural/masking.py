@@ -186,11 +186,12 @@ def figure(result: dict[str, Any]):
         axis.plot(eps, pgd, "s", color=color, ms=6)
         axis.plot(eps, under_all, "o", color=ATTACKED, ms=6)
         for at, high, low, by in zip(eps[1:], pgd[1:], under_all[1:], gap[1:], strict=True):
-            if by >= 5:  # else the marks are one above the other
+            if by >= 5:
                 axis.annotate(f"PGD-40: {high:.1f}", (at, high), **_beside(-8, color))
                 axis.annotate(f"all attacks: {low:.1f}", (at, low), **_beside(-8, ATTACKED))
             else:
-                axis.annotate(f"both: {low:.1f}", (at, low), **_beside(-8, ATTACKED))
+                name = f"both: {low:.1f}" if high == low else f"PGD-40: {high:.1f}, all: {low:.1f}"
+                axis.annotate(name, (at, low), **_beside(-8, ATTACKED))
         report.accuracy_axis(axis)
         axis.set_xticks(eps)
         axis.set_title(
