@@ -183,7 +183,7 @@ def _flags(brackets: list[Bracket]) -> list[str]:
     if not raised:
         return [
             "<h2>Is the upper end too high?</h2>"
-            f"<p>No flag was raised; {len(checked)} were checked: {', '.join(checked)}.</p>"
+            f"<p>No flag was raised. Flags checked, {len(checked)}: {', '.join(checked)}.</p>"
         ]
     rows = {
         name: f"{seen}. {FLAGS[name].why}: {FLAGS[name].what_to_do}."

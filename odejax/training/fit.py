@@ -2,7 +2,6 @@
 
 import os
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -24,6 +23,7 @@ from .._predictor import Predictor, predict
 from .._progress import progress_bar
 from .._promotion import own_promotion
 from .._types import Key, LogitsFn
+from .._warnings import warn
 from ..data import ArrayDataset, StreamedDataset
 from ..data.augment import Augmentation
 from .certified import CertifiedTraining
@@ -159,10 +159,9 @@ def fit(
     params, static = eqx.partition(model, eqx.is_inexact_array)
     rule = objective if isinstance(objective, AbstractGradientRule) else Derivative(objective)
     if isinstance(rule, Derivative) and isinstance(rule.objective, CertifiedTraining):
-        warnings.warn(
+        warn(
             "CertifiedTraining bounds the whole ball from the first step, at which a fresh network "
-            "often learns nothing: give RisingEps(objective, steps), in which the ball grows",
-            stacklevel=3,  # beyond `own_promotion`
+            "often learns nothing: give RisingEps(objective, steps), in which the ball grows"
         )
     carry = rule.init((batch_size, *dataset.image_shape))
     averaged = None if average is None else (jnp.zeros((), jnp.int32), (params, state))
