@@ -88,8 +88,9 @@ def gain(measured: dict[str, Any]) -> float:
 
 def tables(measured: dict[str, dict[str, Any]]) -> list[Any]:
     """By network: error and cost of both methods; the levels of the multilevel one."""
-    columns = ("asked for", *(f"{what}, {m}" for m in METHODS for what in ("error", "cost")))
-    errors = report.table("error of the mean logit, cost in evaluations of the field", "", *columns)
+    columns = ("asked for", "plain", "cost", "multilevel", "cost")
+    title = "error of the mean logit, and its cost in evaluations of the field"
+    errors = report.table(title, "", *columns)
     for name, of in measured.items():
         for point in of["points"]:
             cells = [f"{point['standard_error']:.2g}"]
@@ -118,7 +119,7 @@ def figure(measured: dict[str, dict[str, Any]]):
             costs, errors = zip(*((p["cost"], p["error"]) for p in points), strict=True)
             axis.loglog(costs, errors, "-o", ms=4, color=color[method], label=label)
         axis.set_xlabel("evaluations of the field")
-        axis.set_title(f"{name}\nthe same error for 1/{gain(of):.1f} of the cost", fontsize=9)
+        axis.set_title(f"{name}: one path's deviation is {of['spread']:.2g}", fontsize=9)
         axis.grid(alpha=0.3, lw=0.5, which="both")
         if axis.get_subplotspec().is_first_col():
             axis.set_ylabel("error of the mean logit")

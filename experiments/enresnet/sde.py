@@ -235,7 +235,8 @@ def costs(result: dict[str, Any]):
     drawn = expectation.figure(measured)
     if drawn is not None:
         gains = (f"{expectation.gain(of):.1f} ({name})" for name, of in measured.items())
-        title = f"Plain Monte Carlo costs as much as multilevel times {' and '.join(gains)}"
+        times = " and ".join(gains)
+        title = f"For the same error plain Monte Carlo costs {times} times as much as multilevel"
         set_title(drawn, title)
     return drawn
 
