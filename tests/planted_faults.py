@@ -1259,8 +1259,8 @@ FAULTS = [
     Fault(
         "Probes lie outside the box",
         "evaluation/probes.py",
-        "jnp.clip(beside, ball.lower + _H, ball.upper - _H)",
-        "beside",
+        "jnp.clip(x, ball.lower + _H + _MOVE, ball.upper - _H - _MOVE)",
+        "x",
         ("tests/test_flags.py",),
     ),
     Fault(

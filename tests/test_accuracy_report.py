@@ -92,8 +92,10 @@ def test_a_figure_has_a_panel_a_network_and_crosses_in_the_ball_that_is_drawn():
     first, second = drawn.axes
     assert first.get_title() == "first\na note, flags: 1"
     lines = {line.get_label(): line.get_xydata() for line in first.lines}
-    assert set(lines) == {"under all attacks", "under PGD-7 alone", "paper: PGD-7"}
-    np.testing.assert_allclose(lines["under all attacks"], [[0, 90], [0.1, 60], [0.2, 30]])
+    assert set(lines) == {"under all attacks, run at the dots", "under PGD-7 alone", "paper: PGD-7"}
+    np.testing.assert_allclose(
+        lines["under all attacks, run at the dots"], [[0, 90], [0.1, 60], [0.2, 30]]
+    )
     np.testing.assert_allclose(lines["paper: PGD-7"], [[0.2, 81.5]])
     assert "certified" in {line.get_label() for line in second.lines}
     assert drawn.get_suptitle() == "A finding"

@@ -97,6 +97,7 @@ def test_a_network_is_evaluated_kept_and_shown(odejax_command, tmp_path):
     Path(network).write_text(NETWORK)
     file, page = tmp_path / "result.json", tmp_path / "result.html"
     few = ("--images", "20", "--attacks", "PGD(3)", "--last", "none", "--linf", "2/255", "0.1")
+    drawn = plt.get_fignums()
     written = ("--json", file, "--html", page)
     code, out, err = odejax_command("evaluate", f"{network}:make", *few, *written)
     assert (code, err) == (0, "")
@@ -120,7 +121,7 @@ def test_a_network_is_evaluated_kept_and_shown(odejax_command, tmp_path):
     assert len(classes) == 4
     assert all(before != after for before, after in classes)
     assert ("<th>under PGD(3)</th>" in text, "<b>[a]net" in text) == (True, False)
-    assert plt.get_fignums() == []
+    assert plt.get_fignums() == drawn
     assert result["images"] in text
     assert html.escape(result["command"]) in text
     assert "http" not in text.replace("http-equiv", "")  # it needs no network

@@ -140,20 +140,22 @@ def spend(pieces, out, seconds):
     return failed, time.monotonic() - started
 
 
+@pytest.mark.slow  # time enough for a busy machine to start a process
 def test_a_slice_that_is_interrupted_goes_on_in_the_next_call(tmp_path, script, capsys):
+    script.write_text(script.read_text().replace("< 20", "< 60"))
     piece, out = piece_of(script), tmp_path / "runs"
-    failed, took = spend([piece], out, 3.0)
+    failed, took = spend([piece], out, 10.0)
     assert not failed
-    assert took < 4.0
+    assert took < 11.0
     folder = out / "slice"
     assert (folder / "was_interrupted").exists()
     assert not is_done(piece, folder)
     done = len(epoch_seconds(folder / "checkpoints" / "net_0"))
-    assert 0 < done < 20
-    failed, took = spend([piece], out, 30.0)
+    assert 0 < done < 60
+    failed, took = spend([piece], out, 60.0)
     assert (failed, is_done(piece, folder)) == ([], True)
-    assert took < 25  # it did not wait for the time to be up
-    assert len(epoch_seconds(folder / "checkpoints" / "net_0")) == 20
+    assert took < 50  # it did not wait for the time to be up
+    assert len(epoch_seconds(folder / "checkpoints" / "net_0")) == 60
     assert Listing([piece], out).remaining() == []
     assert "slice: net: " in capsys.readouterr().out
 

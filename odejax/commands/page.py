@@ -181,9 +181,10 @@ def _flags(brackets: list[Bracket]) -> list[str]:
     checked = list(dict.fromkeys(name for one in brackets for name in one.flags_checked))
     raised = flags_seen((NORMS[b.ball], b.eps, b.flags) for b in brackets)
     if not raised:
+        were = "was" if len(checked) == 1 else "were"
         return [
             "<h2>Is the upper end too high?</h2>"
-            f"<p>No flag was raised. Flags checked, {len(checked)}: {', '.join(checked)}.</p>"
+            f"<p>No flag was raised; {len(checked)} {were} checked: {', '.join(checked)}.</p>"
         ]
     rows = {
         name: f"{seen}. {FLAGS[name].why}: {FLAGS[name].what_to_do}."
