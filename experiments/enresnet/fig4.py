@@ -133,7 +133,7 @@ def solution(name: str, key, terminal, sigma: float, steps: int) -> dict[str, An
 
 
 def differences(u, terminal, gamma: float, sigma: float) -> list[dict[str, float]]:
-    """max_x |u(x + delta) - u(x)| by |delta|, along axes and diagonals, and the proven bound."""
+    """max_x |u(x + delta) - u(x)| by |delta|, along axes and diagonals, and the bound."""
     out, n = [], len(u)
     for k in (k for k in 2 ** np.arange(int(np.log2(n))) if 2 * k <= n):
         for scale, shifts in ((1.0, ((k, 0), (0, k))), (2**0.5, ((k, k), (k, -k)))):
@@ -179,7 +179,7 @@ def _compared(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _of_theorem_1(result: dict[str, Any]) -> Any:
-    columns = ("|delta|", "|delta| / sigma", "largest difference", "proven bound")
+    columns = ("|delta|", "|delta| / sigma", "largest difference", "bound")
     shown = report.table("Theorem 1, smooth velocity: |u(x + delta, 0) - u(x, 0)|", "", *columns)
     for record in _compared(result):
         for one in record["differences"]:
@@ -234,13 +234,13 @@ def theorem_1(result: dict[str, Any]):
     if not compared:
         return None
     drawn, axes = report.panels(compared, size=(4.2, 3.2))
-    color = colors(["measured", "proven"])
+    color = colors(["measured", "bound"])
     for record, axis in axes:
         points = sorted(record["differences"], key=lambda one: one["distance"])
         ratio = [one["distance"] / record["sigma"] for one in points]
         measured, bound = ([one[which] for one in points] for which in ("difference", "bound"))
-        label = r"proven by coupling ($\alpha$ = 1)"
-        axis.loglog(ratio, bound, color=color["proven"], label=label)
+        label = r"bound by coupling ($\alpha$ = 1)"
+        axis.loglog(ratio, bound, color=color["bound"], label=label)
         label = r"measured, largest over $x$"
         axis.loglog(ratio, measured, "o", ms=4, color=color["measured"], label=label)
         axis.set_title(rf"smooth velocity, $\sigma$ = {record['sigma']:g}", fontsize=9)
@@ -254,7 +254,7 @@ def theorem_1(result: dict[str, Any]):
     ]
     set_title(
         drawn,
-        f"Nearby points differ by {100 * min(pairs):.0f} to {100 * max(pairs):.0f} % of a proven "
+        f"Nearby points differ by {100 * min(pairs):.0f} to {100 * max(pairs):.0f} % of a "
         f"bound of Theorem 1's form",
     )
     return drawn
