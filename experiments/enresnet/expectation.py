@@ -22,7 +22,7 @@ class Effort:
     """- `steps`: of each level; plain Monte Carlo takes those of the finest.
     - `paths`: how many plain paths each point of the figure is worth.
     - `repeats`: estimates with keys of their own, over which the error is measured.
-    - `reference`: plain paths of what stands for the expectation.
+    - `reference`: plain paths of the estimate that is taken for the expectation.
     - `batch`: paths drawn at once.
     """
 
